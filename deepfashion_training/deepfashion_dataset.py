@@ -1,0 +1,342 @@
+"""DeepFashion-with-masks, or any data set of its layout or with garment pictures of its own, as TryOnSamples.
+
+The hub's data set has persons and garment masks but no garment pictures, so the garment reference comes from pairing:
+a `flat` view of the same item where there is one, else the garment cut out of the person's own picture.
+"""
+
+import hashlib
+import io
+import logging
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+import torch
+from datasets import Dataset
+from PIL import Image
+
+from tryon.config import TrainConfig
+from tryon.masks import MASK_RULE, agnostic_mask
+from tryon.sample import (
+    CATEGORIES,
+    Category,
+    TryOnSample,
+    UnreadablePicture,
+    binary_mask,
+    fit_mask,
+    fit_picture,
+    upright_rgb,
+)
+
+logger = logging.getLogger(__name__)
+
+# Bump when the way from a row to its sample changes: the cached latents are made anew.
+SAMPLE_VERSION = 1
+CUT_OUT_MARGIN = 0.08  # white around a cut-out garment, as a share of its longer side
+
+# The names that a column may have, in the hub's data set and in those with garment pictures.
+PERSON_COLUMNS = ("images", "image")
+GARMENT_COLUMNS = ("cloth", "garment")
+Reference = Literal["column", "flat", "cut-out"]
+
+CLOTH_TYPES: dict[str, Category] = {
+    "Blouses_Shirts": "upper",
+    "Cardigans": "upper",
+    "Dresses": "full",
+    "Graphic_Tees": "upper",
+    "Jackets_Coats": "upper",
+    "Jackets_Vests": "upper",
+    "Leggings": "lower",
+    "Pants": "lower",
+    "Rompers_Jumpsuits": "full",
+    "Shirts_Polos": "upper",
+    "Shorts": "lower",
+    "Skirts": "lower",
+    "Sweaters": "upper",
+    "Sweatshirts_Hoodies": "upper",
+    "Tees_Tanks": "upper",
+    "1": "upper",
+    "2": "lower",
+    "3": "full",
+    "upper": "upper",
+    "lower": "lower",
+    "full": "full",
+}
+# Where the word alone does not tell, or there is none, the caption decides: the first pattern found in it.
+CAPTION_RULES: dict[str, list[tuple[str, Category]]] = {
+    "Denim": [
+        (r"(denim|jean) (jacket|vest|shirt|coat)", "upper"),
+        (r"denim (dress|jumpsuit|romper)|overalls", "full"),
+        (r"jeans|pants|trousers|shorts|skirt|jeggings", "lower"),
+        (r"jacket|vest|shirt", "upper"),
+        ("", "lower"),
+    ],
+    "Suiting": [(r"pants|trousers|skirt", "lower"), ("", "upper")],
+    "": [
+        (r"dress|jumpsuit|romper|gown|overalls", "full"),
+        (r"top|t-shirt|shirt|blouse|sweater|jacket|tee|hoodie|cardigan|coat|vest", "upper"),
+        (r"pants|trousers|jeans|skirt|shorts|leggings", "lower"),
+        ("", "upper"),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of the table holds what; None where the data set has no such column."""
+
+    person: str
+    mask: str
+    garment: str | None
+    cloth_type: str | None
+    pid: str | None
+    pose: str | None
+    caption: str | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A person's row and the row that shows its garment. Rows are indices into the table."""
+
+    row: int
+    reference_row: int
+    reference: Reference
+    category: Category
+    pid: str
+
+
+@dataclass(frozen=True)
+class DeepFashionData:
+    """Pairs of one data set as samples of one panel size: the SampleSource that `train()` takes."""
+
+    table: Dataset
+    columns: Columns
+    pairs: list[Pair]
+    height: int
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def key(self, index: int) -> str:
+        """A hash of the pictures' undecoded bytes and of every setting that shapes the sample."""
+        pair = self.pairs[index]
+        digest = hashlib.sha256(
+            repr((SAMPLE_VERSION, pair.reference, pair.category, self.height, self.width, MASK_RULE)).encode()
+        )
+        row = self.table[pair.row]
+        pictures = [row[self.columns.person], row[self.columns.mask]]
+        if pair.reference == "column":
+            pictures.append(row[self.columns.garment])
+        elif pair.reference == "flat":
+            pictures.append(self.table[pair.reference_row][self.columns.person])
+        for picture in pictures:
+            digest.update(hashlib.sha256(picture_bytes(picture)).digest())
+        return digest.hexdigest()
+
+    def __getitem__(self, index: int) -> TryOnSample:
+        pair = self.pairs[index]
+        row = self.table[pair.row]
+        try:
+            person = decode(row[self.columns.person])
+            worn = binary_mask(decode(row[self.columns.mask]), person.size)
+            if pair.reference == "column":
+                garment = decode(row[self.columns.garment])
+            elif pair.reference == "flat":
+                garment = decode(self.table[pair.reference_row][self.columns.person])
+            else:
+                garment = cut_out(person, worn)
+            hidden = agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], pair.category)
+        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            raise UnreadablePicture(f"row {pair.row} ({pair.pid}): {error}") from error
+        mask = Image.fromarray(hidden[0].numpy())
+        return TryOnSample(
+            key=self.key(index),
+            garment=fit_picture(garment, self.height, self.width),
+            person=fit_picture(person, self.height, self.width),
+            mask=fit_mask(mask, self.height, self.width),
+            category=pair.category,
+        )
+
+
+def load_deepfashion(name: str, config: TrainConfig) -> tuple[DeepFashionData, DeepFashionData]:
+    """Training and validation data of a hub data set, a folder of parquet files or a saved data set.
+
+    The split is by item and depends on the data and the seed alone. Raises ValueError for columns that are not there,
+    a `cloth_type` nobody knows, and too few items to hold one back.
+    """
+    table = load_table(name, config.cache_dir)
+    columns = find_columns(table.column_names, name)
+    pairs = make_pairs(table, columns)
+    train, validation = split_by_item(pairs, config.seed, config.max_train_samples, config.max_validation_samples)
+    for what, part in (("training", train), ("validation", validation)):
+        categories, references = Counter(pair.category for pair in part), Counter(pair.reference for pair in part)
+        logger.info("%s pairs: %d  (%s; garment from %s)", what, len(part), _counts(categories), _counts(references))
+    sizes = (config.height, config.width)
+    return DeepFashionData(table, columns, train, *sizes), DeepFashionData(table, columns, validation, *sizes)
+
+
+def load_table(name: str, cache_dir: str | None) -> Dataset:
+    """The rows, pictures undecoded. `name`: a hub name, a folder of parquet files, or a saved data set's folder."""
+    folder = Path(name)
+    try:
+        if (folder / "state.json").is_file():
+            table = datasets.load_from_disk(str(folder))
+        elif (folder / "dataset_dict.json").is_file():
+            splits = datasets.load_from_disk(str(folder))
+            table = datasets.concatenate_datasets(list(splits.values()))
+        elif folder.is_dir():
+            files = sorted(str(path) for path in folder.rglob("*.parquet"))
+            table = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=cache_dir)
+        else:
+            table = datasets.load_dataset(name, split="train", cache_dir=cache_dir)
+    except (datasets.exceptions.DatasetGenerationError, datasets.exceptions.DatasetNotFoundError, OSError) as error:
+        raise ValueError(f"data set {name} cannot be read ({_last_line(error)}): check name and files") from error
+    for column, feature in table.features.items():
+        if isinstance(feature, datasets.Image):
+            table = table.cast_column(column, datasets.Image(decode=False))
+    return table
+
+
+def find_columns(names: list[str], where: str) -> Columns:
+    """Maps the columns found. Raises ValueError, naming what was found and what is needed, where one is missing."""
+
+    def first(*candidates: str) -> str | None:
+        return next((name for name in candidates if name in names), None)
+
+    person, mask = first(*PERSON_COLUMNS), first("mask")
+    if person is None or mask is None:
+        raise ValueError(
+            f"{where} has the columns {', '.join(names)}: needed are the person as images or image, and the garment's "
+            "region as mask; used if there: cloth, cloth_type, pid, pose, caption"
+        )
+    return Columns(
+        person, mask, first(*GARMENT_COLUMNS), first("cloth_type"), first("pid"), first("pose"), first("caption")
+    )
+
+
+def make_pairs(table: Dataset, columns: Columns) -> list[Pair]:
+    """A pair for every row that shows a person. A `flat` row is a reference and never a person."""
+    count = len(table)
+
+    def column(name: str | None, missing: Any) -> list[Any]:
+        return table[name][:] if name else [missing] * count
+
+    pids = column(columns.pid, None)
+    captions, poses = column(columns.caption, ""), column(columns.pose, "")
+    kinds = column(columns.cloth_type, "")
+    flats: dict[str, int] = {}
+    for row, (pid, pose) in enumerate(zip(pids, poses, strict=True)):
+        if pid is not None and is_flat(pose):
+            flats.setdefault(pid, row)
+    pairs = []
+    for row in range(count):
+        if is_flat(poses[row]):
+            continue
+        # Without item ids every row is an item of its own.
+        pid = f"row {row}" if pids[row] is None else str(pids[row])
+        category = category_of(kinds[row], captions[row])
+        if columns.garment:
+            pairs.append(Pair(row, row, "column", category, pid))
+        elif pids[row] in flats:
+            pairs.append(Pair(row, flats[pids[row]], "flat", category, pid))
+        else:
+            pairs.append(Pair(row, row, "cut-out", category, pid))
+    return pairs
+
+
+def is_flat(pose: str | None) -> bool:
+    """Whether the view shows the garment alone. The spelling is not documented (perhaps "04_1_flat"): match a word."""
+    return "flat" in re.split(r"[^a-z]+", (pose or "").lower())
+
+
+def category_of(cloth_type: str | int | None, caption: str | None) -> Category:
+    """The garment category of a `cloth_type`; the caption decides for an ambiguous or a missing one.
+
+    Raises ValueError for a `cloth_type` that is not known.
+    """
+    word = "" if cloth_type is None else str(cloth_type)
+    if word in CLOTH_TYPES:
+        return CLOTH_TYPES[word]
+    if word not in CAPTION_RULES:
+        known = ", ".join([*CLOTH_TYPES, *(name for name in CAPTION_RULES if name)])
+        raise ValueError(f"cloth_type {word} is not known: rename it to one of {known}")
+    text = (caption or "").lower()
+    return next(category for pattern, category in CAPTION_RULES[word] if re.search(rf"\b({pattern})\b", text))
+
+
+def split_by_item(
+    pairs: list[Pair], seed: int, max_train: int | None, max_validation: int
+) -> tuple[list[Pair], list[Pair]]:
+    """Training and validation pairs that share no item: a tenth of the items, at least one, is held back.
+
+    Items are ordered by a hash of their name and the seed; from this order the limits take the first. One view of each
+    held-back item comes before the second of any, so that a small validation set still has many items.
+    """
+    if not pairs:
+        raise ValueError("the data set has no row that shows a person: give one with rows that are not flat views")
+    items: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        items.setdefault(pair.pid, []).append(pair)
+    order = sorted(items, key=lambda pid: hashlib.sha256(f"{seed} {pid}".encode()).digest())
+    if len(order) < 2:
+        raise ValueError("the data set has a single item (pid): give at least two, one is held back for validation")
+    held_back = max(1, min(max_validation, len(order) // 10))
+    validation = list(_by_turns([items[pid] for pid in order[:held_back]]))
+    train = [pair for pid in order[held_back:] for pair in items[pid]]
+    return train[:max_train], validation[:max_validation]
+
+
+def _by_turns(groups: list[list[Pair]]) -> Iterator[Pair]:
+    for turn in range(max(map(len, groups))):
+        yield from (group[turn] for group in groups if turn < len(group))
+
+
+def picture_bytes(picture: dict[str, Any] | None) -> bytes:
+    """The undecoded file of an image column's value; empty where there is none."""
+    if picture is None:
+        return b""
+    if picture["bytes"] is not None:
+        return picture["bytes"]
+    path = Path(picture["path"])
+    return path.read_bytes() if path.is_file() else b""
+
+
+def decode(picture: dict[str, Any] | None) -> Image.Image:
+    """The picture of an image column's value, read to its last byte. Raises OSError where it is none or broken."""
+    content = picture_bytes(picture)
+    if not content:
+        raise OSError("the picture is missing")
+    image = Image.open(io.BytesIO(content))
+    image.load()
+    return image
+
+
+def cut_out(person: Image.Image, worn: Image.Image) -> Image.Image:
+    """The garment on white, cropped to it with a margin. `worn`: its mask, "L", of the person's upright size.
+
+    Raises ValueError where the mask is empty.
+    """
+    box = worn.getbbox()
+    if box is None:
+        raise ValueError("the garment's mask is empty")
+    picture = Image.composite(upright_rgb(person), Image.new("RGB", worn.size, "white"), worn).crop(box)
+    margin = round(CUT_OUT_MARGIN * max(picture.size))
+    framed = Image.new("RGB", (picture.width + 2 * margin, picture.height + 2 * margin), "white")
+    framed.paste(picture, (margin, margin))
+    return framed
+
+
+def _counts(counter: Counter[str]) -> str:
+    order = [*CATEGORIES, "column", "flat", "cut-out"]
+    return ", ".join(f"{counter[name]} {name}" for name in order if counter[name])
+
+
+def _last_line(error: BaseException) -> str:
+    cause = error.__cause__ or error
+    return (str(cause).strip().splitlines() or [type(cause).__name__])[-1]

@@ -1,0 +1,38 @@
+"""Copies a training's output to the terminal and, as plain lines, to the run's train.log.
+
+The progress bar redraws its line with carriage returns: the terminal gets them as they are, the log only what a line
+shows when it is done. Goes on with the log where the terminal is gone.
+"""
+
+import os
+import signal
+import sys
+
+
+def main(path: str) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # it ends when the training's output does
+    terminal = True
+    line = b""
+    with open(path, "ab", buffering=0) as log:  # noqa: PTH123 (a path from the launcher, opened once)
+        while chunk := os.read(0, 65536):
+            if terminal:
+                try:
+                    os.write(1, chunk)
+                except OSError:
+                    terminal = False
+            *done, line = (line + chunk).split(b"\n")
+            for each in done:
+                log.write(last_state(each) + b"\n")
+            line = line[line.rfind(b"\r") + 1 :] if len(line) > 4096 else line
+        if last_state(line):
+            log.write(last_state(line) + b"\n")
+
+
+def last_state(line: bytes) -> bytes:
+    """What a terminal shows of a line once it is complete: the text after its last carriage return."""
+    return line.rstrip(b"\r").rpartition(b"\r")[2].rstrip()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,75 @@
+"""The driver: configuration -> data set -> the inpaint training loop, called through its public arguments.
+
+Started by train_deepfashion_lora.sh, or by hand: accelerate launch -m deepfashion_training.train_deepfashion_lora.
+"""
+
+import logging
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from deepfashion_training.preflight import read_settings
+from tryon.config import TrainConfig, save_json
+from tryon.entry import run_script
+
+logger = logging.getLogger(__name__)
+
+TOY_ITEMS = 200  # about three views each: enough for the quick test's 100 training and 20 validation pairs
+
+
+def main(argv: list[str]) -> None:
+    config, data = read_settings(argv)
+
+    # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
+    from accelerate import PartialState
+
+    from deepfashion_training.deepfashion_dataset import load_deepfashion
+    from tryon.tracking import set_up_logging
+
+    state = PartialState()
+    set_up_logging(state.is_main_process)
+    if config.toy:
+        logger.info("TOY MODEL: tiny random weights stand in for FLUX and CatVTON. This shows that the pipeline works.")
+        with state.main_process_first():
+            config = with_toy_model(config)
+            if data.dataset_name is None:
+                data = replace(data, dataset_name=str(toy_data(config)))
+    if state.is_main_process:
+        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+        save_json(Path(config.output_dir) / "config.json", {**asdict(config), **asdict(data)})
+        for name, value in {**asdict(config), **asdict(data)}.items():
+            logger.info("  %-38s %s", name, value)
+
+    with state.main_process_first():
+        train_data, val_data = load_deepfashion(data.dataset_name, config)
+
+    from train_flux_inpaint import train
+
+    run = train(config, train_data, val_data)
+    logger.info("finished: %s", run)
+
+
+def with_toy_model(config: TrainConfig) -> TrainConfig:
+    """The configuration with the paths of the toy's model, which is built where it is not there yet."""
+    from tryon.toy.model import toy_model
+
+    folders = toy_model(Path(config.data_cache_dir))
+    return replace(
+        config,
+        pretrained_model_name_or_path=str(folders.base),
+        pretrained_inpaint_model_name_or_path=str(folders.transformer),
+    )
+
+
+def toy_data(config: TrainConfig) -> Path:
+    """The folder of the toy's data set, which is drawn where it is not there yet."""
+    from tryon.toy.world import WORLD_VERSION, write_dataset
+
+    folder = Path(config.data_cache_dir) / "toy" / f"data-v{WORLD_VERSION}"
+    if not folder.exists():
+        logger.info("drawing the toy's data into %s", folder)
+        write_dataset(folder, items=TOY_ITEMS, seed=0)
+    return folder
+
+
+if __name__ == "__main__":
+    run_script(main)

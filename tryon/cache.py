@@ -1,0 +1,172 @@
+"""Latents and prompt embeddings on disk, each in a file named after everything that shaped it.
+
+A name is a hash of the row's content, the model's files and the settings; a change of any of them is another name, so
+a stale latent cannot be read. Files are written beside their place and renamed into it: one is there whole or not at
+all, and an interrupted start goes on where it was. The masks are kept as bits.
+"""
+
+import json
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from tryon.config import TrainConfig
+from tryon.encode import encode_prompt, encode_sample
+from tryon.models import TEXT_PARTS, files_fingerprint, hub_or_folder, load_text_encoders
+from tryon.sample import LatentSample, PromptEmbedding, SampleSource, UnreadablePicture
+from tryon.tracking import progress_bar
+
+logger = logging.getLogger(__name__)
+
+# Bump when the way from picture to latents or from prompt to embedding changes: every file is made anew.
+CACHE_VERSION = 1
+# One bad row in a hundred is the data's fault; more is a mistake in how it was given.
+UNREADABLE_SHARE = 0.01
+
+
+def content_key(*parts: object) -> str:
+    """A hash of the parts, told apart by their JSON form."""
+    return sha256(json.dumps([CACHE_VERSION, *parts]).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class LatentData(Dataset):
+    """The encoded samples of one data set: LatentSample by index, each read from its memory-mapped file."""
+
+    files: list[Path]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> LatentSample:
+        return read_latents(self.files[index])
+
+
+def write_latents(path: Path, latents: LatentSample) -> None:
+    """Writes one sample; its mask as one bit per pixel."""
+    tensors = {
+        "target": latents.target.contiguous(),
+        "masked": latents.masked.contiguous(),
+        "mask_bits": torch.from_numpy(np.packbits(latents.mask.numpy(), axis=-1)),
+    }
+    _write_whole(path, tensors, {"key": latents.key, "category": latents.category})
+
+
+def read_latents(path: Path) -> LatentSample:
+    """Reads what write_latents wrote. Raises ValueError where the file is not that sample's."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except Exception as error:
+        raise ValueError(f"the cached latents {path} are damaged ({error}): delete the file and start again") from error
+    mask = torch.from_numpy(np.unpackbits(tensors["mask_bits"].numpy(), axis=-1)).bool()
+    return LatentSample(metadata["key"], tensors["target"], tensors["masked"], mask, metadata["category"])
+
+
+def cache_latents(
+    samples: SampleSource,
+    what: str,
+    vae: AutoencoderKL,
+    vae_folder: Path,
+    config: TrainConfig,
+    accelerator: Accelerator,
+) -> LatentData:
+    """Encodes what is not cached yet, each process its share, and returns all readable samples in their order.
+
+    Unreadable samples are skipped, counted and listed in the log. Raises ValueError where more than one of them, and
+    more than 1 %, cannot be read, and where the disk has no room for what is to be written.
+    """
+    folder = Path(config.data_cache_dir) / "latents"
+    settings = [files_fingerprint(vae_folder), str(vae.dtype)]
+    paths = []
+    for index in range(len(samples)):
+        name = content_key(samples.key(index), settings)
+        paths.append(folder / name[:2] / f"{name}.safetensors")
+    missing = [index for index, path in enumerate(paths) if not path.exists()]
+    logger.info("%s: %d, %d of them encoded already", what, len(paths), len(paths) - len(missing))
+    if missing:
+        _check_disk(folder, len(missing), config.height, 2 * config.width, vae.dtype.itemsize)
+
+    bar = progress_bar(len(missing), f"encoding {what}", accelerator.is_main_process)
+    for count, index in enumerate(missing):
+        if count % accelerator.num_processes != accelerator.process_index:
+            continue
+        try:
+            latents = encode_sample(vae, samples[index])
+        except UnreadablePicture as error:
+            logger.warning("skipped: %s", error)
+        else:
+            write_latents(paths[index], latents)
+        bar.update(accelerator.num_processes)
+    bar.close()
+    accelerator.wait_for_everyone()
+
+    readable = [path for path in paths if path.exists()]
+    unreadable = len(paths) - len(readable)
+    if unreadable > max(1, UNREADABLE_SHARE * len(paths)):
+        raise ValueError(
+            f"{unreadable} of {len(paths)} {what} cannot be read, more than 1 %: the log lists them; "
+            "repair the data set or take these rows out of it"
+        )
+    if not readable:
+        raise ValueError(f"there are no {what}: give a data set with at least one readable row")
+    if unreadable:
+        logger.warning("%d of %d %s cannot be read and was left out", unreadable, len(paths), what)
+    return LatentData(readable)
+
+
+def cache_prompts(
+    prompts: list[str], config: TrainConfig, dtype: torch.dtype, device: torch.device
+) -> dict[str, PromptEmbedding]:
+    """The prompts' embeddings. The text encoders are loaded only where one is missing, and freed before the return."""
+    base, length = config.pretrained_model_name_or_path, config.max_sequence_length
+    base_folder = hub_or_folder(base, [f"{part}/*" for part in TEXT_PARTS], config.cache_dir)
+    parts = [files_fingerprint(base_folder / part) for part in TEXT_PARTS]
+    folder = Path(config.data_cache_dir) / "prompts"
+    paths = {prompt: folder / f"{content_key(prompt, length, str(dtype), parts)}.safetensors" for prompt in prompts}
+    missing = [prompt for prompt, path in paths.items() if not path.exists()]
+    if missing:
+        text_encoders = load_text_encoders(base, config.cache_dir, dtype).to(device)
+        for prompt in missing:
+            embedding = encode_prompt(text_encoders, prompt, length)
+            _write_whole(paths[prompt], vars(embedding), {"prompt": prompt})
+    return {prompt: _read_prompt(path) for prompt, path in paths.items()}
+
+
+def _read_prompt(path: Path) -> PromptEmbedding:
+    with safe_open(path, framework="pt") as file:
+        return PromptEmbedding(embeds=file.get_tensor("embeds"), pooled=file.get_tensor("pooled"))
+
+
+def _write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    save_file(tensors, staging, metadata)
+    staging.replace(path)
+
+
+def _check_disk(folder: Path, count: int, height: int, width: int, itemsize: int) -> None:
+    """Says how much disk `count` diptychs of height x width pixels need. Raises ValueError where there is less."""
+    latents = 2 * 16 * (height // 8) * (width // 8) * itemsize
+    need = count * (latents + height * width // 8)
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    logger.info("encoding %d samples into %s: %.2f GB needed, %.1f GB free", count, folder, need / 1e9, free / 1e9)
+    if need > free:
+        raise ValueError(
+            f"the latents need {need / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free: "
+            "make room, or put the cache elsewhere with --data_cache_dir"
+        )

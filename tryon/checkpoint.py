@@ -1,0 +1,154 @@
+"""Checkpoints: written beside their place and renamed into it, so that one is there whole or not at all.
+
+    checkpoint-<step>/transformer/pytorch_lora_weights.safetensors
+    checkpoint-<step>/optimizer.safetensors, optimizer.json      moments; settings and counters
+    checkpoint-<step>/scheduler.json
+    checkpoint-<step>/trainer_state.json                         step, seed, samples seen
+    checkpoint-<step>/manifest.json                              size and sha256 of every file; written last
+
+No random states: every draw of training follows from the seed, the step and the sample's place in the batch. Nothing
+read here executes code.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from tryon.config import save_json
+from tryon.lora import LORA_FILE, LoraFacts, load_lora, save_lora
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """Where training stands: optimiser steps done, the seed, samples seen by all processes."""
+
+    step: int
+    seed: int
+    samples_seen: int
+
+
+def lora_file(checkpoint: Path) -> Path:
+    """The LoRA of a checkpoint folder."""
+    return checkpoint / "transformer" / LORA_FILE
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's whole checkpoints, oldest first."""
+    whole = [path.parent for path in run.glob(f"checkpoint-*/{MANIFEST}")]
+    return sorted(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The run's newest whole checkpoint. Raises ValueError where there is none."""
+    found = checkpoints(run)
+    if not found:
+        raise ValueError(f"{run} has no checkpoint: name a run or a checkpoint folder, or start without resuming")
+    return found[-1]
+
+
+def save_checkpoint(
+    run: Path,
+    state: TrainerState,
+    facts: LoraFacts,
+    transformer: FluxTransformer2DModel,
+    optimizer: Optimizer,
+    scheduler: LRScheduler,
+    keep: int | None,
+) -> Path:
+    """Writes checkpoint-<step>, then removes all but the newest `keep` (None keeps all). Returns its folder."""
+    final = run / f"checkpoint-{state.step}"
+    staging = run / f".{final.name}.partial"
+    shutil.rmtree(staging, ignore_errors=True)
+    save_lora(staging / "transformer", transformer, facts)
+    _save_optimizer(staging, optimizer)
+    save_json(staging / "scheduler.json", scheduler.state_dict())
+    save_json(staging / "trainer_state.json", asdict(state))
+    save_json(staging / MANIFEST, _manifest(staging))
+    _sync(staging)
+    if final.exists():
+        shutil.rmtree(final)
+    staging.rename(final)
+    _sync_file(run)
+    if keep is not None:
+        for old in checkpoints(run)[:-keep]:
+            shutil.rmtree(old)
+    return final
+
+
+def load_checkpoint(
+    checkpoint: Path, transformer: FluxTransformer2DModel, optimizer: Optimizer, scheduler: LRScheduler
+) -> TrainerState:
+    """Restores LoRA, optimiser and scheduler. Raises ValueError where a file is not what the manifest says."""
+    verify(checkpoint)
+    load_lora(transformer, lora_file(checkpoint))
+    _load_optimizer(checkpoint, optimizer)
+    scheduler.load_state_dict(json.loads((checkpoint / "scheduler.json").read_text()))
+    return TrainerState(**json.loads((checkpoint / "trainer_state.json").read_text()))
+
+
+def verify(checkpoint: Path) -> None:
+    """Raises ValueError that names the first file of the checkpoint that is missing or changed."""
+    if not (checkpoint / MANIFEST).is_file():
+        raise ValueError(f"{checkpoint} is no whole checkpoint (it has no {MANIFEST}): name another one")
+    manifest = json.loads((checkpoint / MANIFEST).read_text())
+    found = _manifest(checkpoint)
+    for name, facts in manifest.items():
+        if found.get(name) != facts:
+            raise ValueError(f"{checkpoint / name} is damaged or missing: resume from another checkpoint")
+
+
+def _manifest(folder: Path) -> dict[str, dict[str, int | str]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    return {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _save_optimizer(folder: Path, optimizer: Optimizer) -> None:
+    """Tensors go to safetensors under "<parameter>.<name>", everything else to JSON."""
+    state = optimizer.state_dict()
+    tensors, scalars = {}, {}
+    for index, values in state["state"].items():
+        for name, value in values.items():
+            (tensors if isinstance(value, torch.Tensor) else scalars)[f"{index}.{name}"] = value
+    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, folder / "optimizer.safetensors")
+    save_json(folder / "optimizer.json", {"scalars": scalars, "param_groups": state["param_groups"]})
+
+
+def _load_optimizer(folder: Path, optimizer: Optimizer) -> None:
+    stored = json.loads((folder / "optimizer.json").read_text())
+    state: dict[int, dict[str, object]] = {}
+    for key, value in {**load_file(folder / "optimizer.safetensors"), **stored["scalars"]}.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": stored["param_groups"]})
+
+
+def _sync(folder: Path) -> None:
+    """Makes every file and folder below durable before the rename can be."""
+    for path in [*folder.rglob("*"), folder]:
+        if path.is_file():
+            path.chmod(0o644)  # safetensors leaves 0600, which a colleague or a web server cannot read
+        _sync_file(path)
+
+
+def _sync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

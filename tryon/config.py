@@ -1,0 +1,275 @@
+"""Every setting of a training run: dataclass fields, the profiles, and the command line made from the fields.
+
+Nothing heavy is imported here, so that `--help` and a wrong flag answer at once.
+"""
+
+import argparse
+import ctypes
+import dataclasses
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+FLUX_BASE = "black-forest-labs/FLUX.1-dev"
+CATVTON_TRANSFORMER = "xiaozaa/catvton-flux-alpha"
+
+# The toy's panel: the smallest at which a texture survives the VAE's 8x compression.
+TOY_HEIGHT, TOY_WIDTH = 192, 144
+TOY_MAX_SEQUENCE_LENGTH = 16
+
+
+def setting(default: Any, help: str, least: float | None = None, most: float | None = None) -> Any:
+    """A dataclass field that becomes a flag: its help text, and the closed range its value must lie in."""
+    return field(default=default, metadata={"help": help, "least": least, "most": most})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """What `train()` and its data sets read. The defaults are those of the `full` profile."""
+
+    profile: Literal["quick_test", "full", "h100"] = setting("full", "the settings that the flags below change")
+    toy: bool = setting(False, "use the embedded toy model, and the toy data unless other data is named")
+
+    pretrained_model_name_or_path: str = setting(
+        FLUX_BASE, "hub name or folder with FLUX.1-dev's tokenizers, text encoders, VAE and scheduler"
+    )
+    pretrained_inpaint_model_name_or_path: str = setting(
+        CATVTON_TRANSFORMER, "hub name or folder of the FLUX-Fill transformer that the LoRA is trained on"
+    )
+    cache_dir: str | None = setting(None, "where the hub's files are kept; the hub's own default if not given")
+    max_sequence_length: int = setting(512, "length that T5's text is padded to, in tokens", 1, 512)
+    prompt: Literal["fixed", "category"] = setting(
+        "fixed", "the prompt: CatVTON-Flux's own for every pair, or one per garment category"
+    )
+
+    height: int = setting(768, "height of one panel in pixels, a multiple of 16", 16)
+    width: int = setting(576, "width of one panel in pixels, a multiple of 16; the diptych is twice as wide", 16)
+    max_train_samples: int | None = setting(None, "train on the first N samples only", 1)
+    max_validation_samples: int = setting(64, "validate on at most N samples", 1)
+    data_cache_dir: str = setting(str(PROJECT / "cache"), "where latents and the toy's files are kept between runs")
+    dataloader_num_workers: int = setting(2, "processes that read latents while the model works; 0: none", 0)
+
+    output_dir: str | None = setting(None, "the run's folder; by default a new one, named after profile and time")
+    seed: int = setting(0, "seed of the split, the shuffling, the noise and the LoRA's first weights", 0)
+    num_processes: int = setting(1, "processes to train with, one per GPU", 1)
+    mixed_precision: Literal["no", "bf16"] = setting("bf16", "bf16, or no for float32 throughout")
+
+    max_train_steps: int = setting(8_000, "optimiser steps", 1)
+    num_train_epochs: int | None = setting(None, "train for N passes over the data instead of max_train_steps", 1)
+    train_batch_size: int = setting(1, "samples per process and forward pass", 1)
+    gradient_accumulation_steps: int = setting(8, "forward passes per optimiser step", 1)
+    gradient_checkpointing: Literal["none", "full"] = setting(
+        "full", "recompute activations in the backward pass: slower, much less memory"
+    )
+    weighting_scheme: Literal["none", "logit_normal", "mode", "cosmap", "sigma_sqrt"] = setting(
+        "none", "how noise levels are drawn and losses weighted; none is uniform and unweighted"
+    )
+    logit_mean: float = setting(0.0, "mean of logit_normal; a positive one means less noise")
+    logit_std: float = setting(1.0, "standard deviation of logit_normal", 0)
+    guidance_scale: float = setting(1.0, "guidance that the transformer is told in training", 0)
+
+    learning_rate: float = setting(1e-4, "learning rate after the warm-up", 0)
+    lr_scheduler: Literal["constant", "linear", "cosine"] = setting(
+        "constant", "how the learning rate goes on after the warm-up"
+    )
+    lr_warmup_steps: int = setting(100, "optimiser steps over which the learning rate rises from 0", 0)
+    optimizer: Literal["adamw", "adamw8bit"] = setting("adamw", "AdamW in float32, or with 8-bit moments")
+    adam_beta1: float = setting(0.9, "decay of AdamW's first moment", 0, 1)
+    adam_beta2: float = setting(0.999, "decay of AdamW's second moment", 0, 1)
+    adam_weight_decay: float = setting(1e-4, "decoupled weight decay", 0)
+    adam_epsilon: float = setting(1e-8, "AdamW's epsilon", 0)
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm", 0)
+
+    lora_rank: int = setting(64, "rank of the LoRA", 1)
+    lora_alpha: int | None = setting(None, "alpha of the LoRA; its rank if not given, which loads everywhere", 1)
+    init_lora: str | None = setting(None, "start from this LoRA: a run, a checkpoint, a folder or a .safetensors file")
+
+    validation_steps: int = setting(500, "validate every N optimiser steps, and at the end", 1)
+    num_validation_images: int = setting(4, "pairs drawn in each validation grid", 1)
+    num_inference_steps: int = setting(30, "denoising steps of a validation picture", 1)
+    validation_guidance_scale: float = setting(30.0, "guidance of a validation picture", 0)
+    checkpointing_steps: int = setting(500, "save a checkpoint every N optimiser steps, and at the end", 1)
+    checkpoints_total_limit: int | None = setting(5, "keep the newest N checkpoints; 'none' keeps all", 2)
+    resume_from_checkpoint: str | None = setting(None, "a checkpoint folder, or 'latest'")
+    report_to: Literal["tensorboard", "none"] = setting("tensorboard", "where curves and pictures go besides the run")
+
+
+def full() -> TrainConfig:
+    """The profile for a 24 to 80 GB GPU and all the data."""
+    return TrainConfig()
+
+
+def quick_test() -> TrainConfig:
+    """`full` cut down to a hundred samples and fifty steps: shows that everything works."""
+    return replace(
+        full(),
+        profile="quick_test",
+        height=512,
+        width=384,
+        max_train_samples=100,
+        max_validation_samples=20,
+        max_train_steps=50,
+        gradient_accumulation_steps=4,
+        lora_rank=16,
+        lr_warmup_steps=10,
+        validation_steps=25,
+        checkpointing_steps=25,
+    )
+
+
+def h100() -> TrainConfig:
+    """`full` for one 80 GB GPU: a larger LoRA, larger batches, the same eight samples per step."""
+    return replace(full(), profile="h100", lora_rank=128, train_batch_size=4, gradient_accumulation_steps=2)
+
+
+def on_toy(config: TrainConfig) -> TrainConfig:
+    """Any profile on the toy model: small panels, a short text, float32, few denoising steps; all else unchanged.
+
+    The toy's paths are filled in by whoever builds its files (`tryon.toy.model`).
+    """
+    return replace(
+        config,
+        toy=True,
+        height=TOY_HEIGHT,
+        width=TOY_WIDTH,
+        max_sequence_length=TOY_MAX_SEQUENCE_LENGTH,
+        prompt="category",
+        mixed_precision="no",
+        gradient_checkpointing="none",
+        num_inference_steps=8,
+        dataloader_num_workers=0,
+    )
+
+
+PROFILES = {"quick_test": quick_test, "full": full, "h100": h100}
+
+
+def cuda_device_count() -> int:
+    """CUDA devices that this process may use, asked of the driver itself: importing torch would take seconds."""
+    try:
+        driver = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return 0
+    count = ctypes.c_int(0)
+    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
+        return 0
+    return count.value
+
+
+def resolve(given: dict[str, Any], cuda_devices: int) -> TrainConfig:
+    """The run's configuration: the profile, the toy's settings where it is used, then the flags given.
+
+    Without a CUDA device the quick test runs on the toy. Raises ValueError with every mistake in one sentence, and for
+    a profile that needs a GPU where there is none.
+    """
+    defaults = PROFILES[given.get("profile", "full")]()
+    toy = given.get("toy", False) or (defaults.profile == "quick_test" and cuda_devices == 0)
+    config = replace(on_toy(defaults) if toy else defaults, **{**given, "toy": toy})
+    problems = list(mistakes(config))
+    if problems:
+        raise ValueError("; ".join(problems))
+    config = replace(config, lora_alpha=config.lora_alpha or config.lora_rank)
+    if not toy and cuda_devices == 0:
+        raise ValueError(
+            f"the {config.profile} profile needs a CUDA device and none was found: run it on a machine with a GPU, "
+            "or add --toy to run it on the toy model"
+        )
+    if not toy and config.num_processes > cuda_devices:
+        raise ValueError(
+            f"--num_processes {config.num_processes} was given, but there are {cuda_devices} CUDA devices: "
+            "ask for at most one process per device"
+        )
+    return config
+
+
+def mistakes(config: Any) -> typing.Iterator[str]:
+    """A clause for every value of the dataclass that is out of range, and for combinations that cannot work."""
+    for each in dataclasses.fields(config):
+        value, least, most = getattr(config, each.name), each.metadata.get("least"), each.metadata.get("most")
+        if value is None or isinstance(value, str):
+            continue
+        if not math.isfinite(value):
+            yield f"--{each.name} {value} is not a finite number"
+        if least is not None and not value >= least:
+            yield f"--{each.name} {value} is too small: give at least {least}"
+        if most is not None and not value <= most:
+            yield f"--{each.name} {value} is too large: give at most {most}"
+    if not isinstance(config, TrainConfig):
+        return
+    for name in ("height", "width"):
+        if getattr(config, name) % 16:
+            yield f"--{name} {getattr(config, name)} is not a multiple of 16"
+    for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
+        if getattr(config, name) == 0:
+            yield f"--{name} must be greater than 0"
+    if config.init_lora and config.resume_from_checkpoint:
+        yield "--init_lora starts a run and --resume_from_checkpoint continues one: give one of them"
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse that raises ValueError instead of printing its usage and leaving."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        raise ValueError(message.removeprefix("argument "))
+
+
+def parse_flags(argv: Sequence[str], description: str, *shapes: type) -> list[dict[str, Any]]:
+    """Reads `--name value` flags made from the dataclasses' fields; returns what was given, a dictionary per dataclass.
+
+    Exits 0 after `--help`. Raises ValueError that names every unknown flag, or the first value of a wrong kind.
+    """
+    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    names = [[each.name for each in dataclasses.fields(shape)] for shape in shapes]
+    for shape in shapes:
+        hints = typing.get_type_hints(shape)
+        for each in dataclasses.fields(shape):
+            _add_flag(parser, each, hints[each.name])
+    given, extras = parser.parse_known_args(argv)
+    if extras:
+        raise ValueError(_unknown(extras, sum(names, [])))
+    return [{name: getattr(given, name) for name in group if hasattr(given, name)} for group in names]
+
+
+def _add_flag(parser: argparse.ArgumentParser, each: dataclasses.Field, hint: Any) -> None:
+    default = "" if each.default is None or each.default is dataclasses.MISSING else f" (default {each.default})"
+    text = (each.metadata["help"] + default).replace("%", "%%")
+    if hint is bool:
+        parser.add_argument(f"--{each.name}", action="store_true", help=text)
+    elif typing.get_origin(hint) is Literal:
+        parser.add_argument(f"--{each.name}", choices=typing.get_args(hint), help=text)
+    elif isinstance(hint, types.UnionType):
+        kind = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
+        metavar = kind.__name__.upper()
+        parser.add_argument(f"--{each.name}", type=_optional(kind), metavar=metavar, help=text)
+    else:
+        parser.add_argument(f"--{each.name}", type=hint, metavar=hint.__name__.upper(), help=text)
+
+
+def _optional(kind: type) -> typing.Callable[[str], Any]:
+    def read(text: str) -> Any:
+        return None if text == "none" else kind(text)
+
+    read.__name__ = kind.__name__  # argparse names it in "invalid int value"
+    return read
+
+
+def _unknown(extras: list[str], names: list[str]) -> str:
+    flags = [extra.split("=")[0] for extra in extras if extra.startswith("-")] or extras
+    clauses = []
+    for flag in flags:
+        close = difflib.get_close_matches(flag.lstrip("-").replace("-", "_"), names, n=1)
+        clauses.append(f"unknown flag {flag}" + (f" (did you mean --{close[0]}?)" if close else ""))
+    return "; ".join(clauses)
+
+
+def save_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes the dictionary, indented, with a newline at the end."""
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,59 @@
+"""Pictures through the VAE and prompts through the text encoders, exactly as FluxFillPipeline encodes them."""
+
+import torch
+from diffusers import AutoencoderKL, FluxFillPipeline
+from torch import Tensor
+
+from tryon.geometry import image_ids, pack_latents, pack_mask, text_ids
+from tryon.sample import Category, FillBatch, LatentSample, PromptEmbedding, TryOnSample, make_diptych
+
+
+@torch.no_grad()
+def encode_picture(vae: AutoencoderKL, image: Tensor) -> Tensor:
+    """[3, H, W] in [-1, 1] -> [16, h, w]: the posterior's mode, shifted and scaled as the transformer wants it.
+
+    The mode, not a sample: the same picture always gives the same latents, so they can be cached.
+    """
+    mode = vae.encode(image[None].to(vae.device, vae.dtype)).latent_dist.mode()[0]
+    return (mode - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def encode_sample(vae: AutoencoderKL, sample: TryOnSample) -> LatentSample:
+    """The diptych and the masked diptych as latents on the CPU, in the VAE's dtype."""
+    image, masked, mask = make_diptych(sample)
+    return LatentSample(
+        key=sample.key,
+        target=encode_picture(vae, image).cpu(),
+        masked=encode_picture(vae, masked).cpu(),
+        mask=mask.bool(),
+        category=sample.category,
+    )
+
+
+@torch.no_grad()
+def encode_prompt(text_encoders: FluxFillPipeline, prompt: str, max_sequence_length: int) -> PromptEmbedding:
+    """T5's and CLIP's embedding of the prompt on the CPU. T5 has no attention mask: the padded length matters."""
+    embeds, pooled, _ = text_encoders.encode_prompt(prompt, max_sequence_length=max_sequence_length)
+    return PromptEmbedding(embeds=embeds[0].cpu(), pooled=pooled[0].cpu())
+
+
+def collate(samples: list[LatentSample], prompts: dict[Category, PromptEmbedding]) -> FillBatch:
+    """Latent samples of one size -> the packed batch that the transformer takes."""
+    target = torch.stack([sample.target for sample in samples])
+    masked = torch.stack([sample.masked for sample in samples])
+    mask = torch.stack([sample.mask for sample in samples]).to(masked.dtype)
+    chosen = [prompts[sample.category] for sample in samples]
+    embeds = torch.stack([prompt.embeds for prompt in chosen])
+    return FillBatch(
+        x0=pack_latents(target),
+        cond=torch.cat([pack_latents(masked), pack_mask(mask)], dim=2),
+        prompt=embeds,
+        pooled=torch.stack([prompt.pooled for prompt in chosen]),
+        img_ids=image_ids(*target.shape[-2:]),
+        txt_ids=text_ids(embeds.shape[1]),
+    )
+
+
+def to_device(batch: FillBatch, device: torch.device) -> FillBatch:
+    """The same batch on another device."""
+    return FillBatch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(batch).items()})

@@ -1,0 +1,76 @@
+"""What every script does around its main function: signals, errors in plain words, an exit code that gets out.
+
+`accelerate launch` turns every exit code into 1 and does not pass signals on. The launcher therefore gives its
+processes a folder, TRAIN_STATUS_DIR: each leaves its process id there, and the first that fails its exit code.
+"""
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+from tryon.config import PROJECT
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_received: list[int] = []
+
+
+def run_script(main: Callable[[list[str]], None]) -> NoReturn:
+    """Calls main with the command line's arguments and leaves the process.
+
+    Exit codes: 0 done; 128 + n stopped by signal n; 1 for an error: one sentence for a ValueError of this project, a
+    traceback for anything else.
+    """
+    status = os.environ.get("TRAIN_STATUS_DIR")
+    for each in STOP_SIGNALS:
+        signal.signal(each, _stop)
+    if status:
+        (Path(status) / f"{os.getpid()}.pid").touch()
+    try:
+        main(sys.argv[1:])
+        code = 0
+    except BaseException as error:
+        code = _exit_code(error)
+    sys.stdout.flush()
+    if status and code:
+        _leave_exit_code(Path(status) / "exit_code", code)
+    sys.exit(code)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    for each in STOP_SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    _received.append(number)
+    raise SystemExit(128 + number)
+
+
+def _exit_code(error: BaseException) -> int:
+    if _received:  # whatever broke while leaving, the signal is why
+        print(f"stopped by {signal.Signals(_received[0]).name}", file=sys.stderr)
+        return 128 + _received[0]
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    if isinstance(error, ValueError) and _raised_by_project(error):
+        print(f"error: {error}", file=sys.stderr)
+    else:
+        traceback.print_exception(error)
+    return 1
+
+
+def _raised_by_project(error: BaseException) -> bool:
+    """Whether the error was raised in a file of this project: a library's ValueError deserves its traceback."""
+    frames = traceback.extract_tb(error.__traceback__)
+    path = Path(frames[-1].filename) if frames else PROJECT
+    return path.is_relative_to(PROJECT) and "site-packages" not in path.parts
+
+
+def _leave_exit_code(path: Path, code: int) -> None:
+    try:
+        with path.open("x") as file:
+            file.write(f"{code}\n")
+    except FileExistsError:  # another process failed first, and took this one down
+        pass

@@ -1,0 +1,125 @@
+"""The LoRA: added to the transformer, saved so that plain diffusers loads it, loaded with every key accounted for."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from diffusers import FluxTransformer2DModel
+from diffusers.training_utils import cast_training_params
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+PREFIX = "transformer."
+# The key of our own facts in the file's header. diffusers reads only its own key and leaves this one alone.
+FACTS_KEY = "tryon_lora"
+
+# Attention and feed-forward layers of both kinds of block: 380 modules of the full-size model. x_embedder is left out:
+# a LoRA on its 384 channels silently widens a 64-channel FLUX in diffusers and fails elsewhere.
+TARGET_MODULES = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "ff_context.net.0.proj",
+    "ff_context.net.2",
+    "proj_mlp",
+)
+
+
+@dataclass(frozen=True)
+class LoraFacts:
+    """What a LoRA was trained for: stored in its header, the defaults of whoever uses it. height, width: one panel."""
+
+    base: str
+    transformer: str
+    prompt: str
+    max_sequence_length: int
+    height: int
+    width: int
+    mask_rule: str
+    profile: str
+    step: int
+
+
+def add_lora(transformer: FluxTransformer2DModel, rank: int, alpha: int, seed: int) -> list[torch.nn.Parameter]:
+    """Adds a fresh LoRA, which changes nothing yet, and returns its parameters: float32, the only trainable ones.
+
+    In bf16 an update of 1e-4 would mostly be rounded away.
+    """
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGET_MODULES), init_lora_weights="gaussian")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        transformer.add_adapter(config)
+    cast_training_params(transformer, dtype=torch.float32)
+    return [parameter for parameter in transformer.parameters() if parameter.requires_grad]
+
+
+def save_lora(folder: Path, transformer: FluxTransformer2DModel, facts: LoraFacts) -> None:
+    """Writes folder/pytorch_lora_weights.safetensors with diffusers' keys, adapter metadata and our facts.
+
+    Only three of peft's fields are written: without rank and alpha the file reloads wrong where they differ, and with
+    all of peft's fields an older peft refuses it.
+    """
+    config = transformer.peft_config["default"]
+    adapter = {
+        f"{PREFIX}r": config.r,
+        f"{PREFIX}lora_alpha": config.lora_alpha,
+        f"{PREFIX}target_modules": sorted(config.target_modules),
+    }
+    metadata = {
+        "format": "pt",
+        "lora_adapter_metadata": json.dumps(adapter),
+        FACTS_KEY: json.dumps(asdict(facts)),
+    }
+    state = {f"{PREFIX}{key}": tensor.contiguous().cpu() for key, tensor in _state(transformer).items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(state, folder / LORA_FILE, metadata)
+
+
+def load_lora(transformer: FluxTransformer2DModel, file: Path) -> None:
+    """Puts the file's weights into the LoRA that `add_lora` added.
+
+    Raises ValueError where the file's rank, alpha or layers are not those of the transformer's LoRA.
+    """
+    config = transformer.peft_config["default"]
+    adapter = read_metadata(file, "lora_adapter_metadata")
+    rank, alpha = adapter.get(f"{PREFIX}r"), adapter.get(f"{PREFIX}lora_alpha")
+    if (rank, alpha) != (config.r, config.lora_alpha):
+        raise ValueError(
+            f"{file} has rank {rank} and alpha {alpha}, this run {config.r} and {config.lora_alpha}: "
+            f"give --lora_rank {rank} --lora_alpha {alpha}"
+        )
+    state = {key.removeprefix(PREFIX): tensor for key, tensor in load_file(file).items()}
+    own = _state(transformer)
+    if state.keys() != own.keys():
+        only_file, only_own = sorted(state.keys() - own.keys()), sorted(own.keys() - state.keys())
+        raise ValueError(
+            f"{file} does not fit this transformer: {len(only_file)} of its keys are unknown "
+            f"and {len(only_own)} are missing ({(only_file + only_own)[0]}): give a LoRA of the same base"
+        )
+    set_peft_model_state_dict(transformer, state)
+
+
+def read_metadata(file: Path, key: str) -> dict:
+    """One JSON entry of the file's header. Raises ValueError where the file is no LoRA of this project."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata() or {}
+    except Exception as error:
+        raise ValueError(f"{file} cannot be read as safetensors ({error}): give a LoRA's .safetensors file") from error
+    if key not in metadata:
+        raise ValueError(f"{file} does not say {key} in its header: give a LoRA that this project saved")
+    return json.loads(metadata[key])
+
+
+def _state(transformer: FluxTransformer2DModel) -> dict[str, torch.Tensor]:
+    return get_peft_model_state_dict(transformer)

@@ -1,0 +1,160 @@
+"""One try-on example at panel size, the diptych that the model sees, and the prompt that goes with it.
+
+Letters: B batch; H, W height and width of the diptych in pixels (W is two panels); h, w = H/8, W/8; L = (H/16)(W/16)
+image tokens; T text tokens.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+
+Category = Literal["upper", "lower", "full"]
+CATEGORIES: tuple[Category, ...] = get_args(Category)
+
+# The prompt that CatVTON-Flux was trained with: the same for every pair.
+FIXED_PROMPT = (
+    "The pair of images highlights a clothing and its styling on a model, high resolution, 4K, 8K; "
+    "[IMAGE1] Detailed product shot of a clothing"
+    "[IMAGE2] The same cloth is worn by a model in a lifestyle setting."
+)
+PromptKind = Literal["fixed", "category"]
+
+
+@dataclass(frozen=True)
+class TryOnSample:
+    """One training pair at panel size.
+
+    key: hash of the row's content and of every setting that shaped the tensors below.
+    garment, person: [3, H, W/2] float32 in [-1, 1].
+    mask: [1, H, W/2] float32 of exactly 0 and 1; 1 = repaint.
+    """
+
+    key: str
+    garment: Tensor
+    person: Tensor
+    mask: Tensor
+    category: Category
+
+
+@dataclass(frozen=True)
+class LatentSample:
+    """A TryOnSample after the VAE: what the cache keeps.
+
+    target: [16, h, w] latents of the diptych, shifted and scaled as the transformer wants them.
+    masked: [16, h, w] latents of the masked diptych, likewise.
+    mask: [1, H, W] bool over the whole diptych; the garment's panel is False.
+    """
+
+    key: str
+    target: Tensor
+    masked: Tensor
+    mask: Tensor
+    category: Category
+
+
+@dataclass(frozen=True)
+class PromptEmbedding:
+    """A prompt after the text encoders. embeds: [T, 4096] of T5. pooled: [768] of CLIP. (The toy's are narrower.)"""
+
+    embeds: Tensor
+    pooled: Tensor
+
+
+@dataclass(frozen=True)
+class FillBatch:
+    """What one forward pass of the FLUX-Fill transformer needs, noise and sigma aside.
+
+    x0: [B, L, 64] packed clean latents. cond: [B, L, 320] packed masked latents (64) and packed mask (256).
+    prompt: [B, T, 4096]. pooled: [B, 768]. img_ids: [L, 3]. txt_ids: [T, 3].
+    """
+
+    x0: Tensor
+    cond: Tensor
+    prompt: Tensor
+    pooled: Tensor
+    img_ids: Tensor
+    txt_ids: Tensor
+
+
+def prompt_for(kind: PromptKind, category: Category) -> str:
+    """The prompt of a pair: CatVTON-Flux's own for "fixed", one per garment category for "category"."""
+    if kind == "fixed":
+        return FIXED_PROMPT
+    garment = {"upper": "upper-body", "lower": "lower-body", "full": "full-body"}[category]
+    return f"[IMAGE1] {garment} garment, product shot [IMAGE2] the same garment worn by a model"
+
+
+class UnreadablePicture(ValueError):
+    """A row whose pictures cannot be used: skipped and counted while a data set is encoded."""
+
+
+class SampleSource(Protocol):
+    """A data set: what `train()` takes. Samples are built when asked for; keys must be cheap."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int) -> str:
+        """The key of sample `index`, without decoding its pictures."""
+
+    def __getitem__(self, index: int) -> TryOnSample:
+        """Builds sample `index`. Raises UnreadablePicture, which names the row, where its pictures cannot be used."""
+
+
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """The picture as RGB, turned as its EXIF orientation says, transparency shown on white."""
+    picture = ImageOps.exif_transpose(picture)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def binary_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The mask as "L" of exactly 0 and 255 at `size` (width, height) of its picture.
+
+    Masks come as RGB and with JPEG noise: a pixel above 127 belongs to the mask.
+    """
+    mask = ImageOps.exif_transpose(mask).convert("L").point(lambda value: 255 if value > 127 else 0)
+    return mask if mask.size == size else mask.resize(size, Image.Resampling.NEAREST)
+
+
+def fit_picture(picture: Image.Image, height: int, width: int) -> Tensor:
+    """[3, height, width] float32 in [-1, 1]: the whole picture, undistorted, centred on white."""
+    fitted = ImageOps.pad(upright_rgb(picture), (width, height), Image.Resampling.LANCZOS, color="white")
+    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
+
+
+def fit_mask(mask: Image.Image, height: int, width: int) -> Tensor:
+    """[1, height, width] float32 of 0 and 1, placed exactly as `fit_picture` places a picture of the same size.
+
+    A resized mask is grey at its edges and would change the conditioning: it is made binary again at one half.
+    """
+    fitted = ImageOps.pad(binary_mask(mask, mask.size), (width, height), Image.Resampling.BILINEAR, color=0)
+    return torch.from_numpy(np.array(fitted) >= 128)[None].float()
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """[3, H, W] in [-1, 1] -> RGB picture."""
+    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def make_diptych(sample: TryOnSample) -> tuple[Tensor, Tensor, Tensor]:
+    """Garment left, person right.
+
+    Returns image [3, H, W] in [-1, 1]; masked [3, H, W], the image with repainted pixels at mid grey (0);
+    mask [1, H, W], 0 over the garment's panel.
+    """
+    image = torch.cat([sample.garment, sample.person], dim=-1)
+    mask = torch.cat([torch.zeros_like(sample.mask), sample.mask], dim=-1)
+    return image, image * (1 - mask), mask
+
+
+def split_diptych(image: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., H, W] -> garment and person, [..., H, W/2] each."""
+    garment, person = image.chunk(2, dim=-1)
+    return garment, person

@@ -1,0 +1,160 @@
+"""A tiny FLUX-Fill model of the real classes, in the real folder layouts, from a seed: no download.
+
+The transformer lies at the root of one folder, as catvton-flux-alpha does; tokenizers, text encoders, VAE and
+scheduler lie in another, as in FLUX.1-dev. Everything downstream treats them as any other model.
+"""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+
+from tryon.sample import CATEGORIES, FIXED_PROMPT, prompt_for
+
+MODEL_VERSION = 1
+MODEL_SEED = 0
+TEXT_WIDTH = 64
+
+
+@dataclass(frozen=True)
+class ToyFolders:
+    """base: laid out as FLUX.1-dev, without a transformer. transformer: laid out as catvton-flux-alpha."""
+
+    base: Path
+    transformer: Path
+
+
+def toy_model(cache_dir: Path) -> ToyFolders:
+    """The toy's folders below `cache_dir`, built there in seconds where they are not yet."""
+    folder = cache_dir / "toy" / f"model-v{MODEL_VERSION}"
+    if not folder.exists():
+        staging = folder.with_name(f".{folder.name}.{os.getpid()}")
+        build_toy_model(staging)
+        try:
+            staging.rename(folder)
+        except OSError:  # another process was faster; its files are the same
+            shutil.rmtree(staging)
+    return ToyFolders(base=folder / "base", transformer=folder / "transformer")
+
+
+def build_toy_model(folder: Path) -> None:
+    """Writes folder/base and folder/transformer: random weights from a fixed seed, the same on every machine."""
+    base = folder / "base"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(MODEL_SEED)
+        _clip_tokenizer().save_pretrained(base / "tokenizer")
+        _t5_tokenizer().save_pretrained(base / "tokenizer_2")
+        _clip_encoder().save_pretrained(base / "text_encoder")
+        _t5_encoder().save_pretrained(base / "text_encoder_2")
+        _vae().save_pretrained(base / "vae")
+        scheduler().save_pretrained(base / "scheduler")
+        _transformer().save_pretrained(folder / "transformer")
+
+
+def scheduler() -> FlowMatchEulerDiscreteScheduler:
+    """FLUX.1-dev's scheduler."""
+    return FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True, base_shift=0.5, max_shift=1.15)
+
+
+def _prompts() -> list[str]:
+    return [FIXED_PROMPT, *(prompt_for("category", category) for category in CATEGORIES)]
+
+
+def _clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Single characters, and merges that build every word of our prompts from its left."""
+    characters = [chr(code) for code in range(33, 127)]
+    merges: dict[tuple[str, str], None] = {}
+    words = {word for prompt in _prompts() for word in _letter_runs(prompt.lower())}
+    for word in sorted(words):
+        symbols = [*word[:-1], f"{word[-1]}</w>"]
+        head = symbols[0]
+        for symbol in symbols[1:]:
+            merges[(head, symbol)] = None
+            head += symbol
+    tokens = [*characters, *(f"{c}</w>" for c in characters), *dict.fromkeys(a + b for a, b in merges)]
+    tokens += ["<|startoftext|>", "<|endoftext|>"]
+    return {token: index for index, token in enumerate(tokens)}, list(merges)
+
+
+def _letter_runs(text: str) -> list[str]:
+    return "".join(c if c.isalpha() else " " for c in text).split()
+
+
+def _clip_tokenizer() -> CLIPTokenizer:
+    vocabulary, merges = _clip_vocabulary()
+    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+
+
+def _t5_tokenizer() -> T5Tokenizer:
+    words = sorted({word for prompt in _prompts() for word in prompt.split()})
+    characters = [chr(code) for code in range(33, 127)]
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -4.0)]
+    pieces += [(f"\u2581{word}", -2.0) for word in words] + [(character, -8.0) for character in characters]
+    return T5Tokenizer(vocab=pieces, extra_ids=0)
+
+
+def _clip_encoder() -> CLIPTextModel:
+    tokenizer = _clip_tokenizer()
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=TEXT_WIDTH,
+            intermediate_size=2 * TEXT_WIDTH,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+        )
+    )
+
+
+def _t5_encoder() -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(
+            vocab_size=len(_t5_tokenizer()),
+            d_model=TEXT_WIDTH,
+            d_kv=TEXT_WIDTH // 2,
+            d_ff=2 * TEXT_WIDTH,
+            num_layers=2,
+            num_heads=2,
+            feed_forward_proj="gated-gelu",
+        )
+    )
+
+
+def _vae() -> AutoencoderKL:
+    """FLUX's VAE with narrow layers: 8x smaller pictures of 16 channels, no quant convolutions."""
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 32, 48, 48),
+        layers_per_block=1,
+        norm_num_groups=8,
+        latent_channels=16,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        force_upcast=False,
+        mid_block_add_attention=False,
+    )
+
+
+def _transformer() -> FluxTransformer2DModel:
+    return FluxTransformer2DModel(
+        in_channels=384,
+        out_channels=64,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=32,
+        num_attention_heads=6,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=TEXT_WIDTH,
+        axes_dims_rope=(8, 12, 12),
+        guidance_embeds=True,
+    )

@@ -1,0 +1,66 @@
+"""What a run says while it runs: the progress bar, metrics.jsonl, and TensorBoard through accelerate."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from PIL import Image
+from tqdm import tqdm
+
+
+def progress_bar(total: int, description: str, visible: bool, initial: int = 0) -> tqdm:
+    """A bar on a terminal; nothing where the output goes to a file.
+
+    The launcher reads the driver's output through a pipe, so it says with TRAIN_TERMINAL that a terminal is behind it.
+    """
+    on_terminal = sys.stderr.isatty() or os.environ.get("TRAIN_TERMINAL") == "1"
+    return tqdm(
+        total=total, initial=initial, desc=description, disable=not (visible and on_terminal), ncols=110, leave=False
+    )
+
+
+def set_up_logging(is_main_process: bool) -> None:
+    """Plain lines on stdout, above the progress bar; only warnings from processes other than the main one."""
+
+    class AboveTheBar(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+
+    handler = AboveTheBar()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO if is_main_process else logging.WARNING, handlers=[handler], force=True)
+    quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """Silences progress bars and remarks of the libraries that a user can do nothing about; errors stay."""
+    import datasets
+    import diffusers
+    import transformers
+
+    for library in (datasets, diffusers.utils, transformers.utils):
+        library.logging.set_verbosity_error()
+        library.logging.disable_progress_bar()
+    for name in ("accelerate", "bitsandbytes", "httpx", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def log_metrics(accelerator: Accelerator, run: Path, step: int, metrics: dict[str, float]) -> None:
+    """One line in the run's metrics.jsonl and one point per curve, from the main process."""
+    if not accelerator.is_main_process:
+        return
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": step, **metrics}) + "\n")
+    accelerator.log(metrics, step=step)
+
+
+def log_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int) -> None:
+    """The picture among TensorBoard's images, where it is used."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.writer.add_image(name, np.asarray(picture), step, dataformats="HWC")

@@ -1,0 +1,87 @@
+"""What a validation measures and shows: the loss on held-out pairs with fixed draws, a labelled grid of pictures."""
+
+from collections.abc import Sequence
+
+import torch
+from diffusers import FluxTransformer2DModel
+from PIL import Image, ImageDraw, ImageFont
+
+from tryon.cache import LatentData
+from tryon.encode import collate, to_device
+from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate
+from tryon.pipeline import model_precision
+from tryon.sample import CATEGORIES, Category, PromptEmbedding, TryOnSample, make_diptych, split_diptych, to_picture
+
+GRID_COLUMNS = ("garment", "person", "masked", "before LoRA", "now")
+LABEL_HEIGHT = 24
+MARGIN = 4
+
+
+@torch.no_grad()
+def validation_loss(
+    transformer: FluxTransformer2DModel,
+    data: LatentData,
+    prompts: dict[Category, PromptEmbedding],
+    *,
+    guidance: float,
+    seed: int,
+) -> dict[str, float]:
+    """Mean unweighted loss over the data, and per category: {"validation/loss": x, "validation/loss_upper": y, ...}.
+
+    Sample i is always measured at the same noise level and with the same noise, so that two steps of a run, or two
+    runs, differ by their weights alone.
+    """
+    device, dtype = transformer.device, transformer.dtype
+    losses: dict[str, list[float]] = {}
+    for index in range(len(data)):
+        latents = data[index]
+        batch = to_device(collate([latents], prompts), device)
+        sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], "none", 0.0, 1.0, [(seed, index)])
+        sigma, noise = sigma.to(device), noise.to(device)
+        x_t, velocity = interpolate(batch.x0.float(), noise, sigma)
+        with model_precision(device, dtype):
+            loss = fill_loss(transformer, batch, x_t, velocity, sigma, guidance).item()
+        losses.setdefault("validation/loss", []).append(loss)
+        losses.setdefault(f"validation/loss_{latents.category}", []).append(loss)
+    return {name: sum(values) / len(values) for name, values in losses.items()}
+
+
+def pick_for_grid(categories: Sequence[Category], count: int) -> list[int]:
+    """Indices of up to `count` samples, the categories taking turns, so that none is missing from the grid."""
+    queues = [[i for i, category in enumerate(categories) if category == each] for each in CATEGORIES]
+    picked = [queue[turn] for turn in range(len(categories)) for queue in queues if turn < len(queue)]
+    return picked[:count]
+
+
+def draw_grid(samples: Sequence[TryOnSample], before: Sequence[Image.Image], now: Sequence[Image.Image]) -> Image.Image:
+    """One row per pair, one labelled column per stage: garment, person, masked person, before the LoRA, now."""
+    height, width = samples[0].person.shape[-2:]
+    side = LABEL_HEIGHT
+    grid = Image.new(
+        "RGB",
+        (side + len(GRID_COLUMNS) * (width + MARGIN), LABEL_HEIGHT + len(samples) * (height + MARGIN)),
+        "white",
+    )
+    for column, label in enumerate(GRID_COLUMNS):
+        grid.paste(_label(label, width), (side + column * (width + MARGIN), 0))
+    for row, sample in enumerate(samples):
+        top = LABEL_HEIGHT + row * (height + MARGIN)
+        _, masked, _ = make_diptych(sample)
+        pictures = (
+            to_picture(sample.garment),
+            to_picture(sample.person),
+            to_picture(split_diptych(masked)[1]),
+            before[row],
+            now[row],
+        )
+        grid.paste(_label(sample.category, height).rotate(90, expand=True), (0, top))
+        for column, picture in enumerate(pictures):
+            grid.paste(picture, (side + column * (width + MARGIN), top))
+    return grid
+
+
+def _label(text: str, width: int) -> Image.Image:
+    label = Image.new("RGB", (width, LABEL_HEIGHT), "white")
+    font = ImageFont.load_default(size=15)
+    ImageDraw.Draw(label).text((width / 2, LABEL_HEIGHT / 2), text, fill="black", font=font, anchor="mm")
+    return label
