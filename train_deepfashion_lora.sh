@@ -87,19 +87,27 @@ wait_for() {
     return "$status"
 }
 
+# The driver's processes write into a pipe that is copied to terminal and train.log. What accelerate itself says, mostly
+# tracebacks of its own, is shown only where the driver did not get as far as speaking for itself.
 mkfifo "$TRAIN_STATUS_DIR/output"
 "$python" -m deepfashion_training.log_output "$run/train.log" <"$TRAIN_STATUS_DIR/output" &
 logger=$!
+exec {output}>"$TRAIN_STATUS_DIR/output" # held open, or the copy would end before the driver begins
 "$python" -m accelerate.commands.launch --quiet "${launch[@]}" -m deepfashion_training.train_deepfashion_lora \
-    --profile "$profile" "${flags[@]}" --output_dir "$run" >"$TRAIN_STATUS_DIR/output" 2>&1 </dev/null &
+    --profile "$profile" "${flags[@]}" --output_dir "$run" >"$TRAIN_STATUS_DIR/accelerate.log" 2>&1 </dev/null {output}>&- &
 launcher=$!
 
 status=0
 wait_for "$launcher" || status=$?
+exec {output}>&-
 wait_for "$logger" || true
 if [[ -f $TRAIN_STATUS_DIR/exit_code ]]; then
     status=$(<"$TRAIN_STATUS_DIR/exit_code")
 elif [[ -n $received ]]; then
     status=$((128 + received))
+elif [[ $status -ne 0 ]] && compgen -G "$TRAIN_STATUS_DIR/*.pid" >/dev/null; then
+    echo "error: a training process was killed from outside, most likely for lack of memory" | tee -a "$run/train.log" >&2
+elif [[ $status -ne 0 ]]; then
+    tee -a "$run/train.log" <"$TRAIN_STATUS_DIR/accelerate.log" >&2
 fi
 exit "$status"

@@ -9,37 +9,65 @@ Every random draw follows from (seed, optimiser step, accumulation index, index 
 the samples from (seed, epoch): neither the number of processes nor an interruption changes what is trained on.
 """
 
+from dataclasses import dataclass
+
+from tryon.config import TrainConfig, cuda_device_count, parse_flags, resolve, setting
+from tryon.entry import check_first, run_script
+from tryon.runs import announce, find_checkpoint, find_lora, lora_file, with_paths
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderConfig:
+    """Which folder this script trains on."""
+
+    dataroot: str | None = setting(None, "folder laid out as VITON-HD is; needed")
+    train_data_list: str = setting("train_pairs.txt", "list of training pairs in dataroot; pictures in its train/")
+    validation_data_list: str = setting("test_pairs.txt", "list of validation pairs in dataroot; pictures in test/")
+
+
+def read_settings(argv: list[str]) -> tuple[TrainConfig, FolderConfig]:
+    """The run's resolved configuration and folder. Raises ValueError, in one sentence, for every mistake."""
+    description = "Trains a try-on LoRA on a VITON-HD folder. Defaults shown are the full profile's."
+    given, folder_given = parse_flags(argv, description, TrainConfig, FolderConfig)
+    config, folders = resolve(given, cuda_device_count()), FolderConfig(**folder_given)
+    if folders.dataroot is None:
+        raise ValueError("--dataroot is missing: name a folder laid out as VITON-HD is")
+    return with_paths(config, "viton_hd_lora"), folders
+
+
+if __name__ == "__main__":
+    check_first(read_settings)  # --help and a wrong flag answer before the heavy imports
+
 import logging
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
-import numpy as np
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import ProjectConfiguration
-from diffusers import FluxFillPipeline
 from diffusers.optimization import get_scheduler
-from PIL import Image
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader
 
-from tryon.cache import LatentData, cache_latents, cache_prompts
-from tryon.checkpoint import TrainerState, load_checkpoint, lora_file, newest_checkpoint, save_checkpoint
-from tryon.config import TrainConfig
-from tryon.encode import collate, to_device
+from folder_datasets import load_viton_hd
+from tryon.batches import load_batches
+from tryon.cache import cache_latents, cache_prompts
+from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint
+from tryon.encode import to_device
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate, loss_weight
-from tryon.lora import LORA_FILE, LoraFacts, add_lora, load_lora
+from tryon.lora import LoraFacts, add_lora, load_lora
 from tryon.masks import MASK_RULE
 from tryon.models import hub_or_folder, load_scheduler, load_transformer, load_vae
-from tryon.pipeline import build_pipeline, try_on
+from tryon.pipeline import build_pipeline
 from tryon.sample import CATEGORIES, Category, FillBatch, PromptEmbedding, SampleSource, prompt_for
-from tryon.tracking import log_metrics, log_picture, progress_bar
-from tryon.validate import draw_grid, pick_for_grid, validation_loss
+from tryon.toy.model import use_toy_model
+from tryon.tracking import log_metrics, progress_bar, set_up_logging
+from tryon.validate import make_validation
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +97,7 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     transformer.to(accelerator.device)
     parameters = add_lora(transformer, config.lora_rank, config.lora_alpha, config.seed)
     if config.init_lora:
-        load_lora(transformer, find_lora(Path(config.init_lora)))
+        load_lora(transformer, find_lora(config.init_lora))
     if config.gradient_checkpointing == "full":
         transformer.enable_gradient_checkpointing()
     logger.info("LoRA: rank %d, %.1f M parameters", config.lora_rank, sum(p.numel() for p in parameters) / 1e6)
@@ -99,52 +127,21 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     batches = iter(load_batches(config, train_latents, prompts, accelerator, state.step, max_steps))
     bar = progress_bar(max_steps, "training", accelerator.is_main_process, initial=state.step)
     started, first_step = time.monotonic(), state.step
-    for step in range(state.step, max_steps):
-        step_started = time.monotonic()
-        total = torch.zeros((), device=accelerator.device)
-        for micro in range(config.gradient_accumulation_steps):
-            batch = to_device(next(batches), accelerator.device)
-            last = micro == config.gradient_accumulation_steps - 1
-            with nullcontext() if last else accelerator.no_sync(model):
-                loss = batch_loss(config, model, batch, step, micro, accelerator)
-                accelerator.backward(loss / config.gradient_accumulation_steps)
-            total += loss.detach() / config.gradient_accumulation_steps
-
-        mean_loss = accelerator.reduce(total, "mean").item()
-        if not math.isfinite(mean_loss):
-            raise ValueError(
-                f"the loss is {mean_loss} at step {step + 1}, so this update was not made: lower --learning_rate "
-                "or look at the data, then resume from the newest checkpoint"
-            )
-        grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        learning_rate = lr_scheduler.get_last_lr()[0]
-        optimizer.step()
-        lr_scheduler.step()
-        optimizer.zero_grad(set_to_none=True)
-        state = replace(state, step=step + 1, samples_seen=state.samples_seen + samples_per_step)
-
-        seconds = time.monotonic() - step_started
-        metrics = {
-            "train/loss": mean_loss,
-            "train/learning_rate": learning_rate,
-            "train/grad_norm": grad_norm.item(),
-            "train/seconds_per_step": seconds,
-        }
+    while state.step < max_steps:
+        metrics = optimiser_step(config, state.step, model, batches, optimizer, lr_scheduler, accelerator)
+        state = replace(state, step=state.step + 1, samples_seen=state.samples_seen + samples_per_step)
         log_metrics(accelerator, run, state.step, metrics)
+        words = "loss {train/loss:.4f}, lr {train/learning_rate:.1e}, {train/seconds:.2f} s/step".format_map(metrics)
         bar.update()
-        bar.set_postfix_str(f"loss {mean_loss:.4f}, lr {learning_rate:.1e}, {seconds:.2f} s/step")
-
+        bar.set_postfix_str(words)
         if state.step % LOG_EVERY == 0 or state.step == max_steps:
             left = (time.monotonic() - started) / (state.step - first_step) * (max_steps - state.step)
-            logger.info(
-                "step %d/%d  loss %.4f  lr %.1e  %.2f s/step  %s left",
-                state.step, max_steps, mean_loss, learning_rate, seconds, hours_minutes_seconds(left),
-            )  # fmt: skip
-        # Once in a while: save, then look. Pictures must not cost the weights they show.
+            logger.info("step %d/%d: %s, %s left", state.step, max_steps, words, timedelta(seconds=round(left)))
+
+        # Once in a while: save, then look. A picture that fails must not cost the weights it shows.
         if state.step % config.checkpointing_steps == 0 or state.step == max_steps:
             if accelerator.is_main_process:
-                facts = lora_facts(config, state.step)
-                keep = config.checkpoints_total_limit
+                facts, keep = lora_facts(config, state.step), config.checkpoints_total_limit
                 checkpoint = save_checkpoint(run, state, facts, transformer, optimizer, lr_scheduler, keep)
                 logger.info("saved %s", lora_file(checkpoint))
             accelerator.wait_for_everyone()
@@ -155,9 +152,53 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     return run
 
 
+def optimiser_step(
+    config: TrainConfig,
+    step: int,
+    model: torch.nn.Module,
+    batches: Iterator[FillBatch],
+    optimizer: Optimizer,
+    lr_scheduler: LRScheduler,
+    accelerator: Accelerator,
+) -> dict[str, float]:
+    """One update from gradient_accumulation_steps batches, and what the curves show of it.
+
+    Raises ValueError before the update where the loss is not finite on any process.
+    """
+    started = time.monotonic()
+    total = torch.zeros((), device=accelerator.device)
+    for micro in range(config.gradient_accumulation_steps):
+        batch = to_device(next(batches), accelerator.device)
+        last = micro == config.gradient_accumulation_steps - 1
+        with nullcontext() if last else accelerator.no_sync(model):
+            loss = batch_loss(config, model, batch, step, micro, accelerator) / config.gradient_accumulation_steps
+            accelerator.backward(loss)
+        total += loss.detach()
+
+    mean_loss = accelerator.reduce(total, "mean").item()
+    if not math.isfinite(mean_loss):
+        raise ValueError(
+            f"the loss is {mean_loss} at step {step + 1}, so this update was not made: lower --learning_rate "
+            "or look at the data, then resume from the newest checkpoint"
+        )
+    parameters = optimizer.param_groups[0]["params"]
+    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
+    learning_rate = lr_scheduler.get_last_lr()[0]
+    optimizer.step()
+    lr_scheduler.step()
+    optimizer.zero_grad(set_to_none=True)
+    return {
+        "train/loss": mean_loss,
+        "train/learning_rate": learning_rate,
+        "train/grad_norm": grad_norm,
+        "train/seconds": time.monotonic() - started,
+    }
+
+
 def start_accelerator(config: TrainConfig, run: Path) -> Accelerator:
     """Accelerate with the run's folder and tracker. Raises ValueError where fewer processes run than were asked for."""
     accelerator = Accelerator(
+        cpu=not torch.cuda.is_available(),  # without it several processes on CPUs would not find each other
         mixed_precision=config.mixed_precision,
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
@@ -181,39 +222,6 @@ def encode_prompts(
     with accelerator.main_process_first():
         embeddings = cache_prompts(sorted(set(texts.values())), config, dtype, accelerator.device)
     return {category: embeddings[text] for category, text in texts.items()}
-
-
-def load_batches(
-    config: TrainConfig,
-    data: LatentData,
-    prompts: dict[Category, PromptEmbedding],
-    accelerator: Accelerator,
-    first_step: int,
-    max_steps: int,
-) -> DataLoader:
-    """This process's share of every global batch from `first_step` to the end, as FillBatches on the CPU."""
-    per_process = config.train_batch_size
-    global_batch = per_process * accelerator.num_processes
-    first_batch = first_step * config.gradient_accumulation_steps
-    batches = (max_steps - first_step) * config.gradient_accumulation_steps
-    order = sample_order(len(data), config.seed, first_batch * global_batch)
-    own = slice(accelerator.process_index * per_process, (accelerator.process_index + 1) * per_process)
-    return DataLoader(
-        data,
-        batch_sampler=[[next(order) for _ in range(global_batch)][own] for _ in range(batches)],
-        collate_fn=lambda samples: collate(samples, prompts),
-        num_workers=config.dataloader_num_workers,
-        pin_memory=accelerator.device.type == "cuda",
-    )
-
-
-def sample_order(count: int, seed: int, start: int) -> Iterator[int]:
-    """The endless stream of sample indices from position `start`: epoch after epoch, each shuffled by (seed, epoch)."""
-    epoch, offset = divmod(start, count)
-    while True:
-        order = np.random.default_rng([seed, epoch]).permutation(count)
-        yield from order[offset:].tolist()
-        epoch, offset = epoch + 1, 0
 
 
 def batch_loss(
@@ -262,64 +270,6 @@ def make_lr_scheduler(config: TrainConfig, optimizer: Optimizer, max_steps: int)
     )
 
 
-def make_validation(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    pipeline: FluxFillPipeline,
-    val_data: SampleSource,
-    val_latents: LatentData,
-    prompts: dict[Category, PromptEmbedding],
-    run: Path,
-) -> Callable[[int], None]:
-    """A function of the step that measures the validation loss and draws the grid, on the main process.
-
-    The pictures before the LoRA are drawn here, once, from the transformer with its LoRA switched off.
-    """
-    transformer = pipeline.transformer
-    by_key = {val_data.key(index): index for index in range(len(val_data))}
-    encoded = [val_latents[index] for index in range(len(val_latents))]
-    picked = pick_for_grid([each.category for each in encoded], config.num_validation_images)
-    samples = [val_data[by_key[encoded[index].key]] for index in picked]
-
-    def draw() -> list[Image.Image]:
-        return [
-            try_on(
-                pipeline,
-                sample,
-                prompts[sample.category],
-                steps=config.num_inference_steps,
-                guidance=config.validation_guidance_scale,
-                seed=config.seed + row,
-            )
-            for row, sample in enumerate(samples)
-        ]
-
-    before: list[Image.Image] = []
-    if accelerator.is_main_process:
-        transformer.disable_adapters()
-        before = draw()
-        transformer.enable_adapters()
-
-    def validate(step: int) -> None:
-        if accelerator.is_main_process:
-            transformer.eval()
-            losses = validation_loss(
-                transformer, val_latents, prompts, guidance=config.guidance_scale, seed=config.seed
-            )
-            log_metrics(accelerator, run, step, losses)
-            grid = draw_grid(samples, before, draw())
-            path = run / "validation" / f"step-{step:06d}.png"
-            path.parent.mkdir(exist_ok=True)
-            grid.save(path)
-            log_picture(accelerator, "validation", grid, step)
-            words = ", ".join(f"{name.removeprefix('validation/')} {loss:.4f}" for name, loss in losses.items())
-            logger.info("validation at step %d: %s; pictures in %s", step, words, path)
-            transformer.train()
-        accelerator.wait_for_everyone()
-
-    return validate
-
-
 def lora_facts(config: TrainConfig, step: int) -> LoraFacts:
     """What the LoRA's header says of its training."""
     return LoraFacts(
@@ -335,21 +285,24 @@ def lora_facts(config: TrainConfig, step: int) -> LoraFacts:
     )
 
 
-def find_checkpoint(name: str, run: Path) -> Path:
-    """The checkpoint that --resume_from_checkpoint names: "latest" is the newest in the run's own folder."""
-    return newest_checkpoint(run) if name == "latest" else Path(name).expanduser()
+def main(argv: list[str]) -> None:
+    config, folders = read_settings(argv)
+    sizes = (config.height, config.width)
+    train_data = load_viton_hd(folders.dataroot, "train", folders.train_data_list, *sizes, config.max_train_samples)
+    val_data = load_viton_hd(
+        folders.dataroot, "test", folders.validation_data_list, *sizes, config.max_validation_samples
+    )
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    set_up_logging(state.is_main_process)
+    if config.toy:
+        with state.main_process_first():
+            config = use_toy_model(config)
+    if state.is_main_process:
+        announce(config, folders)
+    run = train(config, train_data, val_data)
+    logger.info("finished: %s", run)
 
 
-def find_lora(path: Path) -> Path:
-    """The LoRA file that a path names: the file itself, its folder, a checkpoint, or a run (its newest checkpoint)."""
-    path = path.expanduser()
-    for candidate in (path, path / LORA_FILE, lora_file(path)):
-        if candidate.is_file():
-            return candidate
-    return lora_file(newest_checkpoint(path))
-
-
-def hours_minutes_seconds(seconds: float) -> str:
-    """1:02:03 for 3723."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}"
+if __name__ == "__main__":
+    run_script(main)

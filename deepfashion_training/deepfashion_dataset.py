@@ -24,13 +24,14 @@ from tryon.config import TrainConfig
 from tryon.masks import MASK_RULE, agnostic_mask
 from tryon.sample import (
     CATEGORIES,
+    UNREADABLE,
     Category,
     TryOnSample,
     UnreadablePicture,
-    binary_mask,
     fit_mask,
     fit_picture,
-    upright_rgb,
+    read_mask,
+    read_picture,
 )
 
 logger = logging.getLogger(__name__)
@@ -136,23 +137,23 @@ class DeepFashionData:
         elif pair.reference == "flat":
             pictures.append(self.table[pair.reference_row][self.columns.person])
         for picture in pictures:
-            digest.update(hashlib.sha256(picture_bytes(picture)).digest())
+            digest.update(hashlib.sha256(content(picture).getvalue()).digest())
         return digest.hexdigest()
 
     def __getitem__(self, index: int) -> TryOnSample:
         pair = self.pairs[index]
         row = self.table[pair.row]
         try:
-            person = decode(row[self.columns.person])
-            worn = binary_mask(decode(row[self.columns.mask]), person.size)
+            person = read_picture(content(row[self.columns.person]))
+            worn = read_mask(content(row[self.columns.mask]), person.size)
             if pair.reference == "column":
-                garment = decode(row[self.columns.garment])
+                garment = read_picture(content(row[self.columns.garment]))
             elif pair.reference == "flat":
-                garment = decode(self.table[pair.reference_row][self.columns.person])
+                garment = read_picture(content(self.table[pair.reference_row][self.columns.person]))
             else:
                 garment = cut_out(person, worn)
             hidden = agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], pair.category)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise UnreadablePicture(f"row {pair.row} ({pair.pid}): {error}") from error
         mask = Image.fromarray(hidden[0].numpy())
         return TryOnSample(
@@ -297,35 +298,25 @@ def _by_turns(groups: list[list[Pair]]) -> Iterator[Pair]:
         yield from (group[turn] for group in groups if turn < len(group))
 
 
-def picture_bytes(picture: dict[str, Any] | None) -> bytes:
+def content(picture: dict[str, Any] | None) -> io.BytesIO:
     """The undecoded file of an image column's value; empty where there is none."""
     if picture is None:
-        return b""
+        return io.BytesIO()
     if picture["bytes"] is not None:
-        return picture["bytes"]
+        return io.BytesIO(picture["bytes"])
     path = Path(picture["path"])
-    return path.read_bytes() if path.is_file() else b""
-
-
-def decode(picture: dict[str, Any] | None) -> Image.Image:
-    """The picture of an image column's value, read to its last byte. Raises OSError where it is none or broken."""
-    content = picture_bytes(picture)
-    if not content:
-        raise OSError("the picture is missing")
-    image = Image.open(io.BytesIO(content))
-    image.load()
-    return image
+    return io.BytesIO(path.read_bytes() if path.is_file() else b"")
 
 
 def cut_out(person: Image.Image, worn: Image.Image) -> Image.Image:
-    """The garment on white, cropped to it with a margin. `worn`: its mask, "L", of the person's upright size.
+    """The garment on white, cropped to it with a margin. person: RGB; worn: its mask, "L", of the same size.
 
     Raises ValueError where the mask is empty.
     """
     box = worn.getbbox()
     if box is None:
         raise ValueError("the garment's mask is empty")
-    picture = Image.composite(upright_rgb(person), Image.new("RGB", worn.size, "white"), worn).crop(box)
+    picture = Image.composite(person, Image.new("RGB", worn.size, "white"), worn).crop(box)
     margin = round(CUT_OUT_MARGIN * max(picture.size))
     framed = Image.new("RGB", (picture.width + 2 * margin, picture.height + 2 * margin), "white")
     framed.paste(picture, (margin, margin))

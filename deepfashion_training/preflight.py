@@ -5,13 +5,12 @@ The launcher runs this as a module. It prints what the launcher needs to know, o
 """
 
 import re
-import time
-from dataclasses import dataclass, replace
-from os import environ
+from dataclasses import dataclass
 from pathlib import Path
 
-from tryon.config import PROJECT, TrainConfig, cuda_device_count, parse_flags, resolve, setting
+from tryon.config import TrainConfig, cuda_device_count, parse_flags, resolve, setting
 from tryon.entry import run_script
+from tryon.runs import with_paths
 
 DEEPFASHION = "SaffalPoosh/deepFashion-with-masks"
 DESCRIPTION = "LoRA fine-tuning of CatVTON-Flux. Defaults shown are the full profile's; a flag beats the profile."
@@ -36,8 +35,7 @@ def read_settings(argv: list[str]) -> tuple[TrainConfig, DataConfig]:
         data = DataConfig(dataset_name=DEEPFASHION)
     if data.dataset_name is not None:
         data = DataConfig(dataset_name=checked_data_path(data.dataset_name))
-    config = replace(config, data_cache_dir=str(Path(config.data_cache_dir).expanduser().absolute()))
-    return replace(config, output_dir=str(run_folder(config))), data
+    return with_paths(config, "deepfashion_lora"), data
 
 
 def checked_data_path(name: str) -> str:
@@ -53,37 +51,6 @@ def checked_data_path(name: str) -> str:
     if not HUB_NAME.fullmatch(name) or name.startswith("."):
         raise ValueError(f"--dataset_name {name} is neither a folder nor a hub name: check the path")
     return name
-
-
-def run_folder(config: TrainConfig) -> Path:
-    """The run's folder: the one named; the newest one of the profile to be resumed; else a new name below RUNS_DIR.
-
-    Raises ValueError where a new run would write over an old one's checkpoints, or there is nothing to resume.
-    """
-    parent = Path(environ.get("RUNS_DIR") or PROJECT / "runs").expanduser().absolute()
-    prefix = f"deepfashion_lora_{config.profile}_"
-    resume = config.resume_from_checkpoint
-    if resume not in (None, "latest") and not (Path(resume).expanduser() / "manifest.json").is_file():
-        raise ValueError(f"--resume_from_checkpoint {resume} is no whole checkpoint: name a checkpoint-<step> folder")
-    if config.output_dir is not None:
-        folder = Path(config.output_dir).expanduser().absolute()
-        has_checkpoints = any(folder.glob("checkpoint-*/manifest.json"))
-        if has_checkpoints and resume is None:
-            raise ValueError(
-                f"--output_dir {config.output_dir} holds checkpoints of another run: name another folder, "
-                "or add --resume_from_checkpoint latest"
-            )
-        if resume == "latest" and not has_checkpoints:
-            raise ValueError(f"--output_dir {config.output_dir} has no checkpoint to resume: name a run's folder")
-        return folder
-    if resume == "latest":
-        runs = sorted({path.parent.parent for path in parent.glob(f"{prefix}*/checkpoint-*/manifest.json")})
-        if not runs:
-            raise ValueError(f"{parent} has no {config.profile} run with a checkpoint: start one without resuming")
-        return runs[-1]
-    if resume is not None:
-        return Path(resume).expanduser().absolute().parent
-    return parent / f"{prefix}{time.strftime('%Y%m%d_%H%M%S')}"
 
 
 def main(argv: list[str]) -> None:

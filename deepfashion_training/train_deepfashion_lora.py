@@ -4,12 +4,13 @@ Started by train_deepfashion_lora.sh, or by hand: accelerate launch -m deepfashi
 """
 
 import logging
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 from deepfashion_training.preflight import read_settings
-from tryon.config import TrainConfig, save_json
+from tryon.config import TrainConfig
 from tryon.entry import run_script
+from tryon.runs import announce
 
 logger = logging.getLogger(__name__)
 
@@ -20,24 +21,24 @@ def main(argv: list[str]) -> None:
     config, data = read_settings(argv)
 
     # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
+    import torch
     from accelerate import PartialState
 
     from deepfashion_training.deepfashion_dataset import load_deepfashion
     from tryon.tracking import set_up_logging
 
-    state = PartialState()
+    state = PartialState(cpu=not torch.cuda.is_available())
     set_up_logging(state.is_main_process)
     if config.toy:
         logger.info("TOY MODEL: tiny random weights stand in for FLUX and CatVTON. This shows that the pipeline works.")
+        from tryon.toy.model import use_toy_model
+
         with state.main_process_first():
-            config = with_toy_model(config)
+            config = use_toy_model(config)
             if data.dataset_name is None:
                 data = replace(data, dataset_name=str(toy_data(config)))
     if state.is_main_process:
-        Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-        save_json(Path(config.output_dir) / "config.json", {**asdict(config), **asdict(data)})
-        for name, value in {**asdict(config), **asdict(data)}.items():
-            logger.info("  %-38s %s", name, value)
+        announce(config, data)
 
     with state.main_process_first():
         train_data, val_data = load_deepfashion(data.dataset_name, config)
@@ -46,18 +47,6 @@ def main(argv: list[str]) -> None:
 
     run = train(config, train_data, val_data)
     logger.info("finished: %s", run)
-
-
-def with_toy_model(config: TrainConfig) -> TrainConfig:
-    """The configuration with the paths of the toy's model, which is built where it is not there yet."""
-    from tryon.toy.model import toy_model
-
-    folders = toy_model(Path(config.data_cache_dir))
-    return replace(
-        config,
-        pretrained_model_name_or_path=str(folders.base),
-        pretrained_inpaint_model_name_or_path=str(folders.transformer),
-    )
 
 
 def toy_data(config: TrainConfig) -> Path:

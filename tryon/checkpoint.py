@@ -24,9 +24,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from tryon.config import save_json
-from tryon.lora import LORA_FILE, LoraFacts, load_lora, save_lora
-
-MANIFEST = "manifest.json"
+from tryon.lora import LoraFacts, load_lora, save_lora
+from tryon.runs import MANIFEST, checkpoints, lora_file
 
 
 @dataclass(frozen=True)
@@ -36,25 +35,6 @@ class TrainerState:
     step: int
     seed: int
     samples_seen: int
-
-
-def lora_file(checkpoint: Path) -> Path:
-    """The LoRA of a checkpoint folder."""
-    return checkpoint / "transformer" / LORA_FILE
-
-
-def checkpoints(run: Path) -> list[Path]:
-    """The run's whole checkpoints, oldest first."""
-    whole = [path.parent for path in run.glob(f"checkpoint-*/{MANIFEST}")]
-    return sorted(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
-def newest_checkpoint(run: Path) -> Path:
-    """The run's newest whole checkpoint. Raises ValueError where there is none."""
-    found = checkpoints(run)
-    if not found:
-        raise ValueError(f"{run} has no checkpoint: name a run or a checkpoint folder, or start without resuming")
-    return found[-1]
 
 
 def save_checkpoint(

@@ -1,7 +1,8 @@
 """What every script does around its main function: signals, errors in plain words, an exit code that gets out.
 
-`accelerate launch` turns every exit code into 1 and does not pass signals on. The launcher therefore gives its
-processes a folder, TRAIN_STATUS_DIR: each leaves its process id there, and the first that fails its exit code.
+`accelerate launch` turns every exit code into 1, does not pass signals on and prints tracebacks of its own. The
+launcher therefore gives its processes a folder, TRAIN_STATUS_DIR. Each writes its output to the pipe `output` in it and
+leaves its process id there; the first that fails leaves its exit code.
 """
 
 import os
@@ -19,6 +20,14 @@ STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _received: list[int] = []
 
 
+def check_first(read_settings: Callable[[list[str]], object]) -> None:
+    """Reads the settings from the command line and leaves the process where they are wrong, or after --help."""
+    try:
+        read_settings(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(_exit_code(error))
+
+
 def run_script(main: Callable[[list[str]], None]) -> NoReturn:
     """Calls main with the command line's arguments and leaves the process.
 
@@ -29,7 +38,7 @@ def run_script(main: Callable[[list[str]], None]) -> NoReturn:
     for each in STOP_SIGNALS:
         signal.signal(each, _stop)
     if status:
-        (Path(status) / f"{os.getpid()}.pid").touch()
+        _join_launcher(Path(status))
     try:
         main(sys.argv[1:])
         code = 0
@@ -39,6 +48,14 @@ def run_script(main: Callable[[list[str]], None]) -> NoReturn:
     if status and code:
         _leave_exit_code(Path(status) / "exit_code", code)
     sys.exit(code)
+
+
+def _join_launcher(status: Path) -> None:
+    pipe = os.open(status / "output", os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(pipe, stream)
+    os.close(pipe)
+    (status / f"{os.getpid()}.pid").touch()
 
 
 def _stop(number: int, frame: FrameType | None) -> None:

@@ -11,7 +11,8 @@ from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dic
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-LORA_FILE = "pytorch_lora_weights.safetensors"
+from tryon.runs import LORA_FILE
+
 PREFIX = "transformer."
 # The key of our own facts in the file's header. diffusers reads only its own key and leaves this one alone.
 FACTS_KEY = "tryon_lora"

@@ -44,8 +44,8 @@ def try_on(
 ) -> Image.Image:
     """The person of the sample wearing its garment: an RGB picture of the panel's size.
 
-    Only the masked part is generated; what the VAE makes of the rest is returned as it is. The noise comes from a CPU
-    generator, so that every device starts from the same.
+    Pixels outside the mask are exactly the person's. The noise comes from a CPU generator, so that every device starts
+    from the same.
     """
     image, _, mask = make_diptych(sample)
     height, width = image.shape[-2:]
@@ -54,8 +54,9 @@ def try_on(
     device, dtype = pipeline.transformer.device, pipeline.transformer.dtype
     with model_precision(device, dtype):
         decoded = pipeline(
-            # In [0, 1]: the pipeline normalises, and would do so again to a tensor that happens to have no negatives.
-            image=(image[None] + 1) / 2,
+            # As a picture: the pipeline normalises it as fit_picture did. It would also normalise a tensor in [-1, 1]
+            # that happens to have no negative values.
+            image=to_picture(image),
             mask_image=mask[None],
             height=height,
             width=width,
@@ -67,5 +68,5 @@ def try_on(
             pooled_prompt_embeds=prompt.pooled[None].to(device, dtype),
             output_type="pt",
         ).images[0]
-    _, person = split_diptych(decoded.float() * 2 - 1)
-    return to_picture(person)
+    _, generated = split_diptych(decoded.float().cpu() * 2 - 1)
+    return to_picture(torch.where(sample.mask.bool(), generated, sample.person))

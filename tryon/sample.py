@@ -5,7 +5,8 @@ image tokens; T text tokens.
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from pathlib import Path
+from typing import BinaryIO, Literal, Protocol, get_args
 
 import numpy as np
 import torch
@@ -92,6 +93,10 @@ class UnreadablePicture(ValueError):
     """A row whose pictures cannot be used: skipped and counted while a data set is encoded."""
 
 
+# What Pillow and our own checks raise for a picture that cannot be used.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
 class SampleSource(Protocol):
     """A data set: what `train()` takes. Samples are built when asked for; keys must be cheap."""
 
@@ -102,6 +107,20 @@ class SampleSource(Protocol):
 
     def __getitem__(self, index: int) -> TryOnSample:
         """Builds sample `index`. Raises UnreadablePicture, which names the row, where its pictures cannot be used."""
+
+
+def read_picture(source: Path | BinaryIO) -> Image.Image:
+    """The picture, read to its last byte, upright and RGB. Raises one of UNREADABLE where it is broken."""
+    image = Image.open(source)
+    image.load()
+    return upright_rgb(image)
+
+
+def read_mask(source: Path | BinaryIO, size: tuple[int, int]) -> Image.Image:
+    """The mask, read to its last byte, binary and at `size` (width, height) of its picture."""
+    mask = Image.open(source)
+    mask.load()
+    return binary_mask(mask, size)
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
@@ -125,7 +144,8 @@ def binary_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
 def fit_picture(picture: Image.Image, height: int, width: int) -> Tensor:
     """[3, height, width] float32 in [-1, 1]: the whole picture, undistorted, centred on white."""
     fitted = ImageOps.pad(upright_rgb(picture), (width, height), Image.Resampling.LANCZOS, color="white")
-    return torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 127.5 - 1
+    # In the pipeline's own order of operations, so that not even the last bit differs from what it makes of a picture.
+    return 2 * (torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255) - 1
 
 
 def fit_mask(mask: Image.Image, height: int, width: int) -> Tensor:

@@ -1,20 +1,94 @@
 """What a validation measures and shows: the loss on held-out pairs with fixed draws, a labelled grid of pictures."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import torch
-from diffusers import FluxTransformer2DModel
+from accelerate import Accelerator
+from diffusers import FluxFillPipeline, FluxTransformer2DModel
 from PIL import Image, ImageDraw, ImageFont
 
 from tryon.cache import LatentData
+from tryon.config import TrainConfig
 from tryon.encode import collate, to_device
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate
-from tryon.pipeline import model_precision
-from tryon.sample import CATEGORIES, Category, PromptEmbedding, TryOnSample, make_diptych, split_diptych, to_picture
+from tryon.pipeline import model_precision, try_on
+from tryon.sample import (
+    CATEGORIES,
+    Category,
+    PromptEmbedding,
+    SampleSource,
+    TryOnSample,
+    make_diptych,
+    split_diptych,
+    to_picture,
+)
+from tryon.tracking import log_metrics, log_picture
+
+logger = logging.getLogger(__name__)
 
 GRID_COLUMNS = ("garment", "person", "masked", "before LoRA", "now")
 LABEL_HEIGHT = 24
 MARGIN = 4
+
+
+def make_validation(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    pipeline: FluxFillPipeline,
+    val_data: SampleSource,
+    val_latents: LatentData,
+    prompts: dict[Category, PromptEmbedding],
+    run: Path,
+) -> Callable[[int], None]:
+    """A function of the step that measures the validation loss and draws the grid, on the main process.
+
+    The pictures before the LoRA are drawn here, once, from the transformer with its LoRA switched off.
+    """
+    transformer = pipeline.transformer
+    by_key = {val_data.key(index): index for index in range(len(val_data))}
+    encoded = [val_latents[index] for index in range(len(val_latents))]
+    picked = pick_for_grid([each.category for each in encoded], config.num_validation_images)
+    samples = [val_data[by_key[encoded[index].key]] for index in picked]
+
+    def draw() -> list[Image.Image]:
+        return [
+            try_on(
+                pipeline,
+                sample,
+                prompts[sample.category],
+                steps=config.num_inference_steps,
+                guidance=config.validation_guidance_scale,
+                seed=config.seed + row,
+            )
+            for row, sample in enumerate(samples)
+        ]
+
+    before: list[Image.Image] = []
+    if accelerator.is_main_process:
+        transformer.disable_adapters()
+        before = draw()
+        transformer.enable_adapters()
+
+    def validate(step: int) -> None:
+        if accelerator.is_main_process:
+            transformer.eval()
+            losses = validation_loss(
+                transformer, val_latents, prompts, guidance=config.guidance_scale, seed=config.seed
+            )
+            log_metrics(accelerator, run, step, losses)
+            grid = draw_grid(samples, before, draw())
+            path = run / "validation" / f"step-{step:06d}.png"
+            path.parent.mkdir(exist_ok=True)
+            grid.save(path)
+            log_picture(accelerator, "validation", grid, step)
+            words = ", ".join(f"{name.removeprefix('validation/')} {loss:.4f}" for name, loss in losses.items())
+            logger.info("validation at step %d: %s; pictures in %s", step, words, path)
+            transformer.train()
+        accelerator.wait_for_everyone()
+
+    return validate
 
 
 @torch.no_grad()

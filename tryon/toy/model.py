@@ -6,13 +6,14 @@ scheduler lie in another, as in FLUX.1-dev. Everything downstream treats them as
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
+from tryon.config import TrainConfig
 from tryon.sample import CATEGORIES, FIXED_PROMPT, prompt_for
 
 MODEL_VERSION = 1
@@ -26,6 +27,16 @@ class ToyFolders:
 
     base: Path
     transformer: Path
+
+
+def use_toy_model(config: TrainConfig) -> TrainConfig:
+    """The configuration with the paths of the toy's model, which is built in seconds where it is not there yet."""
+    folders = toy_model(Path(config.data_cache_dir))
+    return replace(
+        config,
+        pretrained_model_name_or_path=str(folders.base),
+        pretrained_inpaint_model_name_or_path=str(folders.transformer),
+    )
 
 
 def toy_model(cache_dir: Path) -> ToyFolders:

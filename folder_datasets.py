@@ -1,0 +1,75 @@
+"""Try-on data sets that lie in folders, as TryOnSamples. VITON-HD:
+
+    <dataroot>/train/image/00001_00.jpg               the person
+    <dataroot>/train/cloth/00001_00.jpg               the garment it wears
+    <dataroot>/train/agnostic-mask/00001_00_mask.png  white: to be repainted
+    <dataroot>/train_pairs.txt                        lines of `person.jpg garment.jpg`
+
+and the same below `test`. The second name of a line is the garment of the unpaired test: training and validation pair a
+person with the garment of its own name.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from tryon.sample import UNREADABLE, TryOnSample, UnreadablePicture, fit_mask, fit_picture, read_mask, read_picture
+
+PARTS = ("image", "cloth", "agnostic-mask")
+
+
+@dataclass(frozen=True)
+class VitonHdData:
+    """The pairs of one list as samples of one panel size: a SampleSource. Every garment is an upper-body one."""
+
+    folder: Path
+    names: list[str]
+    height: int
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def files(self, index: int) -> tuple[Path, Path, Path]:
+        """Person, garment and mask of pair `index`."""
+        name = self.names[index]
+        mask = self.folder / "agnostic-mask" / f"{Path(name).stem}_mask.png"
+        return self.folder / "image" / name, self.folder / "cloth" / name, mask
+
+    def key(self, index: int) -> str:
+        """A hash of the files' bytes and of the panel size. A missing file counts as an empty one."""
+        digest = hashlib.sha256(repr(("viton-hd", self.height, self.width)).encode())
+        for file in self.files(index):
+            digest.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
+        return digest.hexdigest()
+
+    def __getitem__(self, index: int) -> TryOnSample:
+        try:
+            person_file, garment_file, mask_file = self.files(index)
+            person, garment = read_picture(person_file), read_picture(garment_file)
+            mask = read_mask(mask_file, person.size)
+        except UNREADABLE as error:
+            raise UnreadablePicture(f"{self.names[index]}: {error}") from error
+        return TryOnSample(
+            key=self.key(index),
+            garment=fit_picture(garment, self.height, self.width),
+            person=fit_picture(person, self.height, self.width),
+            mask=fit_mask(mask, self.height, self.width),
+            category="upper",
+        )
+
+
+def load_viton_hd(dataroot: str, split: str, list_name: str, height: int, width: int, limit: int | None) -> VitonHdData:
+    """The first `limit` pairs of <dataroot>/<list_name>, whose pictures lie in <dataroot>/<split>.
+
+    Raises ValueError where list or folders are missing, or the list is empty.
+    """
+    root = Path(dataroot).expanduser()
+    folder, pairs = root / split, root / list_name
+    missing = [str(path) for path in (pairs, *(folder / name for name in PARTS)) if not path.exists()]
+    if missing:
+        raise ValueError(f"--dataroot {dataroot} lacks {', '.join(missing)}: give a folder laid out as VITON-HD is")
+    names = [line.split()[0] for line in pairs.read_text().splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"{pairs} names no pair: write lines of `person.jpg garment.jpg`")
+    return VitonHdData(folder, names[:limit], height, width)

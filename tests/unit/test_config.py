@@ -1,0 +1,133 @@
+"""Profiles, flags and the checks of the configuration."""
+
+import dataclasses
+import re
+
+import pytest
+from conftest import PROJECT
+
+from tryon.config import PROFILES, TrainConfig, on_toy, parse_flags, resolve
+
+
+def given(*argv: str) -> dict:
+    return parse_flags(argv, "test", TrainConfig)[0]
+
+
+@pytest.mark.parametrize(
+    ("profile", "expected"),
+    [
+        (
+            "quick_test",
+            {
+                "height": 512, "width": 384, "max_train_samples": 100, "max_validation_samples": 20,
+                "max_train_steps": 50, "train_batch_size": 1, "gradient_accumulation_steps": 4, "lora_rank": 16,
+                "lora_alpha": 16, "lr_warmup_steps": 10, "validation_steps": 25, "checkpointing_steps": 25,
+            },
+        ),
+        (
+            "full",
+            {
+                "height": 768, "width": 576, "max_train_samples": None, "max_validation_samples": 64,
+                "max_train_steps": 8000, "train_batch_size": 1, "gradient_accumulation_steps": 8, "lora_rank": 64,
+                "lora_alpha": 64, "lr_warmup_steps": 100, "validation_steps": 500, "checkpointing_steps": 500,
+            },
+        ),
+        (
+            "h100",
+            {
+                "height": 768, "width": 576, "max_train_samples": None, "max_validation_samples": 64,
+                "max_train_steps": 8000, "train_batch_size": 4, "gradient_accumulation_steps": 2, "lora_rank": 128,
+                "lora_alpha": 128, "lr_warmup_steps": 100, "validation_steps": 500, "checkpointing_steps": 500,
+            },
+        ),
+    ],
+)  # fmt: skip
+def test_profiles_are_those_of_the_readme(profile: str, expected: dict) -> None:
+    config = resolve({"profile": profile}, cuda_devices=1)
+    common = {"learning_rate": 1e-4, "lr_scheduler": "constant", "mixed_precision": "bf16", "toy": False}
+    for name, value in {**expected, **common}.items():
+        assert getattr(config, name) == value, name
+    if profile != "quick_test":
+        assert config.train_batch_size * config.gradient_accumulation_steps == 8
+
+
+def test_quick_test_falls_back_to_the_toy_only_without_a_gpu() -> None:
+    assert resolve({"profile": "quick_test"}, cuda_devices=0).toy
+    assert not resolve({"profile": "quick_test"}, cuda_devices=1).toy
+    assert resolve({"profile": "quick_test", "toy": True}, cuda_devices=1).toy
+
+
+@pytest.mark.parametrize("profile", ["full", "h100"])
+def test_real_profiles_need_a_gpu(profile: str) -> None:
+    with pytest.raises(ValueError, match="needs a CUDA device"):
+        resolve({"profile": profile}, cuda_devices=0)
+    toy = resolve({"profile": profile, "toy": True}, cuda_devices=0)
+    assert (toy.toy, toy.height, toy.width, toy.max_sequence_length) == (True, 192, 144, 16)
+    assert (toy.mixed_precision, toy.lora_rank) == ("no", PROFILES[profile]().lora_rank)
+
+
+def test_a_flag_beats_profile_and_toy() -> None:
+    config = resolve(given("--profile", "h100", "--toy", "--lora_rank", "8", "--height", "96"), cuda_devices=0)
+    assert (config.lora_rank, config.lora_alpha, config.height, config.width) == (8, 8, 96, 144)
+
+
+def test_flags_of_every_kind() -> None:
+    flags = given("--toy", "--learning_rate", "3e-5", "--optimizer", "adamw8bit", "--max_train_samples", "7",
+                  "--checkpoints_total_limit", "none", "--output_dir", "a folder")  # fmt: skip
+    assert flags == {
+        "toy": True, "learning_rate": 3e-5, "optimizer": "adamw8bit", "max_train_samples": 7,
+        "checkpoints_total_limit": None, "output_dir": "a folder",
+    }  # fmt: skip
+
+
+def test_unknown_flags_are_all_named_and_abbreviations_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"--learning_rat \(did you mean --learning_rate\?\); unknown flag --frobnicate"
+    ):
+        given("--learning_rat", "1", "--frobnicate=2")
+    with pytest.raises(ValueError, match="unknown flag stray"):
+        given("stray")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--learning_rate", "fast"], "--learning_rate: invalid float value: 'fast'"),
+        (["--max_train_steps", "1.5"], "--max_train_steps: invalid int value: '1.5'"),
+        (["--optimizer", "sgd"], "--optimizer: invalid choice: 'sgd'"),
+        (["--seed"], "--seed: expected one argument"),
+    ],
+)
+def test_values_of_the_wrong_kind(argv: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        given(*argv)
+
+
+def test_all_mistakes_come_in_one_message() -> None:
+    flags = given("--height", "100", "--lora_rank", "0", "--adam_beta1", "1.5", "--learning_rate", "nan",
+                  "--init_lora", "a", "--resume_from_checkpoint", "b")  # fmt: skip
+    with pytest.raises(ValueError) as error:
+        resolve(flags, cuda_devices=1)
+    for name in ("--height", "--lora_rank", "--adam_beta1", "--learning_rate", "--init_lora"):
+        assert name in str(error.value)
+
+
+def test_more_processes_than_devices_are_refused() -> None:
+    with pytest.raises(ValueError, match="at most one process per device"):
+        resolve({"num_processes": 2}, cuda_devices=1)
+
+
+def test_every_setting_is_read_somewhere() -> None:
+    files = [*PROJECT.glob("*.py"), *PROJECT.glob("tryon/**/*.py"), *PROJECT.glob("deepfashion_training/*.py")]
+    source = "\n".join(path.read_text() for path in files)
+    unread = [each.name for each in dataclasses.fields(TrainConfig) if not re.search(rf"config\.{each.name}\b", source)]
+    assert unread == []
+
+
+def test_the_toy_changes_no_more_than_it_says() -> None:
+    before, after = dataclasses.asdict(PROFILES["full"]()), dataclasses.asdict(on_toy(PROFILES["full"]()))
+    changed = {name for name in before if before[name] != after[name]}
+    assert changed == {
+        "toy", "height", "width", "max_sequence_length", "prompt", "mixed_precision", "gradient_checkpointing",
+        "num_inference_steps", "dataloader_num_workers",
+    }  # fmt: skip

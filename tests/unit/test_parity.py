@@ -1,0 +1,83 @@
+"""Training and inference see the same thing: our conditioning is FluxFillPipeline's, with difference 0."""
+
+import pytest
+import torch
+from conftest import make_sample
+from diffusers import FluxFillPipeline, FluxTransformer2DModel
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+from tryon.encode import collate, encode_prompt, encode_sample
+from tryon.geometry import image_ids, pack_latents, text_ids, unpack_latents
+from tryon.models import load_text_encoders
+from tryon.pipeline import build_pipeline, try_on
+from tryon.sample import CATEGORIES, prompt_for
+from tryon.toy.model import ToyFolders, scheduler
+
+
+@pytest.fixture(scope="module")
+def prompts(toy: ToyFolders):
+    text_encoders = load_text_encoders(str(toy.base), None, torch.float32)
+    return {category: encode_prompt(text_encoders, prompt_for("category", category), 16) for category in CATEGORIES}
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_conditioning_of_training_is_that_of_inference(
+    seed: int, transformer: FluxTransformer2DModel, vae, prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the transformer gets from `try_on`, caught at its door, against the batch that training builds.
+
+    The pipeline samples the posterior where training takes its mode; here it takes the mode too.
+    """
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+    sample = make_sample(seed)
+    caught: list[dict] = []
+    transformer.register_forward_pre_hook(lambda module, args, kwargs: caught.append(kwargs), with_kwargs=True)
+    try_on(
+        build_pipeline(transformer, vae, scheduler()), sample, prompts[sample.category], steps=1, guidance=30, seed=0
+    )
+
+    batch = collate([encode_sample(vae, sample)], prompts)
+    at_inference = caught[0]
+    assert torch.equal(at_inference["hidden_states"][:, :, 64:], batch.cond)
+    assert torch.equal(at_inference["encoder_hidden_states"], batch.prompt)
+    assert torch.equal(at_inference["pooled_projections"], batch.pooled)
+    assert torch.equal(at_inference["img_ids"], batch.img_ids)
+    assert torch.equal(at_inference["txt_ids"], batch.txt_ids)
+
+
+def test_a_picture_without_dark_pixels_is_not_normalised_twice(
+    transformer: FluxTransformer2DModel, vae, prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
+    bright = make_sample(0, least=128)
+    caught: list[torch.Tensor] = []
+    transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: caught.append(kwargs["hidden_states"]), with_kwargs=True
+    )
+    try_on(build_pipeline(transformer, vae, scheduler()), bright, prompts["upper"], steps=1, guidance=30, seed=0)
+    assert torch.equal(caught[0][:, :, 64:], collate([encode_sample(vae, bright)], prompts).cond)
+
+
+def test_packing_is_the_pipelines() -> None:
+    x = torch.randn(2, 16, 12, 8)
+    assert torch.equal(pack_latents(x), FluxFillPipeline._pack_latents(x, 2, 16, 12, 8))
+    assert torch.equal(unpack_latents(pack_latents(x), 12, 8), x)
+    ids = FluxFillPipeline._prepare_latent_image_ids(1, 6, 4, torch.device("cpu"), torch.float32)
+    assert torch.equal(image_ids(12, 8), ids)
+    assert torch.equal(text_ids(5), torch.zeros(5, 3))
+
+
+def test_try_on_leaves_the_rest_of_the_person_alone(transformer: FluxTransformer2DModel, vae, prompts) -> None:
+    from tryon.sample import fit_picture, to_picture
+
+    sample = make_sample(1)
+    pipeline = build_pipeline(transformer, vae, scheduler())
+    result = try_on(pipeline, sample, prompts["lower"], steps=2, guidance=30, seed=5)
+    person = to_picture(sample.person)
+    assert result.size == person.size
+    changed = (fit_picture(result, 96, 64) != fit_picture(person, 96, 64)).any(0, keepdim=True)
+    assert not changed[sample.mask == 0].any()
+    assert changed[sample.mask == 1].float().mean() > 0.9
+    again = try_on(pipeline, sample, prompts["lower"], steps=2, guidance=30, seed=5)
+    other = try_on(pipeline, sample, prompts["lower"], steps=2, guidance=30, seed=6)
+    assert result.tobytes() == again.tobytes() != other.tobytes()

@@ -1,0 +1,105 @@
+"""Where a run's files lie, and which run or checkpoint a name means. Imports nothing heavy.
+
+    runs/<prefix>_<profile>_<YYYYmmdd_HHMMSS>/
+        config.json  metrics.jsonl  train.log  logs/  validation/step-000025.png
+        checkpoint-<step>/transformer/pytorch_lora_weights.safetensors  ...  manifest.json
+
+A checkpoint is whole when its manifest is there: it is written last.
+"""
+
+import logging
+import time
+from dataclasses import asdict, replace
+from os import environ
+from pathlib import Path
+from typing import Any
+
+from tryon.config import PROJECT, TrainConfig, save_json
+
+logger = logging.getLogger(__name__)
+
+LORA_FILE = "pytorch_lora_weights.safetensors"
+MANIFEST = "manifest.json"
+
+
+def with_paths(config: TrainConfig, prefix: str) -> TrainConfig:
+    """The configuration with the run's folder, and with paths that hold from anywhere. Nothing is created."""
+    cache = Path(config.data_cache_dir).expanduser().absolute()
+    return replace(config, data_cache_dir=str(cache), output_dir=str(run_folder(config, prefix)))
+
+
+def announce(config: TrainConfig, data: Any) -> None:
+    """Creates the run's folder with config.json in it, and prints every setting. data: the data set's dataclass."""
+    settings = {**asdict(config), **asdict(data)}
+    folder = Path(config.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    save_json(folder / "config.json", settings)
+    for name, value in settings.items():
+        logger.info("  %-38s %s", name, value)
+
+
+def run_folder(config: TrainConfig, prefix: str) -> Path:
+    """The run's folder: the one named; the run that is resumed; else a new name below RUNS_DIR. Nothing is created.
+
+    `latest` without a folder means the newest run of the profile. Raises ValueError where a new run would mix with an
+    old one's checkpoints, or there is nothing to resume.
+    """
+    parent = Path(environ.get("RUNS_DIR") or PROJECT / "runs").expanduser().absolute()
+    prefix = f"{prefix}_{config.profile}_"
+    resume = config.resume_from_checkpoint
+    if resume not in (None, "latest") and not (Path(resume).expanduser() / MANIFEST).is_file():
+        raise ValueError(f"--resume_from_checkpoint {resume} is no whole checkpoint: name a checkpoint-<step> folder")
+    if config.output_dir is not None:
+        folder = Path(config.output_dir).expanduser().absolute()
+        if checkpoints(folder) and resume is None:
+            raise ValueError(
+                f"--output_dir {config.output_dir} holds checkpoints of another run: name another folder, "
+                "or add --resume_from_checkpoint latest"
+            )
+        if resume == "latest" and not checkpoints(folder):
+            raise ValueError(f"--output_dir {config.output_dir} has no checkpoint to resume: name a run's folder")
+        return folder
+    if resume == "latest":
+        runs = sorted(path for path in parent.glob(f"{prefix}*") if checkpoints(path))
+        if not runs:
+            raise ValueError(f"{parent} has no {config.profile} run with a checkpoint: start one without resuming")
+        return runs[-1]
+    if resume is not None:
+        return Path(resume).expanduser().absolute().parent
+    return parent / f"{prefix}{time.strftime('%Y%m%d_%H%M%S')}"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The run's whole checkpoints, oldest first."""
+    whole = [path.parent for path in run.glob(f"checkpoint-*/{MANIFEST}")]
+    return sorted(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def find_checkpoint(name: str, run: Path) -> Path:
+    """The checkpoint that --resume_from_checkpoint names: `latest` is the newest in the run's own folder."""
+    return newest_checkpoint(run) if name == "latest" else Path(name).expanduser()
+
+
+def newest_checkpoint(run: Path) -> Path:
+    """The run's newest whole checkpoint. Raises ValueError where there is none."""
+    found = checkpoints(run)
+    if not found:
+        raise ValueError(f"{run} has no checkpoint: name a run or a checkpoint folder")
+    return found[-1]
+
+
+def lora_file(checkpoint: Path) -> Path:
+    """The LoRA of a checkpoint folder."""
+    return checkpoint / "transformer" / LORA_FILE
+
+
+def find_lora(name: str) -> Path:
+    """The LoRA file that a path names: the file itself, its folder, a checkpoint, or a run (its newest checkpoint).
+
+    Raises ValueError where there is none.
+    """
+    path = Path(name).expanduser()
+    for candidate in (path, path / LORA_FILE, lora_file(path)):
+        if candidate.is_file():
+            return candidate
+    return lora_file(newest_checkpoint(path))
