@@ -144,8 +144,8 @@ def binary_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
 def fit_picture(picture: Image.Image, height: int, width: int) -> Tensor:
     """[3, height, width] float32 in [-1, 1]: the whole picture, undistorted, centred on white."""
     fitted = ImageOps.pad(upright_rgb(picture), (width, height), Image.Resampling.LANCZOS, color="white")
-    # In the pipeline's own order of operations, so that not even the last bit differs from what it makes of a picture.
-    return 2 * (torch.from_numpy(np.array(fitted)).permute(2, 0, 1).float() / 255) - 1
+    # In the pipeline's order of operations and memory layout: not even the last bit differs from what it makes of it.
+    return 2 * (torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous().float() / 255) - 1
 
 
 def fit_mask(mask: Image.Image, height: int, width: int) -> Tensor:
