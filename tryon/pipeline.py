@@ -54,9 +54,9 @@ def try_on(
     device, dtype = pipeline.transformer.device, pipeline.transformer.dtype
     with model_precision(device, dtype):
         decoded = pipeline(
-            # As a picture: the pipeline normalises it as fit_picture did. It would also normalise a tensor in [-1, 1]
-            # that happens to have no negative values.
-            image=to_picture(image),
+            # In [0, 1], which the pipeline normalises as fit_picture did; rounded back to 256 levels it comes out the same
+            # to the last bit. A tensor in [-1, 1] would be normalised again if it happened to have no negative values.
+            image=((image[None] + 1) * 127.5).round() / 255,
             mask_image=mask[None],
             height=height,
             width=width,
