@@ -268,7 +268,8 @@ def category_of(cloth_type: str | int | None, caption: str | None) -> Category:
         known = ", ".join([*CLOTH_TYPES, *(name for name in CAPTION_RULES if name)])
         raise ValueError(f"cloth_type {word} is not known: rename it to one of {known}")
     text = (caption or "").lower()
-    return next(category for pattern, category in CAPTION_RULES[word] if re.search(rf"\b({pattern})\b", text))
+    rules = CAPTION_RULES[word]
+    return next(category for pattern, category in rules if not pattern or re.search(rf"\b({pattern})\b", text))
 
 
 def split_by_item(

@@ -16,6 +16,7 @@ import os
 import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
@@ -101,21 +102,32 @@ def _sha256(path: Path) -> str:
 def _save_optimizer(folder: Path, optimizer: Optimizer) -> None:
     """Tensors go to safetensors under "<parameter>.<name>", everything else to JSON."""
     state = optimizer.state_dict()
-    tensors, scalars = {}, {}
-    for index, values in state["state"].items():
-        for name, value in values.items():
-            (tensors if isinstance(value, torch.Tensor) else scalars)[f"{index}.{name}"] = value
-    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, folder / "optimizer.safetensors")
+    flat = _flatten(state["state"])
+    tensors = {name: value.contiguous().cpu() for name, value in flat.items() if isinstance(value, torch.Tensor)}
+    scalars = {name: value for name, value in flat.items() if name not in tensors}
+    save_file(tensors, folder / "optimizer.safetensors")
     save_json(folder / "optimizer.json", {"scalars": scalars, "param_groups": state["param_groups"]})
 
 
 def _load_optimizer(folder: Path, optimizer: Optimizer) -> None:
     stored = json.loads((folder / "optimizer.json").read_text())
-    state: dict[int, dict[str, object]] = {}
-    for key, value in {**load_file(folder / "optimizer.safetensors"), **stored["scalars"]}.items():
-        index, name = key.split(".", 1)
-        state.setdefault(int(index), {})[name] = value
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in {**load_file(folder / "optimizer.safetensors"), **stored["scalars"]}.items():
+        index, *path, last = name.split(".")
+        place = state.setdefault(int(index), {})
+        for key in path:
+            place = place.setdefault(key, {})
+        place[last] = value
     optimizer.load_state_dict({"state": state, "param_groups": stored["param_groups"]})
+
+
+def _flatten(state: dict[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries, which bitsandbytes' optimisers have, as one with dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in state.items():
+        name = f"{prefix}{key}"
+        flat.update(_flatten(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return flat
 
 
 def _sync(folder: Path) -> None:

@@ -54,7 +54,7 @@ def try_on(
     device, dtype = pipeline.transformer.device, pipeline.transformer.dtype
     with model_precision(device, dtype):
         decoded = pipeline(
-            # In [0, 1], which the pipeline normalises as fit_picture did; rounded back to 256 levels it comes out the same
+            # In [0, 1], which the pipeline normalises as fit_picture did; rounded to 256 levels it comes out the same
             # to the last bit. A tensor in [-1, 1] would be normalised again if it happened to have no negative values.
             image=((image[None] + 1) * 127.5).round() / 255,
             mask_image=mask[None],

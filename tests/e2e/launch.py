@@ -1,0 +1,92 @@
+"""Starts the real launcher as a user does, and reads what it leaves."""
+
+import json
+import os
+import pty
+import subprocess
+import time
+from pathlib import Path
+
+from conftest import PROJECT
+
+LAUNCHER = PROJECT / "train_deepfashion_lora.sh"
+
+
+def environment(runs: Path) -> dict[str, str]:
+    """The caller's environment, with the runs elsewhere and no thread of the tests' own settings in it."""
+    kept = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "TRAIN_TERMINAL"}}
+    return {**kept, "RUNS_DIR": str(runs), "HF_HUB_OFFLINE": "1"}
+
+
+def launch(*flags: str | Path, runs: Path, cwd: Path = PROJECT, timeout: int = 240) -> subprocess.CompletedProcess:
+    """Runs train_deepfashion_lora.sh to its end."""
+    command = ["bash", str(LAUNCHER), *map(str, flags)]
+    return subprocess.run(
+        command, cwd=cwd, env=environment(runs), capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def launch_on_a_terminal(*flags: str | Path, runs: Path) -> tuple[subprocess.Popen, int]:
+    """Starts the launcher in a session of its own with a terminal, as an interactive shell does. Returns it and the
+    terminal's other end."""
+    controller, terminal = pty.openpty()
+    process = subprocess.Popen(
+        ["bash", str(LAUNCHER), *map(str, flags)],
+        cwd=PROJECT,
+        env=environment(runs),
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        start_new_session=True,
+        preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # makes it the controlling terminal
+    )
+    os.close(terminal)
+    return process, controller
+
+
+def read_until(controller: int, words: str, seconds: float = 120) -> str:
+    """What the terminal shows until `words` come up, or until it is closed."""
+    shown, end = "", time.monotonic() + seconds
+    while words not in shown:
+        assert time.monotonic() < end, f"{words!r} did not come up in:\n{shown}"
+        try:
+            shown += os.read(controller, 65536).decode(errors="replace")
+        except OSError:  # the terminal is closed
+            break
+    return shown
+
+
+def only_run(runs: Path) -> Path:
+    folders = [path for path in runs.iterdir() if path.is_dir()]
+    assert len(folders) == 1, folders
+    return folders[0]
+
+
+def metrics(run: Path, name: str = "train/loss") -> dict[int, float]:
+    """One curve of a run: {step: value}."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def processes_with(word: str) -> list[int]:
+    """Ids of the processes on this machine whose command line holds the word."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if word in path.read_bytes().replace(b"\0", b" ").decode(errors="replace"):
+                found.append(int(path.parent.name))
+        except OSError:  # it ended meanwhile
+            continue
+    return [pid for pid in found if pid != os.getpid()]
+
+
+def wait_for_no_process_with(word: str, seconds: float = 20) -> None:
+    end = time.monotonic() + seconds
+    while processes_with(word):
+        assert time.monotonic() < end, f"orphans: {processes_with(word)}"
+        time.sleep(0.1)
+
+
+def interrupt(controller: int) -> None:
+    """Ctrl-C, typed at the terminal."""
+    os.write(controller, b"\x03")

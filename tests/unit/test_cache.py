@@ -1,0 +1,140 @@
+"""The latent cache: files belong to their sample, are whole or not there, and faults are counted."""
+
+import logging
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+from conftest import ListSource, make_sample
+from diffusers import AutoencoderKL
+
+from tryon.cache import cache_latents, cache_prompts, read_latents
+from tryon.config import TrainConfig, on_toy
+from tryon.encode import encode_sample
+from tryon.models import load_vae
+from tryon.sample import FIXED_PROMPT, TryOnSample, UnreadablePicture
+from tryon.toy.model import ToyFolders
+
+
+class Faulty(ListSource):
+    """Some samples cannot be read."""
+
+    def __init__(self, samples: list[TryOnSample], bad: set[int]):
+        super().__init__(samples)
+        self.bad = bad
+
+    def __getitem__(self, index: int) -> TryOnSample:
+        if index in self.bad:
+            raise UnreadablePicture(f"row {index}: broken")
+        return super().__getitem__(index)
+
+
+@pytest.fixture
+def config(tmp_path: Path, toy: ToyFolders) -> TrainConfig:
+    paths = {"data_cache_dir": str(tmp_path), "pretrained_model_name_or_path": str(toy.base)}
+    return on_toy(TrainConfig(**paths))
+
+
+def cached(source: ListSource, vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig):
+    return cache_latents(source, "samples", vae, toy.base / "vae", config, Accelerator(cpu=True))
+
+
+def files(config: TrainConfig) -> list[Path]:
+    return sorted(Path(config.data_cache_dir).glob("latents/*/*.safetensors"))
+
+
+def test_what_is_read_is_what_was_encoded(vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig) -> None:
+    samples = [make_sample(seed) for seed in range(3)]
+    data = cached(ListSource(samples), vae, toy, config)
+    for index, sample in enumerate(samples):
+        expected, found = encode_sample(vae, sample), data[index]
+        for name in ("target", "masked", "mask"):
+            assert torch.equal(getattr(found, name), getattr(expected, name)), name
+        assert (found.key, found.category) == (sample.key, sample.category)
+
+
+def test_a_second_start_encodes_nothing(vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig) -> None:
+    samples = [make_sample(seed) for seed in range(3)]
+    cached(ListSource(samples), vae, toy, config)
+    times = [path.stat().st_mtime_ns for path in files(config)]
+    cached(Faulty(samples, bad={0, 1, 2}), vae, toy, config)  # would fail if anything were built again
+    assert [path.stat().st_mtime_ns for path in files(config)] == times
+
+
+def test_an_interrupted_start_goes_on_where_it_was(vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig) -> None:
+    samples = [make_sample(seed) for seed in range(3)]
+    data = cached(ListSource(samples), vae, toy, config)
+    data.files[1].unlink()
+    again = cached(Faulty(samples, bad={0, 2}), vae, toy, config)
+    assert again.files == data.files
+
+
+def test_another_content_setting_or_model_is_a_miss(
+    vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig, tmp_path: Path
+) -> None:
+    sample = make_sample(0)
+    cached(ListSource([sample]), vae, toy, config)
+    assert len(files(config)) == 1
+    cached(ListSource([replace(sample, key="other content")]), vae, toy, config)
+    assert len(files(config)) == 2
+    half = load_vae(str(toy.base), None, torch.bfloat16)
+    cached(ListSource([sample]), half, toy, config)
+    assert len(files(config)) == 3
+    other_model = tmp_path / "other" / "vae"
+    shutil.copytree(toy.base / "vae", other_model)
+    (other_model / "config.json").write_text((other_model / "config.json").read_text() + "\n")
+    cache_latents(ListSource([sample]), "samples", vae, other_model, config, Accelerator(cpu=True))
+    assert len(files(config)) == 4
+
+
+def test_one_unreadable_sample_is_skipped_and_named(
+    vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = [make_sample(seed) for seed in range(4)]
+    with caplog.at_level(logging.INFO):
+        data = cached(Faulty(samples, bad={2}), vae, toy, config)
+    assert [data[index].key for index in range(len(data))] == ["sample 0", "sample 1", "sample 3"]
+    assert "skipped: row 2: broken" in caplog.text
+    assert "1 of 4 samples" in caplog.text
+
+
+def test_many_unreadable_samples_stop_the_run(vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig) -> None:
+    samples = [make_sample(seed) for seed in range(4)]
+    with pytest.raises(ValueError, match="2 of 4 samples cannot be read, more than 1 %"):
+        cached(Faulty(samples, bad={1, 2}), vae, toy, config)
+    with pytest.raises(ValueError, match="there are no samples"):
+        cached(Faulty(samples[1:2], bad={0}), vae, toy, config)
+
+
+def test_a_damaged_file_is_not_taken_for_latents(vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig) -> None:
+    data = cached(ListSource([make_sample(0)]), vae, toy, config)
+    content = data.files[0].read_bytes()
+    data.files[0].write_bytes(content[:-100])
+    with pytest.raises(ValueError, match="are damaged"):
+        read_latents(data.files[0])
+
+
+def test_too_little_disk_is_refused_before_encoding(
+    vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(ValueError, match="--data_cache_dir"):
+        cached(ListSource([make_sample(0)]), vae, toy, config)
+    assert files(config) == []
+
+
+def test_prompts_are_encoded_once_and_their_length_matters(config: TrainConfig, toy: ToyFolders) -> None:
+    prompts = ["a", FIXED_PROMPT]
+    first = cache_prompts(prompts, config, torch.float32, torch.device("cpu"))
+    assert first["a"].embeds.shape == (16, 64)
+    stored = sorted(Path(config.data_cache_dir).glob("prompts/*"))
+    times = [path.stat().st_mtime_ns for path in stored]
+    again = cache_prompts(prompts, config, torch.float32, torch.device("cpu"))
+    assert torch.equal(again["a"].embeds, first["a"].embeds)
+    assert [path.stat().st_mtime_ns for path in stored] == times
+    longer = cache_prompts(["a"], replace(config, max_sequence_length=32), torch.float32, torch.device("cpu"))
+    assert longer["a"].embeds.shape == (32, 64)
+    assert len(list(Path(config.data_cache_dir).glob("prompts/*"))) == 3

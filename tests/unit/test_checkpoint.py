@@ -1,0 +1,134 @@
+"""Checkpoints: everything comes back, damage is noticed, the newest are kept."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+
+from train_flux_inpaint import make_lr_scheduler, make_optimizer
+from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, verify
+from tryon.config import TrainConfig
+from tryon.lora import LoraFacts, add_lora
+from tryon.models import load_transformer
+from tryon.runs import checkpoints, find_lora, newest_checkpoint, run_folder
+from tryon.toy.model import ToyFolders
+
+FACTS = LoraFacts("base", "transformer", "fixed", 512, 768, 576, "rectangle", "full", 3)
+
+
+def parts(transformer: FluxTransformer2DModel, optimizer: str = "adamw"):
+    config = TrainConfig(optimizer=optimizer, lr_warmup_steps=10)
+    parameters = add_lora(transformer, 16, 16, seed=0)  # large enough for bitsandbytes to use its 8-bit moments
+    optimiser = make_optimizer(config, parameters)
+    return parameters, optimiser, make_lr_scheduler(config, optimiser, 100)
+
+
+def step(parameters, optimiser, scheduler, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimiser.step()
+    scheduler.step()
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_a_resumed_optimiser_goes_on_as_if_nothing_happened(
+    optimizer: str, toy: ToyFolders, transformer: FluxTransformer2DModel, tmp_path: Path
+) -> None:
+    trained = parts(transformer, optimizer)
+    for seed in range(3):
+        step(*trained, seed)
+    state = TrainerState(step=3, seed=0, samples_seen=24)
+    checkpoint = save_checkpoint(tmp_path, state, FACTS, transformer, *trained[1:], keep=None)
+
+    other = load_transformer(str(toy.transformer), None, torch.float32)
+    resumed = parts(other, optimizer)
+    assert load_checkpoint(checkpoint, other, *resumed[1:]) == state
+    for seed in range(3, 6):
+        step(*trained, seed)
+        step(*resumed, seed)
+    assert trained[2].get_last_lr() == resumed[2].get_last_lr()
+    for expected, found in zip(trained[0], resumed[0], strict=True):
+        assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize("file", ["optimizer.safetensors", "transformer/pytorch_lora_weights.safetensors",
+                                  "trainer_state.json", "scheduler.json"])  # fmt: skip
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_damage_is_noticed(file: str, damage: str, transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
+    trained = parts(transformer)
+    step(*trained, 0)
+    checkpoint = save_checkpoint(tmp_path, TrainerState(1, 0, 8), FACTS, transformer, *trained[1:], keep=None)
+    verify(checkpoint)
+    path = checkpoint / file
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "cut":
+        path.write_bytes(content[:-1])
+    else:
+        path.unlink()
+    with pytest.raises(ValueError, match=f"{path.name} is damaged or missing"):
+        load_checkpoint(checkpoint, transformer, *trained[1:])
+
+
+def test_retention_keeps_the_newest(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
+    trained = parts(transformer)
+    for number in (5, 20, 100):
+        save_checkpoint(tmp_path, TrainerState(number, 0, 0), FACTS, transformer, *trained[1:], keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-100"]
+    assert newest_checkpoint(tmp_path).name == "checkpoint-100"
+    assert not list(tmp_path.glob(".*")), "nothing half-written is left"
+
+
+def test_a_checkpoint_without_a_manifest_does_not_count(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
+    trained = parts(transformer)
+    first = save_checkpoint(tmp_path, TrainerState(1, 0, 0), FACTS, transformer, *trained[1:], keep=None)
+    second = save_checkpoint(tmp_path, TrainerState(2, 0, 0), FACTS, transformer, *trained[1:], keep=None)
+    (second / "manifest.json").unlink()
+    assert newest_checkpoint(tmp_path) == first
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        verify(second)
+
+
+def test_a_lora_is_found_by_run_checkpoint_folder_and_file(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
+    trained = parts(transformer)
+    checkpoint = save_checkpoint(tmp_path, TrainerState(1, 0, 0), FACTS, transformer, *trained[1:], keep=None)
+    file = checkpoint / "transformer" / "pytorch_lora_weights.safetensors"
+    for name in (tmp_path, checkpoint, checkpoint / "transformer", file):
+        assert find_lora(str(name)) == file
+    with pytest.raises(ValueError, match="has no checkpoint"):
+        find_lora(str(tmp_path / "nowhere"))
+
+
+def make_run(folder: Path, step: int = 5) -> Path:
+    (folder / f"checkpoint-{step}").mkdir(parents=True)
+    (folder / f"checkpoint-{step}" / "manifest.json").write_text("{}")
+    return folder
+
+
+def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
+    config = TrainConfig(profile="h100")
+    new = run_folder(config, "lora")
+    assert new.parent == tmp_path and new.name.startswith("lora_h100_20") and not new.exists()
+
+    with pytest.raises(ValueError, match="has no h100 run with a checkpoint"):
+        run_folder(TrainConfig(profile="h100", resume_from_checkpoint="latest"), "lora")
+    make_run(tmp_path / "lora_h100_20260101_000000")
+    newest = make_run(tmp_path / "lora_h100_20260102_000000")
+    (tmp_path / "lora_h100_20260103_000000").mkdir()  # a run that never saved
+    make_run(tmp_path / "lora_full_20260104_000000")
+    assert run_folder(TrainConfig(profile="h100", resume_from_checkpoint="latest"), "lora") == newest
+
+    with pytest.raises(ValueError, match="holds checkpoints of another run"):
+        run_folder(TrainConfig(output_dir=str(newest)), "lora")
+    assert run_folder(TrainConfig(output_dir=str(newest), resume_from_checkpoint="latest"), "lora") == newest
+    with pytest.raises(ValueError, match="has no checkpoint to resume"):
+        run_folder(TrainConfig(output_dir=str(tmp_path / "x"), resume_from_checkpoint="latest"), "lora")
+    with pytest.raises(ValueError, match="is no whole checkpoint"):
+        run_folder(TrainConfig(resume_from_checkpoint=str(tmp_path)), "lora")
+    named = TrainConfig(resume_from_checkpoint=str(newest / "checkpoint-5"))
+    assert run_folder(named, "lora") == newest

@@ -1,0 +1,245 @@
+"""DeepFashion's layouts, categories, references and split, on small data sets written as the hub's are."""
+
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+from conftest import PROJECT
+from PIL import Image
+
+from deepfashion_training.deepfashion_dataset import (
+    category_of,
+    cut_out,
+    is_flat,
+    load_deepfashion,
+    load_table,
+    split_by_item,
+)
+from tryon.config import TrainConfig, on_toy
+from tryon.sample import UnreadablePicture, fit_picture
+
+COLOURS = {"front": "red", "side": "green", "flat": "blue"}
+
+
+def png(image: Image.Image) -> dict:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def row(item: int, pose: str, cloth_type: str = "Pants", size: tuple[int, int] = (48, 64)) -> dict:
+    mask = Image.new("L", size)
+    mask.paste(255, (12, 30, 36, 60))
+    return {
+        "images": png(Image.new("RGB", size, COLOURS[pose.split("_")[-1]])),
+        "gender": "WOMEN",
+        "pose": pose,
+        "cloth_type": cloth_type,
+        "pid": f"id_{item:08d}",
+        "caption": "a woman in trousers",
+        "mask": png(mask),
+        "mask_overlay": png(mask.convert("RGB")),
+    }
+
+
+def write(folder: Path, rows: Iterable[dict], pictures: tuple[str, ...] = ("images", "mask", "mask_overlay")) -> str:
+    table = datasets.Dataset.from_list(list(rows))
+    for name in pictures:
+        table = table.cast_column(name, datasets.Image(decode=False))
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_parquet(folder / "train-00000-of-00001.parquet")
+    return str(folder)
+
+
+def config(**changes: object) -> TrainConfig:
+    return on_toy(TrainConfig(height=64, width=48, **changes))
+
+
+def items(count: int) -> list[dict]:
+    """Every item has a front and a side view; the even ones a flat one too."""
+    poses = ("01_1_front", "01_2_side", "01_4_flat")
+    return [row(item, pose) for item in range(count) for pose in poses[: 3 - item % 2]]
+
+
+def test_flat_views_are_references_and_never_persons(tmp_path: Path) -> None:
+    train, validation = load_deepfashion(write(tmp_path, items(6)), config())
+    pairs = [*train.pairs, *validation.pairs]
+    assert len(pairs) == 12
+    for pair in pairs:
+        assert not is_flat(train.table[pair.row]["pose"])
+        assert pair.reference == ("flat" if int(pair.pid[-1]) % 2 == 0 else "cut-out")
+        assert train.table[pair.reference_row]["pid"] == pair.pid
+    with_flat = next(index for index, pair in enumerate(train.pairs) if pair.reference == "flat")
+    sample = train[with_flat]
+    blue = fit_picture(Image.new("RGB", (48, 64), "blue"), *sample.garment.shape[-2:])
+    assert np.array_equal(sample.garment, blue)
+    assert sample.category == "lower"
+
+
+def test_no_item_is_in_training_and_validation(tmp_path: Path) -> None:
+    name = write(tmp_path, items(40))
+    train, validation = load_deepfashion(name, config())
+    trained, held_back = {pair.pid for pair in train.pairs}, {pair.pid for pair in validation.pairs}
+    assert not trained & held_back
+    assert (len(trained), len(held_back)) == (36, 4)
+    again = load_deepfashion(name, config())[1]
+    assert again.pairs == validation.pairs
+    other = load_deepfashion(name, config(seed=1))[1]
+    assert {pair.pid for pair in other.pairs} != held_back
+
+
+def test_limits_take_every_held_back_item_before_a_second_view(tmp_path: Path) -> None:
+    name = write(tmp_path, items(40))
+    train, validation = load_deepfashion(name, config(max_train_samples=10, max_validation_samples=4))
+    assert (len(train), len(validation)) == (10, 4)
+    assert len({pair.pid for pair in validation.pairs}) == 4
+    assert len(load_deepfashion(name, config(max_validation_samples=2))[1]) == 2
+
+
+def test_the_smallest_data_set_has_two_items(tmp_path: Path) -> None:
+    train, validation = load_deepfashion(write(tmp_path / "two", items(2)), config())
+    assert len(train) == len(validation) == 2
+    with pytest.raises(ValueError, match="single item"):
+        load_deepfashion(write(tmp_path / "one", items(1)), config())
+    with pytest.raises(ValueError, match="no row that shows a person"):
+        load_deepfashion(write(tmp_path / "flat", [row(0, "flat")]), config())
+
+
+def test_a_garment_column_is_used_where_there_is_one(tmp_path: Path) -> None:
+    rows = [
+        {
+            "image": png(Image.new("RGB", (48, 64), "red")),
+            "cloth": png(Image.new("RGB", (48, 64), "yellow")),
+            "mask": row(0, "front")["mask"],
+            "caption": "a man in jeans",
+        }
+        for _ in range(3)
+    ]
+    train, validation = load_deepfashion(write(tmp_path, rows, ("image", "cloth", "mask")), config())
+    assert {pair.reference for pair in train.pairs} == {"column"}
+    sample = train[0]
+    assert np.array_equal(sample.garment, fit_picture(Image.new("RGB", (48, 64), "yellow"), *sample.garment.shape[-2:]))
+    assert sample.category == "lower"
+    assert len(train) + len(validation) == 3
+
+
+def test_wrong_columns_are_named(tmp_path: Path) -> None:
+    rows = [{"photo": png(Image.new("RGB", (4, 4))), "label": "x"}] * 2
+    with pytest.raises(ValueError, match="photo, label.*needed are.*images or image.*mask"):
+        load_deepfashion(write(tmp_path, rows, ("photo",)), config())
+
+
+def test_the_three_ways_to_store_a_data_set_give_the_same_samples(tmp_path: Path) -> None:
+    name = write(tmp_path / "parquet", items(6))
+    table = load_table(name, None)
+    table.save_to_disk(tmp_path / "saved")
+    datasets.DatasetDict({"train": table}).save_to_disk(tmp_path / "splits")
+    expected = load_deepfashion(name, config())[0]
+    for other in ("saved", "splits"):
+        data = load_deepfashion(str(tmp_path / other), config())[0]
+        assert [data.key(index) for index in range(len(data))] == [expected.key(i) for i in range(len(expected))]
+
+
+def test_keys_follow_content_and_settings(tmp_path: Path) -> None:
+    rows = items(4)
+    data = load_deepfashion(write(tmp_path / "a", rows), config())[0]
+    keys = [data.key(index) for index in range(len(data))]
+    assert len(set(keys)) == len({(pair.row, pair.reference) for pair in data.pairs}) or len(set(keys)) > 1
+    assert data[0].key == keys[0]
+
+    changed = data.pairs[0].row
+    rows[changed] = {**rows[changed], "images": png(Image.new("RGB", (48, 64), (254, 0, 0)))}
+    other = load_deepfashion(write(tmp_path / "b", rows), config())[0]
+    differing = [index for index in range(len(data)) if other.key(index) != keys[index]]
+    assert differing == [index for index, pair in enumerate(data.pairs) if pair.row == changed]
+
+    larger = load_deepfashion(str(tmp_path / "a"), TrainConfig(height=128, width=48))[0]
+    assert all(larger.key(index) != keys[index] for index in range(len(data)))
+
+
+@pytest.mark.parametrize("fault", ["truncated", "missing", "black mask"])
+def test_an_unreadable_row_is_named(tmp_path: Path, fault: str) -> None:
+    rows = [row(item, "front") for item in range(2)]
+    for each in rows:
+        if fault == "truncated":
+            noise = np.random.default_rng(0).integers(0, 256, (64, 48, 3), dtype=np.uint8)
+            each["images"] = {"bytes": png(Image.fromarray(noise))["bytes"][:2000], "path": None}
+        elif fault == "missing":
+            each["images"] = {"bytes": b"", "path": None}
+        else:
+            each["mask"] = png(Image.new("L", (48, 64)))
+    train, _ = load_deepfashion(write(tmp_path, rows), config())
+    with pytest.raises(UnreadablePicture, match=r"row \d \(id_0000000\d\)"):
+        train[0]
+
+
+@pytest.mark.parametrize(
+    ("cloth_type", "caption", "category"),
+    [
+        ("Blouses_Shirts", "", "upper"),
+        ("Leggings", "", "lower"),
+        ("Rompers_Jumpsuits", "", "full"),
+        ("Dresses", "a woman in a skirt", "full"),
+        ("Denim", "a man in a black t-shirt and grey jeans", "lower"),
+        ("Denim", "a woman in a denim jacket and white trousers", "upper"),
+        ("Denim", "a woman in a denim dress", "full"),
+        ("Denim", "", "lower"),
+        ("Suiting", "a man in a blue blazer", "upper"),
+        ("Suiting", "a man in grey pants", "lower"),
+        (1, "", "upper"),
+        (2, "", "lower"),
+        ("3", "", "full"),
+        (None, "a woman in a long gown", "full"),
+        (None, None, "upper"),
+    ],
+)
+def test_categories(cloth_type: object, caption: str, category: str) -> None:
+    assert category_of(cloth_type, caption) == category
+
+
+def test_an_unknown_cloth_type_is_refused() -> None:
+    with pytest.raises(ValueError, match="cloth_type Hats is not known: rename it to one of .*Denim"):
+        category_of("Hats", "")
+
+
+def test_flat_is_matched_as_a_word() -> None:
+    assert is_flat("flat") and is_flat("04_1_flat") and is_flat("Flat")
+    assert not is_flat("flats_front") and not is_flat("") and not is_flat(None)
+
+
+def test_a_cut_out_is_centred_on_white() -> None:
+    person, worn = Image.new("RGB", (40, 60), "red"), Image.new("L", (40, 60))
+    worn.paste(255, (3, 20, 13, 45))
+    garment = np.asarray(cut_out(person, worn))
+    red = (garment == (255, 0, 0)).all(-1)
+    assert red.sum() == 10 * 25
+    assert (garment[~red] == 255).all()
+    rows, columns = np.nonzero(red.any(1))[0], np.nonzero(red.any(0))[0]
+    assert rows[0] == garment.shape[0] - 1 - rows[-1] == columns[0] == garment.shape[1] - 1 - columns[-1] == 2
+
+
+def test_split_is_a_tenth_and_at_least_one() -> None:
+    from deepfashion_training.deepfashion_dataset import Pair
+
+    pairs = [Pair(row, row, "cut-out", "upper", f"item {row}") for row in range(50)]
+    train, validation = split_by_item(pairs, 0, None, 64)
+    assert (len(train), len(validation)) == (45, 5)
+    assert len(split_by_item(pairs[:9], 0, None, 64)[1]) == 1
+
+
+def test_real_photographs(tmp_path: Path) -> None:
+    """With TRYON_REAL_PHOTOS naming a folder of photographs in the hub's layout: every pair builds."""
+    import os
+
+    folder = os.environ.get("TRYON_REAL_PHOTOS")
+    if not folder:
+        pytest.skip("TRYON_REAL_PHOTOS names no folder of photographs")
+    train, validation = load_deepfashion(folder, config())
+    for data in (train, validation):
+        for index in range(len(data)):
+            sample = data[index]
+            assert 0.02 < sample.mask.mean() < 0.9
+    assert PROJECT not in Path(folder).resolve().parents, "photographs stay out of the project"
