@@ -103,7 +103,9 @@ def _save_optimizer(folder: Path, optimizer: Optimizer) -> None:
     """Tensors go to safetensors under "<parameter>.<name>", everything else to JSON."""
     state = optimizer.state_dict()
     flat = _flatten(state["state"])
-    tensors = {name: value.contiguous().cpu() for name, value in flat.items() if isinstance(value, torch.Tensor)}
+    tensors = {  # copies: bitsandbytes shares its code books between parameters, which safetensors refuses
+        name: value.contiguous().to("cpu", copy=True) for name, value in flat.items() if isinstance(value, torch.Tensor)
+    }
     scalars = {name: value for name, value in flat.items() if name not in tensors}
     save_file(tensors, folder / "optimizer.safetensors")
     save_json(folder / "optimizer.json", {"scalars": scalars, "param_groups": state["param_groups"]})
