@@ -51,7 +51,8 @@ def main(argv: list[str]) -> None:
 
 def toy_data(config: TrainConfig) -> Path:
     """The folder of the toy's data set, which is drawn where it is not there yet."""
-    from tryon.toy.world import WORLD_VERSION, write_dataset
+    from tryon.toy.dataset import write_dataset
+    from tryon.toy.world import WORLD_VERSION
 
     folder = Path(config.data_cache_dir) / "toy" / f"data-v{WORLD_VERSION}"
     if not folder.exists():

@@ -222,7 +222,7 @@ def test_a_data_set_with_broken_rows_stops_with_its_own_exit_code(tmp_path: Path
 def small_data(folder: Path, data_cache: Path) -> Path:
     """A few rows of the toy's data as a saved data set, pictures undecoded."""
     from deepfashion_training.deepfashion_dataset import load_table
-    from tryon.toy.world import write_dataset
+    from tryon.toy.dataset import write_dataset
 
     write_dataset(folder / "drawn", items=6, seed=1)
     load_table(str(folder / "drawn"), str(folder / "hf")).save_to_disk(folder / "saved")

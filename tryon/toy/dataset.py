@@ -1,0 +1,104 @@
+"""Writes a drawn data set in the layout of the hub's deepFashion-with-masks."""
+
+import colorsys
+import io
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tryon.sample import CATEGORIES
+from tryon.toy.drawing import draw_garment, draw_person
+from tryon.toy.world import TEXTURES, VIEWS, Garment, random_outfit, random_person
+
+_CLOTHES = {  # noun and cloth_type
+    "tee": ("t-shirt", "Tees_Tanks"),
+    "long_sleeve": ("sweater", "Sweaters"),
+    "tank": ("tank top", "Tees_Tanks"),
+    "shirt": ("shirt", "Blouses_Shirts"),
+    "shorts": ("shorts", "Shorts"),
+    "trousers": ("trousers", "Pants"),
+    "skirt": ("skirt", "Skirts"),
+    "dress": ("dress", "Dresses"),
+    "jumpsuit": ("jumpsuit", "Rompers_Jumpsuits"),
+}
+_ADJECTIVES = dict(zip(TEXTURES, ("", "striped ", "checked ", "dotted ", "two-tone ", "printed "), strict=True))
+_HUES = ("red", "orange", "yellow", "green", "green", "green", "teal", "blue", "blue", "purple", "pink", "pink", "red")
+
+
+def _phrase(garment: Garment) -> str:
+    hue, _, value = colorsys.rgb_to_hsv(*(channel / 255 for channel in garment.colours[0]))
+    colour = _HUES[round(12 * hue)]
+    colour = "brown" if colour == "orange" and value < 0.65 else colour
+    noun = _CLOTHES[garment.kind][0]
+    article = "" if noun.endswith("s") and noun != "dress" else "an " if colour == "orange" else "a "
+    return f"{article}{colour} {_ADJECTIVES[garment.texture]}{noun}"
+
+
+def _png(image: Image.Image) -> dict:
+    """What an image column of a data set stores."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+def _item_rows(index: int, seed: int, height: int, width: int, views: Sequence[str]) -> list[dict]:
+    rng, category = np.random.default_rng([seed, index]), CATEGORIES[index % len(CATEGORIES)]
+    outfit = random_outfit(rng, category)
+    garment, skirted = outfit[0], any(garment.kind in ("skirt", "dress") for garment in outfit)
+    person = random_person(rng, "WOMEN" if skirted else None)
+    cloth = _CLOTHES[garment.kind][1]
+    if garment.kind == "tee" and garment.texture == "logo":
+        cloth = "Graphic_Tees"
+    elif garment.kind == "shirt" and person.gender == "MEN":
+        cloth = "Shirts_Polos"
+    drawings = {}
+    for view in (views[0], *rng.permutation(views[1:])[:2].tolist()):
+        drawings[view] = draw_person(person, outfit, view, height, width)
+    if index % 4 != 3:
+        drawings["flat"] = draw_garment(garment, height, width)
+    worn = f"a {'man' if person.gender == 'MEN' else 'woman'} in {' and '.join(map(_phrase, outfit))}"
+    rows = []
+    for view, drawing in drawings.items():
+        image, mask = drawing.image, drawing.masks[category]
+        overlay = Image.composite(Image.blend(image, Image.new("RGB", image.size, "red"), 0.5), image, mask)
+        texts = {"gender": person.gender, "pose": view, "cloth_type": cloth, "pid": f"id_{index:08d}"}
+        texts["caption"] = _phrase(garment) if view == "flat" else worn
+        rows.append({"images": _png(image), **texts, "mask": _png(mask), "mask_overlay": _png(overlay)})
+    return rows
+
+
+def write_dataset(
+    folder: Path, items: int, seed: int, height: int = 192, width: int = 144, views: Sequence[str] = VIEWS
+) -> Path:
+    """Writes `items` items as folder/data/train-00000-of-00001.parquet and returns that path.
+
+    The columns are those of the hub's deepFashion-with-masks. Item i is about a garment of CATEGORIES[i % 3]. Its rows
+    show one person in views[0] and in up to two others of the views, and for three items in four the garment alone
+    ("flat"). The folder appears complete or not at all; the same arguments give the same bytes.
+
+    Raises ValueError for an unknown view, and FileExistsError where the folder exists.
+    """
+    import pyarrow
+    import pyarrow.parquet
+    from datasets import Features, Value
+    from datasets import Image as Picture
+
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists: remove it or name another folder")
+    texts = {name: Value("string") for name in ("gender", "pose", "cloth_type", "pid", "caption")}
+    features = Features({"images": Picture(), **texts, "mask": Picture(), "mask_overlay": Picture()})
+    rows = [row for index in range(items) for row in _item_rows(index, seed, height, width, views)]
+    table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
+    partial, name = folder.with_name(f".{folder.name}.{os.getpid()}"), "train-00000-of-00001.parquet"
+    try:
+        (partial / "data").mkdir(parents=True)
+        pyarrow.parquet.write_table(table, partial / "data" / name, row_group_size=100)
+        partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder / "data" / name
