@@ -45,11 +45,12 @@ PYTHON
 # A stamp holds the hash of every requirements file: a changed pin in any of them is a new installation.
 wanted() { cat "$root"/requirements*.txt | sha256sum | cut -d' ' -f1; }
 
-if [[ -n ${VIRTUAL_ENV:-}${CONDA_PREFIX:-} ]] && active=$(command -v python) && is_new_enough "$active" &&
-    satisfies "$active"; then
-    echo "$active"
-    exit
-fi
+for active in python python3; do
+    if is_new_enough "$active" && satisfies "$active"; then
+        command -v "$active"
+        exit
+    fi
+done
 
 if [[ -f $stamp && $(<"$stamp") == "$(wanted)" ]]; then
     echo "$venv/bin/python"

@@ -2,7 +2,6 @@
 # Trains a try-on LoRA: picks a profile, checks what can be checked at once, and runs accelerate on the driver.
 # Owns processes, environment and exit code; every hyper-parameter is the driver's (tryon/config.py).
 set -euo pipefail
-set -m # the driver gets a process group of its own: Ctrl-C reaches this script alone, which passes it on
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 
@@ -57,7 +56,7 @@ fi
 export TRAIN_STATUS_DIR
 TRAIN_STATUS_DIR=$(mktemp -d)
 trap 'rm -rf -- "$TRAIN_STATUS_DIR"' EXIT
-if [[ -t 2 ]]; then export TRAIN_TERMINAL=1; fi
+if [[ -t 1 ]]; then export TRAIN_TERMINAL=1; fi
 
 # Passes a signal on to the driver's processes. Before they have said that they listen nothing can be lost: all ends.
 received=
@@ -90,12 +89,14 @@ wait_for() {
 # The driver's processes write into a pipe that is copied to terminal and train.log. What accelerate itself says, mostly
 # tracebacks of its own, is shown only where the driver did not get as far as speaking for itself.
 mkfifo "$TRAIN_STATUS_DIR/output"
+set -m # process groups of their own: Ctrl-C reaches this script alone, which passes it on
 "$python" -m deepfashion_training.log_output "$run/train.log" <"$TRAIN_STATUS_DIR/output" &
 logger=$!
 exec {output}>"$TRAIN_STATUS_DIR/output" # held open, or the copy would end before the driver begins
 "$python" -m accelerate.commands.launch --quiet "${launch[@]}" -m deepfashion_training.train_deepfashion_lora \
     --profile "$profile" "${flags[@]}" --output_dir "$run" >"$TRAIN_STATUS_DIR/accelerate.log" 2>&1 </dev/null {output}>&- &
 launcher=$!
+set +m
 
 status=0
 wait_for "$launcher" || status=$?

@@ -122,7 +122,7 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     validate = make_validation(config, accelerator, pipeline, val_data, val_latents, prompts, run)
     validate(state.step)
 
-    model = accelerator.prepare(transformer)
+    model = accelerator.prepare(transformer)  # autocast and, with several processes, DDP
     model.train()
     batches = iter(load_batches(config, train_latents, prompts, accelerator, state.step, max_steps))
     bar = progress_bar(max_steps, "training", accelerator.is_main_process, initial=state.step)
@@ -239,8 +239,7 @@ def batch_loss(
     )
     sigma, noise = sigma.to(accelerator.device), noise.to(accelerator.device)
     x_t, velocity = interpolate(batch.x0.float(), noise, sigma)
-    with accelerator.autocast():
-        losses = fill_loss(model, batch, x_t, velocity, sigma, config.guidance_scale)
+    losses = fill_loss(model, batch, x_t, velocity, sigma, config.guidance_scale)
     return (loss_weight(config.weighting_scheme, sigma) * losses).mean()
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
+from diffusers.training_utils import free_memory
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -143,6 +144,8 @@ def cache_prompts(
         for prompt in missing:
             embedding = encode_prompt(text_encoders, prompt, length)
             _write_whole(paths[prompt], vars(embedding), {"prompt": prompt})
+        del text_encoders
+        free_memory()
     return {prompt: _read_prompt(path) for prompt, path in paths.items()}
 
 

@@ -66,7 +66,9 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
         return runs[-1]
     if resume is not None:
         return Path(resume).expanduser().absolute().parent
-    return parent / f"{prefix}{time.strftime('%Y%m%d_%H%M%S')}"
+    while (folder := parent / f"{prefix}{time.strftime('%Y%m%d_%H%M%S')}").exists():
+        time.sleep(0.1)  # two runs started in the same second
+    return folder
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from launch import (
+    SMALL,
     interrupt,
     launch,
     launch_on_a_terminal,
@@ -73,7 +74,7 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
     assert grid.width > 5 * 144 and grid.height > 4 * 192
 
     again = launch(
-        "--quick-test", "--max_train_steps", "4", "--resume_from_checkpoint", "latest",
+        "--quick-test", "--max_train_steps", "4", "--resume_from_checkpoint", "latest", "--num_validation_images", "1",
         "--data_cache_dir", data_cache, runs=runs,
     )  # fmt: skip
     assert again.returncode == 0, again.stdout + again.stderr
@@ -86,12 +87,11 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
     assert "holds checkpoints of another run" in over.stderr
 
 
-@pytest.mark.parametrize("flags", [["--h100"], []], ids=["h100", "full"])
+@pytest.mark.parametrize(
+    "flags", [["--h100", "--mixed_precision", "bf16", "--gradient_checkpointing", "full"], []], ids=["h100", "full"]
+)
 def test_every_profile_runs_on_the_toy(flags: list[str], tmp_path: Path, data_cache: Path) -> None:
-    done = launch(
-        *flags, "--toy", "--max_train_steps", "1", "--max_train_samples", "8", "--max_validation_samples", "2",
-        "--num_validation_images", "1", "--data_cache_dir", data_cache, runs=tmp_path,
-    )  # fmt: skip
+    done = launch(*flags, "--toy", "--max_train_steps", "1", *SMALL, "--data_cache_dir", data_cache, runs=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     run = only_run(tmp_path)
     settings = json.loads((run / "config.json").read_text())
@@ -132,7 +132,7 @@ def test_help_lists_launcher_and_driver(tmp_path: Path) -> None:
 
 def test_ctrl_c_ends_everything(tmp_path: Path, data_cache: Path) -> None:
     process, controller = launch_on_a_terminal(
-        "--quick-test", "--max_train_steps", "2000", "--data_cache_dir", data_cache, runs=tmp_path
+        "--quick-test", "--max_train_steps", "2000", *SMALL, "--data_cache_dir", data_cache, runs=tmp_path
     )
     shown = read_until(controller, "step 10/2000")
     assert "training:" in shown and "s/step" in shown, "a terminal gets the progress bar"
@@ -150,10 +150,9 @@ def test_ctrl_c_ends_everything(tmp_path: Path, data_cache: Path) -> None:
 
 
 def test_sigterm_reaches_the_driver_and_is_waited_for(tmp_path: Path, data_cache: Path) -> None:
-    process, controller = launch_on_a_terminal(
-        "--quick-test", "--max_train_steps", "2000", "--data_cache_dir", data_cache, runs=tmp_path
-    )
-    read_until(controller, "step 10/2000")
+    """Here while it prepares; Ctrl-C above comes while it trains."""
+    process, controller = launch_on_a_terminal("--quick-test", *SMALL, "--data_cache_dir", data_cache, runs=tmp_path)
+    read_until(controller, "TOY MODEL")
     run = only_run(tmp_path)
     process.send_signal(signal.SIGTERM)
     read_until(controller, "stopped by SIGTERM")
@@ -173,10 +172,8 @@ def test_a_signal_before_training_began_leaves_no_orphan(tmp_path: Path, data_ca
 
 
 def test_a_killed_driver_is_a_failure_in_words(tmp_path: Path, data_cache: Path) -> None:
-    process, controller = launch_on_a_terminal(
-        "--quick-test", "--max_train_steps", "2000", "--data_cache_dir", data_cache, runs=tmp_path
-    )
-    read_until(controller, "step 10/2000")
+    process, controller = launch_on_a_terminal("--quick-test", *SMALL, "--data_cache_dir", data_cache, runs=tmp_path)
+    read_until(controller, "TOY MODEL")
     run = only_run(tmp_path)
     for pid in processes_with(f"--output_dir {run}"):
         if "accelerate.commands.launch" not in Path(f"/proc/{pid}/cmdline").read_text():

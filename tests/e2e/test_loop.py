@@ -1,0 +1,138 @@
+"""`train()` called as a library, on small samples in memory: what it trains, and what stops it."""
+
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ListSource, make_sample
+from launch import metrics
+from safetensors.torch import load_file
+
+from train_flux_inpaint import train
+from tryon.batches import sample_order
+from tryon.config import TrainConfig, on_toy
+from tryon.runs import find_lora, newest_checkpoint
+from tryon.toy.model import ToyFolders
+
+pytestmark = pytest.mark.e2e
+
+PINNED_LOSSES = {1: 1.383263, 2: 1.38686, 3: 1.39123, 4: 1.377186, 5: 1.364934, 6: 1.363554}
+TRAIN_DATA, VAL_DATA = (ListSource([make_sample(seed) for seed in seeds]) for seeds in (range(5), range(5, 7)))
+
+
+@pytest.fixture
+def config(tmp_path: Path, data_cache: Path, toy: ToyFolders) -> TrainConfig:
+    """Batch 2 by 2 accumulated on five samples: the epoch ends in the middle of a step."""
+    return replace(
+        on_toy(TrainConfig()),
+        height=96,
+        width=64,
+        pretrained_model_name_or_path=str(toy.base),
+        pretrained_inpaint_model_name_or_path=str(toy.transformer),
+        data_cache_dir=str(data_cache),
+        output_dir=str(tmp_path / "run"),
+        max_train_steps=6,
+        train_batch_size=2,
+        gradient_accumulation_steps=2,
+        learning_rate=1e-3,
+        lr_warmup_steps=2,
+        lora_rank=4,
+        lora_alpha=4,
+        checkpointing_steps=3,
+        validation_steps=6,
+        num_validation_images=1,
+        num_inference_steps=1,
+    )
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(find_lora(str(run)))
+
+
+def assert_same_checkpoint(run: Path, other: Path) -> None:
+    first, second = newest_checkpoint(run), newest_checkpoint(other)
+    names = sorted(str(path.relative_to(first)) for path in first.rglob("*") if path.is_file())
+    assert names == sorted(str(path.relative_to(second)) for path in second.rglob("*") if path.is_file())
+    for name in names:
+        if name.endswith(".safetensors"):
+            expected, found = load_file(first / name), load_file(second / name)
+            assert expected.keys() == found.keys()
+            assert all(torch.equal(expected[key], found[key]) for key in expected), name
+        elif name != "manifest.json":
+            assert json.loads((first / name).read_text()) == json.loads((second / name).read_text()), name
+
+
+def test_losses_are_those_of_the_record(config: TrainConfig) -> None:
+    """A change of data, noise, model or formula shows here. Change the numbers only with the reason in the commit."""
+    run = train(config, TRAIN_DATA, VAL_DATA)
+    expected = PINNED_LOSSES
+    found = metrics(run)
+    assert found.keys() == expected.keys()
+    for step, loss in expected.items():
+        assert math.isclose(found[step], loss, rel_tol=1e-4), found
+    assert set(metrics(run, "validation/loss")) == {0, 6}
+
+
+def test_training_is_deterministic_and_resume_is_exact(config: TrainConfig, tmp_path: Path) -> None:
+    whole = train(config, TRAIN_DATA, VAL_DATA)
+    first_half = replace(config, output_dir=str(tmp_path / "halves"), max_train_steps=3)
+    train(first_half, TRAIN_DATA, VAL_DATA)
+    halves = train(replace(first_half, max_train_steps=6, resume_from_checkpoint="latest"), TRAIN_DATA, VAL_DATA)
+    assert metrics(halves) == metrics(whole)
+    assert_same_checkpoint(halves, whole)
+
+
+def test_another_seed_trains_something_else(config: TrainConfig, tmp_path: Path) -> None:
+    run = train(replace(config, max_train_steps=3), TRAIN_DATA, VAL_DATA)
+    other = train(replace(config, max_train_steps=3, seed=1, output_dir=str(tmp_path / "b")), TRAIN_DATA, VAL_DATA)
+    assert metrics(run) != metrics(other)
+
+
+def test_a_finished_run_cannot_be_resumed(config: TrainConfig) -> None:
+    train(replace(config, max_train_steps=3), TRAIN_DATA, VAL_DATA)
+    with pytest.raises(ValueError, match="is at step 3 of 3: give more --max_train_steps"):
+        train(replace(config, max_train_steps=3, resume_from_checkpoint="latest"), TRAIN_DATA, VAL_DATA)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_update(config: TrainConfig) -> None:
+    wild = replace(config, learning_rate=1e30, lr_warmup_steps=0, checkpointing_steps=1)
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step 2.*lower --learning_rate"):
+        train(wild, TRAIN_DATA, VAL_DATA)
+    assert newest_checkpoint(Path(config.output_dir)).name == "checkpoint-1"
+
+
+def test_init_lora_starts_from_the_weights_of_another_run(config: TrainConfig, tmp_path: Path) -> None:
+    first = train(replace(config, max_train_steps=3), TRAIN_DATA, VAL_DATA)
+    second = replace(config, output_dir=str(tmp_path / "second"), init_lora=str(first), max_train_steps=1)
+    run = train(replace(second, learning_rate=1e-30, lr_warmup_steps=0), TRAIN_DATA, VAL_DATA)
+    for key, tensor in weights(first).items():
+        torch.testing.assert_close(weights(run)[key], tensor, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="give --lora_rank 4 --lora_alpha 4"):
+        train(replace(second, lora_rank=8, lora_alpha=8), TRAIN_DATA, VAL_DATA)
+
+
+def test_every_optimizer_and_schedule_runs(config: TrainConfig, tmp_path: Path) -> None:
+    for number, (optimizer, schedule) in enumerate([("adamw8bit", "cosine"), ("adamw", "linear")]):
+        changes = {"optimizer": optimizer, "lr_scheduler": schedule, "output_dir": str(tmp_path / str(number))}
+        run = train(replace(config, **changes, report_to="none"), TRAIN_DATA, VAL_DATA)
+        rates = metrics(run, "train/learning_rate")
+        assert rates[2] > rates[1] and rates[6] < rates[3]
+        assert not (run / "logs").exists()
+
+
+def test_the_order_is_one_endless_stream() -> None:
+    stream = sample_order(5, seed=0, start=0)
+    positions = [next(stream) for _ in range(23)]
+    epochs = [positions[start : start + 5] for start in (0, 5, 10, 15)]
+    assert all(sorted(epoch) == list(range(5)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs}) > 1
+    resumed = sample_order(5, seed=0, start=13)
+    assert [next(resumed) for _ in range(10)] == positions[13:]
+
+
+def test_epochs_become_steps(config: TrainConfig) -> None:
+    run = train(replace(config, num_train_epochs=2), TRAIN_DATA, VAL_DATA)  # 10 samples, 4 a step
+    assert set(metrics(run)) == {1, 2, 3}
