@@ -45,7 +45,7 @@ checked=$("$python" -m deepfashion_training.preflight --profile "$profile" "${fl
 mapfile -t checked <<<"$checked"
 run=${checked[0]} processes=${checked[1]} device=${checked[2]} precision=${checked[3]}
 
-launch=(--num_processes "$processes" --num_machines 1 --main_process_port 0 --dynamo_backend no
+launch=(--config_file "$root/deepfashion_training/accelerate.yaml" --num_processes "$processes" --num_machines 1 --main_process_port 0 --dynamo_backend no
     --mixed_precision "$precision" --num_cpu_threads_per_process $((($(nproc) + processes - 1) / processes)))
 if [[ $processes -gt 1 ]]; then
     launch+=(--multi_gpu) # without it accelerate starts a single process; without a GPU the processes talk by gloo

@@ -45,10 +45,12 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from datetime import timedelta
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
 from diffusers.optimization import get_scheduler
 from torch.optim import Optimizer
@@ -56,7 +58,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from folder_datasets import load_viton_hd
 from tryon.batches import load_batches
-from tryon.cache import cache_latents, cache_prompts
+from tryon.cache import LatentData, cache_latents, cache_prompts
 from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint
 from tryon.encode import to_device
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate, loss_weight
@@ -66,7 +68,7 @@ from tryon.models import hub_or_folder, load_scheduler, load_transformer, load_v
 from tryon.pipeline import build_pipeline
 from tryon.sample import CATEGORIES, Category, FillBatch, PromptEmbedding, SampleSource, prompt_for
 from tryon.toy.model import use_toy_model
-from tryon.tracking import log_metrics, progress_bar, set_up_logging
+from tryon.tracking import forget_metrics_after, log_metrics, progress_bar, set_up_logging, start_processes
 from tryon.validate import make_validation
 
 logger = logging.getLogger(__name__)
@@ -103,33 +105,34 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     logger.info("LoRA: rank %d, %.1f M parameters", config.lora_rank, sum(p.numel() for p in parameters) / 1e6)
 
     optimizer = make_optimizer(config, parameters)
-    global_batch = config.train_batch_size * accelerator.num_processes
-    samples_per_step = global_batch * config.gradient_accumulation_steps
+    samples_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     max_steps = config.max_train_steps
     if config.num_train_epochs:
         max_steps = math.ceil(config.num_train_epochs * len(train_latents) / samples_per_step)
-    lr_scheduler = make_lr_scheduler(config, optimizer, max_steps)
-    state = TrainerState(step=0, seed=config.seed, samples_seen=0)
+    state = TrainerState(step=0, identity=run_identity(config, train_latents))
     if config.resume_from_checkpoint:
         checkpoint = find_checkpoint(config.resume_from_checkpoint, run)
-        state = load_checkpoint(checkpoint, transformer, optimizer, lr_scheduler)
-        logger.info("resumed from %s at step %d", checkpoint, state.step)
+        state = load_checkpoint(checkpoint, state.identity, transformer, optimizer)
         if state.step >= max_steps:
             raise ValueError(f"{checkpoint} is at step {state.step} of {max_steps}: give more --max_train_steps")
+        forget_metrics_after(run, state.step)
+        logger.info("resumed from %s at step %d", checkpoint, state.step)
+    lr_scheduler = make_lr_scheduler(config, optimizer, state.step, max_steps)
 
+    model = accelerator.prepare(transformer)  # autocast and, with several processes, DDP
     scheduler = load_scheduler(config.pretrained_model_name_or_path, config.cache_dir)
     pipeline = build_pipeline(transformer, vae, scheduler)
     validate = make_validation(config, accelerator, pipeline, val_data, val_latents, prompts, run)
-    validate(state.step)
+    if state.step == 0:
+        validate(0)
 
-    model = accelerator.prepare(transformer)  # autocast and, with several processes, DDP
     model.train()
     batches = iter(load_batches(config, train_latents, prompts, accelerator, state.step, max_steps))
     bar = progress_bar(max_steps, "training", accelerator.is_main_process, initial=state.step)
     started, first_step = time.monotonic(), state.step
     while state.step < max_steps:
         metrics = optimiser_step(config, state.step, model, batches, optimizer, lr_scheduler, accelerator)
-        state = replace(state, step=state.step + 1, samples_seen=state.samples_seen + samples_per_step)
+        state = replace(state, step=state.step + 1)
         log_metrics(accelerator, run, state.step, metrics)
         words = "loss {train/loss:.4f}, lr {train/learning_rate:.1e}, {train/seconds:.2f} s/step".format_map(metrics)
         bar.set_postfix_str(words, refresh=False)
@@ -142,7 +145,7 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
         if state.step % config.checkpointing_steps == 0 or state.step == max_steps:
             if accelerator.is_main_process:
                 facts, keep = lora_facts(config, state.step), config.checkpoints_total_limit
-                checkpoint = save_checkpoint(run, state, facts, transformer, optimizer, lr_scheduler, keep)
+                checkpoint = save_checkpoint(run, state, facts, transformer, optimizer, keep)
                 logger.info("saved %s", lora_file(checkpoint))
             accelerator.wait_for_everyone()
         if state.step % config.validation_steps == 0 or state.step == max_steps:
@@ -163,7 +166,7 @@ def optimiser_step(
 ) -> dict[str, float]:
     """One update from gradient_accumulation_steps batches, and what the curves show of it.
 
-    Raises ValueError before the update where the loss is not finite on any process.
+    Raises ValueError before the update where loss or gradient is not finite on any process.
     """
     started = time.monotonic()
     total = torch.zeros((), device=accelerator.device)
@@ -176,13 +179,12 @@ def optimiser_step(
         total += loss.detach()
 
     mean_loss = accelerator.reduce(total, "mean").item()
-    if not math.isfinite(mean_loss):
+    grad_norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.max_grad_norm).item()
+    if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
         raise ValueError(
-            f"the loss is {mean_loss} at step {step + 1}, so this update was not made: lower --learning_rate "
-            "or look at the data, then resume from the newest checkpoint"
+            f"the loss is {mean_loss} and the gradient's norm {grad_norm} at step {step + 1}, so this update was not "
+            "made: lower --learning_rate or look at the data, then resume from the newest checkpoint"
         )
-    parameters = optimizer.param_groups[0]["params"]
-    grad_norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm).item()
     learning_rate = lr_scheduler.get_last_lr()[0]
     optimizer.step()
     lr_scheduler.step()
@@ -197,8 +199,11 @@ def optimiser_step(
 
 def start_accelerator(config: TrainConfig, run: Path) -> Accelerator:
     """Accelerate with the run's folder and tracker. Raises ValueError where fewer processes run than were asked for."""
+    if not config.toy and not torch.cuda.is_available():
+        raise ValueError("there is a GPU that torch cannot use: update the NVIDIA driver, or add --toy")
+    start_processes()
     accelerator = Accelerator(
-        cpu=not torch.cuda.is_available(),  # without it several processes on CPUs would not find each other
+        cpu=not torch.cuda.is_available(),
         mixed_precision=config.mixed_precision,
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
@@ -220,7 +225,15 @@ def encode_prompts(
     """The prompt embedding of each category, encoded by the main process where it is not cached yet."""
     texts = {category: prompt_for(config.prompt, category) for category in CATEGORIES}
     with accelerator.main_process_first():
-        embeddings = cache_prompts(sorted(set(texts.values())), config, dtype, accelerator.device)
+        embeddings = cache_prompts(
+            sorted(set(texts.values())),
+            config.pretrained_model_name_or_path,
+            config.max_sequence_length,
+            dtype,
+            accelerator.device,
+            hub_cache=config.cache_dir,
+            data_cache=config.data_cache_dir,
+        )
     return {category: embeddings[text] for category, text in texts.items()}
 
 
@@ -258,15 +271,29 @@ def make_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) ->
     )
 
 
-def make_lr_scheduler(config: TrainConfig, optimizer: Optimizer, max_steps: int) -> LRScheduler:
-    """diffusers' schedule over optimiser steps; "constant" warms up too, if asked to."""
+def make_lr_scheduler(config: TrainConfig, optimizer: Optimizer, step: int, max_steps: int) -> LRScheduler:
+    """diffusers' schedule over optimiser steps, `step` of which are done; "constant" warms up too, if asked to."""
+    for group in optimizer.param_groups:
+        group["initial_lr"] = config.learning_rate  # what a schedule that does not begin at 0 starts from
     warm_up = config.lr_scheduler == "constant" and config.lr_warmup_steps > 0
     return get_scheduler(
         "constant_with_warmup" if warm_up else config.lr_scheduler,
         optimizer,
         num_warmup_steps=config.lr_warmup_steps,
         num_training_steps=max_steps,
+        last_epoch=step - 1,
     )
+
+
+def run_identity(config: TrainConfig, data: LatentData) -> dict[str, Any]:
+    """What a resumed run may not change, because the batches or what is learnt from them would be others."""
+    names = (
+        "pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path", "prompt", "max_sequence_length",
+        "height", "width", "seed", "num_processes", "train_batch_size", "gradient_accumulation_steps",
+        "weighting_scheme", "logit_mean", "logit_std", "guidance_scale", "optimizer", "lora_rank", "lora_alpha",
+    )  # fmt: skip
+    digest = sha256("".join(path.name for path in data.files).encode()).hexdigest()
+    return {"data": f"{len(data)} samples {digest[:12]}", **{name: getattr(config, name) for name in names}}
 
 
 def lora_facts(config: TrainConfig, step: int) -> LoraFacts:
@@ -292,7 +319,7 @@ def main(argv: list[str]) -> None:
         folders.dataroot, "test", folders.validation_data_list, *sizes, config.max_validation_samples
     )
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = start_processes()
     set_up_logging(state.is_main_process)
     if config.toy:
         with state.main_process_first():

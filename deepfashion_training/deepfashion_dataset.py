@@ -4,6 +4,7 @@ The hub's data set has persons and garment masks but no garment pictures, so the
 a `flat` view of the same item where there is one, else the garment cut out of the person's own picture.
 """
 
+import glob
 import hashlib
 import io
 import logging
@@ -71,7 +72,7 @@ CLOTH_TYPES: dict[str, Category] = {
 # Where the word alone does not tell, or there is none, the caption decides: the first pattern found in it.
 CAPTION_RULES: dict[str, list[tuple[str, Category]]] = {
     "Denim": [
-        (r"(denim|jean) (jacket|vest|shirt|coat)", "upper"),
+        (r"(denim|jean) (jacket|vest|shirt|coat)s?", "upper"),
         (r"denim (dress|jumpsuit|romper)|overalls", "full"),
         (r"jeans|pants|trousers|shorts|skirt|jeggings", "lower"),
         (r"jacket|vest|shirt", "upper"),
@@ -79,7 +80,7 @@ CAPTION_RULES: dict[str, list[tuple[str, Category]]] = {
     ],
     "Suiting": [(r"pants|trousers|skirt", "lower"), ("", "upper")],
     "": [
-        (r"dress|jumpsuit|romper|gown|overalls", "full"),
+        (r"dress(?! (shirt|pants))|jumpsuit|romper|gown|overalls", "full"),
         (r"top|t-shirt|shirt|blouse|sweater|jacket|tee|hoodie|cardigan|coat|vest", "upper"),
         (r"pants|trousers|jeans|skirt|shorts|leggings", "lower"),
         ("", "upper"),
@@ -168,11 +169,12 @@ class DeepFashionData:
 def load_deepfashion(name: str, config: TrainConfig) -> tuple[DeepFashionData, DeepFashionData]:
     """Training and validation data of a hub data set, a folder of parquet files or a saved data set.
 
-    The split is by item and depends on the data and the seed alone. Raises ValueError for columns that are not there,
-    a `cloth_type` nobody knows, and too few items to hold one back.
+    The split is by item; it depends on the data, the seed and the limit of validation samples. Raises ValueError for
+    columns that are not there, a `cloth_type` nobody knows, and too few items to hold one back.
     """
     table = load_table(name, config.cache_dir)
     columns = find_columns(table.column_names, name)
+    table = table.select_columns([column for column in vars(columns).values() if column])
     pairs = make_pairs(table, columns)
     train, validation = split_by_item(pairs, config.seed, config.max_train_samples, config.max_validation_samples)
     for what, part in (("training", train), ("validation", validation)):
@@ -192,11 +194,11 @@ def load_table(name: str, cache_dir: str | None) -> Dataset:
             splits = datasets.load_from_disk(str(folder))
             table = datasets.concatenate_datasets(list(splits.values()))
         elif folder.is_dir():
-            files = sorted(str(path) for path in folder.rglob("*.parquet"))
+            files = sorted(glob.escape(str(path)) for path in folder.rglob("*.parquet"))
             table = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=cache_dir)
         else:
             table = datasets.load_dataset(name, split="train", cache_dir=cache_dir)
-    except (datasets.exceptions.DatasetGenerationError, datasets.exceptions.DatasetNotFoundError, OSError) as error:
+    except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"data set {name} cannot be read ({_last_line(error)}): check name and files") from error
     for column, feature in table.features.items():
         if isinstance(feature, datasets.Image):
@@ -231,10 +233,13 @@ def make_pairs(table: Dataset, columns: Columns) -> list[Pair]:
     pids = column(columns.pid, None)
     captions, poses = column(columns.caption, ""), column(columns.pose, "")
     kinds = column(columns.cloth_type, "")
-    flats: dict[str, int] = {}
+    if columns.cloth_type and isinstance(names := table.features[columns.cloth_type], datasets.ClassLabel):
+        kinds = [None if kind is None else names.int2str(kind) for kind in kinds]
+    garments = [content_is_there(picture) for picture in column(columns.garment, None)]
+    flats: dict[tuple[str, str], int] = {}
     for row, (pid, pose) in enumerate(zip(pids, poses, strict=True)):
         if pid is not None and is_flat(pose):
-            flats.setdefault(pid, row)
+            flats.setdefault((pid, colourway(pose)), row)
     pairs = []
     for row in range(count):
         if is_flat(poses[row]):
@@ -242,10 +247,11 @@ def make_pairs(table: Dataset, columns: Columns) -> list[Pair]:
         # Without item ids every row is an item of its own.
         pid = f"row {row}" if pids[row] is None else str(pids[row])
         category = category_of(kinds[row], captions[row])
-        if columns.garment:
+        flat = flats.get((pids[row], colourway(poses[row])))
+        if garments[row]:
             pairs.append(Pair(row, row, "column", category, pid))
-        elif pids[row] in flats:
-            pairs.append(Pair(row, flats[pids[row]], "flat", category, pid))
+        elif flat is not None:
+            pairs.append(Pair(row, flat, "flat", category, pid))
         else:
             pairs.append(Pair(row, row, "cut-out", category, pid))
     return pairs
@@ -254,6 +260,12 @@ def make_pairs(table: Dataset, columns: Columns) -> list[Pair]:
 def is_flat(pose: str | None) -> bool:
     """Whether the view shows the garment alone. The spelling is not documented (perhaps "04_1_flat"): match a word."""
     return "flat" in re.split(r"[^a-z]+", (pose or "").lower())
+
+
+def colourway(pose: str | None) -> str:
+    """The number of the item's variant, which DeepFashion's file names start with: "02" for "02_1_front", else none."""
+    numbered = re.match(r"(\d+)_\d+_", pose or "")
+    return numbered[1] if numbered else ""
 
 
 def category_of(cloth_type: str | int | None, caption: str | None) -> Category:
@@ -275,7 +287,8 @@ def category_of(cloth_type: str | int | None, caption: str | None) -> Category:
 def split_by_item(
     pairs: list[Pair], seed: int, max_train: int | None, max_validation: int
 ) -> tuple[list[Pair], list[Pair]]:
-    """Training and validation pairs that share no item: a tenth of the items, at least one, is held back.
+    """Training and validation pairs that share no item: a tenth of the items is held back, but no more of them than
+    validation samples are wanted, and at least one.
 
     Items are ordered by a hash of their name and the seed; from this order the limits take the first. One view of each
     held-back item comes before the second of any, so that a small validation set still has many items.
@@ -305,8 +318,13 @@ def content(picture: dict[str, Any] | None) -> io.BytesIO:
         return io.BytesIO()
     if picture["bytes"] is not None:
         return io.BytesIO(picture["bytes"])
-    path = Path(picture["path"])
+    path = Path(picture["path"] or "")
     return io.BytesIO(path.read_bytes() if path.is_file() else b"")
+
+
+def content_is_there(picture: dict[str, Any] | None) -> bool:
+    """Whether an image column has a value in this row."""
+    return picture is not None and bool(picture["bytes"] or picture["path"])
 
 
 def cut_out(person: Image.Image, worn: Image.Image) -> Image.Image:

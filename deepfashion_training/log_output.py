@@ -10,8 +10,9 @@ import sys
 
 
 def main(path: str) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # it ends when the training's output does
+    # It ends when the training's output does. SIGTTOU stops a background process that writes to some terminals.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP, signal.SIGTTOU):
+        signal.signal(number, signal.SIG_IGN)
     terminal = True
     line = b""
     with open(path, "ab", buffering=0) as log:  # noqa: PTH123 (a path from the launcher, opened once)

@@ -21,16 +21,14 @@ def main(argv: list[str]) -> None:
     config, data = read_settings(argv)
 
     # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
-    import torch
-    from accelerate import PartialState
-
     from deepfashion_training.deepfashion_dataset import load_deepfashion
-    from tryon.tracking import set_up_logging
+    from tryon.tracking import set_up_logging, start_processes
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    state = start_processes()
     set_up_logging(state.is_main_process)
     if config.toy:
-        logger.info("TOY MODEL: tiny random weights stand in for FLUX and CatVTON. This shows that the pipeline works.")
+        why = "as asked" if "--toy" in argv else "because no GPU was found"
+        logger.info("TOY MODEL, %s: tiny random weights stand in for FLUX and CatVTON-Flux.", why)
         from tryon.toy.model import use_toy_model
 
         with state.main_process_first():

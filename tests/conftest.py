@@ -5,6 +5,7 @@ from pathlib import Path
 
 # Read when the libraries are imported, which the imports below do.
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is tested here is tested on the CPU, on every machine
 
 import numpy as np
 import pytest

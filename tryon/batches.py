@@ -1,6 +1,7 @@
 """Which samples make up each batch: a pure function of the seed and the position in the run."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 from accelerate import Accelerator
@@ -30,7 +31,7 @@ def load_batches(
     return DataLoader(
         data,
         batch_sampler=[[next(order) for _ in range(global_batch)][own] for _ in range(batches)],
-        collate_fn=lambda samples: collate(samples, prompts),
+        collate_fn=partial(collate, prompts=prompts),
         num_workers=config.dataloader_num_workers,
         pin_memory=accelerator.device.type == "cuda",
     )

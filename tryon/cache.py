@@ -101,17 +101,17 @@ def cache_latents(
     if missing:
         _check_disk(folder, len(missing), config.height, 2 * config.width, vae.dtype.itemsize)
 
-    bar = progress_bar(len(missing), f"encoding {what}", accelerator.is_main_process)
-    for count, index in enumerate(missing):
-        if count % accelerator.num_processes != accelerator.process_index:
-            continue
+    accelerator.wait_for_everyone()  # all have looked before the first writes
+    own = [index for index in missing if index % accelerator.num_processes == accelerator.process_index]
+    bar = progress_bar(len(own), f"encoding {what}", accelerator.is_main_process)
+    for index in own:
         try:
             latents = encode_sample(vae, samples[index])
         except UnreadablePicture as error:
             logger.warning("skipped: %s", error)
         else:
             write_latents(paths[index], latents)
-        bar.update(accelerator.num_processes)
+        bar.update()
     bar.close()
     accelerator.wait_for_everyone()
 
@@ -130,17 +130,26 @@ def cache_latents(
 
 
 def cache_prompts(
-    prompts: list[str], config: TrainConfig, dtype: torch.dtype, device: torch.device
+    prompts: list[str],
+    base: str,
+    length: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    hub_cache: str | None,
+    data_cache: str,
 ) -> dict[str, PromptEmbedding]:
-    """The prompts' embeddings. The text encoders are loaded only where one is missing, and freed before the return."""
-    base, length = config.pretrained_model_name_or_path, config.max_sequence_length
-    base_folder = hub_or_folder(base, [f"{part}/*" for part in TEXT_PARTS], config.cache_dir)
+    """The prompts' embeddings, padded to `length` tokens, by the text encoders of `base`.
+
+    The text encoders are loaded only where an embedding is not in the data cache, and freed before the return.
+    """
+    base_folder = hub_or_folder(base, [f"{part}/*" for part in TEXT_PARTS], hub_cache)
     parts = [files_fingerprint(base_folder / part) for part in TEXT_PARTS]
-    folder = Path(config.data_cache_dir) / "prompts"
+    folder = Path(data_cache) / "prompts"
     paths = {prompt: folder / f"{content_key(prompt, length, str(dtype), parts)}.safetensors" for prompt in prompts}
     missing = [prompt for prompt, path in paths.items() if not path.exists()]
     if missing:
-        text_encoders = load_text_encoders(base, config.cache_dir, dtype).to(device)
+        text_encoders = load_text_encoders(base, hub_cache, dtype).to(device)
         for prompt in missing:
             embedding = encode_prompt(text_encoders, prompt, length)
             _write_whole(paths[prompt], vars(embedding), {"prompt": prompt})

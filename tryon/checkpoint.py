@@ -1,13 +1,12 @@
 """Checkpoints: written beside their place and renamed into it, so that one is there whole or not at all.
 
     checkpoint-<step>/transformer/pytorch_lora_weights.safetensors
-    checkpoint-<step>/optimizer.safetensors, optimizer.json      moments; settings and counters
-    checkpoint-<step>/scheduler.json
-    checkpoint-<step>/trainer_state.json                         step, seed, samples seen
+    checkpoint-<step>/optimizer.safetensors, optimizer.json      moments; counters
+    checkpoint-<step>/trainer_state.json                         the step, and what the run may not change
     checkpoint-<step>/manifest.json                              size and sha256 of every file; written last
 
-No random states: every draw of training follows from the seed, the step and the sample's place in the batch. Nothing
-read here executes code.
+No random states and no schedule: every draw of training, and the learning rate, follow from configuration, step and the
+sample's place in the batch. Nothing read here executes code.
 """
 
 import hashlib
@@ -22,7 +21,6 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from tryon.config import save_json
 from tryon.lora import LoraFacts, load_lora, save_lora
@@ -31,11 +29,11 @@ from tryon.runs import MANIFEST, checkpoints, lora_file
 
 @dataclass(frozen=True)
 class TrainerState:
-    """Where training stands: optimiser steps done, the seed, samples seen by all processes."""
+    """Where training stands. step: optimiser steps done. identity: what must be the same when the run goes on, by name:
+    data, models, sizes, batch geometry, seed, noise. Anything else may change: steps, learning rate, intervals."""
 
     step: int
-    seed: int
-    samples_seen: int
+    identity: dict[str, Any]
 
 
 def save_checkpoint(
@@ -44,7 +42,6 @@ def save_checkpoint(
     facts: LoraFacts,
     transformer: FluxTransformer2DModel,
     optimizer: Optimizer,
-    scheduler: LRScheduler,
     keep: int | None,
 ) -> Path:
     """Writes checkpoint-<step>, then removes all but the newest `keep` (None keeps all). Returns its folder."""
@@ -53,7 +50,6 @@ def save_checkpoint(
     shutil.rmtree(staging, ignore_errors=True)
     save_lora(staging / "transformer", transformer, facts)
     _save_optimizer(staging, optimizer)
-    save_json(staging / "scheduler.json", scheduler.state_dict())
     save_json(staging / "trainer_state.json", asdict(state))
     save_json(staging / MANIFEST, _manifest(staging))
     _sync(staging)
@@ -68,14 +64,28 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    checkpoint: Path, transformer: FluxTransformer2DModel, optimizer: Optimizer, scheduler: LRScheduler
+    checkpoint: Path, identity: dict[str, Any], transformer: FluxTransformer2DModel, optimizer: Optimizer
 ) -> TrainerState:
-    """Restores LoRA, optimiser and scheduler. Raises ValueError where a file is not what the manifest says."""
+    """Restores LoRA and optimiser state; the optimiser's settings stay those it was made with.
+
+    Raises ValueError where a file is not what the manifest says, and where the checkpoint's run was another one than
+    `identity` describes, with the differences listed.
+    """
     verify(checkpoint)
+    state = TrainerState(**json.loads((checkpoint / "trainer_state.json").read_text()))
+    differences = [
+        f"{name} was {state.identity.get(name)} and is {identity.get(name)}"
+        for name in sorted(state.identity.keys() | identity.keys())
+        if state.identity.get(name) != identity.get(name)
+    ]
+    if differences:
+        raise ValueError(
+            f"{checkpoint} cannot be resumed as another run: {'; '.join(differences)}: "
+            "give what the run's config.json says, or start a new run with --init_lora"
+        )
     load_lora(transformer, lora_file(checkpoint))
     _load_optimizer(checkpoint, optimizer)
-    scheduler.load_state_dict(json.loads((checkpoint / "scheduler.json").read_text()))
-    return TrainerState(**json.loads((checkpoint / "trainer_state.json").read_text()))
+    return state
 
 
 def verify(checkpoint: Path) -> None:
@@ -101,26 +111,25 @@ def _sha256(path: Path) -> str:
 
 def _save_optimizer(folder: Path, optimizer: Optimizer) -> None:
     """Tensors go to safetensors under "<parameter>.<name>", everything else to JSON."""
-    state = optimizer.state_dict()
-    flat = _flatten(state["state"])
+    flat = _flatten(optimizer.state_dict()["state"])
     tensors = {  # copies: bitsandbytes shares its code books between parameters, which safetensors refuses
         name: value.contiguous().to("cpu", copy=True) for name, value in flat.items() if isinstance(value, torch.Tensor)
     }
     scalars = {name: value for name, value in flat.items() if name not in tensors}
     save_file(tensors, folder / "optimizer.safetensors")
-    save_json(folder / "optimizer.json", {"scalars": scalars, "param_groups": state["param_groups"]})
+    save_json(folder / "optimizer.json", scalars)
 
 
 def _load_optimizer(folder: Path, optimizer: Optimizer) -> None:
-    stored = json.loads((folder / "optimizer.json").read_text())
+    scalars = json.loads((folder / "optimizer.json").read_text())
     state: dict[int, dict[str, Any]] = {}
-    for name, value in {**load_file(folder / "optimizer.safetensors"), **stored["scalars"]}.items():
+    for name, value in {**load_file(folder / "optimizer.safetensors"), **scalars}.items():
         index, *path, last = name.split(".")
         place = state.setdefault(int(index), {})
         for key in path:
             place = place.setdefault(key, {})
         place[last] = value
-    optimizer.load_state_dict({"state": state, "param_groups": stored["param_groups"]})
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _flatten(state: dict[Any, Any], prefix: str = "") -> dict[str, Any]:

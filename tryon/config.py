@@ -103,7 +103,7 @@ class TrainConfig:
 
 
 def full() -> TrainConfig:
-    """The profile for a 24 to 80 GB GPU and all the data."""
+    """The profile for one GPU and all the data."""
     return TrainConfig()
 
 
@@ -202,11 +202,10 @@ def mistakes(config: Any) -> typing.Iterator[str]:
             yield f"--{each.name} {value} is too small: give at least {least}"
         if most is not None and not value <= most:
             yield f"--{each.name} {value} is too large: give at most {most}"
+        if each.name in ("height", "width") and value % 16:
+            yield f"--{each.name} {value} is not a multiple of 16"
     if not isinstance(config, TrainConfig):
         return
-    for name in ("height", "width"):
-        if getattr(config, name) % 16:
-            yield f"--{name} {getattr(config, name)} is not a multiple of 16"
     for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
         if getattr(config, name) == 0:
             yield f"--{name} must be greater than 0"
@@ -239,18 +238,18 @@ def parse_flags(argv: Sequence[str], description: str, *shapes: type) -> list[di
 
 
 def _add_flag(parser: argparse.ArgumentParser, each: dataclasses.Field, hint: Any) -> None:
-    default = "" if each.default is None or each.default is dataclasses.MISSING else f" (default {each.default})"
+    default = "" if each.default is None else f" (default {each.default})"
     text = (each.metadata["help"] + default).replace("%", "%%")
-    if hint is bool:
+    kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
+    optional = types.NoneType in typing.get_args(hint)
+    kind = kinds[0] if optional else hint
+    if kind is bool:
         parser.add_argument(f"--{each.name}", action="store_true", help=text)
-    elif typing.get_origin(hint) is Literal:
-        parser.add_argument(f"--{each.name}", choices=typing.get_args(hint), help=text)
-    elif isinstance(hint, types.UnionType):
-        kind = next(kind for kind in typing.get_args(hint) if kind is not types.NoneType)
-        metavar = kind.__name__.upper()
-        parser.add_argument(f"--{each.name}", type=_optional(kind), metavar=metavar, help=text)
+    elif typing.get_origin(kind) is Literal:
+        parser.add_argument(f"--{each.name}", choices=typing.get_args(kind), help=text)
     else:
-        parser.add_argument(f"--{each.name}", type=hint, metavar=hint.__name__.upper(), help=text)
+        read = _optional(kind) if optional else kind
+        parser.add_argument(f"--{each.name}", type=read, metavar=kind.__name__.upper(), help=text)
 
 
 def _optional(kind: type) -> typing.Callable[[str], Any]:

@@ -18,6 +18,13 @@ def encode_picture(vae: AutoencoderKL, image: Tensor) -> Tensor:
     return (mode - vae.config.shift_factor) * vae.config.scaling_factor
 
 
+@torch.no_grad()
+def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """[B, 16, h, w] shifted and scaled latents -> [B, 3, H, W] float32 pictures in about [-1, 1], on the CPU."""
+    latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
+    return vae.decode(latents).sample.float().cpu()
+
+
 def encode_sample(vae: AutoencoderKL, sample: TryOnSample) -> LatentSample:
     """The diptych and the masked diptych as latents on the CPU, in the VAE's dtype."""
     image, masked, mask = make_diptych(sample)

@@ -8,13 +8,14 @@ import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from tryon.runs import LORA_FILE
 
 PREFIX = "transformer."
-# The key of our own facts in the file's header. diffusers reads only its own key and leaves this one alone.
+# Keys of the file's header: rank and alpha, as diffusers reads them, and our own facts, which it leaves alone.
+ADAPTER_KEY = "lora_adapter_metadata"
 FACTS_KEY = "tryon_lora"
 
 # Attention and feed-forward layers of both kinds of block: 380 modules of the full-size model. x_embedder is left out:
@@ -78,7 +79,7 @@ def save_lora(folder: Path, transformer: FluxTransformer2DModel, facts: LoraFact
     }
     metadata = {
         "format": "pt",
-        "lora_adapter_metadata": json.dumps(adapter),
+        ADAPTER_KEY: json.dumps(adapter),
         FACTS_KEY: json.dumps(asdict(facts)),
     }
     state = {f"{PREFIX}{key}": tensor.contiguous().cpu() for key, tensor in _state(transformer).items()}
@@ -92,7 +93,10 @@ def load_lora(transformer: FluxTransformer2DModel, file: Path) -> None:
     Raises ValueError where the file's rank, alpha or layers are not those of the transformer's LoRA.
     """
     config = transformer.peft_config["default"]
-    adapter = read_metadata(file, "lora_adapter_metadata")
+    header = _header(file)
+    if ADAPTER_KEY not in header:
+        raise ValueError(f"{file} does not say its rank and alpha: give a LoRA that diffusers or this project saved")
+    adapter = json.loads(header[ADAPTER_KEY])
     rank, alpha = adapter.get(f"{PREFIX}r"), adapter.get(f"{PREFIX}lora_alpha")
     if (rank, alpha) != (config.r, config.lora_alpha):
         raise ValueError(
@@ -110,17 +114,39 @@ def load_lora(transformer: FluxTransformer2DModel, file: Path) -> None:
     set_peft_model_state_dict(transformer, state)
 
 
-def read_metadata(file: Path, key: str) -> dict:
-    """One JSON entry of the file's header. Raises ValueError where the file is no LoRA of this project."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            metadata = opened.metadata() or {}
-    except Exception as error:
-        raise ValueError(f"{file} cannot be read as safetensors ({error}): give a LoRA's .safetensors file") from error
-    if key not in metadata:
-        raise ValueError(f"{file} does not say {key} in its header: give a LoRA that this project saved")
-    return json.loads(metadata[key])
+def attach_lora(transformer: FluxTransformer2DModel, file: Path, scale: float) -> None:
+    """Adds a trained LoRA to a transformer that has none, at a strength of `scale`; any file in diffusers' key layout.
+
+    Raises ValueError where not every key of the file is used.
+    """
+    adapter = json.loads(_header(file).get(ADAPTER_KEY, "null"))
+    state = load_file(file)
+    unknown = [key for key in state if not key.startswith(PREFIX)]
+    if not unknown:
+        transformer.load_lora_adapter(state, prefix="transformer", adapter_name="default", metadata=adapter)
+        used = {f"{PREFIX}{key}" for key in _state(transformer)}
+        unknown = sorted(state.keys() - used)
+    if unknown or not state:
+        raise ValueError(
+            f"{file} does not fit this transformer: {len(unknown)} of its {len(state)} keys are not used "
+            f"({unknown[0] if unknown else 'it is empty'}): give a LoRA of the same base"
+        )
+    transformer.set_adapters("default", scale)
+
+
+def read_facts(file: Path) -> LoraFacts | None:
+    """What the LoRA was trained for; None for one of another project. Raises ValueError where it cannot be read."""
+    entry = _header(file).get(FACTS_KEY)
+    return LoraFacts(**json.loads(entry)) if entry else None
 
 
 def _state(transformer: FluxTransformer2DModel) -> dict[str, torch.Tensor]:
     return get_peft_model_state_dict(transformer)
+
+
+def _header(file: Path) -> dict[str, str]:
+    try:
+        with safe_open(file, framework="pt") as opened:
+            return opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read as safetensors ({error}): give a LoRA's .safetensors file") from error

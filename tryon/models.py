@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxTransformer2DModel
@@ -55,6 +56,10 @@ def _hub_errors_in_words(name: str) -> Iterator[None]:
         raise ValueError(
             f"{name} is not downloaded yet and the hub cannot be reached: connect to the network or give a folder"
         ) from error
+    except EntryNotFoundError as error:
+        raise ValueError(
+            f"{name} has no config.json, neither at its root nor in transformer/: check the name"
+        ) from error
     except HfHubHTTPError as error:
         raise ValueError(f"the hub refused {name} ({error.__class__.__name__}): try again later") from error
 
@@ -69,8 +74,8 @@ def load_text_encoders(base: str, cache_dir: str | None, dtype: torch.dtype) -> 
         transformer=None,
         tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         tokenizer_2=T5Tokenizer.from_pretrained(folder / "tokenizer_2"),
-        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=dtype),
-        text_encoder_2=T5EncoderModel.from_pretrained(folder / "text_encoder_2", dtype=dtype),
+        text_encoder=_load(CLIPTextModel, folder / "text_encoder", dtype=dtype),
+        text_encoder_2=_load(T5EncoderModel, folder / "text_encoder_2", dtype=dtype),
     )
 
 
@@ -78,7 +83,7 @@ def load_vae(base: str, cache_dir: str | None, dtype: torch.dtype) -> Autoencode
     """FLUX.1-dev's VAE, frozen."""
     folder = hub_or_folder(base, ["vae/*"], cache_dir)
     _expect(folder, "vae/config.json")
-    vae = AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype, use_safetensors=True)
+    vae = _load(AutoencoderKL, folder / "vae", torch_dtype=dtype)
     return vae.requires_grad_(False).eval()
 
 
@@ -98,7 +103,7 @@ def load_transformer(name: str, cache_dir: str | None, dtype: torch.dtype) -> Fl
             f"{name} has {channels} input channels, a FLUX-Fill transformer has {FILL_IN_CHANNELS}: "
             "give one that was made for inpainting, such as xiaozaa/catvton-flux-alpha"
         )
-    transformer = FluxTransformer2DModel.from_pretrained(folder, torch_dtype=dtype, use_safetensors=True)
+    transformer = _load(FluxTransformer2DModel, folder, torch_dtype=dtype)
     return transformer.requires_grad_(False)
 
 
@@ -116,11 +121,24 @@ def transformer_folder(name: str, cache_dir: str | None) -> Path:
     with _hub_errors_in_words(name):
         try:
             hf_hub_download(name, "config.json", cache_dir=cache_dir)
-            return Path(snapshot_download(name, allow_patterns=["config.json", *WEIGHTS], cache_dir=cache_dir))
-        except LocalEntryNotFoundError:
-            raise
-        except EntryNotFoundError:
+        except EntryNotFoundError:  # not at the root, or offline and not at the root of what is cached
+            hf_hub_download(name, "transformer/config.json", cache_dir=cache_dir)
             return Path(snapshot_download(name, allow_patterns=["transformer/*"], cache_dir=cache_dir)) / "transformer"
+        return Path(snapshot_download(name, allow_patterns=["config.json", *WEIGHTS], cache_dir=cache_dir))
+
+
+def _load(kind: type, folder: Path, **dtype: torch.dtype) -> Any:
+    """A model with every one of its weights. Where the files lack some, the libraries only warn and invent them."""
+    model, report = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **dtype)
+    # T5's input embedding is stored once, under either of its two names.
+    lacking = [key for key in report["missing_keys"] if not key.endswith("embed_tokens.weight")]
+    lacking += [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
+    if lacking:
+        raise ValueError(
+            f"the weights in {folder} are incomplete: {len(lacking)} are missing or of another shape "
+            f"({sorted(lacking)[0]}): download or copy them again"
+        )
+    return model
 
 
 def _expect(folder: Path, *names: str) -> None:

@@ -8,6 +8,7 @@ A checkpoint is whole when its manifest is there: it is written last.
 """
 
 import logging
+import re
 import time
 from dataclasses import asdict, replace
 from os import environ
@@ -20,6 +21,7 @@ logger = logging.getLogger(__name__)
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 MANIFEST = "manifest.json"
+CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
 def with_paths(config: TrainConfig, prefix: str) -> TrainConfig:
@@ -49,6 +51,14 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
     resume = config.resume_from_checkpoint
     if resume not in (None, "latest") and not (Path(resume).expanduser() / MANIFEST).is_file():
         raise ValueError(f"--resume_from_checkpoint {resume} is no whole checkpoint: name a checkpoint-<step> folder")
+    if resume not in (None, "latest"):
+        checkpoint = Path(resume).expanduser().absolute()
+        own = Path(config.output_dir or checkpoint.parent).expanduser().absolute() == checkpoint.parent
+        if own and checkpoints(checkpoint.parent)[-1:] != [checkpoint]:
+            raise ValueError(
+                f"--resume_from_checkpoint {resume} is not the newest of its run, whose newer ones would be mixed up: "
+                "name another folder with --output_dir"
+            )
     if config.output_dir is not None:
         folder = Path(config.output_dir).expanduser().absolute()
         if checkpoints(folder) and resume is None:
@@ -73,7 +83,7 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
 
 def checkpoints(run: Path) -> list[Path]:
     """The run's whole checkpoints, oldest first."""
-    whole = [path.parent for path in run.glob(f"checkpoint-*/{MANIFEST}")]
+    whole = [path.parent for path in run.glob(f"checkpoint-*/{MANIFEST}") if CHECKPOINT.fullmatch(path.parent.name)]
     return sorted(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 

@@ -80,6 +80,10 @@ class FillBatch:
     img_ids: Tensor
     txt_ids: Tensor
 
+    def pin_memory(self) -> "FillBatch":
+        """The batch in pinned memory: what a DataLoader calls, so that copies to the GPU need not be waited for."""
+        return FillBatch(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})
+
 
 def prompt_for(kind: PromptKind, category: Category) -> str:
     """The prompt of a pair: CatVTON-Flux's own for "fixed", one per garment category for "category"."""
@@ -111,16 +115,22 @@ class SampleSource(Protocol):
 
 def read_picture(source: Path | BinaryIO) -> Image.Image:
     """The picture, read to its last byte, upright and RGB. Raises one of UNREADABLE where it is broken."""
-    image = Image.open(source)
-    image.load()
-    return upright_rgb(image)
+    return upright_rgb(_read(source))
 
 
 def read_mask(source: Path | BinaryIO, size: tuple[int, int]) -> Image.Image:
     """The mask, read to its last byte, binary and at `size` (width, height) of its picture."""
-    mask = Image.open(source)
-    mask.load()
-    return binary_mask(mask, size)
+    return binary_mask(_read(source), size)
+
+
+def _read(source: Path | BinaryIO) -> Image.Image:
+    image = Image.open(source)
+    image.load()
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"its pixels are of kind {image.mode}, which would turn white: save it with 8 bits per channel"
+        )
+    return image
 
 
 def upright_rgb(picture: Image.Image) -> Image.Image:
@@ -135,10 +145,21 @@ def upright_rgb(picture: Image.Image) -> Image.Image:
 def binary_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The mask as "L" of exactly 0 and 255 at `size` (width, height) of its picture.
 
-    Masks come as RGB and with JPEG noise: a pixel above 127 belongs to the mask.
+    Masks come as RGB and with JPEG noise: a pixel above 127 belongs to the mask; a transparent one does not. A mask of
+    another size is resized. Raises ValueError where its shape is not that of its picture.
     """
-    mask = ImageOps.exif_transpose(mask).convert("L").point(lambda value: 255 if value > 127 else 0)
-    return mask if mask.size == size else mask.resize(size, Image.Resampling.NEAREST)
+    mask = ImageOps.exif_transpose(mask)
+    if mask.has_transparency_data:
+        mask = mask.convert("RGBA")
+        mask = Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask)
+    mask = mask.convert("L").point(lambda value: 255 if value > 127 else 0)
+    if mask.size == size:
+        return mask
+    if abs(mask.width * size[1] / (mask.height * size[0]) - 1) > 0.02:
+        raise ValueError(
+            f"the mask is {mask.width} x {mask.height} and its picture {size[0]} x {size[1]}: another shape"
+        )
+    return mask.resize(size, Image.Resampling.NEAREST)
 
 
 def fit_picture(picture: Image.Image, height: int, width: int) -> Tensor:
@@ -161,6 +182,26 @@ def to_picture(image: Tensor) -> Image.Image:
     """[3, H, W] in [-1, 1] -> RGB picture."""
     pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def sample_of_pictures(
+    garment: Image.Image, person: Image.Image, mask: Image.Image, category: Category, height: int, width: int
+) -> TryOnSample:
+    """A sample for inference, made from pictures exactly as the data sets make theirs. mask: white = repaint.
+
+    Raises ValueError where nothing of the mask is white.
+    """
+    person = upright_rgb(person)
+    fitted_mask = fit_mask(binary_mask(mask, person.size), height, width)
+    if not fitted_mask.any():
+        raise ValueError("the mask has no white in it: paint what is to be dressed in white on black")
+    return TryOnSample(
+        key="",  # inference caches nothing
+        garment=fit_picture(garment, height, width),
+        person=fit_picture(person, height, width),
+        mask=fitted_mask,
+        category=category,
+    )
 
 
 def make_diptych(sample: TryOnSample) -> tuple[Tensor, Tensor, Tensor]:

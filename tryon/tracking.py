@@ -4,10 +4,12 @@ import json
 import logging
 import os
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
-from accelerate import Accelerator
+import torch
+from accelerate import Accelerator, PartialState
 from PIL import Image
 from tqdm import tqdm
 
@@ -21,6 +23,14 @@ def progress_bar(total: int, description: str, visible: bool, initial: int = 0) 
     return tqdm(
         total=total, initial=initial, desc=description, disable=not (visible and on_terminal), ncols=110, leave=False
     )
+
+
+def start_processes() -> PartialState:
+    """Lets the processes of a run find each other: NCCL on GPUs, gloo on CPUs.
+
+    They wait for each other for hours if need be: while one downloads, encodes prompts or draws the validation.
+    """
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=6))
 
 
 def set_up_logging(is_main_process: bool) -> None:
@@ -57,6 +67,16 @@ def log_metrics(accelerator: Accelerator, run: Path, step: int, metrics: dict[st
     with (run / "metrics.jsonl").open("a") as file:
         file.write(json.dumps({"step": step, **metrics}) + "\n")
     accelerator.log(metrics, step=step)
+
+
+def forget_metrics_after(run: Path, step: int) -> None:
+    """Takes out of metrics.jsonl what a resumed run will measure again. Call it on every process; the main one acts."""
+    path = run / "metrics.jsonl"
+    if PartialState().is_main_process and path.exists():
+        lines = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
+        staging = path.with_suffix(".partial")
+        staging.write_text("".join(lines))
+        staging.replace(path)
 
 
 def log_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int) -> None:

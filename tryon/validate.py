@@ -13,7 +13,7 @@ from tryon.cache import LatentData
 from tryon.config import TrainConfig
 from tryon.encode import collate, to_device
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate
-from tryon.pipeline import model_precision, try_on
+from tryon.pipeline import try_on
 from tryon.sample import (
     CATEGORIES,
     Category,
@@ -105,7 +105,7 @@ def validation_loss(
     Sample i is always measured at the same noise level and with the same noise, so that two steps of a run, or two
     runs, differ by their weights alone.
     """
-    device, dtype = transformer.device, transformer.dtype
+    device = transformer.device
     losses: dict[str, list[float]] = {}
     for index in range(len(data)):
         latents = data[index]
@@ -113,8 +113,7 @@ def validation_loss(
         sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], "none", 0.0, 1.0, [(seed, index)])
         sigma, noise = sigma.to(device), noise.to(device)
         x_t, velocity = interpolate(batch.x0.float(), noise, sigma)
-        with model_precision(device, dtype):
-            loss = fill_loss(transformer, batch, x_t, velocity, sigma, guidance).item()
+        loss = fill_loss(transformer, batch, x_t, velocity, sigma, guidance).item()
         losses.setdefault("validation/loss", []).append(loss)
         losses.setdefault(f"validation/loss_{latents.category}", []).append(loss)
     return {name: sum(values) / len(values) for name, values in losses.items()}

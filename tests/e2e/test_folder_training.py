@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from conftest import PROJECT
 from launch import environment, metrics
 from test_folders import write_viton_hd

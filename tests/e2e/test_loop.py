@@ -2,17 +2,20 @@
 
 import json
 import math
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import ListSource, make_sample
-from launch import metrics
+from accelerate import Accelerator
 from safetensors.torch import load_file
 
+from conftest import ListSource, make_sample
+from launch import metrics
 from train_flux_inpaint import train
-from tryon.batches import sample_order
+from tryon.batches import load_batches, sample_order
+from tryon.cache import LatentData
 from tryon.config import TrainConfig, on_toy
 from tryon.runs import find_lora, newest_checkpoint
 from tryon.toy.model import ToyFolders
@@ -91,6 +94,27 @@ def test_another_seed_trains_something_else(config: TrainConfig, tmp_path: Path)
     assert metrics(run) != metrics(other)
 
 
+def test_a_resumed_run_takes_the_new_learning_rate_and_no_other_data(config: TrainConfig) -> None:
+    half = replace(config, max_train_steps=3)
+    train(half, TRAIN_DATA, VAL_DATA)
+    again = replace(half, max_train_steps=4, resume_from_checkpoint="latest", learning_rate=5e-4)
+    with pytest.raises(ValueError, match="data was 5 samples .* and is 4 samples"):
+        train(again, ListSource(TRAIN_DATA.samples[1:]), VAL_DATA)
+    with pytest.raises(ValueError, match="seed was 0 and is 1; train_batch_size was 2 and is 1"):
+        train(replace(again, seed=1, train_batch_size=1), TRAIN_DATA, VAL_DATA)
+    run = train(again, TRAIN_DATA, VAL_DATA)
+    assert metrics(run, "train/learning_rate")[4] == 5e-4
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_update(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *args: torch.tensor(math.nan))
+    with pytest.raises(ValueError, match="the gradient's norm nan at step 1"):
+        train(config, TRAIN_DATA, VAL_DATA)
+    assert not list(Path(config.output_dir).glob("checkpoint-*"))
+
+
 def test_a_finished_run_cannot_be_resumed(config: TrainConfig) -> None:
     train(replace(config, max_train_steps=3), TRAIN_DATA, VAL_DATA)
     with pytest.raises(ValueError, match="is at step 3 of 3: give more --max_train_steps"):
@@ -99,7 +123,7 @@ def test_a_finished_run_cannot_be_resumed(config: TrainConfig) -> None:
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(config: TrainConfig) -> None:
     wild = replace(config, learning_rate=1e30, lr_warmup_steps=0, checkpointing_steps=1)
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step 2.*lower --learning_rate"):
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) .*at step 2.*lower --learning_rate"):
         train(wild, TRAIN_DATA, VAL_DATA)
     assert newest_checkpoint(Path(config.output_dir)).name == "checkpoint-1"
 
@@ -117,6 +141,7 @@ def test_init_lora_starts_from_the_weights_of_another_run(config: TrainConfig, t
 def test_every_optimizer_and_schedule_runs(config: TrainConfig, tmp_path: Path) -> None:
     for number, (optimizer, schedule) in enumerate([("adamw8bit", "cosine"), ("adamw", "linear")]):
         changes = {"optimizer": optimizer, "lr_scheduler": schedule, "output_dir": str(tmp_path / str(number))}
+        changes["dataloader_num_workers"] = number  # once without and once with a worker
         run = train(replace(config, **changes, report_to="none"), TRAIN_DATA, VAL_DATA)
         rates = metrics(run, "train/learning_rate")
         assert rates[2] > rates[1] and rates[6] < rates[3]
@@ -131,6 +156,13 @@ def test_the_order_is_one_endless_stream() -> None:
     assert len({tuple(epoch) for epoch in epochs}) > 1
     resumed = sample_order(5, seed=0, start=13)
     assert [next(resumed) for _ in range(10)] == positions[13:]
+
+
+def test_batches_reach_workers_however_they_are_started(config: TrainConfig) -> None:
+    """A worker that is not forked gets the collate function pickled."""
+    loader = load_batches(config, LatentData([Path("a"), Path("b")]), {}, Accelerator(cpu=True), 0, 1)
+    assert pickle.loads(pickle.dumps(loader.collate_fn)).keywords == {"prompts": {}}
+    assert pickle.loads(pickle.dumps(loader.dataset)) == loader.dataset
 
 
 def test_epochs_become_steps(config: TrainConfig) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from conftest import ListSource, make_sample
 from diffusers import AutoencoderKL
 
+from conftest import ListSource, make_sample
 from tryon.cache import cache_latents, cache_prompts, read_latents
 from tryon.config import TrainConfig, on_toy
 from tryon.encode import encode_sample
@@ -126,15 +126,15 @@ def test_too_little_disk_is_refused_before_encoding(
     assert files(config) == []
 
 
-def test_prompts_are_encoded_once_and_their_length_matters(config: TrainConfig, toy: ToyFolders) -> None:
-    prompts = ["a", FIXED_PROMPT]
-    first = cache_prompts(prompts, config, torch.float32, torch.device("cpu"))
+def test_prompts_are_encoded_once_and_their_length_matters(toy: ToyFolders, tmp_path: Path) -> None:
+    def encode(prompts: list[str], length: int):
+        cpu, cache = torch.device("cpu"), str(tmp_path)
+        return cache_prompts(prompts, str(toy.base), length, torch.float32, cpu, hub_cache=None, data_cache=cache)
+
+    first = encode(["a", FIXED_PROMPT], 16)
     assert first["a"].embeds.shape == (16, 64)
-    stored = sorted(Path(config.data_cache_dir).glob("prompts/*"))
-    times = [path.stat().st_mtime_ns for path in stored]
-    again = cache_prompts(prompts, config, torch.float32, torch.device("cpu"))
-    assert torch.equal(again["a"].embeds, first["a"].embeds)
-    assert [path.stat().st_mtime_ns for path in stored] == times
-    longer = cache_prompts(["a"], replace(config, max_sequence_length=32), torch.float32, torch.device("cpu"))
-    assert longer["a"].embeds.shape == (32, 64)
-    assert len(list(Path(config.data_cache_dir).glob("prompts/*"))) == 3
+    times = [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("prompts/*"))]
+    assert torch.equal(encode(["a", FIXED_PROMPT], 16)["a"].embeds, first["a"].embeds)
+    assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("prompts/*"))] == times
+    assert encode(["a"], 32)["a"].embeds.shape == (32, 64)
+    assert len(list(tmp_path.glob("prompts/*"))) == 3

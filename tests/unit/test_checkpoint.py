@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from train_flux_inpaint import make_lr_scheduler, make_optimizer
+from train_flux_inpaint import make_optimizer
 from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, verify
 from tryon.config import TrainConfig
 from tryon.lora import LoraFacts, add_lora
@@ -14,22 +14,22 @@ from tryon.models import load_transformer
 from tryon.runs import checkpoints, find_lora, newest_checkpoint, run_folder
 from tryon.toy.model import ToyFolders
 
+IDENTITY = {"data": "5 samples", "seed": 0}
 FACTS = LoraFacts("base", "transformer", "fixed", 512, 768, 576, "rectangle", "full", 3)
 
 
 def parts(transformer: FluxTransformer2DModel, optimizer: str = "adamw"):
-    config = TrainConfig(optimizer=optimizer, lr_warmup_steps=10)
+    config = TrainConfig(optimizer=optimizer)
     parameters = add_lora(transformer, 16, 16, seed=0)  # large enough for bitsandbytes to use its 8-bit moments
     optimiser = make_optimizer(config, parameters)
-    return parameters, optimiser, make_lr_scheduler(config, optimiser, 100)
+    return parameters, optimiser
 
 
-def step(parameters, optimiser, scheduler, seed: int) -> None:
+def step(parameters, optimiser, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for parameter in parameters:
         parameter.grad = torch.randn(parameter.shape, generator=generator)
     optimiser.step()
-    scheduler.step()
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
@@ -39,27 +39,26 @@ def test_a_resumed_optimiser_goes_on_as_if_nothing_happened(
     trained = parts(transformer, optimizer)
     for seed in range(3):
         step(*trained, seed)
-    state = TrainerState(step=3, seed=0, samples_seen=24)
-    checkpoint = save_checkpoint(tmp_path, state, FACTS, transformer, *trained[1:], keep=None)
+    state = TrainerState(step=3, identity=IDENTITY)
+    checkpoint = save_checkpoint(tmp_path, state, FACTS, transformer, trained[1], keep=None)
 
     other = load_transformer(str(toy.transformer), None, torch.float32)
     resumed = parts(other, optimizer)
-    assert load_checkpoint(checkpoint, other, *resumed[1:]) == state
+    assert load_checkpoint(checkpoint, IDENTITY, other, resumed[1]) == state
     for seed in range(3, 6):
         step(*trained, seed)
         step(*resumed, seed)
-    assert trained[2].get_last_lr() == resumed[2].get_last_lr()
     for expected, found in zip(trained[0], resumed[0], strict=True):
         assert torch.equal(expected, found)
 
 
 @pytest.mark.parametrize("file", ["optimizer.safetensors", "transformer/pytorch_lora_weights.safetensors",
-                                  "trainer_state.json", "scheduler.json"])  # fmt: skip
+                                  "trainer_state.json", "optimizer.json"])  # fmt: skip
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
 def test_damage_is_noticed(file: str, damage: str, transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
     trained = parts(transformer)
     step(*trained, 0)
-    checkpoint = save_checkpoint(tmp_path, TrainerState(1, 0, 8), FACTS, transformer, *trained[1:], keep=None)
+    checkpoint = save_checkpoint(tmp_path, TrainerState(1, IDENTITY), FACTS, transformer, trained[1], keep=None)
     verify(checkpoint)
     path = checkpoint / file
     content = bytearray(path.read_bytes())
@@ -71,13 +70,21 @@ def test_damage_is_noticed(file: str, damage: str, transformer: FluxTransformer2
     else:
         path.unlink()
     with pytest.raises(ValueError, match=f"{path.name} is damaged or missing"):
-        load_checkpoint(checkpoint, transformer, *trained[1:])
+        load_checkpoint(checkpoint, IDENTITY, transformer, trained[1])
+
+
+def test_another_run_is_not_resumed(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
+    trained = parts(transformer)
+    checkpoint = save_checkpoint(tmp_path, TrainerState(1, IDENTITY), FACTS, transformer, trained[1], keep=None)
+    other = {"data": "6 samples", "seed": 0, "height": 96}
+    with pytest.raises(ValueError, match="data was 5 samples and is 6 samples; height was None and is 96"):
+        load_checkpoint(checkpoint, other, transformer, trained[1])
 
 
 def test_retention_keeps_the_newest(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
     trained = parts(transformer)
     for number in (5, 20, 100):
-        save_checkpoint(tmp_path, TrainerState(number, 0, 0), FACTS, transformer, *trained[1:], keep=2)
+        save_checkpoint(tmp_path, TrainerState(number, IDENTITY), FACTS, transformer, trained[1], keep=2)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-100"]
     assert newest_checkpoint(tmp_path).name == "checkpoint-100"
     assert not list(tmp_path.glob(".*")), "nothing half-written is left"
@@ -85,8 +92,8 @@ def test_retention_keeps_the_newest(transformer: FluxTransformer2DModel, tmp_pat
 
 def test_a_checkpoint_without_a_manifest_does_not_count(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
     trained = parts(transformer)
-    first = save_checkpoint(tmp_path, TrainerState(1, 0, 0), FACTS, transformer, *trained[1:], keep=None)
-    second = save_checkpoint(tmp_path, TrainerState(2, 0, 0), FACTS, transformer, *trained[1:], keep=None)
+    first = save_checkpoint(tmp_path, TrainerState(1, IDENTITY), FACTS, transformer, trained[1], keep=None)
+    second = save_checkpoint(tmp_path, TrainerState(2, IDENTITY), FACTS, transformer, trained[1], keep=None)
     (second / "manifest.json").unlink()
     assert newest_checkpoint(tmp_path) == first
     with pytest.raises(ValueError, match="no whole checkpoint"):
@@ -95,7 +102,7 @@ def test_a_checkpoint_without_a_manifest_does_not_count(transformer: FluxTransfo
 
 def test_a_lora_is_found_by_run_checkpoint_folder_and_file(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
     trained = parts(transformer)
-    checkpoint = save_checkpoint(tmp_path, TrainerState(1, 0, 0), FACTS, transformer, *trained[1:], keep=None)
+    checkpoint = save_checkpoint(tmp_path, TrainerState(1, IDENTITY), FACTS, transformer, trained[1], keep=None)
     file = checkpoint / "transformer" / "pytorch_lora_weights.safetensors"
     for name in (tmp_path, checkpoint, checkpoint / "transformer", file):
         assert find_lora(str(name)) == file
@@ -132,3 +139,10 @@ def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run_folder(TrainConfig(resume_from_checkpoint=str(tmp_path)), "lora")
     named = TrainConfig(resume_from_checkpoint=str(newest / "checkpoint-5"))
     assert run_folder(named, "lora") == newest
+    make_run(newest, 7)
+    (newest / "checkpoint-7-copy").mkdir()
+    (newest / "checkpoint-7-copy" / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not the newest of its run"):
+        run_folder(named, "lora")
+    elsewhere = TrainConfig(resume_from_checkpoint=str(newest / "checkpoint-5"), output_dir=str(tmp_path / "new"))
+    assert run_folder(elsewhere, "lora") == tmp_path / "new"

@@ -4,8 +4,8 @@ import dataclasses
 import re
 
 import pytest
-from conftest import PROJECT
 
+from conftest import PROJECT
 from tryon.config import PROFILES, TrainConfig, on_toy, parse_flags, resolve
 
 

@@ -4,6 +4,7 @@ import ast
 from pathlib import Path
 
 import pytest
+
 from conftest import PROJECT
 
 # Lower floors first; a module imports from its own floor or from below. Toy, benchmarks and tests stand outside.
@@ -12,11 +13,11 @@ FLOORS = [
     {"tryon.runs", "tryon.entry", "tryon.tracking", "tryon.models", "tryon.lora", "tryon.encode", "tryon.cache",
      "tryon.checkpoint", "tryon.batches"},
     {"tryon.pipeline", "tryon.validate"},
-    {"train_flux_inpaint", "folder_datasets"},
+    {"train_flux_inpaint", "folder_datasets", "tryon_inference_lora"},
     {"deepfashion_training.preflight", "deepfashion_training.deepfashion_dataset", "deepfashion_training.log_output",
      "deepfashion_training.train_deepfashion_lora"},
 ]  # fmt: skip
-MAY_USE_THE_TOY = {"train_flux_inpaint", "deepfashion_training.train_deepfashion_lora"}
+MAY_USE_THE_TOY = {"train_flux_inpaint", "tryon_inference_lora", "deepfashion_training.train_deepfashion_lora"}
 
 
 def product_files() -> list[Path]:

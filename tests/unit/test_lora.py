@@ -8,10 +8,10 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_flow import random_batch
 
+from test_flow import random_batch
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate
-from tryon.lora import FACTS_KEY, TARGET_MODULES, LoraFacts, add_lora, load_lora, read_metadata, save_lora
+from tryon.lora import TARGET_MODULES, LoraFacts, add_lora, load_lora, read_facts, save_lora
 from tryon.models import load_transformer
 from tryon.pipeline import build_pipeline
 from tryon.runs import LORA_FILE
@@ -113,7 +113,7 @@ def test_the_header_is_portable(transformer: FluxTransformer2DModel, tmp_path: P
         "transformer.lora_alpha": 9,
         "transformer.target_modules": sorted(TARGET_MODULES),
     }
-    assert LoraFacts(**read_metadata(tmp_path / LORA_FILE, FACTS_KEY)) == FACTS
+    assert read_facts(tmp_path / LORA_FILE) == FACTS
     assert all(key.startswith("transformer.") and key.endswith((".lora_A.weight", ".lora_B.weight")) for key in keys)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
 
 from tryon.models import files_fingerprint, load_scheduler, load_text_encoders, load_transformer, load_vae
 from tryon.toy.model import ToyFolders
@@ -55,6 +56,20 @@ def test_a_hub_name_without_a_hub_is_one_sentence(tmp_path: Path) -> None:
         load_vae("somebody/something", str(tmp_path), torch.float32)
     with pytest.raises(ValueError, match="neither a folder here nor a repository"):
         load_vae("/no/such/folder", str(tmp_path), torch.float32)
+
+
+@pytest.mark.parametrize("part", ["text_encoder", "text_encoder_2", "vae", "transformer"])
+def test_incomplete_weights_are_refused(part: str, toy: ToyFolders, tmp_path: Path) -> None:
+    """The libraries would only warn, and train on with invented weights."""
+    shutil.copytree(toy.base.parent, tmp_path / "toy")
+    folder = tmp_path / "toy" / (part if part == "transformer" else f"base/{part}")
+    (file,) = folder.glob("*.safetensors")
+    state = load_file(file)
+    state.pop(sorted(key for key in state if "layer" in key or "block" in key)[0])
+    save_file(state, file, {"format": "pt"})
+    load = {"vae": load_vae, "transformer": load_transformer}.get(part, load_text_encoders)
+    with pytest.raises(ValueError, match="are incomplete: 1 are missing"):
+        load(str(folder if part == "transformer" else folder.parent), None, torch.float32)
 
 
 def test_bf16_is_honoured(toy: ToyFolders) -> None:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from conftest import make_sample
 from diffusers import FluxFillPipeline, FluxTransformer2DModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
+from conftest import make_sample
 from tryon.encode import collate, encode_prompt, encode_sample
 from tryon.geometry import image_ids, pack_latents, text_ids, unpack_latents
 from tryon.models import load_text_encoders

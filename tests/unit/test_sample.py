@@ -5,9 +5,9 @@ import io
 import numpy as np
 import pytest
 import torch
-from conftest import make_sample
 from PIL import Image
 
+from conftest import make_sample
 from tryon.sample import (
     FIXED_PROMPT,
     binary_mask,
@@ -51,7 +51,18 @@ def test_masks_with_jpeg_noise_become_binary() -> None:
 
 
 def test_a_mask_of_another_size_is_brought_to_its_picture() -> None:
-    assert binary_mask(Image.new("L", (10, 20), 255), (30, 40)).size == (30, 40)
+    assert binary_mask(Image.new("L", (15, 20), 255), (30, 40)).size == (30, 40)
+
+
+def test_masks_that_cannot_be_meant_are_refused() -> None:
+    with pytest.raises(ValueError, match="another shape"):
+        binary_mask(Image.new("L", (20, 10), 255), (30, 40))
+    with pytest.raises(ValueError, match="8 bits"):
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(buffer, "PNG")
+        read_picture(io.BytesIO(buffer.getvalue()))
+    clear = Image.new("RGBA", (4, 4), (255, 255, 255, 0))
+    assert not np.asarray(binary_mask(clear, (4, 4))).any(), "transparent white is no mask"
 
 
 def test_transparency_is_white_and_exif_is_followed() -> None:
