@@ -69,7 +69,8 @@ def main(argv: list[str]) -> None:
     # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
     from PIL import Image
 
-    from tryon.pipeline import load_try_on, try_on
+    from tryon.lora import read_facts
+    from tryon.pipeline import load_try_on, lora_on_disk, prompt_category, trained_size, try_on
     from tryon.sample import UNREADABLE, read_picture, sample_of_pictures, to_picture
     from tryon.tracking import set_up_logging
 
@@ -81,21 +82,26 @@ def main(argv: list[str]) -> None:
             pictures.append(read_picture(path))
         except UNREADABLE as error:
             raise ValueError(f"--{name} {path} cannot be read as a picture ({error}): give another file") from error
+    lora = lora_on_disk(config.lora, config.cache_dir)
+    facts = read_facts(lora)
+    height, width = trained_size(facts)
+    sample = sample_of_pictures(
+        *pictures, prompt_category(facts, config.category), config.height or height, config.width or width
+    )
+
     if config.toy:
         from tryon.toy.model import toy_model
 
         folders = toy_model(Path(config.data_cache_dir).expanduser().absolute())
         config = replace(config, base=str(folders.base), transformer=str(folders.transformer))
     model = load_try_on(
-        config.lora,
+        lora,
         base=config.base,
         transformer=config.transformer,
         lora_scale=config.lora_scale,
         hub_cache=config.cache_dir,
         data_cache=config.data_cache_dir,
     )
-    height, width = config.height or model.size[0], config.width or model.size[1]
-    sample = sample_of_pictures(*pictures, model.category(config.category), height, width)
     picture = try_on(
         model.pipeline,
         sample,
@@ -107,9 +113,9 @@ def main(argv: list[str]) -> None:
     picture.save(Path(config.output_tryon).expanduser())
     logger.info("wrote %s (seed %d, %d x %d)", config.output_tryon, config.seed, *picture.size)
     if config.output_diptych:
-        diptych = Image.new("RGB", (2 * width, height))
+        diptych = Image.new("RGB", (2 * picture.width, picture.height))
         diptych.paste(to_picture(sample.garment), (0, 0))
-        diptych.paste(picture, (width, 0))
+        diptych.paste(picture, (picture.width, 0))
         diptych.save(Path(config.output_diptych).expanduser())
         logger.info("wrote %s", config.output_diptych)
 

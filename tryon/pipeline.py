@@ -48,29 +48,26 @@ def build_pipeline(
 
 @dataclass(frozen=True)
 class TryOnModel:
-    """Everything that inference needs, loaded: the pipeline with its LoRA, and the prompt of each category.
-
-    facts: what the LoRA was trained for; None for a LoRA that does not say.
-    """
+    """Everything that inference needs, loaded: the pipeline with its LoRA, and the prompt of each category."""
 
     pipeline: FluxFillPipeline
     prompts: dict[Category, PromptEmbedding]
-    facts: LoraFacts | None
 
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width of the panel that the LoRA was trained at; CatVTON-Flux's own for one that does not say."""
-        return (self.facts.height, self.facts.width) if self.facts else (768, 576)
 
-    def category(self, asked: Category | None) -> Category:
-        """The category asked for. Raises ValueError where the LoRA's prompts need one and none was asked for."""
-        if asked is None and self.facts and self.facts.prompt == "category":
-            raise ValueError("this LoRA has one prompt per garment category: say --category upper, lower or full")
-        return asked or "upper"
+def trained_size(facts: LoraFacts | None) -> tuple[int, int]:
+    """Height and width of the panel that the LoRA was trained at; CatVTON-Flux's own for one that does not say."""
+    return (facts.height, facts.width) if facts else (768, 576)
+
+
+def prompt_category(facts: LoraFacts | None, asked: Category | None) -> Category:
+    """The category whose prompt is used. Raises ValueError where the LoRA has one each and none was asked for."""
+    if asked is None and facts and facts.prompt == "category":
+        raise ValueError("this LoRA has one prompt per garment category: say --category upper, lower or full")
+    return asked or "upper"
 
 
 def load_try_on(
-    lora: str,
+    lora: Path,
     *,
     base: str | None,
     transformer: str | None,
@@ -80,11 +77,10 @@ def load_try_on(
 ) -> TryOnModel:
     """Loads a LoRA and the models that it was trained for: its header names them where base or transformer do not.
 
-    lora: a run, a checkpoint, a folder, a file or a hub name. On a CUDA device in bf16, else in float32 on the CPU.
-    Raises ValueError, in one sentence, where a part cannot be loaded or not every key of the LoRA is used.
+    lora: its file (see lora_on_disk). On a CUDA device in bf16, else in float32 on the CPU. Raises ValueError, in one
+    sentence, where a part cannot be loaded or not every key of the LoRA is used.
     """
-    file = lora_on_disk(lora, hub_cache)
-    facts = read_facts(file)
+    facts = read_facts(lora)
     for given, trained in ((base, facts and facts.base), (transformer, facts and facts.transformer)):
         if given and trained and given != trained:
             logger.warning("this LoRA was trained for %s and is used with %s: the result may suffer", trained, given)
@@ -99,11 +95,11 @@ def load_try_on(
         sorted(set(texts.values())), base, length, dtype, device, hub_cache=hub_cache, data_cache=data_cache
     )
     model = load_transformer(transformer, hub_cache, dtype)
-    attach_lora(model, file, lora_scale)
+    attach_lora(model, lora, lora_scale)
     vae, scheduler = load_vae(base, hub_cache, dtype), load_scheduler(base, hub_cache)
     model.to(device, dtype)  # the LoRA too: one precision throughout
     pipeline = build_pipeline(model.eval(), vae.to(device), scheduler)
-    return TryOnModel(pipeline, {category: embeddings[text] for category, text in texts.items()}, facts)
+    return TryOnModel(pipeline, {category: embeddings[text] for category, text in texts.items()})
 
 
 def lora_on_disk(name: str, hub_cache: str | None) -> Path:
