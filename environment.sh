@@ -57,6 +57,13 @@ if [[ -f $stamp && $(<"$stamp") == "$(wanted)" ]]; then
     exit
 fi
 
+# Another requirements file may have brought everything already.
+if [[ -x $venv/bin/python ]] && satisfies "$venv/bin/python"; then
+    wanted >"$stamp"
+    echo "$venv/bin/python"
+    exit
+fi
+
 base=
 for candidate in python3 python3.14 python3.13 python3.12 python3.11 python; do
     if is_new_enough "$candidate"; then

@@ -1,7 +1,5 @@
 """The inference command line, on a LoRA trained on the toy."""
 
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +8,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from conftest import PROJECT, ListSource, make_sample
-from launch import environment
+from conftest import ListSource, make_sample
 from train_flux_inpaint import train
 from tryon.config import TrainConfig, on_toy
 from tryon.runs import find_lora
@@ -68,9 +65,7 @@ def flags_for(folder: Path, data_cache: Path, *flags: str | Path) -> list[str]:
 def test_a_person_is_dressed_and_the_lora_is_used(run: Path, pictures: Path, data_cache: Path) -> None:
     out, plain, diptych = pictures / "out.png", pictures / "plain.png", pictures / "diptych.png"
     flags = flags_for(pictures, data_cache, "--lora", run, "--category", "lower")
-    command = [sys.executable, "tryon_inference_lora.py", *flags, "--output_tryon", out, "--output_diptych", diptych]
-    done = subprocess.run(command, cwd=PROJECT, env=environment(pictures), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    main([*flags, "--output_tryon", str(out), "--output_diptych", str(diptych)])
     person, dressed = (np.asarray(Image.open(path).convert("RGB")) for path in (pictures / "person.png", out))
     hidden = np.asarray(Image.open(pictures / "mask.png")) > 0
     assert (person == dressed)[~hidden].all()

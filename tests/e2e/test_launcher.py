@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 
+from deepfashion_training.train_deepfashion_lora import main
 from launch import (
     SMALL,
     interrupt,
@@ -88,15 +89,26 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
     assert "holds checkpoints of another run" in over.stderr
 
 
-@pytest.mark.parametrize(
-    "flags", [["--h100", "--mixed_precision", "bf16", "--gradient_checkpointing", "full"], []], ids=["h100", "full"]
-)
-def test_every_profile_runs_on_the_toy(flags: list[str], tmp_path: Path, data_cache: Path) -> None:
-    done = launch(*flags, "--toy", "--max_train_steps", "1", *SMALL, "--data_cache_dir", data_cache, runs=tmp_path)
+def test_the_h100_profile_runs_on_the_toy(tmp_path: Path, data_cache: Path) -> None:
+    """In bf16 and with activation checkpointing, as on the GPU."""
+    done = launch(
+        "--h100", "--toy", "--mixed_precision", "bf16", "--gradient_checkpointing", "full", "--max_train_steps", "1",
+        *SMALL, "--data_cache_dir", data_cache, runs=tmp_path,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     run = only_run(tmp_path)
     settings = json.loads((run / "config.json").read_text())
-    assert settings["lora_rank"] == settings["lora_alpha"] == (128 if flags else 64)
+    assert settings["lora_rank"] == settings["lora_alpha"] == 128
+    assert (run / "checkpoint-1" / "manifest.json").is_file()
+
+
+def test_the_full_profile_runs_on_the_toy(tmp_path: Path, data_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver without the launcher, in this process."""
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
+    main(["--toy", "--max_train_steps", "1", *SMALL, "--data_cache_dir", str(data_cache)])
+    run = only_run(tmp_path)
+    assert run.name.startswith("deepfashion_lora_full_")
+    assert json.loads((run / "config.json").read_text())["lora_rank"] == 64
     assert (run / "checkpoint-1" / "manifest.json").is_file()
 
 
@@ -186,17 +198,17 @@ def test_a_killed_driver_is_a_failure_in_words(tmp_path: Path, data_cache: Path)
 
 
 def test_two_processes_train_what_one_does_with_the_doubled_batch(tmp_path: Path, data_cache: Path) -> None:
-    common = (
-        "--quick-test", "--max_train_steps", "3", "--lr_warmup_steps", "0", "--learning_rate", "1e-3",
+    common = [
+        "--max_train_steps", "3", "--lr_warmup_steps", "0", "--learning_rate", "1e-3",
         "--max_train_samples", "5", "--max_validation_samples", "2", "--num_validation_images", "1",
-        "--data_cache_dir", data_cache,
-    )  # fmt: skip
-    two = launch(*common, "--num_processes", "2", "--train_batch_size", "1", runs=tmp_path / "two")
+        "--data_cache_dir", str(data_cache),
+    ]  # fmt: skip
+    two = launch("--quick-test", *common, "--num_processes", "2", "--train_batch_size", "1", runs=tmp_path / "two")
     assert two.returncode == 0, two.stdout + two.stderr
     assert two.stdout.count("TOY MODEL") == 1, "only the main process speaks"
-    one = launch(*common, "--num_processes", "1", "--train_batch_size", "2", runs=tmp_path / "one")
-    assert one.returncode == 0, one.stdout + one.stderr
-    of_two, of_one = metrics(only_run(tmp_path / "two")), metrics(only_run(tmp_path / "one"))
+    one = tmp_path / "one"
+    main(["--profile", "quick_test", *common, "--train_batch_size", "2", "--output_dir", str(one)])
+    of_two, of_one = metrics(only_run(tmp_path / "two")), metrics(one)
     assert of_two.keys() == of_one.keys() == {1, 2, 3}
     for step, loss in of_one.items():
         assert abs(of_two[step] - loss) < 1e-5
