@@ -176,7 +176,7 @@ def test_sigterm_reaches_the_driver_and_is_waited_for(tmp_path: Path, data_cache
 
 def test_a_signal_before_training_began_leaves_no_orphan(tmp_path: Path, data_cache: Path) -> None:
     process, controller = launch_on_a_terminal("--quick-test", "--data_cache_dir", data_cache, runs=tmp_path)
-    while not processes_with("accelerate.commands.launch"):
+    while not processes_with(f"--output_dir {tmp_path}"):  # accelerate is up, the driver is not
         time.sleep(0.05)
     interrupt(controller)
     assert process.wait(timeout=20) == 130
