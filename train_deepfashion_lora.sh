@@ -102,10 +102,10 @@ status=0
 wait_for "$launcher" || status=$?
 exec {output}>&-
 wait_for "$logger" || true
-if [[ -f $TRAIN_STATUS_DIR/exit_code ]]; then
-    status=$(<"$TRAIN_STATUS_DIR/exit_code")
-elif [[ -n $received ]]; then
+if [[ $status -ne 0 && -n $received ]]; then
     status=$((128 + received))
+elif [[ -f $TRAIN_STATUS_DIR/exit_code ]]; then
+    status=$(<"$TRAIN_STATUS_DIR/exit_code")
 elif [[ $status -ne 0 ]] && compgen -G "$TRAIN_STATUS_DIR/*.pid" >/dev/null; then
     echo "error: a training process was killed from outside, most likely for lack of memory" | tee -a "$run/train.log" >&2
 elif [[ $status -ne 0 ]]; then
