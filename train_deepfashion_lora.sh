@@ -60,9 +60,11 @@ if [[ -t 1 ]]; then export TRAIN_TERMINAL=1; fi
 
 # Passes a signal on to the driver's processes. Before they have said that they listen nothing can be lost: all ends.
 received=
+launcher=
 # shellcheck disable=SC2329 # called by the traps
 pass_on() {
     received=$1
+    if [[ -z $launcher ]]; then exit $((128 + received)); fi # nothing has been started
     local pid listening=
     for pid in "$TRAIN_STATUS_DIR"/*.pid; do
         [[ -e $pid ]] || continue
