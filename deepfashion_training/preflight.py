@@ -1,10 +1,14 @@
 """What is checked before anything heavy is imported: flags, data path, device, run folder.
 
-The launcher runs this as a module. It prints what the launcher needs to know, one value a line: the run's folder
-(created), the number of processes, `cuda` or `cpu`, the precision.
+The launcher runs this as a module. It prints what the launcher needs to know, one value a line: the folder through
+which the processes talk to it (tryon.entry; created, with the pipe in it), the run's folder (created), the number of
+processes, CPU threads for each, `cuda` or `cpu`, the precision.
 """
 
+import math
+import os
 import re
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +17,11 @@ from tryon.entry import run_script
 from tryon.runs import with_paths
 
 DEEPFASHION = "SaffalPoosh/deepFashion-with-masks"
-DESCRIPTION = "LoRA fine-tuning of CatVTON-Flux. Defaults shown are the full profile's; a flag beats the profile."
+COMMAND = "bash ./train_deepfashion_lora.sh"
+DESCRIPTION = (
+    "LoRA fine-tuning of CatVTON-Flux. Defaults shown are the full profile's; a flag beats the profile. "
+    "RUNS_DIR moves the folder that runs are kept in."
+)
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -28,7 +36,7 @@ class DataConfig:
 
 def read_settings(argv: list[str]) -> tuple[TrainConfig, DataConfig]:
     """The run's resolved configuration, paths made absolute. Raises ValueError, in one sentence, for every mistake."""
-    given, data_given = parse_flags(argv, DESCRIPTION, TrainConfig, DataConfig)
+    given, data_given = parse_flags(argv, COMMAND, DESCRIPTION, TrainConfig, DataConfig)
     config = resolve(given, cuda_device_count())
     data = DataConfig(**data_given)
     if data.dataset_name is None and not config.toy:
@@ -61,8 +69,11 @@ def main(argv: list[str]) -> None:
         (folder / "train.log").touch()
     except OSError as error:
         raise ValueError(f"the run's folder {folder} cannot be written ({error.strerror}): choose another") from error
+    status = tempfile.mkdtemp(prefix="train-")
+    os.mkfifo(Path(status) / "output")
+    threads = math.ceil(len(os.sched_getaffinity(0)) / config.num_processes)
     device = "cuda" if cuda_device_count() else "cpu"
-    print(folder, config.num_processes, device, config.mixed_precision, sep="\n")
+    print(status, folder, config.num_processes, threads, device, config.mixed_precision, sep="\n")
 
 
 if __name__ == "__main__":

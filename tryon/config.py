@@ -26,16 +26,18 @@ TOY_HEIGHT, TOY_WIDTH = 192, 144
 TOY_MAX_SEQUENCE_LENGTH = 16
 
 
-def setting(default: Any, help: str, least: float | None = None, most: float | None = None) -> Any:
-    """A dataclass field that becomes a flag: its help text, and the closed range its value must lie in."""
-    return field(default=default, metadata={"help": help, "least": least, "most": most})
+def setting(
+    default: Any, help: str, least: float | None = None, most: float | None = None, *, positional: bool = False
+) -> Any:
+    """A dataclass field that becomes a flag, or a needed argument: its help text, and the closed range of its value."""
+    return field(default=default, metadata={"help": help, "least": least, "most": most, "positional": positional})
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """What `train()` and its data sets read. The defaults are those of the `full` profile."""
 
-    profile: Literal["quick_test", "full", "h100"] = setting("full", "the settings that the flags below change")
+    profile: Literal["full", "quick_test", "h100"] = setting("full", "the settings that the other flags change")
     toy: bool = setting(False, "use the embedded toy model, and the toy data unless other data is named")
 
     pretrained_model_name_or_path: str = setting(
@@ -102,13 +104,30 @@ class TrainConfig:
     report_to: Literal["tensorboard", "none"] = setting("tensorboard", "where curves and pictures go besides the run")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TryOnConfig:
+    """Which LoRA dresses people, on which models, at which size. What is not given comes from the LoRA's header."""
+
+    lora: str | None = setting(None, "a run, a checkpoint, a folder, a .safetensors file or a hub name; needed")
+    lora_scale: float = setting(1.0, "strength of the LoRA; 0 is the model without it", 0)
+    base: str | None = setting(None, "hub name or folder of FLUX.1-dev; as trained if not given")
+    transformer: str | None = setting(
+        None, "hub name, folder or .safetensors file of the Fill transformer; as trained if not given"
+    )
+    toy: bool = setting(False, "use the embedded toy model")
+    height: int | None = setting(None, "height of the panel in pixels, a multiple of 16; as trained if not given", 16)
+    width: int | None = setting(None, "width of the panel in pixels, a multiple of 16; as trained if not given", 16)
+    cache_dir: str | None = setting(None, "where the hub's files are kept; the hub's own default if not given")
+    data_cache_dir: str = setting(str(PROJECT / "cache"), "where prompt embeddings and the toy's files are kept")
+
+
 def full() -> TrainConfig:
-    """The profile for one GPU and all the data."""
+    """the profile where none is named: one GPU, all samples, 8000 steps"""
     return TrainConfig()
 
 
 def quick_test() -> TrainConfig:
-    """`full` cut down to a hundred samples and fifty steps: shows that everything works."""
+    """a hundred samples, fifty steps: shows that everything works; on the toy where there is no GPU"""
     return replace(
         full(),
         profile="quick_test",
@@ -126,7 +145,7 @@ def quick_test() -> TrainConfig:
 
 
 def h100() -> TrainConfig:
-    """`full` for one 80 GB GPU: a larger LoRA, larger batches, the same eight samples per step."""
+    """full for one 80 GB GPU: a larger LoRA, larger batches, the same eight samples per step"""
     return replace(full(), profile="h100", lora_rank=128, train_batch_size=4, gradient_accumulation_steps=2)
 
 
@@ -149,7 +168,8 @@ def on_toy(config: TrainConfig) -> TrainConfig:
     )
 
 
-PROFILES = {"quick_test": quick_test, "full": full, "h100": h100}
+# Each is a switch of the command line, explained by its docstring.
+PROFILES = {"full": full, "quick_test": quick_test, "h100": h100}
 
 
 def cuda_device_count() -> int:
@@ -174,6 +194,12 @@ def resolve(given: dict[str, Any], cuda_devices: int) -> TrainConfig:
     toy = given.get("toy", False) or (defaults.profile == "quick_test" and cuda_devices == 0)
     config = replace(on_toy(defaults) if toy else defaults, **{**given, "toy": toy})
     problems = list(mistakes(config))
+    if toy:
+        models = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
+        why = "--toy was given" if given.get("toy") else "there is no GPU"
+        problems += [
+            f"--{name} has no place here, because {why} and the toy model is used" for name in models if name in given
+        ]
     if problems:
         raise ValueError("; ".join(problems))
     config = replace(config, lora_alpha=config.lora_alpha or config.lora_rank)
@@ -220,36 +246,53 @@ class _Parser(argparse.ArgumentParser):
         raise ValueError(message.removeprefix("argument "))
 
 
-def parse_flags(argv: Sequence[str], description: str, *shapes: type) -> list[dict[str, Any]]:
+def parse_flags(argv: Sequence[str], command: str, description: str, *shapes: type) -> list[dict[str, Any]]:
     """Reads `--name value` flags made from the dataclasses' fields; returns what was given, a dictionary per dataclass.
 
-    Exits 0 after `--help`. Raises ValueError that names every unknown flag, or the first value of a wrong kind.
+    A field named `profile` becomes one switch per profile. command: what the user types, for `--help`, after which it
+    exits 0. Raises ValueError that names every unknown flag, or the first value of a wrong kind.
     """
-    parser = _Parser(description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS)
+    parser = _Parser(
+        usage=f"{command} [flags]", description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS
+    )
     names = [[each.name for each in dataclasses.fields(shape)] for shape in shapes]
+    flags = []
     for shape in shapes:
         hints = typing.get_type_hints(shape)
         for each in dataclasses.fields(shape):
-            _add_flag(parser, each, hints[each.name])
+            flags += _add_flag(parser, each, hints[each.name])
     given, extras = parser.parse_known_args(argv)
     if extras:
-        raise ValueError(_unknown(extras, sum(names, [])))
+        raise ValueError(_unknown(extras, flags))
     return [{name: getattr(given, name) for name in group if hasattr(given, name)} for group in names]
 
 
-def _add_flag(parser: argparse.ArgumentParser, each: dataclasses.Field, hint: Any) -> None:
+def _add_flag(parser: argparse.ArgumentParser, each: dataclasses.Field, hint: Any) -> list[str]:
+    """Adds the field's flags and returns them."""
+    if each.name == "profile":
+        group = parser.add_mutually_exclusive_group()
+        switches = {f"--{name.replace('_', '-')}": name for name in PROFILES}
+        for switch, name in switches.items():
+            text = (PROFILES[name].__doc__ or "").splitlines()[0]
+            group.add_argument(switch, dest=each.name, action="store_const", const=name, help=text)
+        return list(switches)
+    if each.metadata["positional"]:
+        parser.add_argument(each.name, help=each.metadata["help"])
+        return []
+    flag = f"--{each.name}"
     default = "" if each.default is None else f" (default {each.default})"
     text = (each.metadata["help"] + default).replace("%", "%%")
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
     optional = types.NoneType in typing.get_args(hint)
     kind = kinds[0] if optional else hint
     if kind is bool:
-        parser.add_argument(f"--{each.name}", action="store_true", help=text)
+        parser.add_argument(flag, action="store_true", help=text)
     elif typing.get_origin(kind) is Literal:
-        parser.add_argument(f"--{each.name}", choices=typing.get_args(kind), help=text)
+        parser.add_argument(flag, choices=typing.get_args(kind), help=text)
     else:
         read = _optional(kind) if optional else kind
-        parser.add_argument(f"--{each.name}", type=read, metavar=kind.__name__.upper(), help=text)
+        parser.add_argument(flag, type=read, metavar=kind.__name__.upper(), help=text)
+    return [flag]
 
 
 def _optional(kind: type) -> typing.Callable[[str], Any]:
@@ -260,12 +303,12 @@ def _optional(kind: type) -> typing.Callable[[str], Any]:
     return read
 
 
-def _unknown(extras: list[str], names: list[str]) -> str:
-    flags = [extra.split("=")[0] for extra in extras if extra.startswith("-")] or extras
+def _unknown(extras: list[str], flags: list[str]) -> str:
+    known = {flag.lstrip("-").replace("-", "_"): flag for flag in flags}
     clauses = []
-    for flag in flags:
-        close = difflib.get_close_matches(flag.lstrip("-").replace("-", "_"), names, n=1)
-        clauses.append(f"unknown flag {flag}" + (f" (did you mean --{close[0]}?)" if close else ""))
+    for extra in [extra.split("=")[0] for extra in extras if extra.startswith("-")] or extras:
+        close = difflib.get_close_matches(extra.lstrip("-").replace("-", "_"), known, n=1)
+        clauses.append(f"unknown flag {extra}" + (f" (did you mean {known[close[0]]}?)" if close else ""))
     return "; ".join(clauses)
 
 

@@ -8,6 +8,7 @@ leaves its process id there; the first that fails leaves its exit code.
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +17,11 @@ from typing import NoReturn
 
 from tryon.config import PROJECT
 
+MEMORY_ADVICE = (
+    "give smaller panels with --height and --width, in training a smaller --train_batch_size or --lora_rank or "
+    "--gradient_checkpointing full, or use a GPU with more"
+)
+GRACE_SECONDS = 10  # between a signal and leaving whatever still runs
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _received: list[int] = []
 
@@ -45,6 +51,9 @@ def run_script(main: Callable[[list[str]], None]) -> NoReturn:
     except BaseException as error:
         code = _exit_code(error)
     sys.stdout.flush()
+    if code == 0:  # nothing is left to clean up: a signal that comes now ends the process, and whoever waits sees it
+        for each in STOP_SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
     if status and code:
         _leave_exit_code(Path(status) / "exit_code", code)
     sys.exit(code)
@@ -62,7 +71,18 @@ def _stop(number: int, frame: FrameType | None) -> None:
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     _received.append(number)
+    # A library may wait for its threads, a download for gigabytes: nothing half-written is ever taken for whole.
+    timer = threading.Timer(GRACE_SECONDS, _leave_at_once, [number])
+    timer.daemon = True
+    timer.start()
     raise SystemExit(128 + number)
+
+
+def _leave_at_once(number: int) -> None:
+    print(f"stopped by {signal.Signals(number).name}", file=sys.stderr, flush=True)
+    if status := os.environ.get("TRAIN_STATUS_DIR"):
+        _leave_exit_code(Path(status) / "exit_code", 128 + number)
+    os._exit(128 + number)
 
 
 def _exit_code(error: BaseException) -> int:
@@ -73,6 +93,8 @@ def _exit_code(error: BaseException) -> int:
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     if isinstance(error, ValueError) and _raised_by_project(error):
         print(f"error: {error}", file=sys.stderr)
+    elif type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
+        print(f"error: the GPU's memory is full ({str(error).split('. ')[0]}): {MEMORY_ADVICE}", file=sys.stderr)
     else:
         traceback.print_exception(error)
     return 1
@@ -81,7 +103,7 @@ def _exit_code(error: BaseException) -> int:
 def _raised_by_project(error: BaseException) -> bool:
     """Whether the error was raised in a file of this project: a library's ValueError deserves its traceback."""
     frames = traceback.extract_tb(error.__traceback__)
-    path = Path(frames[-1].filename) if frames else PROJECT
+    path = Path(frames[-1].filename).resolve() if frames else PROJECT
     return path.is_relative_to(PROJECT) and "site-packages" not in path.parts
 
 

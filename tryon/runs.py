@@ -9,7 +9,10 @@ A checkpoint is whole when its manifest is there: it is written last.
 
 import logging
 import re
+import shlex
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from os import environ
 from pathlib import Path
@@ -25,19 +28,59 @@ CHECKPOINT = re.compile(r"checkpoint-\d+")
 
 
 def with_paths(config: TrainConfig, prefix: str) -> TrainConfig:
-    """The configuration with the run's folder, and with paths that hold from anywhere. Nothing is created."""
-    cache = Path(config.data_cache_dir).expanduser().absolute()
-    return replace(config, data_cache_dir=str(cache), output_dir=str(run_folder(config, prefix)))
+    """The configuration with the run's folder, and with paths that hold from anywhere. Nothing is created.
+
+    Raises ValueError for what run_folder refuses, and where there is nothing left to do for a run that is resumed.
+    """
+    cache, run = Path(config.data_cache_dir).expanduser().absolute(), run_folder(config, prefix)
+    if config.resume_from_checkpoint and not config.num_train_epochs:
+        checkpoint = find_checkpoint(config.resume_from_checkpoint, run)
+        if step_of(checkpoint) >= config.max_train_steps:
+            raise ValueError(
+                f"{checkpoint} is at step {step_of(checkpoint)} of {config.max_train_steps} already: "
+                "give more --max_train_steps to go on"
+            )
+    if config.init_lora and Path(config.init_lora).expanduser().exists():
+        find_lora(config.init_lora)
+    elif config.init_lora:
+        raise ValueError(f"--init_lora {config.init_lora} does not exist: name a run, a checkpoint, a folder or a file")
+    models = {
+        name: str(path.absolute())
+        for name in ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
+        if (path := Path(getattr(config, name)).expanduser()).exists()
+    }
+    return replace(config, data_cache_dir=str(cache), output_dir=str(run), **models)
 
 
 def announce(config: TrainConfig, data: Any) -> None:
-    """Creates the run's folder with config.json in it, and prints every setting. data: the data set's dataclass."""
+    """Creates the run's folder with config.json in it, and prints every setting. data: the data set's dataclass.
+
+    What a run began with stays: the settings of a resumed part, which may yet be refused, get a file of their own.
+    """
     settings = {**asdict(config), **asdict(data)}
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    save_json(folder / "config.json", settings)
+    file = folder / "config.json"
+    if config.resume_from_checkpoint and file.exists():
+        file = folder / f"config-from-{step_of(find_checkpoint(config.resume_from_checkpoint, folder))}.json"
+    save_json(file, settings)
     for name, value in settings.items():
         logger.info("  %-38s %s", name, value)
+
+
+@contextmanager
+def told_how_to_go_on(run: Path) -> Iterator[None]:
+    """Around a training: where it is stopped, by a signal or after some progress, the log says what is saved and how to
+    resume. A start that is refused made none."""
+    before = checkpoints(run)
+    try:
+        yield
+    except BaseException as error:
+        saved = checkpoints(run)
+        if saved and (saved != before or isinstance(error, SystemExit)):
+            flag = f"--resume_from_checkpoint {shlex.quote(str(saved[-1]))}"
+            logger.info("saved up to step %d: go on with the same flags and %s", step_of(saved[-1]), flag)
+        raise
 
 
 def run_folder(config: TrainConfig, prefix: str) -> Path:
@@ -49,10 +92,12 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
     parent = Path(environ.get("RUNS_DIR") or PROJECT / "runs").expanduser().absolute()
     prefix = f"{prefix}_{config.profile}_"
     resume = config.resume_from_checkpoint
-    if resume not in (None, "latest") and not (Path(resume).expanduser() / MANIFEST).is_file():
-        raise ValueError(f"--resume_from_checkpoint {resume} is no whole checkpoint: name a checkpoint-<step> folder")
     if resume not in (None, "latest"):
         checkpoint = Path(resume).expanduser().absolute()
+        if not (checkpoint / MANIFEST).is_file() or not CHECKPOINT.fullmatch(checkpoint.name):
+            raise ValueError(
+                f"--resume_from_checkpoint {resume} is no whole checkpoint: name a checkpoint-<step> folder"
+            )
         own = Path(config.output_dir or checkpoint.parent).expanduser().absolute() == checkpoint.parent
         if own and checkpoints(checkpoint.parent)[-1:] != [checkpoint]:
             raise ValueError(
@@ -84,7 +129,12 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
 def checkpoints(run: Path) -> list[Path]:
     """The run's whole checkpoints, oldest first."""
     whole = [path.parent for path in run.glob(f"checkpoint-*/{MANIFEST}") if CHECKPOINT.fullmatch(path.parent.name)]
-    return sorted(whole, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    return sorted(whole, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Optimiser steps that a checkpoint-<step> folder has behind it."""
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def find_checkpoint(name: str, run: Path) -> Path:

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import signal
 import subprocess
 import time
 from pathlib import Path
@@ -28,19 +29,26 @@ def launch(*flags: str | Path, runs: Path, cwd: Path = PROJECT, timeout: int = 2
     )
 
 
-def launch_on_a_terminal(*flags: str | Path, runs: Path) -> tuple[subprocess.Popen, int]:
+def launch_on_a_terminal(
+    *flags: str | Path, runs: Path, temporary: Path = Path("/tmp")
+) -> tuple[subprocess.Popen, int]:
     """Starts the launcher in a session of its own with a terminal, as an interactive shell does. Returns it and the
-    terminal's other end."""
+    terminal's other end. temporary: where its pipe is made."""
     controller, terminal = pty.openpty()
+
+    def like_an_interactive_shell() -> None:
+        os.close(os.open(os.ttyname(0), os.O_RDWR))  # makes it the controlling terminal
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests themselves run in the background
+
     process = subprocess.Popen(
         ["bash", str(LAUNCHER), *map(str, flags)],
         cwd=PROJECT,
-        env=environment(runs),
+        env={**environment(runs), "TMPDIR": str(temporary)},
         stdin=terminal,
         stdout=terminal,
         stderr=terminal,
         start_new_session=True,
-        preexec_fn=lambda: os.close(os.open(os.ttyname(0), os.O_RDWR)),  # makes it the controlling terminal
+        preexec_fn=like_an_interactive_shell,
     )
     os.close(terminal)
     return process, controller

@@ -80,6 +80,7 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
         "--data_cache_dir", data_cache, runs=runs,
     )  # fmt: skip
     assert again.returncode == 0, again.stdout + again.stderr
+    assert again.stderr == ""
     assert "resumed from" in again.stdout and " 0 of them encoded" not in again.stdout
     assert only_run(runs) == run
     assert set(metrics(run)) == {1, 2, 3, 4}
@@ -184,6 +185,23 @@ def test_a_signal_before_training_began_leaves_no_orphan(tmp_path: Path, data_ca
     os.close(controller)
 
 
+@pytest.mark.parametrize("milliseconds", [0, 5, 10, 15, 20, 30, 50])
+def test_a_signal_while_processes_are_started_is_not_lost(milliseconds: int, tmp_path: Path, data_cache: Path) -> None:
+    """Aimed at the moments around the launcher's forks, where a signal once was lost or left a shell behind."""
+    process, controller = launch_on_a_terminal(
+        "--quick-test", *SMALL, "--data_cache_dir", data_cache, runs=tmp_path, temporary=tmp_path
+    )
+    while not list(tmp_path.glob("train-*/output")):
+        time.sleep(0.0005)
+    time.sleep(milliseconds / 1000)
+    interrupt(controller)
+    shown = read_until(controller, "finished")
+    assert "finished" not in shown and "Traceback" not in shown
+    assert process.wait(timeout=20) in (130, -signal.SIGINT)
+    wait_for_no_process_with(str(tmp_path))
+    os.close(controller)
+
+
 def test_a_killed_driver_is_a_failure_in_words(tmp_path: Path, data_cache: Path) -> None:
     process, controller = launch_on_a_terminal("--quick-test", *SMALL, "--data_cache_dir", data_cache, runs=tmp_path)
     read_until(controller, "TOY MODEL")
@@ -207,7 +225,7 @@ def test_two_processes_train_what_one_does_with_the_doubled_batch(tmp_path: Path
     assert two.returncode == 0, two.stdout + two.stderr
     assert two.stdout.count("TOY MODEL") == 1, "only the main process speaks"
     one = tmp_path / "one"
-    main(["--profile", "quick_test", *common, "--train_batch_size", "2", "--output_dir", str(one)])
+    main(["--quick-test", *common, "--train_batch_size", "2", "--output_dir", str(one)])
     of_two, of_one = metrics(only_run(tmp_path / "two")), metrics(one)
     assert of_two.keys() == of_one.keys() == {1, 2, 3}
     for step, loss in of_one.items():

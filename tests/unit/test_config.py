@@ -10,7 +10,7 @@ from tryon.config import PROFILES, TrainConfig, on_toy, parse_flags, resolve
 
 
 def given(*argv: str) -> dict:
-    return parse_flags(argv, "test", TrainConfig)[0]
+    return parse_flags(argv, "test", "test", TrainConfig)[0]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +57,13 @@ def test_quick_test_falls_back_to_the_toy_only_without_a_gpu() -> None:
     assert resolve({"profile": "quick_test", "toy": True}, cuda_devices=1).toy
 
 
+def test_a_model_that_the_toy_would_take_the_place_of_is_refused() -> None:
+    flags = {"profile": "quick_test", "pretrained_model_name_or_path": "somebody/something"}
+    with pytest.raises(ValueError, match="--pretrained_model_name_or_path has no place here, because there is no GPU"):
+        resolve(flags, cuda_devices=0)
+    assert resolve(flags, cuda_devices=1).pretrained_model_name_or_path == "somebody/something"
+
+
 @pytest.mark.parametrize("profile", ["full", "h100"])
 def test_real_profiles_need_a_gpu(profile: str) -> None:
     with pytest.raises(ValueError, match="needs a CUDA device"):
@@ -67,7 +74,7 @@ def test_real_profiles_need_a_gpu(profile: str) -> None:
 
 
 def test_a_flag_beats_profile_and_toy() -> None:
-    config = resolve(given("--profile", "h100", "--toy", "--lora_rank", "8", "--height", "96"), cuda_devices=0)
+    config = resolve(given("--h100", "--toy", "--lora_rank", "8", "--height", "96"), cuda_devices=0)
     assert (config.lora_rank, config.lora_alpha, config.height, config.width) == (8, 8, 96, 144)
 
 
@@ -87,6 +94,18 @@ def test_unknown_flags_are_all_named_and_abbreviations_refused() -> None:
         given("--learning_rat", "1", "--frobnicate=2")
     with pytest.raises(ValueError, match="unknown flag stray"):
         given("stray")
+    with pytest.raises(ValueError, match=r"unknown flag --qick-test \(did you mean --quick-test\?\)"):
+        given("--qick-test")
+
+
+def test_a_profile_is_a_switch_and_only_one_is_taken(capsys: pytest.CaptureFixture) -> None:
+    assert given("--quick-test") == {"profile": "quick_test"}
+    with pytest.raises(ValueError, match="--h100: not allowed with argument --quick-test"):
+        given("--quick-test", "--h100")
+    with pytest.raises(SystemExit, match="0"):
+        given("--help")
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "usage: test [flags]" in shown and "--quick-test a hundred samples" in shown
 
 
 @pytest.mark.parametrize(
