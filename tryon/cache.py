@@ -22,19 +22,19 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from tryon.config import TrainConfig
 from tryon.encode import encode_prompt, encode_sample
-from tryon.models import TEXT_PARTS, files_fingerprint, hub_or_folder, load_text_encoders
-from tryon.sample import LatentSample, PromptEmbedding, SampleSource, UnreadablePicture
+from tryon.models import TEXT_PARTS, ModelFiles, files_fingerprint, load_text_encoders
+from tryon.sample import LatentSample, PromptEmbedding, SampleSource, UnreadablePicture, check_unreadable
 from tryon.tracking import progress_bar
 
 logger = logging.getLogger(__name__)
 
 # Bump when the way from picture to latents or from prompt to embedding changes: every file is made anew.
 CACHE_VERSION = 1
-# One bad row in a hundred is the data's fault; more is a mistake in how it was given.
-UNREADABLE_SHARE = 0.01
+LOG_EVERY = 1000  # samples between two plain lines while encoding
 
 
 def content_key(*parts: object) -> str:
@@ -81,7 +81,7 @@ def cache_latents(
     samples: SampleSource,
     what: str,
     vae: AutoencoderKL,
-    vae_folder: Path,
+    files: ModelFiles,
     config: TrainConfig,
     accelerator: Accelerator,
 ) -> LatentData:
@@ -91,7 +91,7 @@ def cache_latents(
     more than 1 %, cannot be read, and where the disk has no room for what is to be written.
     """
     folder = Path(config.data_cache_dir) / "latents"
-    settings = [files_fingerprint(vae_folder), str(vae.dtype)]
+    settings = [files_fingerprint(files.base / "vae"), str(vae.dtype)]
     paths = []
     for index in range(len(samples)):
         name = content_key(samples.key(index), settings)
@@ -104,7 +104,7 @@ def cache_latents(
     accelerator.wait_for_everyone()  # all have looked before the first writes
     own = [index for index in missing if index % accelerator.num_processes == accelerator.process_index]
     bar = progress_bar(len(own), f"encoding {what}", accelerator.is_main_process)
-    for index in own:
+    for done, index in enumerate(own, start=1):
         try:
             latents = encode_sample(vae, samples[index])
         except UnreadablePicture as error:
@@ -112,44 +112,31 @@ def cache_latents(
         else:
             write_latents(paths[index], latents)
         bar.update()
+        if done % LOG_EVERY == 0:
+            logger.info("encoded %d of %d %s", done, len(own), what)
     bar.close()
     accelerator.wait_for_everyone()
 
     readable = [path for path in paths if path.exists()]
-    unreadable = len(paths) - len(readable)
-    if unreadable > max(1, UNREADABLE_SHARE * len(paths)):
-        raise ValueError(
-            f"{unreadable} of {len(paths)} {what} cannot be read, more than 1 %: the log lists them; "
-            "repair the data set or take these rows out of it"
-        )
-    if not readable:
-        raise ValueError(f"there are no {what}: give a data set with at least one readable row")
-    if unreadable:
-        logger.warning("%d of %d %s cannot be read and was left out", unreadable, len(paths), what)
+    check_unreadable(len(paths) - len(readable), len(paths), what)
     return LatentData(readable)
 
 
 def cache_prompts(
-    prompts: list[str],
-    base: str,
-    length: int,
-    dtype: torch.dtype,
-    device: torch.device,
-    *,
-    hub_cache: str | None,
-    data_cache: str,
+    prompts: list[str], base: Path, length: int, dtype: torch.dtype, device: torch.device, data_cache: Path
 ) -> dict[str, PromptEmbedding]:
     """The prompts' embeddings, padded to `length` tokens, by the text encoders of `base`.
 
     The text encoders are loaded only where an embedding is not in the data cache, and freed before the return.
     """
-    base_folder = hub_or_folder(base, [f"{part}/*" for part in TEXT_PARTS], hub_cache)
-    parts = [files_fingerprint(base_folder / part) for part in TEXT_PARTS]
-    folder = Path(data_cache) / "prompts"
-    paths = {prompt: folder / f"{content_key(prompt, length, str(dtype), parts)}.safetensors" for prompt in prompts}
+    parts = files_fingerprint(*(base / part for part in TEXT_PARTS))
+    paths = {
+        prompt: data_cache / "prompts" / f"{content_key(prompt, length, str(dtype), parts)}.safetensors"
+        for prompt in prompts
+    }
     missing = [prompt for prompt, path in paths.items() if not path.exists()]
     if missing:
-        text_encoders = load_text_encoders(base, hub_cache, dtype).to(device)
+        text_encoders = load_text_encoders(base, dtype).to(device)
         for prompt in missing:
             embedding = encode_prompt(text_encoders, prompt, length)
             _write_whole(paths[prompt], vars(embedding), {"prompt": prompt})
@@ -176,9 +163,10 @@ def _check_disk(folder: Path, count: int, height: int, width: int, itemsize: int
     need = count * (latents + height * width // 8)
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    logger.info("encoding %d samples into %s: %.2f GB needed, %.1f GB free", count, folder, need / 1e9, free / 1e9)
+    in_words = [tqdm.format_sizeof(amount, "B") for amount in (need, free)]
+    logger.info("encoding %d samples into %s: %s needed, %s free", count, folder, *in_words)
     if need > free:
         raise ValueError(
-            f"the latents need {need / 1e9:.1f} GB and {folder} has {free / 1e9:.1f} GB free: "
+            f"the latents need {in_words[0]} and {folder} has {in_words[1]} free: "
             "make room, or put the cache elsewhere with --data_cache_dir"
         )

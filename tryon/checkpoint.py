@@ -49,7 +49,7 @@ def save_checkpoint(
     staging = run / f".{final.name}.partial"
     shutil.rmtree(staging, ignore_errors=True)
     save_lora(staging / "transformer", transformer, facts)
-    _save_optimizer(staging, optimizer)
+    save_optimizer(staging, optimizer)
     save_json(staging / "trainer_state.json", asdict(state))
     save_json(staging / MANIFEST, _manifest(staging))
     _sync(staging)
@@ -66,12 +66,11 @@ def save_checkpoint(
 def load_checkpoint(
     checkpoint: Path, identity: dict[str, Any], transformer: FluxTransformer2DModel, optimizer: Optimizer
 ) -> TrainerState:
-    """Restores LoRA and optimiser state; the optimiser's settings stay those it was made with.
+    """Restores LoRA and optimiser state of a checkpoint that `verify` has passed; the optimiser's settings stay those
+    it was made with.
 
-    Raises ValueError where a file is not what the manifest says, and where the checkpoint's run was another one than
-    `identity` describes, with the differences listed.
+    Raises ValueError where the checkpoint's run was another one than `identity` describes, with the differences listed.
     """
-    verify(checkpoint)
     state = TrainerState(**json.loads((checkpoint / "trainer_state.json").read_text()))
     differences = [
         f"{name} was {state.identity.get(name)} and is {identity.get(name)}"
@@ -84,7 +83,7 @@ def load_checkpoint(
             "give what the run's config.json says, or start a new run with --init_lora"
         )
     load_lora(transformer, lora_file(checkpoint))
-    _load_optimizer(checkpoint, optimizer)
+    load_optimizer(checkpoint, optimizer)
     return state
 
 
@@ -109,7 +108,7 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _save_optimizer(folder: Path, optimizer: Optimizer) -> None:
+def save_optimizer(folder: Path, optimizer: Optimizer) -> None:
     """Tensors go to safetensors under "<parameter>.<name>", everything else to JSON."""
     flat = _flatten(optimizer.state_dict()["state"])
     tensors = {  # copies: bitsandbytes shares its code books between parameters, which safetensors refuses
@@ -120,7 +119,7 @@ def _save_optimizer(folder: Path, optimizer: Optimizer) -> None:
     save_json(folder / "optimizer.json", scalars)
 
 
-def _load_optimizer(folder: Path, optimizer: Optimizer) -> None:
+def load_optimizer(folder: Path, optimizer: Optimizer) -> None:
     scalars = json.loads((folder / "optimizer.json").read_text())
     state: dict[int, dict[str, Any]] = {}
     for name, value in {**load_file(folder / "optimizer.safetensors"), **scalars}.items():

@@ -111,6 +111,8 @@ def load_lora(transformer: FluxTransformer2DModel, file: Path) -> None:
             f"{file} does not fit this transformer: {len(only_file)} of its keys are unknown "
             f"and {len(only_own)} are missing ({(only_file + only_own)[0]}): give a LoRA of the same base"
         )
+    if any(state[key].shape != own[key].shape for key in own):
+        raise ValueError(f"{file} does not fit this transformer, whose layers are wider or narrower: give another LoRA")
     set_peft_model_state_dict(transformer, state)
 
 
@@ -123,7 +125,10 @@ def attach_lora(transformer: FluxTransformer2DModel, file: Path, scale: float) -
     state = load_file(file)
     unknown = [key for key in state if not key.startswith(PREFIX)]
     if not unknown:
-        transformer.load_lora_adapter(state, prefix="transformer", adapter_name="default", metadata=adapter)
+        try:
+            transformer.load_lora_adapter(state, prefix="transformer", adapter_name="default", metadata=adapter)
+        except (RuntimeError, KeyError) as error:  # of other widths
+            raise ValueError(f"{file} does not fit this transformer: give a LoRA of the same base") from error
         used = {f"{PREFIX}{key}" for key in _state(transformer)}
         unknown = sorted(state.keys() - used)
     if unknown or not state:

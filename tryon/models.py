@@ -1,4 +1,4 @@
-"""Loads the parts of the model from the hub or from folders; every failure in plain words.
+"""Loads the parts of the model from the hub, from folders or from a file; every failure in plain words.
 
 FLUX.1-dev gives tokenizers, text encoders, VAE and scheduler, each in a subfolder of its own. The transformer comes
 from another place: CatVTON-Flux has nothing but a transformer, at its repository's root; other Fill models keep it in
@@ -6,152 +6,198 @@ from another place: CatVTON-Flux has nothing but a transformer, at its repositor
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
+from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxTransformer2DModel
-from huggingface_hub import hf_hub_download, snapshot_download
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    RepositoryNotFoundError,
-)
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-FILL_IN_CHANNELS = 384
+from tryon.config import TrainConfig, save_json
+from tryon.hub import hub_or_folder
+from tryon.memory import check_training_fits
+
+# The full-size FLUX-Fill transformer: CatVTON-Flux's and FLUX.1-Fill-dev's config.json.
+FILL_CONFIG = {
+    "_class_name": "FluxTransformer2DModel",
+    "patch_size": 1,
+    "in_channels": 384,
+    "out_channels": 64,
+    "num_layers": 19,
+    "num_single_layers": 38,
+    "attention_head_dim": 128,
+    "num_attention_heads": 24,
+    "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768,
+    "guidance_embeds": True,
+    "axes_dims_rope": [16, 56, 56],
+}
+FILL_IN_CHANNELS = FILL_CONFIG["in_channels"]
+CONFIG_PLACES = ("config.json", "transformer/config.json")
 TEXT_PARTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+BASE_PARTS = (*TEXT_PARTS, "vae", "scheduler")
+
+WHOLE_FILE = 2**28  # bytes; a fingerprint reads larger files in so many places, of so many bytes each
+PLACES, PLACE_SIZE = 64, 2**20
 
 
-def hub_or_folder(name: str, patterns: list[str], cache_dir: str | None) -> Path:
-    """A local folder as it is, or the hub repository's files that match, downloaded where they are not there yet.
+@dataclass(frozen=True)
+class ModelFiles:
+    """Where the parts lie on this machine. base: a folder laid out as FLUX.1-dev. transformer: a folder with its
+    config.json and weights, or a .safetensors file."""
 
-    Raises ValueError where neither can be had, with what to do about it.
+    base: Path
+    transformer: Path
+
+
+def fetch_training_models(config: TrainConfig, device: torch.device) -> ModelFiles:
+    """All models of a training run on this machine's disk, downloaded where they are not.
+
+    Raises ValueError where one cannot be had, and, before anything large is downloaded, where the transformer is no
+    FLUX-Fill transformer or training it does not fit on the device.
     """
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder.resolve()
-    with _hub_errors_in_words(name):
-        return Path(snapshot_download(name, allow_patterns=patterns, cache_dir=cache_dir))
+    name = config.pretrained_inpaint_model_name_or_path
+    check_training_fits(config, read_transformer_config(name, config.cache_dir), device)
+    return fetch_models(config.pretrained_model_name_or_path, name, config.cache_dir)
 
 
-@contextmanager
-def _hub_errors_in_words(name: str) -> Iterator[None]:
-    try:
-        yield
-    except GatedRepoError as error:
-        raise ValueError(
-            f"{name} needs its licence accepted: accept it on the model's page on the hub, then run `hf auth login`"
-        ) from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
-        raise ValueError(f"{name} is neither a folder here nor a repository on the hub: check the name") from error
-    except LocalEntryNotFoundError as error:
-        raise ValueError(
-            f"{name} is not downloaded yet and the hub cannot be reached: connect to the network or give a folder"
-        ) from error
-    except EntryNotFoundError as error:
-        raise ValueError(
-            f"{name} has no config.json, neither at its root nor in transformer/: check the name"
-        ) from error
-    except HfHubHTTPError as error:
-        raise ValueError(f"the hub refused {name} ({error.__class__.__name__}): try again later") from error
+def fetch_models(base: str, transformer: str, cache_dir: str | None) -> ModelFiles:
+    """The base's parts and the transformer, whose other folders stay on the hub: FLUX.1-dev's own transformer too.
+
+    transformer: see read_transformer_config. Raises ValueError where a part cannot be had.
+    """
+    read_transformer_config(transformer, cache_dir)  # refused before the base is downloaded
+    folder = hub_or_folder(base, [f"{part}/*" for part in BASE_PARTS], cache_dir)
+    missing = [part for part in BASE_PARTS if not (folder / part).is_dir()]
+    if missing:
+        raise ValueError(f"{base} has no {', '.join(missing)}: give a repository or folder laid out as FLUX.1-dev is")
+    file = Path(transformer).expanduser()
+    if file.is_file():
+        return ModelFiles(folder, file.absolute())
+    place = _config_place(hub_or_folder(transformer, list(CONFIG_PLACES), cache_dir), transformer).parent
+    weights = [str(place / kind) for kind in ("config.json", "*.safetensors", "*.safetensors.index.json")]
+    return ModelFiles(folder, hub_or_folder(transformer, weights, cache_dir, ignore=[str(place / "*/*")]) / place)
 
 
-def load_text_encoders(base: str, cache_dir: str | None, dtype: torch.dtype) -> FluxFillPipeline:
-    """The text half of FLUX: a pipeline with both tokenizers and text encoders and nothing else."""
-    folder = hub_or_folder(base, [f"{part}/*" for part in TEXT_PARTS], cache_dir)
-    _expect(folder, *TEXT_PARTS)
-    return FluxFillPipeline(
-        scheduler=None,
-        vae=None,
-        transformer=None,
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        tokenizer_2=T5Tokenizer.from_pretrained(folder / "tokenizer_2"),
-        text_encoder=_load(CLIPTextModel, folder / "text_encoder", dtype=dtype),
-        text_encoder_2=_load(T5EncoderModel, folder / "text_encoder_2", dtype=dtype),
-    )
+def read_transformer_config(name: str, cache_dir: str | None) -> dict[str, Any]:
+    """The transformer's config.json, which is all that is downloaded.
 
-
-def load_vae(base: str, cache_dir: str | None, dtype: torch.dtype) -> AutoencoderKL:
-    """FLUX.1-dev's VAE, frozen."""
-    folder = hub_or_folder(base, ["vae/*"], cache_dir)
-    _expect(folder, "vae/config.json")
-    vae = _load(AutoencoderKL, folder / "vae", torch_dtype=dtype)
-    return vae.requires_grad_(False).eval()
-
-
-def load_scheduler(base: str, cache_dir: str | None) -> FlowMatchEulerDiscreteScheduler:
-    """The scheduler that inference steps with."""
-    folder = hub_or_folder(base, ["scheduler/*"], cache_dir)
-    _expect(folder, "scheduler/scheduler_config.json")
-    return FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
-
-
-def load_transformer(name: str, cache_dir: str | None, dtype: torch.dtype) -> FluxTransformer2DModel:
-    """The FLUX-Fill transformer, frozen. Raises ValueError for a transformer that is not a Fill transformer."""
-    folder = transformer_folder(name, cache_dir)
-    channels = json.loads((folder / "config.json").read_text()).get("in_channels")
+    name: a hub repository or a local folder that has it at its root or in `transformer/`; or a .safetensors file, whose
+    config.json lies beside it or is the full-size model's. Raises ValueError where it is not a FLUX-Fill transformer.
+    """
+    file = Path(name).expanduser()
+    if file.is_file():
+        config = _config_of_file(file)
+    else:
+        folder = hub_or_folder(name, list(CONFIG_PLACES), cache_dir)
+        config = json.loads((folder / _config_place(folder, name)).read_text())
+    channels = config.get("in_channels")
     if channels != FILL_IN_CHANNELS:
         raise ValueError(
             f"{name} has {channels} input channels, a FLUX-Fill transformer has {FILL_IN_CHANNELS}: "
             "give one that was made for inpainting, such as xiaozaa/catvton-flux-alpha"
         )
-    transformer = _load(FluxTransformer2DModel, folder, torch_dtype=dtype)
-    return transformer.requires_grad_(False)
+    return config
 
 
-def transformer_folder(name: str, cache_dir: str | None) -> Path:
-    """Where the transformer's config.json and weights lie: at the root of `name`, or in its `transformer/`."""
-    if Path(name).expanduser().is_dir():
-        folder = Path(name).expanduser().resolve()
-        candidates = [folder, folder / "transformer"]
-        found = next((each for each in candidates if (each / "config.json").is_file()), None)
-        if found is None:
-            raise ValueError(
-                f"{name} has no config.json, neither at its root nor in transformer/: name the transformer's folder"
-            )
-        return found
-    with _hub_errors_in_words(name):
-        try:
-            hf_hub_download(name, "config.json", cache_dir=cache_dir)
-        except EntryNotFoundError:  # not at the root, or offline and not at the root of what is cached
-            hf_hub_download(name, "transformer/config.json", cache_dir=cache_dir)
-            return Path(snapshot_download(name, allow_patterns=["transformer/*"], cache_dir=cache_dir)) / "transformer"
-        return Path(snapshot_download(name, allow_patterns=["config.json", *WEIGHTS], cache_dir=cache_dir))
+def _config_of_file(file: Path) -> dict[str, Any]:
+    beside = file.with_name("config.json")
+    return json.loads(beside.read_text()) if beside.is_file() else FILL_CONFIG
 
 
-def _load(kind: type, folder: Path, **dtype: torch.dtype) -> Any:
-    """A model with every one of its weights. Where the files lack some, the libraries only warn and invent them."""
-    model, report = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **dtype)
+def _config_place(folder: Path, name: str) -> Path:
+    place = next((each for each in CONFIG_PLACES if (folder / each).is_file()), None)
+    if place is None:
+        raise ValueError(
+            f"{name} has no config.json, neither at its root nor in transformer/: name the transformer's repository, "
+            "folder or .safetensors file"
+        )
+    return Path(place)
+
+
+def load_text_encoders(base: Path, dtype: torch.dtype) -> FluxFillPipeline:
+    """The text half of FLUX: a pipeline with both tokenizers and text encoders and nothing else."""
+    return FluxFillPipeline(
+        scheduler=None,
+        vae=None,
+        transformer=None,
+        tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer"),
+        tokenizer_2=T5Tokenizer.from_pretrained(base / "tokenizer_2"),
+        text_encoder=_load(CLIPTextModel, base / "text_encoder", dtype=dtype),
+        text_encoder_2=_load(T5EncoderModel, base / "text_encoder_2", dtype=dtype),
+    )
+
+
+def load_vae(base: Path, dtype: torch.dtype) -> AutoencoderKL:
+    """FLUX.1-dev's VAE, frozen."""
+    return _load(AutoencoderKL, base / "vae", torch_dtype=dtype).requires_grad_(False).eval()
+
+
+def load_scheduler(base: Path) -> FlowMatchEulerDiscreteScheduler:
+    """The scheduler that inference steps with."""
+    return FlowMatchEulerDiscreteScheduler.from_pretrained(base / "scheduler")
+
+
+def load_transformer(where: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
+    """The FLUX-Fill transformer of a folder or a .safetensors file, frozen."""
+    if where.is_dir():
+        return _load(FluxTransformer2DModel, where, torch_dtype=dtype).requires_grad_(False)
+    with tempfile.TemporaryDirectory() as name:  # the same in a folder of its own
+        folder = Path(name)
+        save_json(folder / "config.json", _config_of_file(where))
+        (folder / SAFETENSORS_WEIGHTS_NAME).symlink_to(where.resolve())
+        return _load(FluxTransformer2DModel, folder, where, torch_dtype=dtype).requires_grad_(False)
+
+
+def _load(kind: type, folder: Path, where: Path | None = None, **dtype: torch.dtype) -> Any:
+    """A model with every one of its weights. Where the files lack some, the libraries only warn and invent them.
+
+    where: what an error names, if not the folder.
+    """
+    try:
+        model, report = kind.from_pretrained(folder, use_safetensors=True, output_loading_info=True, **dtype)
+    except (ValueError, OSError, SafetensorError) as error:
+        words = str(error).split(". ")[0]
+        raise ValueError(
+            f"the weights in {where or folder} cannot be loaded ({words}): download or copy them again"
+        ) from error
     # T5's input embedding is stored once, under either of its two names.
     lacking = [key for key in report["missing_keys"] if not key.endswith("embed_tokens.weight")]
     lacking += [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     if lacking:
-        raise ValueError(
-            f"the weights in {folder} are incomplete: {len(lacking)} are missing or of another shape "
-            f"({sorted(lacking)[0]}): download or copy them again"
-        )
+        raise ValueError(_incomplete(where or folder, lacking))
     return model
 
 
-def _expect(folder: Path, *names: str) -> None:
-    missing = [name for name in names if not (folder / name).exists()]
-    if missing:
-        raise ValueError(f"{folder} has no {', '.join(missing)}: give a folder laid out as FLUX.1-dev is")
+def _incomplete(where: Path, lacking: list[str]) -> str:
+    return (
+        f"the weights in {where} are incomplete: {len(lacking)} are missing or of another shape "
+        f"({sorted(lacking)[0]}): download or copy them again"
+    )
 
 
-def files_fingerprint(folder: Path) -> str:
-    """A hash that changes when the folder's files do: of their names, sizes and times, not of gigabytes of content."""
-    parts = []
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        stat = path.stat()
-        parts.append(f"{path.relative_to(folder)} {stat.st_size} {stat.st_mtime_ns}")
-    assert parts, f"{folder} holds no files"
-    return sha256("\n".join(parts).encode()).hexdigest()
+def files_fingerprint(*where: Path) -> str:
+    """A hash of the names, sizes and contents of files and of all files in folders, the same on every machine.
+
+    Gigabytes are not read whole: of a large file, 64 evenly spaced megabytes. Other weights differ everywhere.
+    """
+    digest = sha256()
+    for root in where:
+        paths = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
+        assert paths, f"{root} holds no files"
+        for path in paths:
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(root) if path != root else ''} {size} ".encode())
+            with path.open("rb") as file:
+                if size <= WHOLE_FILE:
+                    digest.update(file.read())
+                    continue
+                for place in range(PLACES):
+                    file.seek((size - PLACE_SIZE) * place // (PLACES - 1))
+                    digest.update(file.read(PLACE_SIZE))
+    return digest.hexdigest()

@@ -14,7 +14,7 @@ from conftest import ListSource, make_sample
 from tryon.cache import cache_latents, cache_prompts, read_latents
 from tryon.config import TrainConfig, on_toy
 from tryon.encode import encode_sample
-from tryon.models import load_vae
+from tryon.models import ModelFiles, load_vae
 from tryon.sample import FIXED_PROMPT, TryOnSample, UnreadablePicture
 from tryon.toy.model import ToyFolders
 
@@ -39,7 +39,7 @@ def config(tmp_path: Path, toy: ToyFolders) -> TrainConfig:
 
 
 def cached(source: ListSource, vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig):
-    return cache_latents(source, "samples", vae, toy.base / "vae", config, Accelerator(cpu=True))
+    return cache_latents(source, "samples", vae, ModelFiles(toy.base, toy.transformer), config, Accelerator(cpu=True))
 
 
 def files(config: TrainConfig) -> list[Path]:
@@ -80,13 +80,20 @@ def test_another_content_setting_or_model_is_a_miss(
     assert len(files(config)) == 1
     cached(ListSource([replace(sample, key="other content")]), vae, toy, config)
     assert len(files(config)) == 2
-    half = load_vae(str(toy.base), None, torch.bfloat16)
+    half = load_vae(toy.base, torch.bfloat16)
     cached(ListSource([sample]), half, toy, config)
     assert len(files(config)) == 3
     other_model = tmp_path / "other" / "vae"
     shutil.copytree(toy.base / "vae", other_model)
     (other_model / "config.json").write_text((other_model / "config.json").read_text() + "\n")
-    cache_latents(ListSource([sample]), "samples", vae, other_model, config, Accelerator(cpu=True))
+    cache_latents(
+        ListSource([sample]),
+        "samples",
+        vae,
+        ModelFiles(tmp_path / "other", toy.transformer),
+        config,
+        Accelerator(cpu=True),
+    )
     assert len(files(config)) == 4
 
 
@@ -129,7 +136,7 @@ def test_too_little_disk_is_refused_before_encoding(
 def test_prompts_are_encoded_once_and_their_length_matters(toy: ToyFolders, tmp_path: Path) -> None:
     def encode(prompts: list[str], length: int):
         cpu, cache = torch.device("cpu"), str(tmp_path)
-        return cache_prompts(prompts, str(toy.base), length, torch.float32, cpu, hub_cache=None, data_cache=cache)
+        return cache_prompts(prompts, toy.base, length, torch.float32, cpu, Path(cache))
 
     first = encode(["a", FIXED_PROMPT], 16)
     assert first["a"].embeds.shape == (16, 64)

@@ -1,5 +1,7 @@
 """Checkpoints: everything comes back, damage is noticed, the newest are kept."""
 
+import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, ver
 from tryon.config import TrainConfig
 from tryon.lora import LoraFacts, add_lora
 from tryon.models import load_transformer
-from tryon.runs import checkpoints, find_lora, newest_checkpoint, run_folder
+from tryon.runs import checkpoints, find_lora, newest_checkpoint, run_folder, told_how_to_go_on, with_paths
 from tryon.toy.model import ToyFolders
 
 IDENTITY = {"data": "5 samples", "seed": 0}
@@ -42,7 +44,7 @@ def test_a_resumed_optimiser_goes_on_as_if_nothing_happened(
     state = TrainerState(step=3, identity=IDENTITY)
     checkpoint = save_checkpoint(tmp_path, state, FACTS, transformer, trained[1], keep=None)
 
-    other = load_transformer(str(toy.transformer), None, torch.float32)
+    other = load_transformer(toy.transformer, torch.float32)
     resumed = parts(other, optimizer)
     assert load_checkpoint(checkpoint, IDENTITY, other, resumed[1]) == state
     for seed in range(3, 6):
@@ -70,7 +72,7 @@ def test_damage_is_noticed(file: str, damage: str, transformer: FluxTransformer2
     else:
         path.unlink()
     with pytest.raises(ValueError, match=f"{path.name} is damaged or missing"):
-        load_checkpoint(checkpoint, IDENTITY, transformer, trained[1])
+        verify(checkpoint)
 
 
 def test_another_run_is_not_resumed(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
@@ -146,3 +148,32 @@ def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run_folder(named, "lora")
     elsewhere = TrainConfig(resume_from_checkpoint=str(newest / "checkpoint-5"), output_dir=str(tmp_path / "new"))
     assert run_folder(elsewhere, "lora") == tmp_path / "new"
+
+
+def test_a_run_that_has_nothing_left_to_do_is_not_resumed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", step=50)
+    resume = TrainConfig(output_dir=str(run), resume_from_checkpoint="latest", max_train_steps=50)
+    with pytest.raises(ValueError, match="checkpoint-50 is at step 50 of 50 already: give more --max_train_steps"):
+        with_paths(resume, "lora")
+    assert with_paths(replace(resume, max_train_steps=51), "lora").output_dir == str(run)
+
+
+def test_model_folders_are_recorded_with_paths_that_hold_from_anywhere(
+    toy: ToyFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy.base.parent)
+    config = TrainConfig(pretrained_model_name_or_path="base", output_dir=str(tmp_path))
+    resolved = with_paths(config, "lora")
+    assert resolved.pretrained_model_name_or_path == str(toy.base)
+    assert resolved.pretrained_inpaint_model_name_or_path == "xiaozaa/catvton-flux-alpha"
+
+
+def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run(tmp_path / "my run", step=25)
+    with caplog.at_level(logging.INFO), pytest.raises(SystemExit), told_how_to_go_on(run):
+        raise SystemExit(130)
+    assert f"saved up to step 25: go on with the same flags and --resume_from_checkpoint '{run}/c" in caplog.text
+    caplog.clear()
+    with caplog.at_level(logging.INFO), pytest.raises(SystemExit), told_how_to_go_on(tmp_path / "other"):
+        raise SystemExit(130)
+    assert caplog.text == ""

@@ -1,0 +1,114 @@
+"""Files from the hub: how much will be downloaded is said first, and every failure is one sentence.
+
+The hub's own variables work: HF_HUB_OFFLINE=1 takes only what is there, HF_HOME says where that is, and the token is
+the one of `hf auth login` or HF_TOKEN. None is ever taken from a flag, which would end up in logs.
+"""
+
+import logging
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+import httpx2
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    DryRunError,
+    GatedRepoError,
+    HfHubHTTPError,
+    HFValidationError,
+    IncompleteSnapshotError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
+from tqdm import tqdm
+
+from tryon.tracking import on_terminal
+
+logger = logging.getLogger(__name__)
+
+# Other forms of the same weights: pickles, which run code when loaded, and other frameworks'.
+NEVER_DOWNLOADED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5", "*.onnx*", "*.gguf"]
+WORTH_A_WORD = 1_000_000  # bytes; below are configurations
+
+
+def hub_or_folder(name: str, patterns: list[str], cache_dir: str | None, ignore: Sequence[str] = ()) -> Path:
+    """A local folder as it is, or a hub repository's files that match, downloaded where they are not there yet.
+
+    Raises ValueError where neither can be had, or the disk has no room, with what to do about it.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    wanted = {"allow_patterns": patterns, "ignore_patterns": [*ignore, *NEVER_DOWNLOADED], "cache_dir": cache_dir}
+    with hub_errors_in_words(name):
+        try:
+            files = snapshot_download(name, **wanted, dry_run=True, tqdm_class=partial(tqdm, disable=True))
+        except DryRunError:  # offline, or no answer: the second call takes what is there, or says what is wrong
+            files = []
+        size = sum(file.file_size or 0 for file in files if file.will_download)
+        if size >= WORTH_A_WORD:
+            check_room(name, size, Path(cache_dir or constants.HF_HUB_CACHE).expanduser())
+        bar = partial(tqdm, disable=not (size and on_terminal()), leave=False)
+        folder = Path(snapshot_download(name, **wanted, tqdm_class=bar))
+    if size >= WORTH_A_WORD:
+        logger.info("downloaded %s", name)
+    return folder
+
+
+def check_room(name: str, size: int, folder: Path) -> None:
+    """Says how many bytes of `name` are to be downloaded into `folder`. Raises ValueError where it has no room."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    in_words = [tqdm.format_sizeof(amount, "B") for amount in (size, free)]
+    logger.info("downloading %s of %s into %s, which has %s free", in_words[0], name, folder, in_words[1])
+    if size > free:
+        raise ValueError(
+            f"{name} needs {in_words[0]} and {folder} has {in_words[1]} free: make room, or put the hub's files "
+            "elsewhere with --cache_dir or HF_HOME"
+        )
+
+
+@contextmanager
+def hub_errors_in_words(name: str) -> Iterator[None]:
+    """Turns what the hub's library raises into a ValueError that says what to do."""
+    try:
+        yield
+    except GatedRepoError as error:
+        raise ValueError(
+            f"{name} needs its licence accepted: accept it at {constants.ENDPOINT}/{name}, then run `hf auth login`"
+        ) from error
+    except (RepositoryNotFoundError, HFValidationError) as error:
+        raise ValueError(
+            f"{name} is neither a folder here nor a repository on the hub that you may read: check the name, "
+            "and run `hf auth login` if it is private"
+        ) from error
+    except IncompleteSnapshotError as error:
+        raise ValueError(
+            f"{name} is only partly downloaded and the hub cannot be reached: connect to the network to complete it"
+        ) from error
+    except LocalEntryNotFoundError as error:
+        if isinstance(error.__cause__, HfHubHTTPError):
+            raise ValueError(_refused(name, error.__cause__)) from error
+        raise ValueError(
+            f"{name} is not downloaded yet and the hub cannot be reached, and there is no such folder here: connect to "
+            "the network or check the name"
+        ) from error
+    except HfHubHTTPError as error:
+        raise ValueError(_refused(name, error)) from error
+    except (OSError, RuntimeError, httpx2.HTTPError) as error:  # RuntimeError: hf_xet's
+        words = str(error).strip().splitlines() or [type(error).__name__]
+        raise ValueError(
+            f"the download of {name} was cut short ({words[0]}): start again, what is complete is kept"
+        ) from error
+
+
+def _refused(name: str, error: HfHubHTTPError) -> str:
+    status = error.response.status_code
+    if status in (401, 403):
+        return (
+            f"the hub refused {name} ({status}): run `hf auth login` with a token that may read it, gated "
+            "repositories included"
+        )
+    return f"the hub refused {name} ({status}): try again later"
