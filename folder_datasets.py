@@ -6,24 +6,37 @@
     <dataroot>/train_pairs.txt                        lines of `person.jpg garment.jpg`
 
 and the same below `test`. The second name of a line is the garment of the unpaired test: training and validation pair a
-person with the garment of its own name.
+person with the garment of its own name. VITON-HD has upper-body garments only; folders with others say so in
+
+    <dataroot>/train/categories.txt                   lines of `person.jpg upper`, or lower, or full
 """
 
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from tryon.sample import UNREADABLE, TryOnSample, UnreadablePicture, fit_mask, fit_picture, read_mask, read_picture
+from tryon.sample import (
+    CATEGORIES,
+    UNREADABLE,
+    Category,
+    TryOnSample,
+    UnreadablePicture,
+    fit_mask,
+    fit_picture,
+    read_mask,
+    read_picture,
+)
 
 PARTS = ("image", "cloth", "agnostic-mask")
 
 
 @dataclass(frozen=True)
 class VitonHdData:
-    """The pairs of one list as samples of one panel size: a SampleSource. Every garment is an upper-body one."""
+    """The pairs of one list as samples of one panel size: a SampleSource."""
 
     folder: Path
     names: list[str]
+    categories: list[Category]
     height: int
     width: int
 
@@ -37,8 +50,8 @@ class VitonHdData:
         return self.folder / "image" / name, self.folder / "cloth" / name, mask
 
     def key(self, index: int) -> str:
-        """A hash of the files' bytes and of the panel size. A missing file counts as an empty one."""
-        digest = hashlib.sha256(repr(("viton-hd", self.height, self.width)).encode())
+        """A hash of the files' bytes, of the category and of the panel size. A missing file counts as an empty one."""
+        digest = hashlib.sha256(repr(("viton-hd", self.categories[index], self.height, self.width)).encode())
         for file in self.files(index):
             digest.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
         return digest.hexdigest()
@@ -55,14 +68,14 @@ class VitonHdData:
             garment=fit_picture(garment, self.height, self.width),
             person=fit_picture(person, self.height, self.width),
             mask=fit_mask(mask, self.height, self.width),
-            category="upper",
+            category=self.categories[index],
         )
 
 
 def load_viton_hd(dataroot: str, split: str, list_name: str, height: int, width: int, limit: int | None) -> VitonHdData:
     """The first `limit` pairs of <dataroot>/<list_name>, whose pictures lie in <dataroot>/<split>.
 
-    Raises ValueError where list or folders are missing, or the list is empty.
+    Raises ValueError where list or folders are missing, the list is empty, or a category is missing or unknown.
     """
     root = Path(dataroot).expanduser()
     folder, pairs = root / split, root / list_name
@@ -72,4 +85,16 @@ def load_viton_hd(dataroot: str, split: str, list_name: str, height: int, width:
     names = [line.split()[0] for line in pairs.read_text().splitlines() if line.strip()]
     if not names:
         raise ValueError(f"{pairs} names no pair: write lines of `person.jpg garment.jpg`")
-    return VitonHdData(folder, names[:limit], height, width)
+    names = names[:limit]
+    return VitonHdData(folder, names, read_categories(folder / "categories.txt", names), height, width)
+
+
+def read_categories(file: Path, names: list[str]) -> list[Category]:
+    """Each name's category; without the file every garment is an upper-body one, as in VITON-HD."""
+    if not file.is_file():
+        return ["upper"] * len(names)
+    categories = dict(line.split(maxsplit=1) for line in file.read_text().splitlines() if len(line.split()) > 1)
+    for name in names:
+        if categories.get(name) not in CATEGORIES:
+            raise ValueError(f"{file} calls {name} {categories.get(name)}: write upper, lower or full")
+    return [categories[name] for name in names]

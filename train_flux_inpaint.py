@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from tryon.config import TrainConfig, cuda_device_count, parse_flags, resolve, setting
 from tryon.entry import check_first, run_script
-from tryon.runs import announce, find_checkpoint, find_lora, lora_file, with_paths
+from tryon.runs import announce, find_checkpoint, find_lora, lora_file, step_of, told_how_to_go_on, with_paths
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class FolderConfig:
 def read_settings(argv: list[str]) -> tuple[TrainConfig, FolderConfig]:
     """The run's resolved configuration and folder. Raises ValueError, in one sentence, for every mistake."""
     description = "Trains a try-on LoRA on a VITON-HD folder. Defaults shown are the full profile's."
-    given, folder_given = parse_flags(argv, description, TrainConfig, FolderConfig)
+    given, folder_given = parse_flags(argv, "python train_flux_inpaint.py", description, TrainConfig, FolderConfig)
     config, folders = resolve(given, cuda_device_count()), FolderConfig(**folder_given)
     if folders.dataroot is None:
         raise ValueError("--dataroot is missing: name a folder laid out as VITON-HD is")
@@ -59,12 +59,20 @@ from torch.optim.lr_scheduler import LRScheduler
 from folder_datasets import load_viton_hd
 from tryon.batches import load_batches
 from tryon.cache import LatentData, cache_latents, cache_prompts
-from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint
+from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, verify
 from tryon.encode import to_device
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate, loss_weight
 from tryon.lora import LoraFacts, add_lora, load_lora
 from tryon.masks import MASK_RULE
-from tryon.models import hub_or_folder, load_scheduler, load_transformer, load_vae
+from tryon.models import (
+    TEXT_PARTS,
+    ModelFiles,
+    fetch_training_models,
+    files_fingerprint,
+    load_scheduler,
+    load_transformer,
+    load_vae,
+)
 from tryon.pipeline import build_pipeline
 from tryon.sample import CATEGORIES, Category, FillBatch, PromptEmbedding, SampleSource, prompt_for
 from tryon.toy.model import use_toy_model
@@ -83,19 +91,24 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     be read, a checkpoint of another LoRA, a loss that is no longer finite.
     """
     assert config.output_dir is not None, "the caller chooses the run's folder"
-    run = Path(config.output_dir)
-    accelerator = start_accelerator(config, run)
+    run, checkpoint = Path(config.output_dir), None
+    if config.resume_from_checkpoint:  # looked at before hours may be spent on encoding
+        checkpoint = find_checkpoint(config.resume_from_checkpoint, run)
+        verify(checkpoint)
+    accelerator = start_accelerator(config, run, step_of(checkpoint) if checkpoint else 0)
     dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
+
+    with accelerator.main_process_first():  # one downloads, the others find it
+        files = fetch_training_models(config, accelerator.device)
 
     # Text encoders and VAE first: the prompts and pictures never change, so they are encoded once, and the text
     # encoders are gone before the transformer arrives. The VAE stays, for the validation pictures.
-    prompts = encode_prompts(config, dtype, accelerator)
-    vae = load_vae(config.pretrained_model_name_or_path, config.cache_dir, dtype).to(accelerator.device)
-    vae_folder = hub_or_folder(config.pretrained_model_name_or_path, ["vae/*"], config.cache_dir) / "vae"
-    train_latents = cache_latents(train_data, "training samples", vae, vae_folder, config, accelerator)
-    val_latents = cache_latents(val_data, "validation samples", vae, vae_folder, config, accelerator)
+    prompts = encode_prompts(config, files, dtype, accelerator)
+    vae = load_vae(files.base, dtype).to(accelerator.device)
+    train_latents = cache_latents(train_data, "training samples", vae, files, config, accelerator)
+    val_latents = cache_latents(val_data, "validation samples", vae, files, config, accelerator)
 
-    transformer = load_transformer(config.pretrained_inpaint_model_name_or_path, config.cache_dir, dtype)
+    transformer = load_transformer(files.transformer, dtype)
     transformer.to(accelerator.device)
     parameters = add_lora(transformer, config.lora_rank, config.lora_alpha, config.seed)
     if config.init_lora:
@@ -109,9 +122,8 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     max_steps = config.max_train_steps
     if config.num_train_epochs:
         max_steps = math.ceil(config.num_train_epochs * len(train_latents) / samples_per_step)
-    state = TrainerState(step=0, identity=run_identity(config, train_latents))
-    if config.resume_from_checkpoint:
-        checkpoint = find_checkpoint(config.resume_from_checkpoint, run)
+    state = TrainerState(step=0, identity=run_identity(config, files, train_latents))
+    if checkpoint:
         state = load_checkpoint(checkpoint, state.identity, transformer, optimizer)
         if state.step >= max_steps:
             raise ValueError(f"{checkpoint} is at step {state.step} of {max_steps}: give more --max_train_steps")
@@ -120,8 +132,7 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     lr_scheduler = make_lr_scheduler(config, optimizer, state.step, max_steps)
 
     model = accelerator.prepare(transformer)  # autocast and, with several processes, DDP
-    scheduler = load_scheduler(config.pretrained_model_name_or_path, config.cache_dir)
-    pipeline = build_pipeline(transformer, vae, scheduler)
+    pipeline = build_pipeline(transformer, vae, load_scheduler(files.base))
     validate = make_validation(config, accelerator, pipeline, val_data, val_latents, prompts, run)
     if state.step == 0:
         validate(0)
@@ -197,8 +208,11 @@ def optimiser_step(
     }
 
 
-def start_accelerator(config: TrainConfig, run: Path) -> Accelerator:
-    """Accelerate with the run's folder and tracker. Raises ValueError where fewer processes run than were asked for."""
+def start_accelerator(config: TrainConfig, run: Path, first_step: int) -> Accelerator:
+    """Accelerate with the run's folder and tracker, whose curves go on after `first_step`.
+
+    Raises ValueError where fewer processes run than were asked for.
+    """
     if not config.toy and not torch.cuda.is_available():
         raise ValueError("there is a GPU that torch cannot use: update the NVIDIA driver, or add --toy")
     start_processes()
@@ -215,24 +229,24 @@ def start_accelerator(config: TrainConfig, run: Path) -> Accelerator:
         )
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
-    accelerator.init_trackers("tryon")
+    # What a resumed run measures again is hidden in TensorBoard; forget_metrics_after does the same to metrics.jsonl.
+    accelerator.init_trackers("tryon", init_kwargs={"tensorboard": {"purge_step": first_step + 1}})
     return accelerator
 
 
 def encode_prompts(
-    config: TrainConfig, dtype: torch.dtype, accelerator: Accelerator
+    config: TrainConfig, files: ModelFiles, dtype: torch.dtype, accelerator: Accelerator
 ) -> dict[Category, PromptEmbedding]:
     """The prompt embedding of each category, encoded by the main process where it is not cached yet."""
     texts = {category: prompt_for(config.prompt, category) for category in CATEGORIES}
     with accelerator.main_process_first():
         embeddings = cache_prompts(
             sorted(set(texts.values())),
-            config.pretrained_model_name_or_path,
+            files.base,
             config.max_sequence_length,
             dtype,
             accelerator.device,
-            hub_cache=config.cache_dir,
-            data_cache=config.data_cache_dir,
+            Path(config.data_cache_dir),
         )
     return {category: embeddings[text] for category, text in texts.items()}
 
@@ -285,15 +299,23 @@ def make_lr_scheduler(config: TrainConfig, optimizer: Optimizer, step: int, max_
     )
 
 
-def run_identity(config: TrainConfig, data: LatentData) -> dict[str, Any]:
-    """What a resumed run may not change, because the batches or what is learnt from them would be others."""
+def run_identity(config: TrainConfig, files: ModelFiles, data: LatentData) -> dict[str, Any]:
+    """What a resumed run may not change, because the batches or what is learnt from them would be others.
+
+    Models and data count by their content: they may lie elsewhere, or have been downloaded again.
+    """
     names = (
-        "pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path", "prompt", "max_sequence_length",
-        "height", "width", "seed", "num_processes", "train_batch_size", "gradient_accumulation_steps",
-        "weighting_scheme", "logit_mean", "logit_std", "guidance_scale", "optimizer", "lora_rank", "lora_alpha",
+        "prompt", "max_sequence_length", "height", "width", "seed", "num_processes", "train_batch_size",
+        "gradient_accumulation_steps", "weighting_scheme", "logit_mean", "logit_std", "guidance_scale", "optimizer",
+        "lora_rank", "lora_alpha",
     )  # fmt: skip
     digest = sha256("".join(path.name for path in data.files).encode()).hexdigest()
-    return {"data": f"{len(data)} samples {digest[:12]}", **{name: getattr(config, name) for name in names}}
+    return {
+        "data": f"{len(data)} samples {digest[:12]}",
+        "text encoders": files_fingerprint(*(files.base / part for part in TEXT_PARTS))[:12],
+        "transformer": files_fingerprint(files.transformer)[:12],
+        **{name: getattr(config, name) for name in names},
+    }
 
 
 def lora_facts(config: TrainConfig, step: int) -> LoraFacts:
@@ -326,7 +348,8 @@ def main(argv: list[str]) -> None:
             config = use_toy_model(config)
     if state.is_main_process:
         announce(config, folders)
-    run = train(config, train_data, val_data)
+    with told_how_to_go_on(Path(config.output_dir)):
+        run = train(config, train_data, val_data)
     logger.info("finished: %s", run)
 
 

@@ -125,44 +125,55 @@ class DeepFashionData:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    def files(self, index: int) -> tuple[bytes, bytes, bytes | None]:
+        """The undecoded pictures of pair `index`: person, mask of what it wears, garment (None: cut out of the person).
+
+        One that is missing is empty.
+        """
+        pair = self.pairs[index]
+        row = self.table[pair.row]
+        garment = None
+        if pair.reference == "column":
+            garment = content(row[self.columns.garment])
+        elif pair.reference == "flat":
+            garment = content(self.table[pair.reference_row][self.columns.person])
+        return content(row[self.columns.person]), content(row[self.columns.mask]), garment
+
     def key(self, index: int) -> str:
         """A hash of the pictures' undecoded bytes and of every setting that shapes the sample."""
         pair = self.pairs[index]
         digest = hashlib.sha256(
             repr((SAMPLE_VERSION, pair.reference, pair.category, self.height, self.width, MASK_RULE)).encode()
         )
-        row = self.table[pair.row]
-        pictures = [row[self.columns.person], row[self.columns.mask]]
-        if pair.reference == "column":
-            pictures.append(row[self.columns.garment])
-        elif pair.reference == "flat":
-            pictures.append(self.table[pair.reference_row][self.columns.person])
-        for picture in pictures:
-            digest.update(hashlib.sha256(content(picture).getvalue()).digest())
+        for file in self.files(index):
+            if file is not None:
+                digest.update(hashlib.sha256(file).digest())
         return digest.hexdigest()
 
-    def __getitem__(self, index: int) -> TryOnSample:
+    def pictures(self, index: int) -> tuple[Image.Image, Image.Image, Image.Image]:
+        """Garment and person as RGB, and what is hidden of the person as "L" of 0 and 255, in their own sizes.
+
+        Raises UnreadablePicture where one cannot be used.
+        """
         pair = self.pairs[index]
-        row = self.table[pair.row]
+        person_file, mask_file, garment_file = self.files(index)
         try:
-            person = read_picture(content(row[self.columns.person]))
-            worn = read_mask(content(row[self.columns.mask]), person.size)
-            if pair.reference == "column":
-                garment = read_picture(content(row[self.columns.garment]))
-            elif pair.reference == "flat":
-                garment = read_picture(content(self.table[pair.reference_row][self.columns.person]))
-            else:
-                garment = cut_out(person, worn)
+            person = read_picture(io.BytesIO(person_file))
+            worn = read_mask(io.BytesIO(mask_file), person.size)
+            garment = cut_out(person, worn) if garment_file is None else read_picture(io.BytesIO(garment_file))
             hidden = agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], pair.category)
         except UNREADABLE as error:
             raise UnreadablePicture(f"row {pair.row} ({pair.pid}): {error}") from error
-        mask = Image.fromarray(hidden[0].numpy())
+        return garment, person, Image.fromarray(hidden[0].numpy().astype(np.uint8) * 255)
+
+    def __getitem__(self, index: int) -> TryOnSample:
+        garment, person, hidden = self.pictures(index)
         return TryOnSample(
             key=self.key(index),
             garment=fit_picture(garment, self.height, self.width),
             person=fit_picture(person, self.height, self.width),
-            mask=fit_mask(mask, self.height, self.width),
-            category=pair.category,
+            mask=fit_mask(hidden, self.height, self.width),
+            category=self.pairs[index].category,
         )
 
 
@@ -197,6 +208,7 @@ def load_table(name: str, cache_dir: str | None) -> Dataset:
             files = sorted(glob.escape(str(path)) for path in folder.rglob("*.parquet"))
             table = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=cache_dir)
         else:
+            logger.info("no folder %s here: asking the hub for it", name)
             table = datasets.load_dataset(name, split="train", cache_dir=cache_dir)
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"data set {name} cannot be read ({_last_line(error)}): check name and files") from error
@@ -235,7 +247,10 @@ def make_pairs(table: Dataset, columns: Columns) -> list[Pair]:
     kinds = column(columns.cloth_type, "")
     if columns.cloth_type and isinstance(names := table.features[columns.cloth_type], datasets.ClassLabel):
         kinds = [None if kind is None else names.int2str(kind) for kind in kinds]
-    garments = [content_is_there(picture) for picture in column(columns.garment, None)]
+    garments = [False] * count
+    if columns.garment:  # in batches: all its pictures at once would fill the memory
+        batches = table.select_columns(columns.garment).iter(batch_size=256)
+        garments = [content_is_there(picture) for batch in batches for picture in batch[columns.garment]]
     flats: dict[tuple[str, str], int] = {}
     for row, (pid, pose) in enumerate(zip(pids, poses, strict=True)):
         if pid is not None and is_flat(pose):
@@ -312,14 +327,14 @@ def _by_turns(groups: list[list[Pair]]) -> Iterator[Pair]:
         yield from (group[turn] for group in groups if turn < len(group))
 
 
-def content(picture: dict[str, Any] | None) -> io.BytesIO:
+def content(picture: dict[str, Any] | None) -> bytes:
     """The undecoded file of an image column's value; empty where there is none."""
     if picture is None:
-        return io.BytesIO()
+        return b""
     if picture["bytes"] is not None:
-        return io.BytesIO(picture["bytes"])
+        return picture["bytes"]
     path = Path(picture["path"] or "")
-    return io.BytesIO(path.read_bytes() if path.is_file() else b"")
+    return path.read_bytes() if path.is_file() else b""
 
 
 def content_is_there(picture: dict[str, Any] | None) -> bool:

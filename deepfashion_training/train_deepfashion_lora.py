@@ -10,7 +10,7 @@ from pathlib import Path
 from deepfashion_training.preflight import read_settings
 from tryon.config import TrainConfig
 from tryon.entry import run_script
-from tryon.runs import announce
+from tryon.runs import announce, told_how_to_go_on
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
     set_up_logging(state.is_main_process)
     if config.toy:
         why = "as asked" if "--toy" in argv else "because no GPU was found"
-        logger.info("TOY MODEL, %s: tiny random weights stand in for FLUX and CatVTON-Flux.", why)
+        logger.info("TOY MODEL, %s: a tiny model stands in for FLUX and CatVTON-Flux.", why)
         from tryon.toy.model import use_toy_model
 
         with state.main_process_first():
@@ -38,12 +38,16 @@ def main(argv: list[str]) -> None:
     if state.is_main_process:
         announce(config, data)
 
+    from tryon.models import fetch_training_models
+
     with state.main_process_first():
+        fetch_training_models(config, state.device)  # what cannot be had or does not fit is refused before the data
         train_data, val_data = load_deepfashion(data.dataset_name, config)
 
     from train_flux_inpaint import train
 
-    run = train(config, train_data, val_data)
+    with told_how_to_go_on(Path(config.output_dir)):
+        run = train(config, train_data, val_data)
     logger.info("finished: %s", run)
 
 

@@ -1,19 +1,23 @@
 """One way to infer, used by validation, command line, app and evaluation: stock FluxFillPipeline on our diptych."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxTransformer2DModel
 from PIL import Image
+from torch import Tensor
 
 from tryon.cache import cache_prompts
-from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE
+from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, TryOnConfig
 from tryon.encode import decode_latents
 from tryon.geometry import pack_latents, unpack_latents
+from tryon.hub import hub_or_folder
 from tryon.lora import LoraFacts, attach_lora, read_facts
-from tryon.models import hub_or_folder, load_scheduler, load_transformer, load_vae
+from tryon.memory import check_inference_fits
+from tryon.models import fetch_models, load_scheduler, load_transformer, load_vae, read_transformer_config
 from tryon.runs import LORA_FILE, find_lora
 from tryon.sample import (
     CATEGORIES,
@@ -54,9 +58,10 @@ class TryOnModel:
     prompts: dict[Category, PromptEmbedding]
 
 
-def trained_size(facts: LoraFacts | None) -> tuple[int, int]:
-    """Height and width of the panel that the LoRA was trained at; CatVTON-Flux's own for one that does not say."""
-    return (facts.height, facts.width) if facts else (768, 576)
+def panel_size(config: TryOnConfig, facts: LoraFacts | None) -> tuple[int, int]:
+    """Height and width of the panel: as asked for, else as the LoRA was trained, else CatVTON-Flux's own."""
+    height, width = (facts.height, facts.width) if facts else (768, 576)
+    return config.height or height, config.width or width
 
 
 def prompt_category(facts: LoraFacts | None, asked: Category | None) -> Category:
@@ -66,37 +71,36 @@ def prompt_category(facts: LoraFacts | None, asked: Category | None) -> Category
     return asked or "upper"
 
 
-def load_try_on(
-    lora: Path,
-    *,
-    base: str | None,
-    transformer: str | None,
-    lora_scale: float,
-    hub_cache: str | None,
-    data_cache: str,
-) -> TryOnModel:
-    """Loads a LoRA and the models that it was trained for: its header names them where base or transformer do not.
+def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:
+    """Loads a LoRA and the models that it was trained for: its header names them where the configuration does not.
 
     lora: its file (see lora_on_disk). On a CUDA device in bf16, else in float32 on the CPU. Raises ValueError, in one
     sentence, where a part cannot be loaded or not every key of the LoRA is used.
     """
-    facts = read_facts(lora)
-    for given, trained in ((base, facts and facts.base), (transformer, facts and facts.transformer)):
+    facts, hub_cache = read_facts(lora), config.cache_dir
+    for given, trained in ((config.base, facts and facts.base), (config.transformer, facts and facts.transformer)):
         if given and trained and given != trained:
             logger.warning("this LoRA was trained for %s and is used with %s: the result may suffer", trained, given)
-    base = base or (facts.base if facts else FLUX_BASE)
-    transformer = transformer or (facts.transformer if facts else CATVTON_TRANSFORMER)
+    base = config.base or (facts.base if facts else FLUX_BASE)
+    transformer = config.transformer or (facts.transformer if facts else CATVTON_TRANSFORMER)
+    for name in (base, transformer):
+        if Path(name).is_absolute() and not Path(name).exists():
+            raise ValueError(
+                f"this LoRA was trained on {name}, which is not there any more: name the models with --base and "
+                "--transformer, or add --toy if that was the toy's"
+            )
     kind, length = (facts.prompt, facts.max_sequence_length) if facts else ("fixed", 512)
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    check_inference_fits(read_transformer_config(transformer, hub_cache), dtype, device)
     texts = {category: prompt_for(kind, category) for category in CATEGORIES}
-    embeddings = cache_prompts(
-        sorted(set(texts.values())), base, length, dtype, device, hub_cache=hub_cache, data_cache=data_cache
-    )
-    model = load_transformer(transformer, hub_cache, dtype)
-    attach_lora(model, lora, lora_scale)
-    vae, scheduler = load_vae(base, hub_cache, dtype), load_scheduler(base, hub_cache)
+    files = fetch_models(base, transformer, hub_cache)
+    data_cache = Path(config.data_cache_dir).expanduser()
+    embeddings = cache_prompts(sorted(set(texts.values())), files.base, length, dtype, device, data_cache)
+    model = load_transformer(files.transformer, dtype)
+    attach_lora(model, lora, config.lora_scale)
+    vae, scheduler = load_vae(files.base, dtype), load_scheduler(files.base)
     model.to(device, dtype)  # the LoRA too: one precision throughout
     pipeline = build_pipeline(model.eval(), vae.to(device), scheduler)
     return TryOnModel(pipeline, {category: embeddings[text] for category, text in texts.items()})
@@ -106,15 +110,14 @@ def lora_on_disk(name: str, hub_cache: str | None) -> Path:
     """The LoRA file that a path or a hub name means. Raises ValueError where there is none."""
     if Path(name).expanduser().exists():
         return find_lora(name)
-    folder = hub_or_folder(name, ["*.safetensors"], hub_cache)
-    files = [folder / LORA_FILE, folder / "transformer" / LORA_FILE, *sorted(folder.glob("*.safetensors"))]
-    found = next((file for file in files if file.is_file()), None)
+    places = (LORA_FILE, f"transformer/{LORA_FILE}")
+    folder = hub_or_folder(name, list(places), hub_cache)
+    found = next((folder / place for place in places if (folder / place).is_file()), None)
     if found is None:
-        raise ValueError(f"{name} holds no .safetensors file: name a LoRA")
+        raise ValueError(f"{name} holds no {LORA_FILE}, neither at its root nor in transformer/: name a LoRA's file")
     return found
 
 
-@torch.no_grad()
 def try_on(
     pipeline: FluxFillPipeline,
     sample: TryOnSample,
@@ -129,26 +132,46 @@ def try_on(
     Pixels outside the mask are exactly the person's. The noise comes from a CPU generator, so that every device starts
     from the same.
     """
-    image, _, mask = make_diptych(sample)
+    return to_picture(try_on_batch(pipeline, [sample], [prompt], steps=steps, guidance=guidance, seeds=[seed])[0])
+
+
+@torch.no_grad()
+def try_on_batch(
+    pipeline: FluxFillPipeline,
+    samples: Sequence[TryOnSample],
+    prompts: Sequence[PromptEmbedding],
+    *,
+    steps: int,
+    guidance: float,
+    seeds: Sequence[int],
+) -> Tensor:
+    """Samples of one size at once: [B, 3, H, W/2] in [-1, 1], each what `try_on` gives it alone, but for rounding."""
+    image, _, mask = (torch.stack(parts) for parts in zip(*map(make_diptych, samples), strict=True))
     height, width = image.shape[-2:]
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(1, pipeline.vae.config.latent_channels, height // 8, width // 8, generator=generator)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    shape = (1, pipeline.vae.config.latent_channels, height // 8, width // 8)
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
     device, dtype = pipeline.transformer.device, pipeline.transformer.dtype
     latents = pipeline(
         # In [0, 1], which the pipeline normalises as fit_picture did: rounded to 256 levels it comes out the same to
         # the last bit. A tensor in [-1, 1] would be normalised again if it happened to have no negative values.
-        image=((image[None] + 1) * 127.5).round() / 255,
-        mask_image=mask[None],
+        image=((image + 1) * 127.5).round() / 255,
+        mask_image=mask,
         height=height,
         width=width,
         num_inference_steps=steps,
         guidance_scale=guidance,
-        generator=generator,
+        generator=generators,
         latents=pack_latents(noise),
-        prompt_embeds=prompt.embeds[None].to(device, dtype),
-        pooled_prompt_embeds=prompt.pooled[None].to(device, dtype),
+        prompt_embeds=torch.stack([prompt.embeds for prompt in prompts]).to(device, dtype),
+        pooled_prompt_embeds=torch.stack([prompt.pooled for prompt in prompts]).to(device, dtype),
         output_type="latent",
     ).images
-    decoded = decode_latents(pipeline.vae, unpack_latents(latents, height // 8, width // 8))[0]
+    decoded = decode_latents(pipeline.vae, unpack_latents(latents, height // 8, width // 8))
     _, generated = split_diptych(decoded)
-    return to_picture(torch.where(sample.mask.bool(), generated, sample.person))
+    return torch.stack(
+        [
+            torch.where(sample.mask.bool(), picture.clamp(-1, 1), sample.person)
+            for sample, picture in zip(samples, generated, strict=True)
+        ]
+    )

@@ -4,6 +4,7 @@ Letters: B batch; H, W height and width of the diptych in pixels (W is two panel
 image tokens; T text tokens.
 """
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol, get_args
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 Category = Literal["upper", "lower", "full"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
@@ -99,6 +102,24 @@ class UnreadablePicture(ValueError):
 
 # What Pillow and our own checks raise for a picture that cannot be used.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+# One bad row in a hundred is the data's fault; more is a mistake in how it was given.
+UNREADABLE_SHARE = 0.01
+
+
+def check_unreadable(unreadable: int, total: int, what: str) -> None:
+    """Says how many of `total` samples were skipped. Raises ValueError where it is more than one and more than 1 %, or
+    where none is left."""
+    if unreadable > max(1, UNREADABLE_SHARE * total):
+        raise ValueError(
+            f"{unreadable} of {total} {what} cannot be read, more than 1 %: the log lists them; "
+            "repair the data set or take these rows out of it"
+        )
+    if unreadable == total:
+        raise ValueError(f"there are no {what}: give a data set with at least one readable row")
+    if unreadable:
+        logger.warning("%d of %d %s cannot be read and was left out", unreadable, total, what)
 
 
 class SampleSource(Protocol):

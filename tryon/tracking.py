@@ -14,15 +14,16 @@ from PIL import Image
 from tqdm import tqdm
 
 
-def progress_bar(total: int, description: str, visible: bool, initial: int = 0) -> tqdm:
-    """A bar on a terminal; nothing where the output goes to a file.
+def on_terminal() -> bool:
+    """Whether somebody sees what is written now. The launcher reads the driver's output through a pipe, so it says with
+    TRAIN_TERMINAL that a terminal is behind it."""
+    return sys.stderr.isatty() or os.environ.get("TRAIN_TERMINAL") == "1"
 
-    The launcher reads the driver's output through a pipe, so it says with TRAIN_TERMINAL that a terminal is behind it.
-    """
-    on_terminal = sys.stderr.isatty() or os.environ.get("TRAIN_TERMINAL") == "1"
-    return tqdm(
-        total=total, initial=initial, desc=description, disable=not (visible and on_terminal), ncols=110, leave=False
-    )
+
+def progress_bar(total: int, description: str, visible: bool, initial: int = 0) -> tqdm:
+    """A bar on a terminal; nothing where the output goes to a file."""
+    shown = visible and on_terminal() and total > 0
+    return tqdm(total=total, initial=initial, desc=description, disable=not shown, ncols=110, leave=False)
 
 
 def start_processes() -> PartialState:
@@ -56,7 +57,7 @@ def quiet_libraries() -> None:
     for library in (datasets, diffusers.utils, transformers.utils):
         library.logging.set_verbosity_error()
         library.logging.disable_progress_bar()
-    for name in ("accelerate", "bitsandbytes", "httpx", "huggingface_hub"):
+    for name in ("accelerate", "httpx", "httpx2", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -1,0 +1,211 @@
+"""A page in the browser on which a person is dressed with a LoRA that was trained here.
+
+    python app_lora.py --lora runs/<run>
+
+It answers on this machine alone (127.0.0.1), and neither the page nor the server needs a network.
+"""
+
+import logging
+import os
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from tryon.config import TryOnConfig, mistakes, parse_flags, setting
+from tryon.entry import run_script
+
+if TYPE_CHECKING:
+    import gradio as gr
+    from PIL import Image
+
+    from tryon.lora import LoraFacts
+    from tryon.pipeline import TryOnModel
+
+logger = logging.getLogger(__name__)
+
+SEEDS = 2**31  # a seed is below; large enough to be unlike the last one, small enough to be typed
+MASK_COLOUR = ("#ff2d9b", 0.7)  # what is painted over still shows
+PAINTED = 64  # alpha, of 255, from which a pixel counts as painted: a stroke's soft edge is left out
+BRUSH_RADIUS = 32  # pixels of the person's picture
+FONTS = ("system-ui", "sans-serif")  # the system's: nothing is fetched
+
+
+@dataclass(frozen=True, kw_only=True)
+class PageConfig:
+    """How the page is served, and what it shows at first."""
+
+    port: int = setting(7860, "port on this machine that the page is served at", 1, 65535)
+    steps: int = setting(30, "denoising steps that the page begins with", 1, 100)
+    guidance_scale: float = setting(30.0, "guidance that the page begins with", 0, 100)
+
+
+def read_settings(argv: list[str]) -> tuple[TryOnConfig, PageConfig]:
+    """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
+    description = "Serves a page on which a person is dressed with a trained LoRA."
+    given, of_page = parse_flags(argv, "python app_lora.py", description, TryOnConfig, PageConfig)
+    config, page = TryOnConfig(**given), PageConfig(**of_page)
+    problems = ["--lora is missing"] if config.lora is None else []
+    problems += [*mistakes(config), *mistakes(page)]
+    if problems:
+        raise ValueError("; ".join(problems))
+    return config, page
+
+
+def build_page(model: "TryOnModel", facts: "LoraFacts | None", size: tuple[int, int], page: PageConfig) -> "gr.Blocks":
+    """The page: pictures and settings on the left, the result on the right. size: the panel's height and width."""
+    import gradio as gr
+    import torch
+
+    from tryon.pipeline import try_on
+    from tryon.sample import CATEGORIES, sample_of_pictures
+
+    per_category = facts is not None and facts.prompt == "category"
+
+    def dress(
+        editor: dict[str, Any] | None,
+        garment: "Image.Image | None",
+        category: str,
+        steps: int,
+        guidance: float,
+        seed: int | None,
+        is_random: bool,
+    ) -> tuple["Image.Image", int, str]:
+        problem = None
+        if editor is None or editor["background"] is None:
+            problem = "Give a picture of the person first."
+        elif garment is None:
+            problem = "Give a picture of the garment first."
+        elif not is_random and (seed is None or not 0 <= seed < SEEDS):
+            problem = f"The seed must be a whole number from 0 to {SEEDS - 1}."
+        else:
+            mask = painted_mask(editor["background"].size, editor["layers"])
+            if mask.getbbox() is None:
+                problem = "Paint over the part of the person that is to be dressed."
+        if problem:
+            gr.Warning(problem)
+            return gr.skip(), gr.skip(), problem
+        if is_random:
+            seed = secrets.randbelow(SEEDS)
+        try:
+            sample = sample_of_pictures(garment, editor["background"], mask, category, *size)
+            picture = try_on(
+                model.pipeline,
+                sample,
+                model.prompts[category],
+                steps=int(steps),
+                guidance=guidance,
+                seed=seed,
+            )
+        except (ValueError, torch.OutOfMemoryError) as error:  # said on the page, where the user is
+            logger.error("%s", error)
+            gr.Warning(str(error))
+            return gr.skip(), gr.skip(), str(error)
+        return picture, seed, f"Seed {seed}, {int(steps)} steps, {picture.width} x {picture.height} pixels."
+
+    with gr.Blocks(title="Try-on", analytics_enabled=False) as blocks:
+        gr.Markdown(f"# Try-on\n{describe(facts, size)}")
+        with gr.Row():
+            with gr.Column():
+                gr.Markdown("1. Give a picture of the person and paint over what is to be dressed.")
+                person = gr.ImageEditor(
+                    label="Person",
+                    type="pil",
+                    image_mode="RGBA",
+                    sources=["upload"],
+                    brush=gr.Brush(default_size=BRUSH_RADIUS, colors=[MASK_COLOUR], color_mode="fixed"),
+                    transforms=[],
+                    layers=False,
+                    height=560,
+                    elem_id="person",
+                )
+            with gr.Column():
+                gr.Markdown("2. Give a picture of the garment.")
+                garment = gr.Image(label="Garment", type="pil", sources=["upload"], height=280, elem_id="garment")
+                category = gr.Radio(
+                    list(CATEGORIES), value=CATEGORIES[0], label="The garment is for this part of the body",
+                    visible=per_category, elem_id="category",
+                )  # fmt: skip
+                steps = gr.Slider(1, 100, value=page.steps, step=1, label="Steps")
+                guidance = gr.Slider(0, 100, value=page.guidance_scale, step=0.5, label="Guidance")
+                with gr.Row():
+                    seed = gr.Number(0, label="Seed", precision=0, elem_id="seed")
+                    is_random = gr.Checkbox(True, label="A new seed each time", elem_id="random")
+                button = gr.Button("Dress", variant="primary", elem_id="dress")
+            with gr.Column():
+                gr.Markdown("3. Dress.")
+                result = gr.Image(
+                    label="Result",
+                    type="pil",
+                    format="png",
+                    interactive=False,
+                    height=560,
+                    buttons=["download", "fullscreen"],
+                    elem_id="result",
+                )
+                words = gr.Markdown(elem_id="words")
+        button.click(
+            dress,
+            inputs=[person, garment, category, steps, guidance, seed, is_random],
+            outputs=[result, seed, words],
+        )
+    return blocks
+
+
+def painted_mask(size: tuple[int, int], layers: list["Image.Image"]) -> "Image.Image":
+    """ "L" of 0 and 255 at `size` (width, height): 255 wherever any layer of the editor has paint."""
+    from PIL import Image, ImageChops
+
+    mask = Image.new("L", size)
+    for layer in layers:
+        paint = layer.getchannel("A").resize(size).point(lambda alpha: 255 if alpha >= PAINTED else 0)
+        mask = ImageChops.lighter(mask, paint)
+    return mask
+
+
+def describe(facts: "LoraFacts | None", size: tuple[int, int]) -> str:
+    """One line about the LoRA."""
+    pixels = f"{size[1]} x {size[0]} pixels"
+    if facts is None:
+        return f"The LoRA does not say how it was trained; pictures of {pixels}."
+    return f"LoRA of the {facts.profile} profile at step {facts.step}; pictures of {pixels}."
+
+
+def main(argv: list[str]) -> None:
+    config, page = read_settings(argv)
+
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported
+    for name in ("no_proxy", "NO_PROXY"):  # Gradio looks for its own page, which no proxy can see
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
+    import gradio as gr
+
+    from tryon.lora import read_facts
+    from tryon.pipeline import load_try_on, lora_on_disk, panel_size
+    from tryon.tracking import set_up_logging
+
+    set_up_logging(is_main_process=True)
+    lora = lora_on_disk(config.lora, config.cache_dir)
+    facts = read_facts(lora)
+    if config.toy:
+        from tryon.toy.model import use_toy_model_for_try_on
+
+        config = use_toy_model_for_try_on(config)
+    model = load_try_on(config, lora)
+    blocks = build_page(model, facts, panel_size(config, facts), page)
+    try:
+        blocks.launch(
+            prevent_thread_lock=True,
+            server_name="127.0.0.1",
+            server_port=page.port,
+            share=False,
+            quiet=True,
+            footer_links=[],
+            theme=gr.themes.Default(font=FONTS, font_mono="monospace"),
+        )
+    except (OSError, gr.exceptions.ServerFailedToStartError) as error:
+        raise ValueError(f"port {page.port} cannot be used, perhaps because it is: give another with --port") from error
+    logger.info("serving: open http://127.0.0.1:%d in a browser; Ctrl-C ends it", page.port)
+    blocks.block_thread()
+
+
+if __name__ == "__main__":
+    run_script(main)

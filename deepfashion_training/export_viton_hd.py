@@ -1,0 +1,140 @@
+"""Writes a data set's training and validation pairs as VITON-HD folders, which CatVTON-Flux's own script and other
+VITON trainers read, and ours: `train_flux_inpaint.py` gets the very samples that the data set itself gives.
+
+    python -m deepfashion_training.export_viton_hd <data set> <folder>
+
+    <folder>/train/{image,cloth,agnostic-mask}   <folder>/test/{image,cloth,agnostic-mask}
+    <folder>/train_pairs.txt, test_pairs.txt     person.jpg garment.jpg; in the test list the garment of another person
+    <folder>/train/categories.txt, test/...      person.jpg upper|lower|full, which VITON-HD itself does not know
+
+Nothing is lost on the way: a photograph that is a JPEG already is copied, and everything else written as PNG under the
+.jpg name that VITON trainers insist on; picture libraries go by the content.
+"""
+
+import io
+import logging
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from deepfashion_training.preflight import checked_data_path
+from tryon.config import TrainConfig, mistakes, parse_flags, setting
+from tryon.entry import run_script
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from deepfashion_training.deepfashion_dataset import DeepFashionData
+
+logger = logging.getLogger(__name__)
+
+EXIF_ORIENTATION = 0x0112
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """What is exported where. The split is the one that training with the same seed and limits makes."""
+
+    dataset_name: str = setting(None, "hub name, folder of parquet files or saved data set", positional=True)
+    folder: str = setting(None, "where the folders are written; must not be there yet", positional=True)
+    seed: int = setting(TrainConfig.seed, "seed of the split", 0)
+    max_train_samples: int | None = setting(None, "export the first N training samples only", 1)
+    max_validation_samples: int = setting(TrainConfig.max_validation_samples, "export at most N validation samples", 1)
+    cache_dir: str | None = setting(None, "where the hub's files are kept; the hub's own default if not given")
+
+
+def read_settings(argv: list[str]) -> ExportConfig:
+    """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
+    command = "python -m deepfashion_training.export_viton_hd <data set> <folder>"
+    (given,) = parse_flags(argv, command, "Writes a data set's pairs as VITON-HD folders.", ExportConfig)
+    config = ExportConfig(**given)
+    problems = list(mistakes(config))
+    if Path(config.folder).expanduser().exists():
+        problems.append(f"{config.folder} exists: remove it or name another folder")
+    if problems:
+        raise ValueError("; ".join(problems))
+    checked_data_path(config.dataset_name)
+    return config
+
+
+def main(argv: list[str]) -> None:
+    config = read_settings(argv)
+
+    # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
+    from deepfashion_training.deepfashion_dataset import load_deepfashion
+    from tryon.tracking import set_up_logging
+
+    set_up_logging(is_main_process=True)
+    folder = Path(config.folder).expanduser().absolute()
+    train, validation = load_deepfashion(
+        checked_data_path(config.dataset_name),
+        TrainConfig(
+            seed=config.seed,
+            max_train_samples=config.max_train_samples,
+            max_validation_samples=config.max_validation_samples,
+            cache_dir=config.cache_dir,
+        ),
+    )
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        counts = [write_split(data, staging, split) for data, split in ((train, "train"), (validation, "test"))]
+        staging.rename(folder)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    logger.info("wrote %d training and %d test pairs into %s", *counts, folder)
+
+
+def write_split(data: "DeepFashionData", root: Path, split: str) -> int:
+    """Writes all readable pairs below root/<split> and their lists, and returns how many. The rest is logged.
+
+    Raises ValueError where too many are unreadable (tryon.sample.check_unreadable).
+    """
+    from tryon.sample import UnreadablePicture, check_unreadable
+    from tryon.tracking import progress_bar
+
+    folder = root / split
+    for part in ("image", "cloth", "agnostic-mask"):
+        (folder / part).mkdir(parents=True)
+    names: dict[str, list[str]] = {}
+    bar = progress_bar(len(data), f"writing {split}", visible=True)
+    for index in range(len(data)):
+        stem = f"{index:06d}_00"
+        try:
+            garment, person, hidden = data.pictures(index)
+        except UnreadablePicture as error:
+            logger.warning("skipped: %s", error)
+        else:
+            person_file, _, garment_file = data.files(index)
+            write_picture(folder / "image" / f"{stem}.jpg", person, person_file)
+            write_picture(folder / "cloth" / f"{stem}.jpg", garment, garment_file)
+            hidden.save(folder / "agnostic-mask" / f"{stem}_mask.png")
+            names.setdefault(data.pairs[index].category, []).append(f"{stem}.jpg")
+        bar.update()
+    bar.close()
+    written = sorted((name, category) for category, group in names.items() for name in group)
+    check_unreadable(len(data) - len(written), len(data), f"{split} pairs")
+    # Unpaired, a person gets the garment of the next one of its category.
+    others = {name: (group[1:] + group[:1])[at] for group in names.values() for at, name in enumerate(group)}
+    pairs = [f"{name} {name if split == 'train' else others[name]}\n" for name, _ in written]
+    (root / f"{split}_pairs.txt").write_text("".join(pairs))
+    (folder / "categories.txt").write_text("".join(f"{name} {category}\n" for name, category in written))
+    return len(written)
+
+
+def write_picture(path: Path, picture: "Image.Image", source: bytes | None) -> None:
+    """Writes the source's own bytes where they are a JPEG that every reader sees as `picture`, else a PNG of it."""
+    from PIL import Image
+
+    if source:
+        opened = Image.open(io.BytesIO(source))
+        upright = opened.getexif().get(EXIF_ORIENTATION, 1) == 1
+        if opened.format == "JPEG" and opened.mode == "RGB" and upright:
+            path.write_bytes(source)
+            return
+    picture.save(path, "PNG")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,143 @@
+"""The app in a real browser: one try-on, the messages, and nothing from any network."""
+
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app_lora import main, painted_mask
+from conftest import PROJECT
+from tryon.sample import fit_picture, to_picture
+from tryon.toy.drawing import draw_garment, draw_person
+from tryon.toy.world import VIEWS, random_outfit, random_person
+
+pytestmark = pytest.mark.e2e
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+
+@pytest.fixture(scope="module")
+def page_url(run: Path, data_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The app, started as a user starts it, and ended by Ctrl-C."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [
+            sys.executable, "app_lora.py", "--lora", str(run), "--port", str(port), "--steps", "2",
+            "--data_cache_dir", str(data_cache),
+        ],
+        cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "HF_HOME": str(tmp_path_factory.mktemp("home"))},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    said = ""
+    while "serving" not in said:
+        line = process.stdout.readline()
+        assert line, f"the app ended: {said}"
+        said += line
+    yield f"http://127.0.0.1:{port}"
+    process.send_signal(signal.SIGINT)
+    said += process.communicate(timeout=30)[0]
+    assert process.returncode == 130
+    assert "Traceback" not in said and "Warning" not in said, said
+
+
+@pytest.fixture
+def drawn(tmp_path: Path) -> Path:
+    """A folder with person.png and garment.png of the toy's world, in the size of photographs."""
+    rng = np.random.default_rng(5)
+    outfit = random_outfit(rng, "lower")
+    person = draw_person(random_person(rng), outfit, VIEWS[0], 768, 576).image
+    person.save(tmp_path / "person.png")
+    draw_garment(outfit[0], 768, 576).image.save(tmp_path / "garment.png")
+    return tmp_path
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
+def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page.set_default_timeout(30_000)
+        asked: list[str] = []
+        errors: list[str] = []
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(page_url)
+        dress = page.locator("#dress")
+
+        dress.click()
+        expect(page.locator("#words")).to_contain_text("Give a picture of the person first.")
+        page.locator("#person input[type=file]").first.set_input_files(str(drawn / "person.png"))
+        page.wait_for_timeout(1500)  # the editor draws the picture, and says nowhere when it has
+        dress.click()
+        expect(page.locator("#words")).to_contain_text("Give a picture of the garment first.")
+        page.locator("#garment input[type=file]").first.set_input_files(str(drawn / "garment.png"))
+        expect(page.locator("#garment img")).to_be_visible()
+        dress.click()
+        expect(page.locator("#words")).to_contain_text("Paint over the part of the person that is to be dressed.")
+
+        box = page.locator("#person canvas").first.bounding_box()
+        middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        page.mouse.move(*middle)
+        page.mouse.down()
+        page.mouse.move(middle[0] + 10, middle[1] + 60, steps=8)
+        page.mouse.up()
+        page.locator("#category").get_by_text("lower").click()
+        page.locator("#random input").uncheck()
+        page.locator("#seed input").fill("7")
+        if folder := os.environ.get("TRYON_SCREENSHOTS"):
+            page.screenshot(path=Path(folder) / "app_before.png")
+        dress.click()
+        expect(page.locator("#words")).to_contain_text("Seed 7, 2 steps, 64 x 96 pixels.")
+        shown = page.locator("#result img")
+        expect(shown).to_be_visible()
+        picture = Image.open(io.BytesIO(page.request.get(shown.get_attribute("src")).body())).convert("RGB")
+
+        page.locator("#random input").check()
+        dress.click()
+        expect(page.locator("#words")).not_to_contain_text("Seed 7,")
+        expect(page.locator("#seed input")).not_to_have_value("7")
+        if folder := os.environ.get("TRYON_SCREENSHOTS"):
+            page.screenshot(path=Path(folder) / "app_after.png")
+        browser.close()
+
+    person = to_picture(fit_picture(Image.open(drawn / "person.png"), 96, 64))
+    changed = (np.asarray(picture) != np.asarray(person)).any(-1)
+    assert changed[48, 32], "what was painted is repainted"
+    assert not changed[:16].any() and not changed[-16:].any(), "what was not painted stays"
+    assert errors == []
+    assert [url for url in asked if not url.startswith((page_url, "data:", "blob:"))] == []
+
+
+def test_what_is_painted_on_any_layer_is_the_mask() -> None:
+    layers = [Image.new("RGBA", (6, 4)) for _ in range(2)]
+    layers[0].putpixel((1, 1), (255, 0, 0, 255))
+    layers[1].putpixel((5, 3), (255, 0, 0, 178))
+    layers[1].putpixel((0, 0), (255, 0, 0, 20))
+    mask = np.asarray(painted_mask((6, 4), layers))
+    assert {(int(x), int(y)) for y, x in zip(*mask.nonzero(), strict=True)} == {(1, 1), (5, 3)}
+    assert painted_mask((6, 4), []).getbbox() is None
+
+
+def test_what_is_missing_is_named(run: Path, data_cache: Path) -> None:
+    with pytest.raises(ValueError, match="--lora is missing; --port 0 is too small"):
+        main(["--port", "0"])
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(ValueError, match=f"port {port} cannot be used"):
+            main(["--lora", str(run), "--port", str(port), "--data_cache_dir", str(data_cache)])
