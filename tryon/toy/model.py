@@ -4,21 +4,39 @@ The transformer lies at the root of one folder, as catvton-flux-alpha does; toke
 scheduler lie in another, as in FLUX.1-dev. Everything downstream treats them as any other model.
 """
 
+import json
 import os
 import shutil
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
-from tryon.config import TrainConfig
+from tryon.config import TrainConfig, TryOnConfig, save_json
+from tryon.models import files_fingerprint
+from tryon.runs import MANIFEST
 from tryon.sample import CATEGORIES, FIXED_PROMPT, prompt_for
 
-MODEL_VERSION = 1
+MODEL_VERSION = 3
 MODEL_SEED = 0
+WEIGHTS = Path(__file__).parent / "weights"
 TEXT_WIDTH = 64
+# FLUX.1-dev's, which names a transformer too: pipelines are loaded from it with another one in its place.
+MODEL_INDEX = {
+    "_class_name": "FluxPipeline",
+    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"],
+    "text_encoder_2": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"],
+    "tokenizer_2": ["transformers", "T5TokenizerFast"],
+    "transformer": ["diffusers", "FluxTransformer2DModel"],
+    "vae": ["diffusers", "AutoencoderKL"],
+}
 
 
 @dataclass(frozen=True)
@@ -39,12 +57,22 @@ def use_toy_model(config: TrainConfig) -> TrainConfig:
     )
 
 
-def toy_model(cache_dir: Path) -> ToyFolders:
-    """The toy's folders below `cache_dir`, built there in seconds where they are not yet."""
-    folder = cache_dir / "toy" / f"model-v{MODEL_VERSION}"
+def use_toy_model_for_try_on(config: TryOnConfig) -> TryOnConfig:
+    """Likewise, for whoever uses a LoRA."""
+    folders = toy_model(Path(config.data_cache_dir).expanduser().absolute())
+    return replace(config, base=str(folders.base), transformer=str(folders.transformer))
+
+
+def toy_model(cache_dir: Path, weights: Path = WEIGHTS) -> ToyFolders:
+    """The toy's folders below `cache_dir`, built there in seconds where they are not yet.
+
+    weights: a folder with pretrained weights; a part that has none there stays random.
+    """
+    digest = files_fingerprint(weights)[:8] if any(weights.glob("*.safetensors")) else "random"
+    folder = cache_dir / "toy" / f"model-v{MODEL_VERSION}-{digest}"
     if not folder.exists():
         staging = folder.with_name(f".{folder.name}.{os.getpid()}")
-        build_toy_model(staging)
+        build_toy_model(staging, weights)
         try:
             staging.rename(folder)
         except OSError:  # another process was faster; its files are the same
@@ -52,8 +80,9 @@ def toy_model(cache_dir: Path) -> ToyFolders:
     return ToyFolders(base=folder / "base", transformer=folder / "transformer")
 
 
-def build_toy_model(folder: Path) -> None:
-    """Writes folder/base and folder/transformer: random weights from a fixed seed, the same on every machine."""
+def build_toy_model(folder: Path, weights: Path) -> None:
+    """Writes folder/base and folder/transformer: VAE and transformer with the weights where there are some, all else
+    random from a fixed seed, the same on every machine."""
     base = folder / "base"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(MODEL_SEED)
@@ -61,9 +90,31 @@ def build_toy_model(folder: Path) -> None:
         _t5_tokenizer().save_pretrained(base / "tokenizer_2")
         _clip_encoder().save_pretrained(base / "text_encoder")
         _t5_encoder().save_pretrained(base / "text_encoder_2")
-        _vae().save_pretrained(base / "vae")
+        _pretrained(new_vae(), weights / "vae.safetensors").save_pretrained(base / "vae")
         scheduler().save_pretrained(base / "scheduler")
-        _transformer().save_pretrained(folder / "transformer")
+        save_json(base / "model_index.json", MODEL_INDEX)
+        _pretrained(new_transformer(), weights / "transformer.safetensors").save_pretrained(folder / "transformer")
+
+
+def write_weights(folder: Path, name: str, model: torch.nn.Module, facts: dict[str, Any]) -> Path:
+    """Writes folder/<name>.safetensors in half precision, and its hash with the facts to the folder's manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file, manifest = folder / f"{name}.safetensors", folder / MANIFEST
+    save_file({key: tensor.half().contiguous().cpu() for key, tensor in model.state_dict().items()}, file)
+    entries = json.loads(manifest.read_text()) if manifest.is_file() else {}
+    entries[file.name] = {"sha256": sha256(file.read_bytes()).hexdigest(), **facts}
+    save_json(manifest, entries)
+    return file
+
+
+def _pretrained(model: torch.nn.Module, file: Path) -> torch.nn.Module:
+    """The model with the file's weights, or as it is where there is none."""
+    if file.is_file():
+        entry = json.loads((file.parent / MANIFEST).read_text()).get(file.name, {})
+        if entry.get("sha256") != sha256(file.read_bytes()).hexdigest():
+            raise ValueError(f"{file} is not what its manifest says: check the project's files out again")
+        model.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
+    return model
 
 
 def scheduler() -> FlowMatchEulerDiscreteScheduler:
@@ -138,12 +189,12 @@ def _t5_encoder() -> T5EncoderModel:
     )
 
 
-def _vae() -> AutoencoderKL:
+def new_vae() -> AutoencoderKL:
     """FLUX's VAE with narrow layers: 8x smaller pictures of 16 channels, no quant convolutions."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 32, 48, 48),
+        block_out_channels=(16, 48, 96, 96),
         layers_per_block=1,
         norm_num_groups=8,
         latent_channels=16,
@@ -156,7 +207,7 @@ def _vae() -> AutoencoderKL:
     )
 
 
-def _transformer() -> FluxTransformer2DModel:
+def new_transformer() -> FluxTransformer2DModel:
     return FluxTransformer2DModel(
         in_channels=384,
         out_channels=64,

@@ -1,0 +1,352 @@
+"""Trains the toy's weights from nothing: a VAE on all its drawings, then a FLUX-Fill transformer on upper-body garments
+only, as catvton-flux-alpha was.
+
+    python pretrain_toy.py --stage vae
+    python pretrain_toy.py --stage transformer
+
+Everything follows from the seed and the step, so an interrupted stage goes on as if it had not been: start it again.
+The result, half-precision weights and a manifest, lies in <output_dir>/weights; the project's own is tryon/toy/weights.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from tryon.config import (
+    PROJECT,
+    TOY_HEIGHT,
+    TOY_MAX_SEQUENCE_LENGTH,
+    TOY_WIDTH,
+    TrainConfig,
+    mistakes,
+    on_toy,
+    parse_flags,
+    save_json,
+    setting,
+)
+from tryon.entry import check_first, run_script
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """The flags of this script."""
+
+    stage: Literal["vae", "transformer"] = setting("vae", "what is trained; the transformer needs the VAE")
+    output_dir: str = setting(str(PROJECT / "runs" / "pretrain_toy"), "where log, state and weights are written")
+    seed: int = setting(0, "seed of drawings, weights and noise", 0)
+    drawings: int = setting(6000, "diptychs drawn for training", 1)
+    held_out: int = setting(48, "diptychs drawn for the measurements", 1)
+    save_every: int = setting(250, "steps between two measurements, and two states that can be gone on from", 1)
+
+    vae_steps: int = setting(8000, "optimiser steps of the VAE", 1)
+    vae_batch_size: int = setting(16, "crops of 64 x 64 pixels per step", 1)
+    vae_learning_rate: float = setting(1e-3, "peak learning rate of the VAE", 0)
+
+    transformer_steps: int = setting(6000, "optimiser steps of the transformer", 1)
+    transformer_batch_size: int = setting(16, "diptychs per step", 1)
+    transformer_learning_rate: float = setting(6e-4, "peak learning rate of the transformer", 0)
+
+
+def read_settings(argv: list[str]) -> PretrainConfig:
+    """The flags, checked. Raises ValueError, in one sentence, for every mistake."""
+    (given,) = parse_flags(argv, "python pretrain_toy.py", "Trains the toy's weights from nothing.", PretrainConfig)
+    config = PretrainConfig(**given)
+    if problems := list(mistakes(config)):
+        raise ValueError("; ".join(problems))
+    return config
+
+
+if __name__ == "__main__":
+    check_first(read_settings)  # --help and a wrong flag answer before the heavy imports
+
+import json
+import math
+import os
+import shutil
+import time
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from diffusers.training_utils import EMAModel
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from tryon.cache import cache_latents, cache_prompts
+from tryon.checkpoint import load_optimizer, save_optimizer
+from tryon.encode import collate, to_device
+from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate
+from tryon.models import ModelFiles, load_vae
+from tryon.sample import CATEGORIES, Category, make_diptych, prompt_for
+from tryon.toy.examples import DrawnData
+from tryon.toy.model import new_transformer, new_vae, toy_model, write_weights
+from tryon.tracking import progress_bar, set_up_logging
+from tryon.validate import validation_loss
+
+logger = logging.getLogger(__name__)
+
+CROP = 64  # pixels; crops are several times cheaper than whole drawings
+WHOLE_SHARE = 0.15  # of the VAE's steps, the last, on whole diptychs: normalisation sees other statistics in a crop
+WHOLE_BATCH = 1
+GUIDANCE = (1.0, 40.0)
+UPPER_ONLY: tuple[Category, ...] = ("upper",)
+LOGIT_MEAN = -0.5  # of the noise levels' density: inference spends most of its steps at high noise
+EMA_DECAY = 0.999
+WARM_UP = 200
+KL_WEIGHT = 1e-6
+SPREAD_WEIGHT = 1e-2  # of the latents' distance from the mean and spread that FLUX's shift and scaling expect
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """Diptychs drawn for one purpose. pictures: [N, 3, H, W] uint8. hidden: [N, H, W] bool, what is repainted."""
+
+    pictures: Tensor
+    hidden: Tensor
+
+
+def draw_diptychs(data: DrawnData, what: str) -> Drawn:
+    """All pairs of `data` as diptychs."""
+    pictures = torch.empty(len(data), 3, data.height, 2 * data.width, dtype=torch.uint8)
+    hidden = torch.empty(len(data), data.height, 2 * data.width, dtype=torch.bool)
+    bar = progress_bar(len(data), f"drawing {what}", visible=True)
+    for index in range(len(data)):
+        image, _, mask = make_diptych(data[index])
+        pictures[index] = ((image + 1) * 127.5).round().to(torch.uint8)
+        hidden[index] = mask[0].bool()
+        bar.update()
+    bar.close()
+    return Drawn(pictures, hidden)
+
+
+def to_float(pictures: Tensor) -> Tensor:
+    """uint8 -> float32 in [-1, 1]."""
+    return pictures.float() / 127.5 - 1
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What is trained, and how: loss gives the loss of a step, measure the figures of the averaged weights."""
+
+    name: Literal["vae", "transformer"]
+    model: torch.nn.Module
+    steps: int
+    learning_rate: float
+    loss: Callable[[int], Tensor]
+    measure: Callable[[], dict[str, float]]
+
+
+def prepare_vae(config: PretrainConfig, device: torch.device) -> Stage:
+    """The VAE, on crops of drawings of all categories and at the end on whole diptychs."""
+    size = (TOY_HEIGHT, TOY_WIDTH)
+    drawn = draw_diptychs(DrawnData(config.drawings, config.seed, CATEGORIES, *size), "what is learnt from")
+    held_out = draw_diptychs(DrawnData(config.held_out, config.seed + 1, CATEGORIES, *size), "what is measured on")
+    torch.manual_seed(config.seed)
+    vae = new_vae().to(device)
+
+    def loss(step: int) -> Tensor:
+        rng = np.random.default_rng([config.seed, 1, step])
+        if step < (1 - WHOLE_SHARE) * config.vae_steps:
+            batch = pick_crops(rng, drawn.pictures, config.vae_batch_size)
+        else:
+            batch = drawn.pictures[rng.integers(len(drawn.pictures), size=WHOLE_BATCH)]
+        with torch.autocast(device.type, torch.bfloat16):
+            return vae_loss(vae, to_float(batch).to(device), seed=config.seed + step)
+
+    return Stage("vae", vae, config.vae_steps, config.vae_learning_rate, loss, lambda: measure_vae(vae, held_out))
+
+
+def prepare_transformer(config: PretrainConfig, device: torch.device) -> Stage:
+    """The transformer, on upper-body garments, in the latents of the VAE of the stage before.
+
+    Raises ValueError where that has not been trained.
+    """
+    output = Path(config.output_dir)
+    if not (output / "weights" / "vae.safetensors").is_file():
+        raise ValueError(f"{output} has no weights/vae.safetensors: run --stage vae first")
+    toy = toy_model(output, output / "weights")
+    files, size = ModelFiles(toy.base, toy.transformer), (TOY_HEIGHT, TOY_WIDTH)
+    settings = replace(on_toy(TrainConfig()), data_cache_dir=config.output_dir)
+    texts = {category: prompt_for("category", category) for category in CATEGORIES}
+    embeddings = cache_prompts(sorted(texts.values()), toy.base, TOY_MAX_SEQUENCE_LENGTH, torch.float32, device, output)
+    prompts = {category: embeddings[text] for category, text in texts.items()}
+    vae = load_vae(toy.base, torch.float32).to(device)
+    accelerator = Accelerator(cpu=device.type == "cpu")
+    pairs = DrawnData(config.drawings, config.seed + 2, UPPER_ONLY, *size)
+    latents = cache_latents(pairs, "pairs to learn from", vae, files, settings, accelerator)
+    pairs = DrawnData(config.held_out, config.seed + 3, UPPER_ONLY, *size)
+    held_out = cache_latents(pairs, "pairs to measure on", vae, files, settings, accelerator)
+    torch.manual_seed(config.seed)
+    transformer = new_transformer().to(device)
+
+    def loss(step: int) -> Tensor:
+        rng = np.random.default_rng([config.seed, 2, step])
+        picked = rng.integers(len(latents), size=config.transformer_batch_size).tolist()
+        batch = to_device(collate([latents[index] for index in picked], prompts), device)
+        draws = [(config.seed, step, index) for index in range(len(picked))]
+        sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], "logit_normal", LOGIT_MEAN, 1.0, draws)
+        sigma, noise = sigma.to(device), noise.to(device)
+        x_t, velocity = interpolate(batch.x0, noise, sigma)
+        # Any guidance means the same to the toy: a LoRA is trained with 1 and used with 30, as CatVTON-Flux is.
+        guidance = float(rng.uniform(*GUIDANCE))
+        with torch.autocast(device.type, torch.bfloat16):
+            return fill_loss(transformer, batch, x_t, velocity, sigma, guidance).mean()
+
+    def measure() -> dict[str, float]:
+        return {
+            "loss": validation_loss(transformer, held_out, prompts, guidance=1.0, seed=config.seed)["validation/loss"]
+        }
+
+    steps, learning_rate = config.transformer_steps, config.transformer_learning_rate
+    return Stage("transformer", transformer, steps, learning_rate, loss, measure)
+
+
+def train(stage: Stage, config: PretrainConfig, command: str) -> None:
+    """Trains from the newest state to the end, and writes the averaged weights and what they are to the manifest."""
+    folder, model = Path(config.output_dir) / stage.name, stage.model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=stage.learning_rate, betas=(0.9, 0.99), weight_decay=0)
+    average = EMAModel(model.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
+    step, seconds = load_state(folder, model, average, optimizer)
+    logger.info("%s: %.2f M parameters, step %d of %d", stage.name, count(model) / 1e6, step, stage.steps)
+
+    bar = progress_bar(stage.steps, stage.name, visible=True, initial=step)
+    started = time.monotonic() - seconds
+    while step < stage.steps:
+        set_learning_rate(optimizer, stage.learning_rate, step, stage.steps)
+        loss = stage.loss(step)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        average.step(model.parameters())
+        step += 1
+        bar.set_postfix_str(f"loss {loss.item():.4f}", refresh=False)
+        bar.update()
+        if step % config.save_every == 0 or step == stage.steps:
+            seconds = time.monotonic() - started
+            save_state(folder, step, seconds, model, average, optimizer)
+            average.store(model.parameters())
+            average.copy_to(model.parameters())
+            words = ", ".join(f"{name} {value:.3f}" for name, value in stage.measure().items())
+            average.restore(model.parameters())
+            logger.info("step %d: %s; %.1f minutes", step, words, seconds / 60)
+    bar.close()
+    average.copy_to(model.parameters())
+    facts = {
+        "command": command,
+        "steps": step,
+        "seed": config.seed,
+        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
+        "minutes": round(seconds / 60, 1),
+        "measured": {name: round(value, 3) for name, value in stage.measure().items()},
+    }
+    file = write_weights(Path(config.output_dir) / "weights", stage.name, model, facts)
+    logger.info("wrote %s, %.1f MB", file, file.stat().st_size / 1e6)
+
+
+def vae_loss(vae: AutoencoderKL, pictures: Tensor, seed: int) -> Tensor:
+    """Squared error of pictures [B, 3, H, W] in [-1, 1] through the VAE, and what keeps its latents in their range."""
+    posterior = vae.encode(pictures).latent_dist
+    latents = posterior.sample(torch.Generator(pictures.device).manual_seed(seed))
+    error = (vae.decode(latents).sample - pictures).square().mean()
+    mean, spread = posterior.mean.mean((0, 2, 3)), posterior.mean.std((0, 2, 3))
+    shift, scale = vae.config.shift_factor, vae.config.scaling_factor
+    off = (scale * (mean - shift)).square().mean() + (scale * spread - 1).square().mean()
+    return error + KL_WEIGHT * posterior.kl().mean() / pictures[0].numel() + SPREAD_WEIGHT * off
+
+
+@torch.no_grad()
+def measure_vae(vae: AutoencoderKL, held_out: Drawn) -> dict[str, float]:
+    """PSNR in dB of the held-out diptychs through the VAE, whole and inside the masks, means over the diptychs; and the
+    latents' mean and spread, scaled."""
+    whole, inside, latents = [], [], []
+    for picture, hidden in zip(held_out.pictures, held_out.hidden, strict=True):
+        image = to_float(picture)[None].to(vae.device)
+        latent = vae.encode(image).latent_dist.mode()
+        decoded = vae.decode(latent).sample.clamp(-1, 1)
+        error = (decoded - image).square().mean(1)[0].cpu()
+        whole.append(decibels(error.mean().item()))
+        inside.append(decibels(error[hidden].mean().item()))
+        latents.append(latent)
+    scaled = (torch.cat(latents) - vae.config.shift_factor) * vae.config.scaling_factor
+    return {
+        "psnr": float(np.mean(whole)),
+        "psnr_inside": float(np.mean(inside)),
+        "latent_mean": scaled.mean().item(),
+        "latent_spread": scaled.std((0, 2, 3)).mean().item(),
+    }
+
+
+def pick_crops(rng: np.random.Generator, pictures: Tensor, count: int) -> Tensor:
+    """[count, 3, CROP, CROP]: of two random places each the one with more in it, or backgrounds would outweigh all."""
+    crops = []
+    for _ in range(count):
+        found = []
+        for _ in range(2):
+            index, top = rng.integers(len(pictures)), rng.integers(pictures.shape[2] - CROP + 1)
+            left = rng.integers(pictures.shape[3] - CROP + 1)
+            found.append(pictures[index, :, top : top + CROP, left : left + CROP])
+        crops.append(max(found, key=lambda crop: crop.float().std()))
+    return torch.stack(crops)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, peak: float, step: int, steps: int) -> None:
+    """A linear warm-up and half a cosine down to nothing: a function of the step alone."""
+    rate = peak * min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def decibels(error: float) -> float:
+    """PSNR of a mean squared error between pictures in [-1, 1]."""
+    return 10 * math.log10(4 / max(float(error), 1e-12))
+
+
+def count(model: torch.nn.Module) -> int:
+    """Its parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def save_state(
+    folder: Path, step: int, seconds: float, model: torch.nn.Module, average: EMAModel, optimizer: torch.optim.Optimizer
+) -> None:
+    """Writes what going on needs beside its place and renames it, so that it is there whole or not at all."""
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
+    staging.mkdir(parents=True)
+    save_file(model.state_dict(), staging / "model.safetensors")
+    save_file({str(i): tensor for i, tensor in enumerate(average.shadow_params)}, staging / "average.safetensors")
+    save_optimizer(staging, optimizer)
+    save_json(staging / "state.json", {"step": step, "seconds": seconds})
+    shutil.rmtree(folder, ignore_errors=True)
+    staging.rename(folder)
+
+
+def load_state(
+    folder: Path, model: torch.nn.Module, average: EMAModel, optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
+    """Restores what save_state wrote and returns steps and seconds spent so far; zeros where there is nothing yet."""
+    if not folder.is_dir():
+        return 0, 0.0
+    state = json.loads((folder / "state.json").read_text())
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    saved = load_file(folder / "average.safetensors")
+    average.shadow_params = [saved[str(i)].to(p.device) for i, p in enumerate(average.shadow_params)]
+    average.optimization_step = state["step"]
+    load_optimizer(folder, optimizer)
+    return state["step"], state["seconds"]
+
+
+def main(argv: list[str]) -> None:
+    config = read_settings(argv)
+    set_up_logging(is_main_process=True)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    Path(config.output_dir).mkdir(parents=True, exist_ok=True)
+    stage = (prepare_vae if config.stage == "vae" else prepare_transformer)(config, device)
+    train(stage, config, " ".join(["python pretrain_toy.py", *argv]))
+
+
+if __name__ == "__main__":
+    run_script(main)

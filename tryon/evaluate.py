@@ -1,0 +1,102 @@
+"""How well garments are tried on, in numbers: per category, inside the mask, beside what bounds them from both sides.
+
+fill    the mask filled with the garment's mean colour: what any try-on must beat
+vae     the truth through the VAE: what no try-on can beat
+before  the model without its LoRA
+after   with it
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from diffusers import FluxFillPipeline
+from torch import Tensor
+
+from tryon.encode import decode_latents, encode_picture
+from tryon.metrics import psnr, ssim
+from tryon.pipeline import TryOnModel, try_on_batch
+from tryon.sample import CATEGORIES, TryOnSample, split_diptych
+from tryon.tracking import progress_bar
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = ("fill", "vae", "before", "after")
+WHITE = 0.97  # in [-1, 1]; brighter pixels of the garment's picture are its background
+Scores = dict[str, dict[str, float]]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A try-on with a known result. truth: [3, H, W/2] in [-1, 1], the sample's person wearing its garment."""
+
+    sample: TryOnSample
+    truth: Tensor
+
+
+def evaluate(
+    model: TryOnModel, cases: Sequence[Case], what: str, *, steps: int, guidance: float, seed: int, batch_size: int
+) -> tuple[dict[str, Scores], dict[str, Tensor]]:
+    """Scores {category: {column: {"psnr": dB, "ssim": x}}}, means over the cases, and the pictures of each column,
+    [N, 3, H, W/2] in [-1, 1], in the cases' order. Case i starts from the noise of seed + i."""
+    pipeline = model.pipeline
+    truths = torch.stack([case.truth for case in cases])
+    masks = torch.stack([case.sample.mask for case in cases])
+    pictures = {
+        "fill": torch.stack([filled(case.sample) for case in cases]),
+        "vae": torch.stack([through_vae(pipeline, case) for case in cases]),
+    }
+    bar = progress_bar(2 * len(cases), f"trying on, {what}", visible=True)
+    for column in ("before", "after"):
+        if column == "before":
+            pipeline.transformer.disable_adapters()
+        parts = []
+        for start in range(0, len(cases), batch_size):
+            samples = [case.sample for case in cases[start : start + batch_size]]
+            prompts = [model.prompts[sample.category] for sample in samples]
+            seeds = [seed + start + index for index in range(len(samples))]
+            parts.append(try_on_batch(pipeline, samples, prompts, steps=steps, guidance=guidance, seeds=seeds))
+            bar.update(len(samples))
+        pictures[column] = torch.cat(parts)
+        if column == "before":
+            pipeline.transformer.enable_adapters()
+    bar.close()
+
+    scores: dict[str, Scores] = {}
+    for category in CATEGORIES:
+        picked = [index for index, case in enumerate(cases) if case.sample.category == category]
+        if picked:
+            scores[category] = {
+                column: {
+                    name: metric(pictures[column][picked], truths[picked], masks[picked]).mean().item()
+                    for name, metric in (("psnr", psnr), ("ssim", ssim))
+                }
+                for column in COLUMNS
+            }
+    return scores, pictures
+
+
+def filled(sample: TryOnSample) -> Tensor:
+    """The person with the mask filled with the garment's mean colour: [3, H, W/2]."""
+    worn = (sample.garment < WHITE).any(0)
+    colour = sample.garment[:, worn].mean(1) if worn.any() else torch.ones(3)
+    return torch.where(sample.mask.bool(), colour[:, None, None], sample.person)
+
+
+@torch.no_grad()
+def through_vae(pipeline: FluxFillPipeline, case: Case) -> Tensor:
+    """The truth as the VAE can show it, inside the mask: [3, H, W/2]."""
+    diptych = torch.cat([case.sample.garment, case.truth], dim=-1)
+    decoded = decode_latents(pipeline.vae, encode_picture(pipeline.vae, diptych)[None])[0]
+    return torch.where(case.sample.mask.bool(), split_diptych(decoded)[1].clamp(-1, 1), case.sample.person)
+
+
+def table(results: dict[str, dict[str, Scores]]) -> list[str]:
+    """The lines of a table of {category: {"paired" or "unpaired": {column: scores}}}."""
+    lines = [f"{'PSNR in dB, SSIM':24}" + "".join(f"{column:>16}" for column in COLUMNS)]
+    for category, kinds in results.items():
+        for kind, scores in kinds.items():
+            cells = (f"{scores[column]['psnr']:9.2f} {scores[column]['ssim']:.3f}" for column in COLUMNS)
+            lines.append(f"{category + ', ' + kind:24}" + "".join(f"{cell:>16}" for cell in cells))
+    return lines
