@@ -1,6 +1,7 @@
 """What the tests share: the toy's model, and its parts. Nothing here reaches the network."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 # Read when the libraries are imported, which the imports below do.
@@ -13,6 +14,7 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from PIL import Image
 
+from tryon.config import TrainConfig, on_toy
 from tryon.models import load_transformer, load_vae
 from tryon.sample import CATEGORIES, TryOnSample, fit_picture
 from tryon.toy.model import ToyFolders, toy_model
@@ -33,12 +35,12 @@ def toy(data_cache: Path) -> ToyFolders:
 
 @pytest.fixture
 def transformer(toy: ToyFolders) -> FluxTransformer2DModel:
-    return load_transformer(str(toy.transformer), None, torch.float32)
+    return load_transformer(toy.transformer, torch.float32)
 
 
 @pytest.fixture(scope="session")
 def vae(toy: ToyFolders) -> AutoencoderKL:
-    return load_vae(str(toy.base), None, torch.float32)
+    return load_vae(toy.base, torch.float32)
 
 
 def make_sample(seed: int, height: int = 96, width: int = 64, least: int = 0) -> TryOnSample:
@@ -68,3 +70,41 @@ class ListSource:
 
     def __getitem__(self, index: int) -> TryOnSample:
         return self.samples[index]
+
+
+@pytest.fixture(scope="session")
+def run(toy: ToyFolders, data_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on the toy of one large step, so that the LoRA is seen in the picture."""
+    from train_flux_inpaint import train
+
+    config = replace(
+        on_toy(TrainConfig()),
+        pretrained_model_name_or_path=str(toy.base),
+        pretrained_inpaint_model_name_or_path=str(toy.transformer),
+        data_cache_dir=str(data_cache),
+        output_dir=str(tmp_path_factory.mktemp("run")),
+        height=96,
+        width=64,
+        lora_rank=4,
+        lora_alpha=4,
+        max_train_steps=1,
+        gradient_accumulation_steps=1,
+        lr_warmup_steps=0,
+        learning_rate=0.1,
+        num_validation_images=1,
+        num_inference_steps=1,
+    )
+    return train(config, ListSource([make_sample(0)]), ListSource([make_sample(1)]))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder with person.png, garment.png, mask.png and black.png, which is an empty mask."""
+    rng = np.random.default_rng(0)
+    for name in ("person", "garment"):
+        Image.fromarray(rng.integers(0, 256, (96, 64, 3), dtype=np.uint8)).save(tmp_path / f"{name}.png")
+    mask = Image.new("L", (64, 96))
+    mask.paste(255, (10, 30, 50, 90))
+    mask.save(tmp_path / "mask.png")
+    Image.new("L", (64, 96)).save(tmp_path / "black.png")
+    return tmp_path

@@ -10,14 +10,20 @@ from conftest import PROJECT
 # Lower floors first; a module imports from its own floor or from below. Toy, benchmarks and tests stand outside.
 FLOORS = [
     {"tryon.config", "tryon.sample", "tryon.masks", "tryon.geometry", "tryon.flow"},
-    {"tryon.runs", "tryon.entry", "tryon.tracking", "tryon.models", "tryon.lora", "tryon.encode", "tryon.cache",
-     "tryon.checkpoint", "tryon.batches"},
-    {"tryon.pipeline", "tryon.validate"},
-    {"train_flux_inpaint", "folder_datasets", "tryon_inference_lora"},
+    {"tryon.runs", "tryon.entry", "tryon.tracking", "tryon.hub", "tryon.memory", "tryon.models", "tryon.lora",
+     "tryon.encode", "tryon.cache", "tryon.checkpoint", "tryon.batches", "tryon.metrics"},
+    {"tryon.pipeline", "tryon.validate", "tryon.evaluate"},
+    {"train_flux_inpaint", "folder_datasets", "tryon_inference_lora", "app_lora", "pretrain_toy"},
     {"deepfashion_training.preflight", "deepfashion_training.deepfashion_dataset", "deepfashion_training.log_output",
-     "deepfashion_training.train_deepfashion_lora"},
+     "deepfashion_training.export_viton_hd", "deepfashion_training.train_deepfashion_lora"},
 ]  # fmt: skip
-MAY_USE_THE_TOY = {"train_flux_inpaint", "tryon_inference_lora", "deepfashion_training.train_deepfashion_lora"}
+MAY_USE_THE_TOY = {
+    "train_flux_inpaint",
+    "tryon_inference_lora",
+    "app_lora",
+    "pretrain_toy",
+    "deepfashion_training.train_deepfashion_lora",
+}
 
 
 def product_files() -> list[Path]:

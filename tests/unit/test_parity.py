@@ -16,7 +16,7 @@ from tryon.toy.model import ToyFolders, scheduler
 
 @pytest.fixture(scope="module")
 def prompts(toy: ToyFolders):
-    text_encoders = load_text_encoders(str(toy.base), None, torch.float32)
+    text_encoders = load_text_encoders(toy.base, torch.float32)
     return {category: encode_prompt(text_encoders, prompt_for("category", category), 16) for category in CATEGORIES}
 
 

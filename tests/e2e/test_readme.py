@@ -1,0 +1,95 @@
+"""The README's own commands and its Python, on the toy: each is run or, where it would train at full size, parsed."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import app_lora
+import train_flux_inpaint
+import tryon_inference_lora
+from conftest import PROJECT
+from deepfashion_training import export_viton_hd, preflight
+from launch import SMALL, launch, metrics, only_run
+from tryon.toy.dataset import write_dataset
+from tryon.toy.model import ToyFolders
+
+pytestmark = pytest.mark.e2e
+
+README = (PROJECT / "README.md").read_text()
+TRAIN = "bash ./train_deepfashion_lora.sh"
+EXPORT = "python -m deepfashion_training.export_viton_hd <data set> <folder>"
+FOLDERS = "python train_flux_inpaint.py --dataroot <folder> --train_data_list train_pairs.txt"
+FOLDERS += " --validation_data_list test_pairs.txt"
+INFERENCE = "python tryon_inference_lora.py --lora runs/<run> --image person.jpg --mask mask.png --garment garment.jpg"
+INFERENCE += " --output_tryon out.png"
+RESUME = f"{TRAIN} --quick-test --max_train_steps 100 --resume_from_checkpoint latest"
+APP = "python app_lora.py --lora runs/<run>"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def flags_of(command: str, **names: str | Path) -> list[str]:
+    """A command's arguments, the names in it that stand for others replaced."""
+    words = shlex.split(re.sub("<([^>]*)>", r"'<\1>'", command))
+    first = next(i for i, word in enumerate(words) if word.startswith("--") or word == "<data set>")
+    replaced = {"<run>": "run", "<folder>": "folder", "<data set>": "data"}
+    return [str(names.get(replaced.get(word.removeprefix("runs/"), word), word)) for word in words[first:]]
+
+
+def test_every_command_is_one_that_is_tested_here() -> None:
+    text = "".join(blocks("bash")).replace("\\\n", "")
+    commands = {" ".join(line.split("#")[0].split()) for line in text.splitlines()}
+    assert commands == {
+        f"{TRAIN} --quick-test", "bash tests/run.sh", TRAIN, f"{TRAIN} --h100", f"{TRAIN} --help",
+        EXPORT, FOLDERS, INFERENCE, RESUME, APP,
+    }  # fmt: skip
+
+
+def test_the_commands_in_their_order(tmp_path: Path, data_cache: Path, pictures: Path) -> None:
+    runs, cache = tmp_path / "runs", ("--data_cache_dir", str(data_cache))
+    done = launch("--quick-test", "--max_train_steps", "1", *SMALL, *cache, runs=runs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = only_run(runs)
+    resume = [*flags_of(RESUME), "--max_train_steps", "2", *SMALL, *cache]
+    assert launch(*resume, runs=runs).returncode == 0
+    assert set(metrics(run)) == {1, 2}
+
+    for name in ("person", "garment"):
+        (pictures / f"{name}.png").rename(pictures / f"{name}.jpg")
+    at = {f"{name}": pictures / name for name in ("person.jpg", "mask.png", "garment.jpg", "out.png")}
+    more = ["--steps", "1", "--category", "lower", *cache]
+    tryon_inference_lora.main([*flags_of(INFERENCE, run=run, **at), *more])
+    assert (pictures / "out.png").is_file()
+    config, _ = app_lora.read_settings(flags_of(APP, run=run))
+    assert config.lora == str(run)
+
+    write_dataset(tmp_path / "data", items=6, seed=2)
+    export_viton_hd.main(flags_of(EXPORT, data=tmp_path / "data", folder=tmp_path / "viton"))
+    more = ["--toy", "--max_train_steps", "1", *SMALL, *cache, "--output_dir", str(tmp_path / "of viton")]
+    train_flux_inpaint.main([*flags_of(FOLDERS, folder=tmp_path / "viton"), *more])
+    assert set(metrics(tmp_path / "of viton")) == {1}
+
+
+def test_what_needs_a_gpu_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
+    for flags, profile in (([], "full"), (["--h100"], "h100")):
+        assert preflight.read_settings([*flags, "--toy"])[0].profile == profile
+
+
+def test_the_python_loads_a_lora(run: Path, toy: ToyFolders) -> None:
+    (code,) = blocks("python")
+    names = {
+        "xiaozaa/catvton-flux-alpha": toy.transformer,
+        "black-forest-labs/FLUX.1-dev": toy.base,
+        "runs/<run>/checkpoint-8000": run / "checkpoint-1",
+    }
+    for name, folder in names.items():
+        assert name in code
+        code = code.replace(name, str(folder))
+    space: dict = {}
+    exec(code, space)
+    assert space["pipeline"].get_list_adapters() == {"transformer": ["default_0"]}
