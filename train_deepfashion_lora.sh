@@ -41,7 +41,7 @@ signal=
 launcher=
 pass_on() {
     received=$1 signal=$2
-    if [[ -z $launcher ]]; then return; fi
+    if [[ -z $launcher ]]; then return 0; fi # a bare return would be taken for a failure of the trap, and end the script
     local pid listening=
     for pid in "$TRAIN_STATUS_DIR"/*.pid; do
         [[ -e $pid ]] || continue
@@ -49,7 +49,7 @@ pass_on() {
         kill -s "$signal" "${pid%.pid}" 2>/dev/null || true
         listening=yes
     done
-    if [[ -n $listening ]]; then return; fi
+    if [[ -n $listening ]]; then return 0; fi
     # A process that has just been forked still has this script's traps, and would lose the signal.
     while [[ ! -e $TRAIN_STATUS_DIR/started ]] && kill -0 "$launcher" 2>/dev/null; do sleep 0.01; done
     kill -TERM -- "-$launcher" 2>/dev/null || true

@@ -153,9 +153,10 @@ def test_ctrl_c_ends_everything(tmp_path: Path, data_cache: Path) -> None:
     run = only_run(tmp_path)
     pressed = time.monotonic()
     interrupt(controller)
-    shown = read_until(controller, "stopped by SIGINT")
+    shown = read_until(controller, "closed by the launcher's end", 20)
     assert process.wait(timeout=20) == 130
     assert time.monotonic() - pressed < 20
+    assert "stopped by SIGINT" in shown
     assert "Traceback" not in shown and "finished" not in shown
     wait_for_no_process_with(str(run))
     log = (run / "train.log").read_bytes()
