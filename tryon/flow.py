@@ -61,6 +61,13 @@ def fill_loss(
     transformer: nn.Module, batch: FillBatch, x_t: Tensor, velocity: Tensor, sigma: Tensor, guidance: float
 ) -> Tensor:
     """Mean squared error of the predicted velocity in float32, per sample: [B], not yet weighted."""
+    return fill_error(transformer, batch, x_t, velocity, sigma, guidance).mean(dim=(1, 2))
+
+
+def fill_error(
+    transformer: nn.Module, batch: FillBatch, x_t: Tensor, velocity: Tensor, sigma: Tensor, guidance: float
+) -> Tensor:
+    """Squared error of the predicted velocity in float32: [B, L, 64]."""
     prediction = transformer(
         hidden_states=torch.cat([x_t, batch.cond], dim=2),
         timestep=sigma,
@@ -71,7 +78,7 @@ def fill_loss(
         txt_ids=batch.txt_ids,
         return_dict=False,
     )[0]
-    return (prediction.float() - velocity.float()).square().mean(dim=(1, 2))
+    return (prediction.float() - velocity.float()).square()
 
 
 def loss_weight(weighting_scheme: str, sigma: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def test_both_stages_and_an_interruption(tmp_path: Path, monkeypatch: pytest.Mon
         for stage in ("vae", "transformer"):
             flags = ["--stage", stage, "--output_dir", str(folder), *SMALL, "--save_every", "2"]
             if folder == stopped:  # by an error at the third step, after the state of the second was written
-                name = "vae_loss" if stage == "vae" else "fill_loss"
+                name = "vae_loss" if stage == "vae" else "fill_error"
                 with monkeypatch.context() as patched, pytest.raises(InterruptedError):
                     patched.setattr(f"pretrain_toy.{name}", failing_after(2, name))
                     main(flags)
