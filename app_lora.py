@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from tryon.lora import LoraFacts
     from tryon.pipeline import TryOnModel
+    from tryon.sample import Category
 
 logger = logging.getLogger(__name__)
 
@@ -51,56 +52,57 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, PageConfig]:
     return config, page
 
 
+def dress(
+    model: "TryOnModel",
+    size: tuple[int, int],
+    editor: dict[str, Any] | None,
+    garment: "Image.Image | None",
+    category: "Category",
+    steps: int,
+    guidance: float,
+    seed: int | None,
+    is_random: bool,
+) -> tuple["Image.Image", int]:
+    """The dressed person, and the seed of its noise. What is on the page comes as Gradio gives it.
+
+    size: the panel's height and width. Raises ValueError, in words for the page, for what is missing or wrong.
+    """
+    from tryon.pipeline import try_on
+    from tryon.sample import sample_of_pictures
+
+    if editor is None or editor["background"] is None:
+        raise ValueError("Give a picture of the person first.")
+    if garment is None:
+        raise ValueError("Give a picture of the garment first.")
+    if is_random:
+        seed = secrets.randbelow(SEEDS)
+    elif seed is None or not 0 <= seed < SEEDS:
+        raise ValueError(f"The seed must be a whole number from 0 to {SEEDS - 1}.")
+    mask = painted_mask(editor["background"].size, editor["layers"])
+    if mask.getbbox() is None:
+        raise ValueError("Paint over the part of the person that is to be dressed.")
+    sample = sample_of_pictures(garment, editor["background"], mask, category, *size)
+    prompt = model.prompts[category]
+    return try_on(model.pipeline, sample, prompt, steps=steps, guidance=guidance, seed=seed), seed
+
+
 def build_page(model: "TryOnModel", facts: "LoraFacts | None", size: tuple[int, int], page: PageConfig) -> "gr.Blocks":
     """The page: pictures and settings on the left, the result on the right. size: the panel's height and width."""
     import gradio as gr
     import torch
 
-    from tryon.pipeline import try_on
-    from tryon.sample import CATEGORIES, sample_of_pictures
+    from tryon.sample import CATEGORIES
 
     per_category = facts is not None and facts.prompt == "category"
 
-    def dress(
-        editor: dict[str, Any] | None,
-        garment: "Image.Image | None",
-        category: str,
-        steps: int,
-        guidance: float,
-        seed: int | None,
-        is_random: bool,
-    ) -> tuple["Image.Image", int, str]:
-        problem = None
-        if editor is None or editor["background"] is None:
-            problem = "Give a picture of the person first."
-        elif garment is None:
-            problem = "Give a picture of the garment first."
-        elif not is_random and (seed is None or not 0 <= seed < SEEDS):
-            problem = f"The seed must be a whole number from 0 to {SEEDS - 1}."
-        else:
-            mask = painted_mask(editor["background"].size, editor["layers"])
-            if mask.getbbox() is None:
-                problem = "Paint over the part of the person that is to be dressed."
-        if problem:
-            gr.Warning(problem)
-            return gr.skip(), gr.skip(), problem
-        if is_random:
-            seed = secrets.randbelow(SEEDS)
+    def answer(*asked: Any) -> tuple["Image.Image", int, str]:
         try:
-            sample = sample_of_pictures(garment, editor["background"], mask, category, *size)
-            picture = try_on(
-                model.pipeline,
-                sample,
-                model.prompts[category],
-                steps=int(steps),
-                guidance=guidance,
-                seed=seed,
-            )
+            picture, seed = dress(model, size, *asked)
         except (ValueError, torch.OutOfMemoryError) as error:  # said on the page, where the user is
-            logger.error("%s", error)
+            logger.warning("%s", error)
             gr.Warning(str(error))
             return gr.skip(), gr.skip(), str(error)
-        return picture, seed, f"Seed {seed}, {int(steps)} steps, {picture.width} x {picture.height} pixels."
+        return picture, seed, f"Seed {seed}, {picture.width} x {picture.height} pixels."
 
     with gr.Blocks(title="Try-on", analytics_enabled=False) as blocks:
         gr.Markdown(f"# Try-on\n{describe(facts, size)}")
@@ -144,7 +146,7 @@ def build_page(model: "TryOnModel", facts: "LoraFacts | None", size: tuple[int, 
                 )
                 words = gr.Markdown(elem_id="words")
         button.click(
-            dress,
+            answer,
             inputs=[person, garment, category, steps, guidance, seed, is_random],
             outputs=[result, seed, words],
         )
@@ -180,16 +182,13 @@ def main(argv: list[str]) -> None:
 
     from tryon.lora import read_facts
     from tryon.pipeline import load_try_on, lora_on_disk, panel_size
+    from tryon.toy.model import use_toy_model_for_try_on
     from tryon.tracking import set_up_logging
 
     set_up_logging(is_main_process=True)
     lora = lora_on_disk(config.lora, config.cache_dir)
     facts = read_facts(lora)
-    if config.toy:
-        from tryon.toy.model import use_toy_model_for_try_on
-
-        config = use_toy_model_for_try_on(config)
-    model = load_try_on(config, lora)
+    model = load_try_on(use_toy_model_for_try_on(config, facts), lora)
     blocks = build_page(model, facts, panel_size(config, facts), page)
     try:
         blocks.launch(

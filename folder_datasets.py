@@ -12,6 +12,8 @@ person with the garment of its own name. VITON-HD has upper-body garments only; 
 """
 
 import hashlib
+import logging
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +28,8 @@ from tryon.sample import (
     read_mask,
     read_picture,
 )
+
+logger = logging.getLogger(__name__)
 
 PARTS = ("image", "cloth", "agnostic-mask")
 
@@ -86,7 +90,12 @@ def load_viton_hd(dataroot: str, split: str, list_name: str, height: int, width:
     if not names:
         raise ValueError(f"{pairs} names no pair: write lines of `person.jpg garment.jpg`")
     names = names[:limit]
-    return VitonHdData(folder, names, read_categories(folder / "categories.txt", names), height, width)
+    categories = read_categories(folder / "categories.txt", names)
+    counts = Counter(categories)
+    found = ", ".join(f"{counts[category]} {category}" for category in CATEGORIES if counts[category])
+    why = "" if (folder / "categories.txt").is_file() else "; all upper, because there is no categories.txt"
+    logger.info("%s pairs: %d  (%s%s)", split, len(names), found, why)
+    return VitonHdData(folder, names, categories, height, width)
 
 
 def read_categories(file: Path, names: list[str]) -> list[Category]:

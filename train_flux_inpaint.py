@@ -59,7 +59,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from folder_datasets import load_viton_hd
 from tryon.batches import load_batches
 from tryon.cache import LatentData, cache_latents, cache_prompts
-from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, verify
+from tryon.checkpoint import TrainerState, check_identity, load_checkpoint, save_checkpoint, verify
 from tryon.encode import to_device
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate, loss_weight
 from tryon.lora import LoraFacts, add_lora, load_lora
@@ -75,7 +75,7 @@ from tryon.models import (
 )
 from tryon.pipeline import build_pipeline
 from tryon.sample import CATEGORIES, Category, FillBatch, PromptEmbedding, SampleSource, prompt_for
-from tryon.toy.model import use_toy_model
+from tryon.toy.model import toy_name, use_toy_model
 from tryon.tracking import forget_metrics_after, log_metrics, progress_bar, set_up_logging, start_processes
 from tryon.validate import make_validation
 
@@ -101,6 +101,10 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     with accelerator.main_process_first():  # one downloads, the others find it
         files = fetch_training_models(config, accelerator.device)
 
+    identity = run_identity(config, files)
+    if checkpoint:
+        check_identity(checkpoint, identity)
+
     # Text encoders and VAE first: the prompts and pictures never change, so they are encoded once, and the text
     # encoders are gone before the transformer arrives. The VAE stays, for the validation pictures.
     prompts = encode_prompts(config, files, dtype, accelerator)
@@ -122,7 +126,7 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     max_steps = config.max_train_steps
     if config.num_train_epochs:
         max_steps = math.ceil(config.num_train_epochs * len(train_latents) / samples_per_step)
-    state = TrainerState(step=0, identity=run_identity(config, files, train_latents))
+    state = TrainerState(step=0, identity={"data": data_identity(train_latents), **identity})
     if checkpoint:
         state = load_checkpoint(checkpoint, state.identity, transformer, optimizer)
         if state.step >= max_steps:
@@ -299,30 +303,33 @@ def make_lr_scheduler(config: TrainConfig, optimizer: Optimizer, step: int, max_
     )
 
 
-def run_identity(config: TrainConfig, files: ModelFiles, data: LatentData) -> dict[str, Any]:
-    """What a resumed run may not change, because the batches or what is learnt from them would be others.
-
-    Models and data count by their content: they may lie elsewhere, or have been downloaded again.
+def run_identity(config: TrainConfig, files: ModelFiles) -> dict[str, Any]:
+    """What a resumed run may not change besides its data, because the batches or what is learnt from them would be
+    others. Models count by their content: they may lie elsewhere, or have been downloaded again.
     """
     names = (
         "prompt", "max_sequence_length", "height", "width", "seed", "num_processes", "train_batch_size",
         "gradient_accumulation_steps", "weighting_scheme", "logit_mean", "logit_std", "guidance_scale", "optimizer",
         "lora_rank", "lora_alpha",
     )  # fmt: skip
-    digest = sha256("".join(path.name for path in data.files).encode()).hexdigest()
     return {
-        "data": f"{len(data)} samples {digest[:12]}",
         "text encoders": files_fingerprint(*(files.base / part for part in TEXT_PARTS))[:12],
         "transformer": files_fingerprint(files.transformer)[:12],
         **{name: getattr(config, name) for name in names},
     }
 
 
+def data_identity(data: LatentData) -> str:
+    """The data by its content, for people to compare: number of samples and a hash."""
+    digest = sha256("".join(path.name for path in data.files).encode()).hexdigest()
+    return f"{len(data)} samples {digest[:12]}"
+
+
 def lora_facts(config: TrainConfig, step: int) -> LoraFacts:
     """What the LoRA's header says of its training."""
     return LoraFacts(
-        base=config.pretrained_model_name_or_path,
-        transformer=config.pretrained_inpaint_model_name_or_path,
+        base=toy_name() if config.toy else config.pretrained_model_name_or_path,
+        transformer=toy_name() if config.toy else config.pretrained_inpaint_model_name_or_path,
         prompt=config.prompt,
         max_sequence_length=config.max_sequence_length,
         height=config.height,
@@ -335,17 +342,16 @@ def lora_facts(config: TrainConfig, step: int) -> LoraFacts:
 
 def main(argv: list[str]) -> None:
     config, folders = read_settings(argv)
+    state = start_processes()
+    set_up_logging(state.is_main_process)
     sizes = (config.height, config.width)
     train_data = load_viton_hd(folders.dataroot, "train", folders.train_data_list, *sizes, config.max_train_samples)
     val_data = load_viton_hd(
         folders.dataroot, "test", folders.validation_data_list, *sizes, config.max_validation_samples
     )
-
-    state = start_processes()
-    set_up_logging(state.is_main_process)
     if config.toy:
         with state.main_process_first():
-            config = use_toy_model(config)
+            config = use_toy_model(config, asked_for="--toy" in argv)
     if state.is_main_process:
         announce(config, folders)
     with told_how_to_go_on(Path(config.output_dir)):

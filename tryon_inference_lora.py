@@ -71,7 +71,8 @@ def main(argv: list[str]) -> None:
     from tryon.lora import read_facts
     from tryon.pipeline import load_try_on, lora_on_disk, panel_size, prompt_category, try_on
     from tryon.sample import UNREADABLE, read_mask, read_picture, sample_of_pictures, to_picture
-    from tryon.tracking import set_up_logging
+    from tryon.toy.model import use_toy_model_for_try_on
+    from tryon.tracking import on_terminal, set_up_logging
 
     set_up_logging(is_main_process=True)
     opened = []
@@ -85,11 +86,13 @@ def main(argv: list[str]) -> None:
     facts = read_facts(lora)
     sample = sample_of_pictures(*opened, prompt_category(facts, pictures.category), *panel_size(config, facts))
 
-    if config.toy:
-        from tryon.toy.model import use_toy_model_for_try_on
+    if sample.mask.all():
+        logger.warning("the mask is white all over: the whole picture is repainted, the face too")
 
-        config = use_toy_model_for_try_on(config)
-    model = load_try_on(config, lora)
+    model = load_try_on(use_toy_model_for_try_on(config, facts), lora)
+    logger.info("dressing, %d steps at guidance %g", pictures.steps, pictures.guidance_scale)
+    if on_terminal():
+        model.pipeline.set_progress_bar_config(disable=False, desc="dressing", leave=False, ncols=110)
     picture = try_on(
         model.pipeline,
         sample,

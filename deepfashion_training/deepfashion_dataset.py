@@ -22,6 +22,7 @@ from datasets import Dataset
 from PIL import Image
 
 from tryon.config import TrainConfig
+from tryon.hub import hub_or_folder
 from tryon.masks import MASK_RULE, agnostic_mask
 from tryon.sample import (
     CATEGORIES,
@@ -196,22 +197,24 @@ def load_deepfashion(name: str, config: TrainConfig) -> tuple[DeepFashionData, D
 
 
 def load_table(name: str, cache_dir: str | None) -> Dataset:
-    """The rows, pictures undecoded. `name`: a hub name, a folder of parquet files, or a saved data set's folder."""
-    folder = Path(name)
+    """The rows, pictures undecoded. `name`: a hub name, a folder of parquet files, or a saved data set's folder.
+
+    Raises ValueError where they cannot be had or read.
+    """
+    folder = hub_or_folder(name, ["*.parquet"], cache_dir, kind="dataset")
+    files = sorted(glob.escape(str(path)) for path in folder.rglob("*.parquet"))
     try:
         if (folder / "state.json").is_file():
             table = datasets.load_from_disk(str(folder))
         elif (folder / "dataset_dict.json").is_file():
             splits = datasets.load_from_disk(str(folder))
             table = datasets.concatenate_datasets(list(splits.values()))
-        elif folder.is_dir():
-            files = sorted(glob.escape(str(path)) for path in folder.rglob("*.parquet"))
+        elif files:
             table = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=cache_dir)
         else:
-            logger.info("no folder %s here: asking the hub for it", name)
-            table = datasets.load_dataset(name, split="train", cache_dir=cache_dir)
+            raise ValueError("it has no parquet files")
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
-        raise ValueError(f"data set {name} cannot be read ({_last_line(error)}): check name and files") from error
+        raise ValueError(f"the data set {name} cannot be read ({_last_line(error)}): check name and files") from error
     for column, feature in table.features.items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(column, datasets.Image(decode=False))

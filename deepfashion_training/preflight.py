@@ -52,12 +52,12 @@ def checked_data_path(name: str) -> str:
     if folder.is_dir():
         saved = any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
         if not saved and next(folder.rglob("*.parquet"), None) is None:
-            raise ValueError(f"--dataset_name {name} holds neither parquet files nor a saved data set: name another")
+            raise ValueError(f"the data set {name} holds neither parquet files nor a saved data set: name another")
         return str(folder.resolve())
     if folder.exists():
-        raise ValueError(f"--dataset_name {name} is a file: name the folder that it lies in")
+        raise ValueError(f"the data set {name} is a file: name the folder that it lies in")
     if not HUB_NAME.fullmatch(name) or name.startswith("."):
-        raise ValueError(f"--dataset_name {name} is neither a folder nor a hub name: check the path")
+        raise ValueError(f"the data set {name} is neither a folder nor a hub name: check the path")
     return name
 
 

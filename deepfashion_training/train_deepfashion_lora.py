@@ -27,12 +27,10 @@ def main(argv: list[str]) -> None:
     state = start_processes()
     set_up_logging(state.is_main_process)
     if config.toy:
-        why = "as asked" if "--toy" in argv else "because no GPU was found"
-        logger.info("TOY MODEL, %s: a tiny model stands in for FLUX and CatVTON-Flux.", why)
         from tryon.toy.model import use_toy_model
 
         with state.main_process_first():
-            config = use_toy_model(config)
+            config = use_toy_model(config, asked_for="--toy" in argv)
             if data.dataset_name is None:
                 data = replace(data, dataset_name=str(toy_data(config)))
     if state.is_main_process:

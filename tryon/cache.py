@@ -9,7 +9,9 @@ import json
 import logging
 import os
 import shutil
+import time
 from dataclasses import dataclass
+from datetime import timedelta
 from hashlib import sha256
 from pathlib import Path
 
@@ -34,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 # Bump when the way from picture to latents or from prompt to embedding changes: every file is made anew.
 CACHE_VERSION = 1
-LOG_EVERY = 1000  # samples between two plain lines while encoding
+LOG_EVERY = 60  # seconds between two plain lines while encoding
 
 
 def content_key(*parts: object) -> str:
@@ -104,6 +106,7 @@ def cache_latents(
     accelerator.wait_for_everyone()  # all have looked before the first writes
     own = [index for index in missing if index % accelerator.num_processes == accelerator.process_index]
     bar = progress_bar(len(own), f"encoding {what}", accelerator.is_main_process)
+    started = said = time.monotonic()
     for done, index in enumerate(own, start=1):
         try:
             latents = encode_sample(vae, samples[index])
@@ -112,8 +115,10 @@ def cache_latents(
         else:
             write_latents(paths[index], latents)
         bar.update()
-        if done % LOG_EVERY == 0:
-            logger.info("encoded %d of %d %s", done, len(own), what)
+        if time.monotonic() - said > LOG_EVERY:
+            said = time.monotonic()
+            left = timedelta(seconds=round((said - started) / done * (len(own) - done)))
+            logger.info("encoded %d of %d %s, %s left", done, len(own), what, left)
     bar.close()
     accelerator.wait_for_everyone()
 

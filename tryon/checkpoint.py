@@ -67,24 +67,31 @@ def load_checkpoint(
     checkpoint: Path, identity: dict[str, Any], transformer: FluxTransformer2DModel, optimizer: Optimizer
 ) -> TrainerState:
     """Restores LoRA and optimiser state of a checkpoint that `verify` has passed; the optimiser's settings stay those
-    it was made with.
-
-    Raises ValueError where the checkpoint's run was another one than `identity` describes, with the differences listed.
+    it was made with. Raises ValueError as check_identity does.
     """
-    state = TrainerState(**json.loads((checkpoint / "trainer_state.json").read_text()))
-    differences = [
-        f"{name} was {state.identity.get(name)} and is {identity.get(name)}"
-        for name in sorted(state.identity.keys() | identity.keys())
-        if state.identity.get(name) != identity.get(name)
-    ]
+    check_identity(checkpoint, identity)
+    load_lora(transformer, lora_file(checkpoint))
+    load_optimizer(checkpoint, optimizer)
+    return _read_state(checkpoint)
+
+
+def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
+    """Raises ValueError, with the differences listed, where what `identity` names was another in the checkpoint's run.
+
+    It need not name everything: what is not known yet is left out.
+    """
+    was = _read_state(checkpoint).identity
+    changed = [name for name in sorted(identity) if was.get(name) != identity[name]]
+    differences = [f"{name} was {was.get(name)} and is {identity[name]}" for name in changed]
     if differences:
         raise ValueError(
             f"{checkpoint} cannot be resumed as another run: {'; '.join(differences)}: "
             "give what the run's config.json says, or start a new run with --init_lora"
         )
-    load_lora(transformer, lora_file(checkpoint))
-    load_optimizer(checkpoint, optimizer)
-    return state
+
+
+def _read_state(checkpoint: Path) -> TrainerState:
+    return TrainerState(**json.loads((checkpoint / "trainer_state.json").read_text()))
 
 
 def verify(checkpoint: Path) -> None:
@@ -95,17 +102,26 @@ def verify(checkpoint: Path) -> None:
     found = _manifest(checkpoint)
     for name, facts in manifest.items():
         if found.get(name) != facts:
-            raise ValueError(f"{checkpoint / name} is damaged or missing: resume from another checkpoint")
+            raise ValueError(f"{checkpoint / name} is damaged or missing: take another checkpoint")
+
+
+def verify_lora(file: Path) -> None:
+    """Raises ValueError where the file is the LoRA of a checkpoint whose manifest says that it was another."""
+    checkpoint = file.parent.parent
+    if (checkpoint / MANIFEST).is_file() and file == lora_file(checkpoint):
+        facts = json.loads((checkpoint / MANIFEST).read_text()).get(str(file.relative_to(checkpoint)))
+        if facts != _facts(file):
+            raise ValueError(f"{file} is damaged: take another checkpoint")
 
 
 def _manifest(folder: Path) -> dict[str, dict[str, int | str]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {str(path.relative_to(folder)): {"size": path.stat().st_size, "sha256": _sha256(path)} for path in files}
+    return {str(path.relative_to(folder)): _facts(path) for path in files}
 
 
-def _sha256(path: Path) -> str:
+def _facts(path: Path) -> dict[str, int | str]:
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def save_optimizer(folder: Path, optimizer: Optimizer) -> None:

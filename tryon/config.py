@@ -38,13 +38,14 @@ class TrainConfig:
     """What `train()` and its data sets read. The defaults are those of the `full` profile."""
 
     profile: Literal["full", "quick_test", "h100"] = setting("full", "the settings that the other flags change")
-    toy: bool = setting(False, "use the embedded toy model, and the toy data unless other data is named")
+    toy: bool = setting(False, "use the embedded toy model; the launcher its data too, unless other data is named")
 
     pretrained_model_name_or_path: str = setting(
         FLUX_BASE, "hub name or folder with FLUX.1-dev's tokenizers, text encoders, VAE and scheduler"
     )
     pretrained_inpaint_model_name_or_path: str = setting(
-        CATVTON_TRANSFORMER, "hub name or folder of the FLUX-Fill transformer that the LoRA is trained on"
+        CATVTON_TRANSFORMER,
+        "hub name, folder or .safetensors file of the FLUX-Fill transformer that is trained on",
     )
     cache_dir: str | None = setting(None, "where the hub's files are kept; the hub's own default if not given")
     max_sequence_length: int = setting(512, "length that T5's text is padded to, in tokens", 1, 512)
@@ -100,7 +101,7 @@ class TrainConfig:
     validation_guidance_scale: float = setting(30.0, "guidance of a validation picture", 0)
     checkpointing_steps: int = setting(500, "save a checkpoint every N optimiser steps, and at the end", 1)
     checkpoints_total_limit: int | None = setting(5, "keep the newest N checkpoints; 'none' keeps all", 2)
-    resume_from_checkpoint: str | None = setting(None, "a checkpoint folder, or 'latest'")
+    resume_from_checkpoint: str | None = setting(None, "a run, a checkpoint folder, or 'latest'")
     report_to: Literal["tensorboard", "none"] = setting("tensorboard", "where curves and pictures go besides the run")
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import httpx2
 from huggingface_hub import constants, snapshot_download
@@ -33,16 +34,28 @@ NEVER_DOWNLOADED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5", "*.
 WORTH_A_WORD = 1_000_000  # bytes; below are configurations
 
 
-def hub_or_folder(name: str, patterns: list[str], cache_dir: str | None, ignore: Sequence[str] = ()) -> Path:
-    """A local folder as it is, or a hub repository's files that match, downloaded where they are not there yet.
+def hub_or_folder(
+    name: str,
+    patterns: list[str],
+    cache_dir: str | None,
+    ignore: Sequence[str] = (),
+    kind: Literal["model", "dataset"] = "model",
+) -> Path:
+    """A local folder as it is, or the files of a hub repository of this kind that match, downloaded where they are not
+    there yet.
 
     Raises ValueError where neither can be had, or the disk has no room, with what to do about it.
     """
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    wanted = {"allow_patterns": patterns, "ignore_patterns": [*ignore, *NEVER_DOWNLOADED], "cache_dir": cache_dir}
-    with hub_errors_in_words(name):
+    wanted = {
+        "repo_type": kind,
+        "allow_patterns": patterns,
+        "ignore_patterns": [*ignore, *NEVER_DOWNLOADED],
+        "cache_dir": cache_dir,
+    }
+    with hub_errors_in_words(name, kind):
         try:
             files = snapshot_download(name, **wanted, dry_run=True, tqdm_class=partial(tqdm, disable=True))
         except DryRunError:  # offline, or no answer: the second call takes what is there, or says what is wrong
@@ -71,14 +84,13 @@ def check_room(name: str, size: int, folder: Path) -> None:
 
 
 @contextmanager
-def hub_errors_in_words(name: str) -> Iterator[None]:
+def hub_errors_in_words(name: str, kind: Literal["model", "dataset"]) -> Iterator[None]:
     """Turns what the hub's library raises into a ValueError that says what to do."""
+    page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
     try:
         yield
     except GatedRepoError as error:
-        raise ValueError(
-            f"{name} needs its licence accepted: accept it at {constants.ENDPOINT}/{name}, then run `hf auth login`"
-        ) from error
+        raise ValueError(f"{name} needs its licence accepted: accept it at {page}, then run `hf auth login`") from error
     except (RepositoryNotFoundError, HFValidationError) as error:
         raise ValueError(
             f"{name} is neither a folder here nor a repository on the hub that you may read: check the name, "

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from tryon.cache import cache_prompts
+from tryon.checkpoint import verify_lora
 from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, TryOnConfig
 from tryon.encode import decode_latents
 from tryon.geometry import pack_latents, unpack_latents
@@ -79,7 +80,7 @@ def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:
     """
     facts, hub_cache = read_facts(lora), config.cache_dir
     for given, trained in ((config.base, facts and facts.base), (config.transformer, facts and facts.transformer)):
-        if given and trained and given != trained:
+        if given and trained and given != trained and not config.toy:
             logger.warning("this LoRA was trained for %s and is used with %s: the result may suffer", trained, given)
     base = config.base or (facts.base if facts else FLUX_BASE)
     transformer = config.transformer or (facts.transformer if facts else CATVTON_TRANSFORMER)
@@ -87,7 +88,7 @@ def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:
         if Path(name).is_absolute() and not Path(name).exists():
             raise ValueError(
                 f"this LoRA was trained on {name}, which is not there any more: name the models with --base and "
-                "--transformer, or add --toy if that was the toy's"
+                "--transformer"
             )
     kind, length = (facts.prompt, facts.max_sequence_length) if facts else ("fixed", 512)
 
@@ -95,6 +96,7 @@ def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     check_inference_fits(read_transformer_config(transformer, hub_cache), dtype, device)
     texts = {category: prompt_for(kind, category) for category in CATEGORIES}
+    logger.info("loading %s, %s and %s", base, transformer, lora)
     files = fetch_models(base, transformer, hub_cache)
     data_cache = Path(config.data_cache_dir).expanduser()
     embeddings = cache_prompts(sorted(set(texts.values())), files.base, length, dtype, device, data_cache)
@@ -107,9 +109,11 @@ def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:
 
 
 def lora_on_disk(name: str, hub_cache: str | None) -> Path:
-    """The LoRA file that a path or a hub name means. Raises ValueError where there is none."""
+    """The LoRA file that a path or a hub name means. Raises ValueError where there is none, or it is damaged."""
     if Path(name).expanduser().exists():
-        return find_lora(name)
+        file = find_lora(name)
+        verify_lora(file)
+        return file
     places = (LORA_FILE, f"transformer/{LORA_FILE}")
     folder = hub_or_folder(name, list(places), hub_cache)
     found = next((folder / place for place in places if (folder / place).is_file()), None)

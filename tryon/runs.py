@@ -93,10 +93,10 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
     prefix = f"{prefix}_{config.profile}_"
     resume = config.resume_from_checkpoint
     if resume not in (None, "latest"):
-        checkpoint = Path(resume).expanduser().absolute()
-        if not (checkpoint / MANIFEST).is_file() or not CHECKPOINT.fullmatch(checkpoint.name):
+        checkpoint = find_checkpoint(resume, parent).absolute()
+        if not (checkpoint / MANIFEST).is_file():
             raise ValueError(
-                f"--resume_from_checkpoint {resume} is no whole checkpoint: name a checkpoint-<step> folder"
+                f"--resume_from_checkpoint {resume} is no whole checkpoint: name a run or a checkpoint-<step> folder"
             )
         own = Path(config.output_dir or checkpoint.parent).expanduser().absolute() == checkpoint.parent
         if own and checkpoints(checkpoint.parent)[-1:] != [checkpoint]:
@@ -120,7 +120,7 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
             raise ValueError(f"{parent} has no {config.profile} run with a checkpoint: start one without resuming")
         return runs[-1]
     if resume is not None:
-        return Path(resume).expanduser().absolute().parent
+        return checkpoint.parent
     while (folder := parent / f"{prefix}{time.strftime('%Y%m%d_%H%M%S')}").exists():
         time.sleep(0.1)  # two runs started in the same second
     return folder
@@ -138,8 +138,10 @@ def step_of(checkpoint: Path) -> int:
 
 
 def find_checkpoint(name: str, run: Path) -> Path:
-    """The checkpoint that --resume_from_checkpoint names: `latest` is the newest in the run's own folder."""
-    return newest_checkpoint(run) if name == "latest" else Path(name).expanduser()
+    """The checkpoint that --resume_from_checkpoint names: a checkpoint's folder, or the newest of a run's; `latest` is
+    the newest in the run's own folder `run`. Raises ValueError where a run has none."""
+    folder = run if name == "latest" else Path(name).expanduser()
+    return folder if CHECKPOINT.fullmatch(folder.name) else newest_checkpoint(folder)
 
 
 def newest_checkpoint(run: Path) -> Path:

@@ -1,4 +1,4 @@
-"""A hub on loopback that serves folders as model repositories, through the few addresses that downloading uses."""
+"""A hub on loopback that serves folders as repositories, through the few addresses that downloading uses."""
 
 import json
 import threading
@@ -39,9 +39,9 @@ def serve(hub: StubHub) -> Iterator[StubHub]:
 
         def do_GET(self) -> None:
             parts = self.path.split("?")[0].strip("/").split("/")
-            is_api = parts[:2] == ["api", "models"]
-            if is_api:
-                parts = parts[2:]
+            is_api = parts[:1] == ["api"]
+            if is_api or parts[0] == "datasets":
+                parts = parts[2:] if is_api else parts[1:]
             name, rest = "/".join(parts[:2]), parts[2:]
             folder = hub.repositories.get(name)
             if name in hub.refusing:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from conftest import PROJECT
 from stub_hub import StubHub, serve
+from tryon.toy.dataset import write_dataset
 from tryon.toy.model import ToyFolders
 
 pytestmark = pytest.mark.e2e
@@ -132,3 +133,42 @@ def test_inference_with_models_and_lora_from_the_hub(hub: StubHub, hub_home: Pat
     assert done.stderr == "" and "wrote " in done.stdout
     assert done.stdout.count("this LoRA was trained for") == 2
     assert Image.open(pictures / "out.png").size == (64, 96)
+
+
+def test_a_data_set_from_the_hub(hub: StubHub, tmp_path: Path) -> None:
+    write_dataset(tmp_path / "data", items=6, seed=0)
+    hub.repositories["somebody/data"] = tmp_path / "data"
+    hub.repositories["somebody/pictures"] = tmp_path / "pictures"
+    (tmp_path / "pictures").mkdir()
+    (tmp_path / "pictures" / "README.md").write_text("nothing of use")
+
+    def export(name: str, folder: str, **variables: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-m", "deepfashion_training.export_viton_hd", name, tmp_path / folder,
+             "--cache_dir", tmp_path / "hub files"],
+            cwd=PROJECT, capture_output=True, text=True, check=False,
+            env={**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", **variables},
+        )  # fmt: skip
+
+    with serve(hub):
+        done = export("somebody/data", "from the hub", HF_ENDPOINT=hub.url)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        refused = [
+            (export("somebody/pictures", "nothing", HF_ENDPOINT=hub.url), "(it has no parquet files)"),
+            (export("nobody/nothing", "nothing", HF_ENDPOINT=hub.url), "nor a repository on the hub that you may read"),
+        ]
+    assert list((tmp_path / "hub files").glob("datasets--somebody--data")), "--cache_dir is where they are"
+    again = export("somebody/data", "again", HF_HUB_OFFLINE="1")
+    assert again.returncode == 0, again.stderr
+    local = export(str(tmp_path / "data"), "local")
+    assert local.returncode == 0
+    names = {path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*.*")}
+    assert len(names) > 30
+    for name in names:
+        content = (tmp_path / "local" / name).read_bytes()
+        assert (tmp_path / "from the hub" / name).read_bytes() == content == (tmp_path / "again" / name).read_bytes()
+
+    refused.append((export("somebody/other", "nothing", HF_HUB_OFFLINE="1"), "the hub cannot be reached"))
+    for done, message in refused:
+        assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert not (tmp_path / "nothing").exists()

@@ -1,5 +1,6 @@
 """The inference command line, on a LoRA trained on the toy."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,9 @@ def flags_for(folder: Path, data_cache: Path, *flags: str | Path) -> list[str]:
     return [str(flag) for flag in (*needed, *flags)]
 
 
-def test_a_person_is_dressed_and_the_lora_is_used(run: Path, pictures: Path, data_cache: Path) -> None:
+def test_a_person_is_dressed_and_the_lora_is_used(
+    run: Path, pictures: Path, data_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out, plain, diptych = pictures / "out.png", pictures / "plain.png", pictures / "diptych.png"
     flags = flags_for(pictures, data_cache, "--lora", run, "--category", "lower")
     main([*flags, "--output_tryon", str(out), "--output_diptych", str(diptych)])
@@ -32,7 +35,13 @@ def test_a_person_is_dressed_and_the_lora_is_used(run: Path, pictures: Path, dat
     assert (person == dressed)[~hidden].all()
     assert (person != dressed)[hidden].any(-1).mean() > 0.9
     assert Image.open(diptych).size == (128, 96)
+    said = capsys.readouterr().out
+    assert "TOY MODEL, because the LoRA was trained on it" in said and "loading " in said and "2 steps" in said
+    assert "this LoRA was trained for" not in said and "white all over" not in said
 
+    Image.new("L", (64, 96), 255).save(pictures / "white.png")
+    main([*flags, "--output_tryon", str(plain), "--steps", "1", "--mask", str(pictures / "white.png")])
+    assert "the mask is white all over" in capsys.readouterr().out
     main([*flags, "--output_tryon", str(plain), "--lora_scale", "0", "--toy"])
     assert (np.asarray(Image.open(plain)) != dressed).any()
 
@@ -44,6 +53,10 @@ def test_what_is_refused(run: Path, pictures: Path, data_cache: Path, toy: ToyFo
     save_file(state, pictures / "odd.safetensors")
     toy_flags = ("--base", toy.base, "--transformer", toy.transformer)
     (pictures / "words.png").write_text("no picture")
+    shutil.copytree(run / "checkpoint-1", pictures / "checkpoint-1")
+    damaged = bytearray(find_lora(str(pictures / "checkpoint-1")).read_bytes())
+    damaged[-1] ^= 1
+    find_lora(str(pictures / "checkpoint-1")).write_bytes(damaged)
     Image.new("RGBA", (64, 96), (255, 255, 255, 0)).save(pictures / "clear.png")
     for flags, message in (
         (("--lora", run, *out), "say --category upper, lower or full"),
@@ -52,6 +65,7 @@ def test_what_is_refused(run: Path, pictures: Path, data_cache: Path, toy: ToyFo
         (("--lora", run, *out, "--output_diptych", pictures / "out.png"), "name the same file"),
         (("--lora", run, *out, "--garment", pictures / "words.png"), "words.png cannot be used"),
         (("--lora", pictures / "odd.safetensors", *out, *toy_flags, "--height", "96", "--width", "64"), "does not fit"),
+        (("--lora", pictures / "checkpoint-1", "--category", "upper", *out), "weights.safetensors is damaged"),
         (("--lora", run, "--image", "nowhere.png"), "--output_tryon is missing; --image nowhere.png is no file"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -138,9 +138,12 @@ def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ValueError, match="has no checkpoint to resume"):
         run_folder(TrainConfig(output_dir=str(tmp_path / "x"), resume_from_checkpoint="latest"), "lora")
     with pytest.raises(ValueError, match="is no whole checkpoint"):
+        run_folder(TrainConfig(resume_from_checkpoint=str(newest / "checkpoint-6")), "lora")
+    with pytest.raises(ValueError, match="has no checkpoint: name a run"):
         run_folder(TrainConfig(resume_from_checkpoint=str(tmp_path)), "lora")
     named = TrainConfig(resume_from_checkpoint=str(newest / "checkpoint-5"))
-    assert run_folder(named, "lora") == newest
+    for way in (named, TrainConfig(resume_from_checkpoint=str(newest))):
+        assert run_folder(way, "lora") == newest
     make_run(newest, 7)
     (newest / "checkpoint-7-copy").mkdir()
     (newest / "checkpoint-7-copy" / "manifest.json").write_text("{}")

@@ -5,6 +5,7 @@ scheduler lie in another, as in FLUX.1-dev. Everything downstream treats them as
 """
 
 import json
+import logging
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -18,10 +19,15 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
 
 from tryon.config import TrainConfig, TryOnConfig, save_json
+from tryon.lora import LoraFacts
 from tryon.models import files_fingerprint
 from tryon.runs import MANIFEST
 from tryon.sample import CATEGORIES, FIXED_PROMPT, prompt_for
 
+logger = logging.getLogger(__name__)
+
+TOY = "toy-model"
+NOTICE = "a tiny model stands in for FLUX and CatVTON-Flux"
 MODEL_VERSION = 3
 MODEL_SEED = 0
 WEIGHTS = Path(__file__).parent / "weights"
@@ -47,8 +53,10 @@ class ToyFolders:
     transformer: Path
 
 
-def use_toy_model(config: TrainConfig) -> TrainConfig:
-    """The configuration with the paths of the toy's model, which is built in seconds where it is not there yet."""
+def use_toy_model(config: TrainConfig, asked_for: bool) -> TrainConfig:
+    """The configuration with the paths of the toy's model, which is built in seconds where it is not there yet, and a
+    word in the log that it is used. asked_for: by the user; otherwise there is no GPU."""
+    logger.info("TOY MODEL, %s: %s", "as asked" if asked_for else "because no GPU was found", NOTICE)
     folders = toy_model(Path(config.data_cache_dir))
     return replace(
         config,
@@ -57,10 +65,24 @@ def use_toy_model(config: TrainConfig) -> TrainConfig:
     )
 
 
-def use_toy_model_for_try_on(config: TryOnConfig) -> TryOnConfig:
-    """Likewise, for whoever uses a LoRA."""
+def use_toy_model_for_try_on(config: TryOnConfig, facts: LoraFacts | None) -> TryOnConfig:
+    """Likewise, for whoever uses a LoRA: where the toy is asked for, or the LoRA was trained on it and no other model
+    is named. facts: the LoRA's."""
+    trained_on = facts.transformer if facts else ""
+    of_toy = trained_on.startswith(TOY) and not (config.base or config.transformer)
+    if not (config.toy or of_toy):
+        return config
+    logger.info("TOY MODEL, %s: %s", "as asked" if config.toy else "because the LoRA was trained on it", NOTICE)
+    if facts and trained_on != (name := toy_name()):
+        logger.warning("this LoRA was trained for %s and is used with %s: the result may suffer", trained_on, name)
     folders = toy_model(Path(config.data_cache_dir).expanduser().absolute())
-    return replace(config, base=str(folders.base), transformer=str(folders.transformer))
+    return replace(config, toy=True, base=str(folders.base), transformer=str(folders.transformer))
+
+
+def toy_name(weights: Path = WEIGHTS) -> str:
+    """What a LoRA that was trained on the toy calls its models: other weights, another name."""
+    digest = files_fingerprint(weights)[:8] if any(weights.glob("*.safetensors")) else "random"
+    return f"{TOY}-v{MODEL_VERSION}-{digest}"
 
 
 def toy_model(cache_dir: Path, weights: Path = WEIGHTS) -> ToyFolders:
@@ -68,8 +90,7 @@ def toy_model(cache_dir: Path, weights: Path = WEIGHTS) -> ToyFolders:
 
     weights: a folder with pretrained weights; a part that has none there stays random.
     """
-    digest = files_fingerprint(weights)[:8] if any(weights.glob("*.safetensors")) else "random"
-    folder = cache_dir / "toy" / f"model-v{MODEL_VERSION}-{digest}"
+    folder = cache_dir / "toy" / toy_name(weights)
     if not folder.exists():
         staging = folder.with_name(f".{folder.name}.{os.getpid()}")
         build_toy_model(staging, weights)
