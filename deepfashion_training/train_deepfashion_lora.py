@@ -1,4 +1,4 @@
-"""The driver: configuration -> data set -> the inpaint training loop, called through its public arguments.
+"""The driver: configuration -> data set -> the inpaint training loop, called through its public arguments -> scores.
 
 Started by train_deepfashion_lora.sh, or by hand: accelerate launch -m deepfashion_training.train_deepfashion_lora.
 """
@@ -19,6 +19,7 @@ TOY_ITEMS = 200  # about three views each: enough for the quick test's 100 train
 
 def main(argv: list[str]) -> None:
     config, data = read_settings(argv)
+    drawn = data.dataset_name is None  # the toy's own data
 
     # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
     from deepfashion_training.deepfashion_dataset import load_deepfashion
@@ -46,6 +47,10 @@ def main(argv: list[str]) -> None:
 
     with told_how_to_go_on(Path(config.output_dir)):
         run = train(config, train_data, val_data)
+    if config.num_evaluation_samples and state.is_main_process:
+        from deepfashion_training.evaluation import evaluate_run
+
+        evaluate_run(run, config, val_data, drawn)
     logger.info("finished: %s", run)
 
 

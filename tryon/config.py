@@ -99,6 +99,9 @@ class TrainConfig:
     num_validation_images: int = setting(4, "pairs drawn in each validation grid", 1)
     num_inference_steps: int = setting(30, "denoising steps of a validation picture", 1)
     validation_guidance_scale: float = setting(30.0, "guidance of a validation picture", 0)
+    num_evaluation_samples: int = setting(
+        0, "held-out pairs of each category that the finished LoRA is scored on, beside the model without it", 0
+    )
     checkpointing_steps: int = setting(500, "save a checkpoint every N optimiser steps, and at the end", 1)
     checkpoints_total_limit: int | None = setting(5, "keep the newest N checkpoints; 'none' keeps all", 2)
     resume_from_checkpoint: str | None = setting(None, "a run, a checkpoint folder, or 'latest'")
@@ -141,6 +144,7 @@ def quick_test() -> TrainConfig:
         lora_rank=16,
         lr_warmup_steps=10,
         validation_steps=25,
+        num_evaluation_samples=4,
         checkpointing_steps=25,
     )
 

@@ -7,18 +7,30 @@ after   with it
 """
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from diffusers import FluxFillPipeline
+from PIL import Image
 from torch import Tensor
 
 from tryon.encode import decode_latents, encode_picture
 from tryon.metrics import psnr, ssim
 from tryon.pipeline import TryOnModel, try_on_batch
-from tryon.sample import CATEGORIES, TryOnSample, split_diptych
+from tryon.sample import (
+    CATEGORIES,
+    Category,
+    SampleSource,
+    TryOnSample,
+    UnreadablePicture,
+    make_diptych,
+    split_diptych,
+    to_picture,
+)
 from tryon.tracking import progress_bar
+from tryon.validate import draw_grid
 
 logger = logging.getLogger(__name__)
 
@@ -35,32 +47,47 @@ class Case:
     truth: Tensor
 
 
+def paired_cases(data: SampleSource, per_category: int) -> list[Case]:
+    """The first pairs of each category, with their persons as they are for truth. Unreadable ones are passed over."""
+    counts: Counter[Category] = Counter()
+    cases = []
+    for index in range(len(data)):
+        try:
+            sample = data[index]
+        except UnreadablePicture as error:
+            logger.warning("skipped: %s", error)
+            continue
+        if counts[sample.category] < per_category:
+            counts[sample.category] += 1
+            cases.append(Case(sample, sample.person))
+    return cases
+
+
 def evaluate(
     model: TryOnModel, cases: Sequence[Case], what: str, *, steps: int, guidance: float, seed: int, batch_size: int
-) -> tuple[dict[str, Scores], dict[str, Tensor]]:
-    """Scores {category: {column: {"psnr": dB, "ssim": x}}}, means over the cases, and the pictures of each column,
-    [N, 3, H, W/2] in [-1, 1], in the cases' order. Case i starts from the noise of seed + i."""
-    pipeline = model.pipeline
+) -> tuple[dict[str, Scores], dict[str, Tensor], float]:
+    """Scores {category: {column: {"psnr": dB, "ssim": x}}}, means over the cases; the pictures of each column,
+    [N, 3, H, W/2] in [-1, 1], in the cases' order; and the mean PSNR of whole true diptychs through the VAE.
+
+    Case i starts from the noise of seed + i. No case may be missing.
+    """
+    assert cases, "there is nothing to evaluate"
     truths = torch.stack([case.truth for case in cases])
     masks = torch.stack([case.sample.mask for case in cases])
-    pictures = {
-        "fill": torch.stack([filled(case.sample) for case in cases]),
-        "vae": torch.stack([through_vae(pipeline, case) for case in cases]),
-    }
+    decoded, whole = zip(*(through_vae(model.pipeline, case) for case in cases), strict=True)
+    pictures = {"fill": torch.stack([filled(case.sample) for case in cases]), "vae": torch.stack(decoded)}
     bar = progress_bar(2 * len(cases), f"trying on, {what}", visible=True)
+    transformer = model.pipeline.transformer
     for column in ("before", "after"):
-        if column == "before":
-            pipeline.transformer.disable_adapters()
+        (transformer.disable_adapters if column == "before" else transformer.enable_adapters)()
         parts = []
         for start in range(0, len(cases), batch_size):
             samples = [case.sample for case in cases[start : start + batch_size]]
             prompts = [model.prompts[sample.category] for sample in samples]
             seeds = [seed + start + index for index in range(len(samples))]
-            parts.append(try_on_batch(pipeline, samples, prompts, steps=steps, guidance=guidance, seeds=seeds))
+            parts.append(try_on_batch(model.pipeline, samples, prompts, steps=steps, guidance=guidance, seeds=seeds))
             bar.update(len(samples))
         pictures[column] = torch.cat(parts)
-        if column == "before":
-            pipeline.transformer.enable_adapters()
     bar.close()
 
     scores: dict[str, Scores] = {}
@@ -74,7 +101,7 @@ def evaluate(
                 }
                 for column in COLUMNS
             }
-    return scores, pictures
+    return scores, pictures, sum(whole) / len(whole)
 
 
 def filled(sample: TryOnSample) -> Tensor:
@@ -85,11 +112,12 @@ def filled(sample: TryOnSample) -> Tensor:
 
 
 @torch.no_grad()
-def through_vae(pipeline: FluxFillPipeline, case: Case) -> Tensor:
-    """The truth as the VAE can show it, inside the mask: [3, H, W/2]."""
+def through_vae(pipeline: FluxFillPipeline, case: Case) -> tuple[Tensor, float]:
+    """The truth as the VAE can show it, inside the mask: [3, H, W/2]. And the PSNR of the whole diptych."""
     diptych = torch.cat([case.sample.garment, case.truth], dim=-1)
-    decoded = decode_latents(pipeline.vae, encode_picture(pipeline.vae, diptych)[None])[0]
-    return torch.where(case.sample.mask.bool(), split_diptych(decoded)[1].clamp(-1, 1), case.sample.person)
+    decoded = decode_latents(pipeline.vae, encode_picture(pipeline.vae, diptych)[None]).clamp(-1, 1)
+    quality = psnr(decoded, diptych[None], torch.ones_like(diptych[None, :1])).item()
+    return torch.where(case.sample.mask.bool(), split_diptych(decoded[0])[1], case.sample.person), quality
 
 
 def table(results: dict[str, dict[str, Scores]]) -> list[str]:
@@ -100,3 +128,16 @@ def table(results: dict[str, dict[str, Scores]]) -> list[str]:
             cells = (f"{scores[column]['psnr']:9.2f} {scores[column]['ssim']:.3f}" for column in COLUMNS)
             lines.append(f"{category + ', ' + kind:24}" + "".join(f"{cell:>16}" for cell in cells))
     return lines
+
+
+def evaluation_grid(cases: Sequence[Case], pictures: dict[str, Tensor], picked: Sequence[int]) -> Image.Image:
+    """One row per picked case: garment, person, and what was and should have been made of them."""
+    columns = ("garment", "person", "masked", "before LoRA", "after LoRA", "truth")
+    rows = []
+    for index in picked:
+        sample = cases[index].sample
+        masked = split_diptych(make_diptych(sample)[1])[1]
+        before, after = pictures["before"][index], pictures["after"][index]
+        shown = (sample.garment, sample.person, masked, before, after, cases[index].truth)
+        rows.append((sample.category, [to_picture(picture) for picture in shown]))
+    return draw_grid(columns, rows)

@@ -78,7 +78,7 @@ def make_validation(
                 transformer, val_latents, prompts, guidance=config.guidance_scale, seed=config.seed
             )
             log_metrics(accelerator, run, step, losses)
-            grid = draw_grid(samples, before, draw())
+            grid = validation_grid(samples, before, draw())
             path = run / "validation" / f"step-{step:06d}.png"
             path.parent.mkdir(exist_ok=True)
             grid.save(path)
@@ -126,28 +126,29 @@ def pick_for_grid(categories: Sequence[Category], count: int) -> list[int]:
     return picked[:count]
 
 
-def draw_grid(samples: Sequence[TryOnSample], before: Sequence[Image.Image], now: Sequence[Image.Image]) -> Image.Image:
-    """One row per pair, one labelled column per stage: garment, person, masked person, before the LoRA, now."""
-    height, width = samples[0].person.shape[-2:]
-    side = LABEL_HEIGHT
-    grid = Image.new(
-        "RGB",
-        (side + len(GRID_COLUMNS) * (width + MARGIN), LABEL_HEIGHT + len(samples) * (height + MARGIN)),
-        "white",
-    )
-    for column, label in enumerate(GRID_COLUMNS):
-        grid.paste(_label(label, width), (side + column * (width + MARGIN), 0))
+def validation_grid(
+    samples: Sequence[TryOnSample], before: Sequence[Image.Image], now: Sequence[Image.Image]
+) -> Image.Image:
+    """One row per pair: garment, person, masked person, before the LoRA, now."""
+    rows = []
     for row, sample in enumerate(samples):
+        masked = split_diptych(make_diptych(sample)[1])[1]
+        inputs = [to_picture(picture) for picture in (sample.garment, sample.person, masked)]
+        rows.append((sample.category, [*inputs, before[row], now[row]]))
+    return draw_grid(GRID_COLUMNS, rows)
+
+
+def draw_grid(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
+    """Pictures of one size under the columns' names, each row with its label at its left."""
+    width, height = rows[0][1][0].size
+    side = LABEL_HEIGHT
+    size = (side + len(columns) * (width + MARGIN), LABEL_HEIGHT + len(rows) * (height + MARGIN))
+    grid = Image.new("RGB", size, "white")
+    for column, label in enumerate(columns):
+        grid.paste(_label(label, width), (side + column * (width + MARGIN), 0))
+    for row, (label, pictures) in enumerate(rows):
         top = LABEL_HEIGHT + row * (height + MARGIN)
-        _, masked, _ = make_diptych(sample)
-        pictures = (
-            to_picture(sample.garment),
-            to_picture(sample.person),
-            to_picture(split_diptych(masked)[1]),
-            before[row],
-            now[row],
-        )
-        grid.paste(_label(sample.category, height).rotate(90, expand=True), (0, top))
+        grid.paste(_label(label, height).rotate(90, expand=True), (0, top))
         for column, picture in enumerate(pictures):
             grid.paste(picture, (side + column * (width + MARGIN), top))
     return grid

@@ -24,7 +24,7 @@ def model(run: Path, data_cache: Path) -> TryOnModel:
 def test_scores_and_pictures(model: TryOnModel) -> None:
     samples = [make_sample(seed) for seed in range(4)]  # upper, lower, full, upper
     cases = [Case(sample, sample.person) for sample in samples]
-    scores, pictures = evaluate(model, cases, "test", steps=1, guidance=30.0, seed=7, batch_size=3)
+    scores, pictures, quality = evaluate(model, cases, "test", steps=1, guidance=30.0, seed=7, batch_size=3)
     assert list(scores) == ["upper", "lower", "full"]
     assert all(list(columns) == list(COLUMNS) for columns in scores.values())
     for column in COLUMNS:
@@ -49,7 +49,7 @@ def test_a_truth_that_is_reached_scores_as_such(model: TryOnModel) -> None:
     sample = make_sample(0)
     flat = replace(sample, garment=torch.full_like(sample.garment, -0.25))
     case = Case(flat, filled(flat))
-    scores, _ = evaluate(model, [case], "test", steps=1, guidance=30.0, seed=0, batch_size=1)
+    scores, _, _ = evaluate(model, [case], "test", steps=1, guidance=30.0, seed=0, batch_size=1)
     assert scores["upper"]["fill"]["psnr"] == pytest.approx(100) and scores["upper"]["fill"]["ssim"] == pytest.approx(1)
     assert scores["upper"]["vae"]["psnr"] < 50
     white = replace(sample, garment=torch.ones_like(sample.garment))

@@ -15,13 +15,15 @@ FLOORS = [
     {"tryon.pipeline", "tryon.validate", "tryon.evaluate"},
     {"train_flux_inpaint", "folder_datasets", "tryon_inference_lora", "app_lora", "pretrain_toy"},
     {"deepfashion_training.preflight", "deepfashion_training.deepfashion_dataset", "deepfashion_training.log_output",
-     "deepfashion_training.export_viton_hd", "deepfashion_training.train_deepfashion_lora"},
+     "deepfashion_training.export_viton_hd", "deepfashion_training.evaluation",
+     "deepfashion_training.train_deepfashion_lora"},
 ]  # fmt: skip
 MAY_USE_THE_TOY = {
     "train_flux_inpaint",
     "tryon_inference_lora",
     "app_lora",
     "pretrain_toy",
+    "deepfashion_training.evaluation",
     "deepfashion_training.train_deepfashion_lora",
 }
 

@@ -165,6 +165,11 @@ def _shade(colour: Colour, factor: float) -> Colour:
     return tuple(round(value * factor) for value in colour)
 
 
+def edge_colour(colour: Colour) -> Colour:
+    """What the edges of parts of this colour are drawn in."""
+    return _shade(colour, 0.72)
+
+
 def _ink(pen: ImageDraw.ImageDraw, pixels: np.ndarray, colour: Colour, owner: int, width: float = 0) -> None:
     for one in np.ascontiguousarray(pixels).view(float).tolist():
         if width:
@@ -178,7 +183,7 @@ def _fill(canvas: _Canvas, outline: np.ndarray, owner: int, colour: Colour) -> N
     pixels = _place(canvas, outline).view(float).tolist()
     canvas.pen.polygon(pixels, fill=(*colour, owner))
     edge = max(1, round(0.005 * canvas.scale))
-    canvas.pen.line(pixels + pixels[:2], fill=(*_shade(colour, 0.72), owner), width=edge)
+    canvas.pen.line(pixels + pixels[:2], fill=(*edge_colour(colour), owner), width=edge)
 
 
 def _texture(garment: Garment, outline: np.ndarray, middle: float, logo: complex | None, back: bool) -> list[_Ink]:
@@ -226,7 +231,7 @@ def _clothe(canvas: _Canvas, garment: Garment, owner: int, back: bool, part: _Pa
         mine = pixels[start : start + points.size].reshape(points.shape)
         _ink(pen, mine, colour, owner, width * canvas.scale)
         start += points.size
-    _ink(pen, np.append(edge, edge[0])[None], _shade(garment.colours[0], 0.72), owner, 0.009 * canvas.scale)
+    _ink(pen, np.append(edge, edge[0])[None], edge_colour(garment.colours[0]), owner, 0.009 * canvas.scale)
     canvas.image.paste(patch, at, shape)
 
 

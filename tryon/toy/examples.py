@@ -1,5 +1,6 @@
-"""Try-on pairs drawn on the spot, with what no real data set has: the truth of an unpaired try-on."""
+"""Try-on pairs drawn on the spot, with what no real data set has: the truth of an unpaired try-on, and its length."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -9,8 +10,21 @@ from PIL import Image
 
 from tryon.masks import agnostic_mask
 from tryon.sample import Category, TryOnSample, fit_mask, fit_picture
-from tryon.toy.drawing import draw_garment, draw_person
-from tryon.toy.world import VIEWS, WORLD_VERSION, Garment, Person, random_garment, random_outfit, random_person
+from tryon.toy.drawing import Drawing, draw_garment, draw_person, edge_colour
+from tryon.toy.world import (
+    VIEWS,
+    WORLD_VERSION,
+    Colour,
+    Garment,
+    Person,
+    random_garment,
+    random_outfit,
+    random_person,
+)
+
+OTHER_LENGTH = {"trousers": "shorts", "shorts": "trousers"}
+DISTINCT = 90  # in RGB: garments whose length is measured keep so far from skin, shoes and background
+LEGGINGS = Garment("lower", "trousers", 0.95, 0.0, "none", 0.0, 0.0, "plain", 0.1, 0.0, "disc", ((0, 0, 0), (0, 0, 0)))
 
 
 @dataclass(frozen=True)
@@ -24,12 +38,28 @@ class Example:
 
 
 def random_example(seed: int, index: int, category: Category) -> Example:
-    """The example that seed, index and category stand for."""
+    """The example that seed, index and category stand for. Whoever wears trousers is given shorts and the reverse, in
+    colours that are not those of legs and background, so that the length of what results can be measured."""
     rng = np.random.default_rng([seed, index])
     outfit = random_outfit(rng, category)
     skirted = any(garment.kind in ("skirt", "dress") for garment in outfit)
     person = random_person(rng, "WOMEN" if skirted else None)
-    return Example(person, outfit, random_garment(rng, category), str(rng.choice(VIEWS)))
+    other, view = random_garment(rng, category), str(rng.choice(VIEWS))
+    if wanted := OTHER_LENGTH.get(outfit[0].kind):
+        while other.kind != wanted or distance(other.colours, surroundings(person)).min() < DISTINCT:
+            other = random_garment(rng, category)
+    return Example(person, outfit, other, view)
+
+
+def surroundings(person: Person) -> tuple[Colour, ...]:
+    """The colours that legs show where no garment covers them, edges included, and that are beside them."""
+    edges = [edge_colour(colour) for colour in (person.skin, person.shoes)]
+    return person.skin, person.shoes, *edges, *person.backdrop_colours
+
+
+def distance(colours: Sequence[Colour] | np.ndarray, others: Sequence[Colour]) -> np.ndarray:
+    """Distances in RGB, 0..442: [..., 3] and [N, 3] -> [..., N]."""
+    return np.linalg.norm(np.asarray(colours, float)[..., None, :] - np.asarray(others, float), axis=-1)
 
 
 @dataclass(frozen=True)
@@ -41,6 +71,7 @@ class DrawnData:
     categories: tuple[Category, ...]
     height: int
     width: int
+    unpaired: bool = False  # whether the other garment is tried on
 
     def __len__(self) -> int:
         return self.count
@@ -49,13 +80,23 @@ class DrawnData:
         """Who and what pair `index` shows."""
         return random_example(self.seed, index, self.categories[index % len(self.categories)])
 
+    def tried_on(self, index: int) -> tuple[Garment, ...]:
+        """What the person of pair `index` wears in the end; the first is the garment that is tried on."""
+        example = self.example(index)
+        return (example.other, *example.outfit[1:]) if self.unpaired else example.outfit
+
+    def truth(self, index: int) -> Drawing:
+        """The person of pair `index` wearing it."""
+        example = self.example(index)
+        return draw_person(example.person, self.tried_on(index), example.view, self.height, self.width)
+
     def key(self, index: int) -> str:
         """A hash of all that pair `index` is drawn from."""
         return sha256(repr((WORLD_VERSION, self, index)).encode()).hexdigest()
 
     def __getitem__(self, index: int) -> TryOnSample:
         example = self.example(index)
-        garment, category = example.outfit[0], example.outfit[0].category
+        garment, category = self.tried_on(index)[0], example.outfit[0].category
         person = draw_person(example.person, example.outfit, example.view, self.height, self.width)
         hidden = agnostic_mask(torch.from_numpy(np.asarray(person.masks[category]) > 0)[None], category)
         return TryOnSample(
@@ -65,3 +106,31 @@ class DrawnData:
             mask=fit_mask(Image.fromarray(hidden[0].numpy()), self.height, self.width),
             category=category,
         )
+
+    def length(self, index: int, picture: np.ndarray) -> int:
+        """Rows of the legs, from the waist down to the lowest of which more than half is nearer in colour to what is
+        tried on than to skin, shoes and background. picture: [H, W, 3] of 0..255, the person of pair `index`."""
+        example, garment = self.example(index), self.tried_on(index)[0]
+        mixed = tuple((a + b) // 2 for a, b in zip(*garment.colours, strict=True))  # of checks
+        colours = (*garment.colours, mixed, edge_colour(garment.colours[0]))
+        away = distance(picture, surroundings(example.person)).min(-1)
+        return _lowest_row(self.legs(index), distance(picture, colours).min(-1) < away)
+
+    def true_length(self, index: int) -> int:
+        """The same of the garment as it is drawn."""
+        return _lowest_row(self.legs(index), np.asarray(self.truth(index).masks["lower"]) > 0)
+
+    def legs(self, index: int) -> np.ndarray:
+        """[H, W] bool: what of the legs, down to above the shoes, shows between background, upper garment and arms;
+        without the pixels at its sides, which are mixed."""
+        example = self.example(index)
+        outfit = (LEGGINGS, *example.outfit[1:])
+        drawing = draw_person(example.person, outfit, example.view, self.height, self.width)
+        legs = np.pad(np.asarray(drawing.masks["lower"]) > 0, ((0, 0), (2, 2)))
+        return np.all([legs[:, shift : shift + self.width] for shift in range(5)], axis=0)
+
+
+def _lowest_row(legs: np.ndarray, covered: np.ndarray) -> int:
+    rows = np.flatnonzero(legs.any(1))
+    share = (legs & covered)[rows].sum(1) / legs[rows].sum(1)
+    return int(np.flatnonzero(share > 0.5).max(initial=-1)) + 1
