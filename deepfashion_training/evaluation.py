@@ -1,6 +1,6 @@
 """The last step of a run: how well its LoRA dresses people, as a table, a picture and evaluation.json.
 
-    {"seed": n, "vae_psnr": dB, "length_ok": share, "upper" | "lower" | "full":
+    {"seed": n, "vae_psnr": dB, "length_ok": share or null, "upper" | "lower" | "full":
         {"paired" | "unpaired": {"fill" | "vae" | "before" | "after": {"psnr": dB, "ssim": x}}}}
 
 The columns are explained in tryon.evaluate. Unpaired scores and lengths need a truth that only the toy's drawings have.
@@ -74,7 +74,7 @@ def evaluate_run(run: Path, config: TrainConfig, held_out: SampleSource, drawn: 
         logger.info("%s", line)
     if drawn:
         right = lengths_right(drawings["unpaired"], pictures["after"])
-        facts["length_ok"] = sum(right) / len(right)
+        facts["length_ok"] = sum(right) / len(right) if right else None  # skirts alone
         logger.info("length of trousers for shorts and the reverse: right in %d of %d", sum(right), len(right))
     save_json(run / "evaluation.json", {**facts, **results})
 

@@ -12,7 +12,10 @@ from conftest import PROJECT
 
 LAUNCHER = PROJECT / "train_deepfashion_lora.sh"
 # As little work as a whole run can have.
-SMALL = ("--max_train_samples", "6", "--max_validation_samples", "2", "--num_validation_images", "1")
+SMALL = (
+    "--max_train_samples", "6", "--max_validation_samples", "2", "--num_validation_images", "1",
+    "--num_evaluation_samples", "0",
+)  # fmt: skip
 
 
 def environment(runs: Path) -> dict[str, str]:

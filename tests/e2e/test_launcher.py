@@ -23,6 +23,7 @@ from launch import (
     read_until,
     wait_for_no_process_with,
 )
+from tryon.toy.model import toy_name
 
 pytestmark = pytest.mark.e2e
 
@@ -33,6 +34,7 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
     elsewhere.mkdir()
     done = launch(
         "--quick-test", "--max_train_steps", "3", "--checkpointing_steps", "2", "--validation_steps", "2",
+        "--max_train_samples", "20", "--num_evaluation_samples", "1", "--train_batch_size", "2",
         "--data_cache_dir", data_cache, runs=runs, cwd=elsewhere,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -50,7 +52,8 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
         "transformer/pytorch_lora_weights.safetensors",
     }  # fmt: skip
     assert files - events == {
-        "config.json", "metrics.jsonl", "train.log",
+        "config.json", "metrics.jsonl", "train.log", "evaluation.json", "evaluation-paired.png",
+        "evaluation-unpaired.png",
         "validation/step-000000.png", "validation/step-000002.png", "validation/step-000003.png",
         *(f"checkpoint-{step}/{name}" for step in (2, 3) for name in checkpoint_files),
     }  # fmt: skip
@@ -67,16 +70,24 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
     with safe_open(run / "checkpoint-3/transformer/pytorch_lora_weights.safetensors", framework="pt") as file:
         facts = json.loads(file.metadata()["tryon_lora"])
     assert facts == {
-        "base": settings["pretrained_model_name_or_path"],
-        "transformer": settings["pretrained_inpaint_model_name_or_path"],
+        "base": toy_name(), "transformer": toy_name(),
         "prompt": "category", "max_sequence_length": 16, "height": 192, "width": 144,
         "mask_rule": "rectangle", "profile": "quick_test", "step": 3,
     }  # fmt: skip
     grid = Image.open(run / "validation/step-000003.png")
     assert grid.width > 5 * 144 and grid.height > 4 * 192
+    scores = json.loads((run / "evaluation.json").read_text())
+    assert list(scores) == ["seed", "vae_psnr", "length_ok", "upper", "lower", "full"]
+    for category in ("upper", "lower", "full"):
+        for kind in ("paired", "unpaired"):
+            assert list(scores[category][kind]) == ["fill", "vae", "before", "after"]
+            assert (
+                f"{category}, {kind} " in done.stdout and f"{scores[category][kind]['vae']['psnr']:.2f}" in done.stdout
+            )
 
     again = launch(
         "--quick-test", "--max_train_steps", "4", "--resume_from_checkpoint", "latest", "--num_validation_images", "1",
+        "--max_train_samples", "20", "--num_evaluation_samples", "0", "--train_batch_size", "2",
         "--data_cache_dir", data_cache, runs=runs,
     )  # fmt: skip
     assert again.returncode == 0, again.stdout + again.stderr
