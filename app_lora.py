@@ -8,6 +8,7 @@ It answers on this machine alone (127.0.0.1), and neither the page nor the serve
 import logging
 import os
 import secrets
+import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -102,7 +103,7 @@ def build_page(model: "TryOnModel", facts: "LoraFacts | None", size: tuple[int, 
             logger.warning("%s", error)
             gr.Warning(str(error))
             return gr.skip(), gr.skip(), str(error)
-        return picture, seed, f"Seed {seed}, {picture.width} x {picture.height} pixels."
+        return picture, seed, f"Seed {seed}, {picture.height} x {picture.width} pixels (height x width)."
 
     with gr.Blocks(title="Try-on", analytics_enabled=False) as blocks:
         gr.Markdown(f"# Try-on\n{describe(facts, size)}")
@@ -166,14 +167,23 @@ def painted_mask(size: tuple[int, int], layers: list["Image.Image"]) -> "Image.I
 
 def describe(facts: "LoraFacts | None", size: tuple[int, int]) -> str:
     """One line about the LoRA."""
-    pixels = f"{size[1]} x {size[0]} pixels"
+    pixels = f"{size[0]} x {size[1]} pixels (height x width)"
     if facts is None:
         return f"The LoRA does not say how it was trained; pictures of {pixels}."
     return f"LoRA of the {facts.profile} profile at step {facts.step}; pictures of {pixels}."
 
 
+def check_port(port: int) -> None:
+    """Raises ValueError where the page cannot be served at the port: before the models are loaded."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise ValueError(f"port {port} cannot be used ({error.strerror}): give another with --port") from error
+
+
 def main(argv: list[str]) -> None:
     config, page = read_settings(argv)
+    check_port(page.port)
 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported
     for name in ("no_proxy", "NO_PROXY"):  # Gradio looks for its own page, which no proxy can see
@@ -190,18 +200,15 @@ def main(argv: list[str]) -> None:
     facts = read_facts(lora)
     model = load_try_on(use_toy_model_for_try_on(config, facts), lora)
     blocks = build_page(model, facts, panel_size(config, facts), page)
-    try:
-        blocks.launch(
-            prevent_thread_lock=True,
-            server_name="127.0.0.1",
-            server_port=page.port,
-            share=False,
-            quiet=True,
-            footer_links=[],
-            theme=gr.themes.Default(font=FONTS, font_mono="monospace"),
-        )
-    except (OSError, gr.exceptions.ServerFailedToStartError) as error:
-        raise ValueError(f"port {page.port} cannot be used, perhaps because it is: give another with --port") from error
+    blocks.launch(
+        prevent_thread_lock=True,
+        server_name="127.0.0.1",
+        server_port=page.port,
+        share=False,
+        quiet=True,
+        footer_links=[],
+        theme=gr.themes.Default(font=FONTS, font_mono="monospace"),
+    )
     logger.info("serving: open http://127.0.0.1:%d in a browser; Ctrl-C ends it", page.port)
     blocks.block_thread()
 

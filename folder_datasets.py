@@ -83,7 +83,9 @@ def load_viton_hd(dataroot: str, split: str, list_name: str, height: int, width:
     """
     root = Path(dataroot).expanduser()
     folder, pairs = root / split, root / list_name
-    missing = [str(path) for path in (pairs, *(folder / name for name in PARTS)) if not path.exists()]
+    if root.is_dir() and not pairs.is_file():
+        raise ValueError(f"{pairs} is not there: name the list of {split} pairs that lies in --dataroot")
+    missing = [str(path) for path in (root, *(folder / name for name in PARTS)) if not path.exists()]
     if missing:
         raise ValueError(f"--dataroot {dataroot} lacks {', '.join(missing)}: give a folder laid out as VITON-HD is")
     names = [line.split()[0] for line in pairs.read_text().splitlines() if line.strip()]

@@ -75,7 +75,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tryon.cache import cache_latents, cache_prompts
+from tryon.cache import cache_latents, cache_prompts, latent_files
 from tryon.checkpoint import load_optimizer, save_optimizer
 from tryon.encode import collate, to_device
 from tryon.flow import draw_sigma_and_noise, fill_error, interpolate
@@ -180,9 +180,11 @@ def prepare_transformer(config: PretrainConfig, device: torch.device) -> Stage:
     vae = load_vae(toy.base, torch.float32).to(device)
     accelerator = Accelerator(cpu=device.type == "cpu")
     pairs = DrawnData(config.drawings, config.seed + 2, UPPER_ONLY, *size)
-    latents = cache_latents(pairs, "pairs to learn from", vae, files, settings, accelerator)
+    paths = latent_files(pairs, files, settings, vae.dtype)
+    latents = cache_latents(pairs, paths, "pairs to learn from", vae, settings, accelerator)
     pairs = DrawnData(config.held_out, config.seed + 3, UPPER_ONLY, *size)
-    held_out = cache_latents(pairs, "pairs to measure on", vae, files, settings, accelerator)
+    paths = latent_files(pairs, files, settings, vae.dtype)
+    held_out = cache_latents(pairs, paths, "pairs to measure on", vae, settings, accelerator)
     torch.manual_seed(config.seed)
     transformer = new_transformer().to(device)
 

@@ -13,7 +13,17 @@ from dataclasses import dataclass
 
 from tryon.config import TrainConfig, cuda_device_count, parse_flags, resolve, setting
 from tryon.entry import check_first, run_script
-from tryon.runs import announce, find_checkpoint, find_lora, lora_file, step_of, told_how_to_go_on, with_paths
+from tryon.runs import (
+    SAME_WHEN_RESUMED,
+    announce,
+    check_identity,
+    find_checkpoint,
+    find_lora,
+    lora_file,
+    step_of,
+    told_how_to_go_on,
+    with_paths,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +68,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from folder_datasets import load_viton_hd
 from tryon.batches import load_batches
-from tryon.cache import LatentData, cache_latents, cache_prompts
-from tryon.checkpoint import TrainerState, check_identity, load_checkpoint, save_checkpoint, verify
+from tryon.cache import cache_latents, cache_prompts, latent_files
+from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, verify
 from tryon.encode import to_device
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate, loss_weight
 from tryon.lora import LoraFacts, add_lora, load_lora
@@ -101,16 +111,18 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     with accelerator.main_process_first():  # one downloads, the others find it
         files = fetch_training_models(config, accelerator.device)
 
-    identity = run_identity(config, files)
+    train_files = latent_files(train_data, files, config, dtype)
+    state = TrainerState(step=0, identity=run_identity(config, files, train_files))
     if checkpoint:
-        check_identity(checkpoint, identity)
+        check_identity(checkpoint, state.identity)
 
     # Text encoders and VAE first: the prompts and pictures never change, so they are encoded once, and the text
     # encoders are gone before the transformer arrives. The VAE stays, for the validation pictures.
     prompts = encode_prompts(config, files, dtype, accelerator)
     vae = load_vae(files.base, dtype).to(accelerator.device)
-    train_latents = cache_latents(train_data, "training samples", vae, files, config, accelerator)
-    val_latents = cache_latents(val_data, "validation samples", vae, files, config, accelerator)
+    val_files = latent_files(val_data, files, config, dtype)
+    train_latents = cache_latents(train_data, train_files, "training samples", vae, config, accelerator)
+    val_latents = cache_latents(val_data, val_files, "validation samples", vae, config, accelerator)
 
     transformer = load_transformer(files.transformer, dtype)
     transformer.to(accelerator.device)
@@ -126,7 +138,6 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     max_steps = config.max_train_steps
     if config.num_train_epochs:
         max_steps = math.ceil(config.num_train_epochs * len(train_latents) / samples_per_step)
-    state = TrainerState(step=0, identity={"data": data_identity(train_latents), **identity})
     if checkpoint:
         state = load_checkpoint(checkpoint, state.identity, transformer, optimizer)
         if state.step >= max_steps:
@@ -303,26 +314,16 @@ def make_lr_scheduler(config: TrainConfig, optimizer: Optimizer, step: int, max_
     )
 
 
-def run_identity(config: TrainConfig, files: ModelFiles) -> dict[str, Any]:
-    """What a resumed run may not change besides its data, because the batches or what is learnt from them would be
-    others. Models count by their content: they may lie elsewhere, or have been downloaded again.
-    """
-    names = (
-        "prompt", "max_sequence_length", "height", "width", "seed", "num_processes", "train_batch_size",
-        "gradient_accumulation_steps", "weighting_scheme", "logit_mean", "logit_std", "guidance_scale", "optimizer",
-        "lora_rank", "lora_alpha",
-    )  # fmt: skip
+def run_identity(config: TrainConfig, files: ModelFiles, train_files: list[Path]) -> dict[str, Any]:
+    """What a resumed run may not change: SAME_WHEN_RESUMED, and data and models by their content: they may lie
+    elsewhere, or have been downloaded again. train_files: named after the training samples' content."""
+    digest = sha256("".join(path.name for path in train_files).encode()).hexdigest()
     return {
+        "data": f"{len(train_files)} samples {digest[:12]}",
         "text encoders": files_fingerprint(*(files.base / part for part in TEXT_PARTS))[:12],
         "transformer": files_fingerprint(files.transformer)[:12],
-        **{name: getattr(config, name) for name in names},
+        **{name: getattr(config, name) for name in SAME_WHEN_RESUMED},
     }
-
-
-def data_identity(data: LatentData) -> str:
-    """The data by its content, for people to compare: number of samples and a hash."""
-    digest = sha256("".join(path.name for path in data.files).encode()).hexdigest()
-    return f"{len(data)} samples {digest[:12]}"
 
 
 def lora_facts(config: TrainConfig, step: int) -> LoraFacts:
@@ -352,9 +353,8 @@ def main(argv: list[str]) -> None:
     if config.toy:
         with state.main_process_first():
             config = use_toy_model(config, asked_for="--toy" in argv)
-    if state.is_main_process:
-        announce(config, folders)
-    with told_how_to_go_on(Path(config.output_dir)):
+    settings = announce(config, folders) if state.is_main_process else None
+    with told_how_to_go_on(config, settings):
         run = train(config, train_data, val_data)
     logger.info("finished: %s", run)
 

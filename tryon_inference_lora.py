@@ -102,7 +102,8 @@ def main(argv: list[str]) -> None:
         seed=pictures.seed,
     )
     picture.save(Path(pictures.output_tryon).expanduser())
-    logger.info("wrote %s (seed %d, %d x %d)", pictures.output_tryon, pictures.seed, *picture.size)
+    size = f"{picture.height} x {picture.width} pixels, height x width"
+    logger.info("wrote %s (seed %d; %s)", pictures.output_tryon, pictures.seed, size)
     if pictures.output_diptych:
         diptych = Image.new("RGB", (2 * picture.width, picture.height))
         diptych.paste(to_picture(sample.garment), (0, 0))

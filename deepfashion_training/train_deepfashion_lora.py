@@ -34,18 +34,15 @@ def main(argv: list[str]) -> None:
             config = use_toy_model(config, asked_for="--toy" in argv)
             if data.dataset_name is None:
                 data = replace(data, dataset_name=str(toy_data(config)))
-    if state.is_main_process:
-        announce(config, data)
-
-    from tryon.models import fetch_training_models
-
-    with state.main_process_first():
-        fetch_training_models(config, state.device)  # what cannot be had or does not fit is refused before the data
-        train_data, val_data = load_deepfashion(data.dataset_name, config)
+    settings = announce(config, data) if state.is_main_process else None
 
     from train_flux_inpaint import train
+    from tryon.models import fetch_training_models
 
-    with told_how_to_go_on(Path(config.output_dir)):
+    with told_how_to_go_on(config, settings):
+        with state.main_process_first():
+            fetch_training_models(config, state.device)  # what cannot be had or does not fit is refused before the data
+            train_data, val_data = load_deepfashion(data.dataset_name, config)
         run = train(config, train_data, val_data)
     if config.num_evaluation_samples and state.is_main_process:
         from deepfashion_training.evaluation import evaluate_run

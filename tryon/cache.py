@@ -79,29 +79,34 @@ def read_latents(path: Path) -> LatentSample:
     return LatentSample(metadata["key"], tensors["target"], tensors["masked"], mask, metadata["category"])
 
 
+def latent_files(samples: SampleSource, files: ModelFiles, config: TrainConfig, dtype: torch.dtype) -> list[Path]:
+    """Where the samples' latents are kept, or would be; dtype: the VAE's."""
+    folder = Path(config.data_cache_dir) / "latents"
+    settings = [files_fingerprint(files.base / "vae"), str(dtype)]
+    names = [content_key(samples.key(index), settings) for index in range(len(samples))]
+    return [folder / name[:2] / f"{name}.safetensors" for name in names]
+
+
 def cache_latents(
     samples: SampleSource,
+    paths: list[Path],
     what: str,
     vae: AutoencoderKL,
-    files: ModelFiles,
     config: TrainConfig,
     accelerator: Accelerator,
 ) -> LatentData:
     """Encodes what is not cached yet, each process its share, and returns all readable samples in their order.
 
-    Unreadable samples are skipped, counted and listed in the log. Raises ValueError where more than one of them, and
-    more than 1 %, cannot be read, and where the disk has no room for what is to be written.
+    paths: latent_files of the samples. Unreadable samples are skipped, counted and listed in the log. Raises ValueError
+    where more than one of them, and more than 1 %, cannot be read, and where the disk has no room for what is to be
+    written.
     """
-    folder = Path(config.data_cache_dir) / "latents"
-    settings = [files_fingerprint(files.base / "vae"), str(vae.dtype)]
-    paths = []
-    for index in range(len(samples)):
-        name = content_key(samples.key(index), settings)
-        paths.append(folder / name[:2] / f"{name}.safetensors")
     missing = [index for index, path in enumerate(paths) if not path.exists()]
     logger.info("%s: %d, %d of them encoded already", what, len(paths), len(paths) - len(missing))
     if missing:
-        _check_disk(folder, len(missing), config.height, 2 * config.width, vae.dtype.itemsize)
+        _check_disk(
+            Path(config.data_cache_dir) / "latents", len(missing), config.height, 2 * config.width, vae.dtype.itemsize
+        )
 
     accelerator.wait_for_everyone()  # all have looked before the first writes
     own = [index for index in missing if index % accelerator.num_processes == accelerator.process_index]

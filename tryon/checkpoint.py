@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from tryon.config import save_json
 from tryon.lora import LoraFacts, load_lora, save_lora
-from tryon.runs import MANIFEST, checkpoints, lora_file
+from tryon.runs import MANIFEST, STATE_FILE, check_identity, checkpoints, lora_file
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def save_checkpoint(
     shutil.rmtree(staging, ignore_errors=True)
     save_lora(staging / "transformer", transformer, facts)
     save_optimizer(staging, optimizer)
-    save_json(staging / "trainer_state.json", asdict(state))
+    save_json(staging / STATE_FILE, asdict(state))
     save_json(staging / MANIFEST, _manifest(staging))
     _sync(staging)
     if final.exists():
@@ -75,23 +75,8 @@ def load_checkpoint(
     return _read_state(checkpoint)
 
 
-def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
-    """Raises ValueError, with the differences listed, where what `identity` names was another in the checkpoint's run.
-
-    It need not name everything: what is not known yet is left out.
-    """
-    was = _read_state(checkpoint).identity
-    changed = [name for name in sorted(identity) if was.get(name) != identity[name]]
-    differences = [f"{name} was {was.get(name)} and is {identity[name]}" for name in changed]
-    if differences:
-        raise ValueError(
-            f"{checkpoint} cannot be resumed as another run: {'; '.join(differences)}: "
-            "give what the run's config.json says, or start a new run with --init_lora"
-        )
-
-
 def _read_state(checkpoint: Path) -> TrainerState:
-    return TrainerState(**json.loads((checkpoint / "trainer_state.json").read_text()))
+    return TrainerState(**json.loads((checkpoint / STATE_FILE).read_text()))
 
 
 def verify(checkpoint: Path) -> None:

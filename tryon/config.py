@@ -229,6 +229,7 @@ def mistakes(config: Any) -> typing.Iterator[str]:
             continue
         if not math.isfinite(value):
             yield f"--{each.name} {value} is not a finite number"
+            continue
         if least is not None and not value >= least:
             yield f"--{each.name} {value} is too small: give at least {least}"
         if most is not None and not value <= most:
@@ -313,7 +314,8 @@ def _unknown(extras: list[str], flags: list[str]) -> str:
     clauses = []
     for extra in [extra.split("=")[0] for extra in extras if extra.startswith("-")] or extras:
         close = difflib.get_close_matches(extra.lstrip("-").replace("-", "_"), known, n=1)
-        clauses.append(f"unknown flag {extra}" + (f" (did you mean {known[close[0]]}?)" if close else ""))
+        what = "flag" if extra.startswith("-") else "argument"
+        clauses.append(f"unknown {what} {extra}" + (f" (did you mean {known[close[0]]}?)" if close else ""))
     return "; ".join(clauses)
 
 

@@ -7,6 +7,7 @@
 A checkpoint is whole when its manifest is there: it is written last.
 """
 
+import json
 import logging
 import re
 import shlex
@@ -24,18 +25,27 @@ logger = logging.getLogger(__name__)
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 MANIFEST = "manifest.json"
+STATE_FILE = "trainer_state.json"
 CHECKPOINT = re.compile(r"checkpoint-\d+")
+# Settings that a resumed run may not change, because the batches or what is learnt from them would be others.
+SAME_WHEN_RESUMED = (
+    "prompt", "max_sequence_length", "height", "width", "seed", "num_processes", "train_batch_size",
+    "gradient_accumulation_steps", "weighting_scheme", "logit_mean", "logit_std", "guidance_scale", "optimizer",
+    "lora_rank", "lora_alpha",
+)  # fmt: skip
 
 
 def with_paths(config: TrainConfig, prefix: str) -> TrainConfig:
     """The configuration with the run's folder, and with paths that hold from anywhere. Nothing is created.
 
-    Raises ValueError for what run_folder refuses, and where there is nothing left to do for a run that is resumed.
+    Raises ValueError for what run_folder refuses, and where a run cannot be resumed with these settings or has nothing
+    left to do.
     """
     cache, run = Path(config.data_cache_dir).expanduser().absolute(), run_folder(config, prefix)
-    if config.resume_from_checkpoint and not config.num_train_epochs:
+    if config.resume_from_checkpoint:
         checkpoint = find_checkpoint(config.resume_from_checkpoint, run)
-        if step_of(checkpoint) >= config.max_train_steps:
+        check_identity(checkpoint, {name: getattr(config, name) for name in SAME_WHEN_RESUMED})
+        if not config.num_train_epochs and step_of(checkpoint) >= config.max_train_steps:
             raise ValueError(
                 f"{checkpoint} is at step {step_of(checkpoint)} of {config.max_train_steps} already: "
                 "give more --max_train_steps to go on"
@@ -52,10 +62,25 @@ def with_paths(config: TrainConfig, prefix: str) -> TrainConfig:
     return replace(config, data_cache_dir=str(cache), output_dir=str(run), **models)
 
 
-def announce(config: TrainConfig, data: Any) -> None:
+def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
+    """Raises ValueError, with the differences listed, where what `identity` names was another in the checkpoint's run.
+
+    It need not name everything: what is not known yet is left out.
+    """
+    was = json.loads((checkpoint / STATE_FILE).read_text())["identity"]
+    changed = [name for name in sorted(identity) if was.get(name) != identity[name]]
+    if changed:
+        differences = "; ".join(f"{name} was {was.get(name)} and is {identity[name]}" for name in changed)
+        raise ValueError(
+            f"{checkpoint} cannot be resumed as another run: {differences}: give what the run's config.json says, name "
+            "another run with --resume_from_checkpoint, or start a new one with --init_lora"
+        )
+
+
+def announce(config: TrainConfig, data: Any) -> Path:
     """Creates the run's folder with config.json in it, and prints every setting. data: the data set's dataclass.
 
-    What a run began with stays: the settings of a resumed part, which may yet be refused, get a file of their own.
+    What a run began with stays: the settings of a resumed part get a file of their own. Returns the file.
     """
     settings = {**asdict(config), **asdict(data)}
     folder = Path(config.output_dir)
@@ -66,20 +91,27 @@ def announce(config: TrainConfig, data: Any) -> None:
     save_json(file, settings)
     for name, value in settings.items():
         logger.info("  %-38s %s", name, value)
+    return file
 
 
 @contextmanager
-def told_how_to_go_on(run: Path) -> Iterator[None]:
+def told_how_to_go_on(config: TrainConfig, settings: Path | None) -> Iterator[None]:
     """Around a training: where it is stopped, by a signal or after some progress, the log says what is saved and how to
-    resume. A start that is refused made none."""
+    resume. Where resuming is refused, `settings`, the file that `announce` wrote for it, is taken away again."""
+    run = Path(config.output_dir)
     before = checkpoints(run)
     try:
         yield
     except BaseException as error:
         saved = checkpoints(run)
         if saved and (saved != before or isinstance(error, SystemExit)):
-            flag = f"--resume_from_checkpoint {shlex.quote(str(saved[-1]))}"
-            logger.info("saved up to step %d: go on with the same flags and %s", step_of(saved[-1]), flag)
+            step, flag = step_of(saved[-1]), f"--resume_from_checkpoint {shlex.quote(str(saved[-1]))}"
+            if config.num_train_epochs or step < config.max_train_steps:
+                logger.info("saved up to step %d: go on with the same flags and %s", step, flag)
+            else:
+                logger.info("all %d steps are done and saved in %s", step, saved[-1])
+        elif settings and settings.name != "config.json":
+            settings.unlink(missing_ok=True)
         raise
 
 

@@ -101,7 +101,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         if folder := os.environ.get("TRYON_SCREENSHOTS"):
             page.screenshot(path=Path(folder) / "app_before.png")
         dress.click()
-        expect(page.locator("#words")).to_contain_text("Seed 7, 64 x 96 pixels.")
+        expect(page.locator("#words")).to_contain_text("Seed 7, 96 x 64 pixels (height x width).")
         shown = page.locator("#result img")
         expect(shown).to_be_visible()
         picture = Image.open(io.BytesIO(page.request.get(shown.get_attribute("src")).body())).convert("RGB")

@@ -95,12 +95,14 @@ def test_another_seed_trains_something_else(config: TrainConfig, tmp_path: Path)
     assert metrics(run) != metrics(other)
 
 
-def test_a_resumed_run_takes_the_new_learning_rate_and_no_other_data(config: TrainConfig) -> None:
+def test_a_resumed_run_takes_the_new_learning_rate_and_no_other_data(config: TrainConfig, tmp_path: Path) -> None:
     half = replace(config, max_train_steps=3)
     train(half, TRAIN_DATA, VAL_DATA)
     again = replace(half, max_train_steps=4, resume_from_checkpoint="latest", learning_rate=5e-4)
+    others = [make_sample(seed) for seed in range(90, 94)]
     with pytest.raises(ValueError, match="data was 5 samples .* and is 4 samples"):
-        train(again, ListSource(TRAIN_DATA.samples[1:]), VAL_DATA)
+        train(replace(again, data_cache_dir=str(tmp_path)), ListSource(others), VAL_DATA)
+    assert not (tmp_path / "latents").exists(), "refused before anything is encoded"
     with pytest.raises(ValueError, match="seed was 0 and is 1; train_batch_size was 2 and is 1"):
         train(replace(again, seed=1, train_batch_size=1), TRAIN_DATA, VAL_DATA)
     run = train(again, TRAIN_DATA, VAL_DATA)

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
 from conftest import ListSource, make_sample
-from tryon.cache import cache_latents, cache_prompts, read_latents
+from tryon.cache import cache_latents, cache_prompts, latent_files, read_latents
 from tryon.config import TrainConfig, on_toy
 from tryon.encode import encode_sample
 from tryon.models import ModelFiles, load_vae
@@ -39,7 +39,8 @@ def config(tmp_path: Path, toy: ToyFolders) -> TrainConfig:
 
 
 def cached(source: ListSource, vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig):
-    return cache_latents(source, "samples", vae, ModelFiles(toy.base, toy.transformer), config, Accelerator(cpu=True))
+    paths = latent_files(source, ModelFiles(toy.base, toy.transformer), config, vae.dtype)
+    return cache_latents(source, paths, "samples", vae, config, Accelerator(cpu=True))
 
 
 def files(config: TrainConfig) -> list[Path]:
@@ -86,14 +87,7 @@ def test_another_content_setting_or_model_is_a_miss(
     other_model = tmp_path / "other" / "vae"
     shutil.copytree(toy.base / "vae", other_model)
     (other_model / "config.json").write_text((other_model / "config.json").read_text() + "\n")
-    cache_latents(
-        ListSource([sample]),
-        "samples",
-        vae,
-        ModelFiles(tmp_path / "other", toy.transformer),
-        config,
-        Accelerator(cpu=True),
-    )
+    cached(ListSource([sample]), vae, replace(toy, base=tmp_path / "other"), config)
     assert len(files(config)) == 4
 
 

@@ -1,5 +1,6 @@
 """Checkpoints: everything comes back, damage is noticed, the newest are kept."""
 
+import json
 import logging
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +14,15 @@ from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, ver
 from tryon.config import TrainConfig
 from tryon.lora import LoraFacts, add_lora
 from tryon.models import load_transformer
-from tryon.runs import checkpoints, find_lora, newest_checkpoint, run_folder, told_how_to_go_on, with_paths
+from tryon.runs import (
+    SAME_WHEN_RESUMED,
+    checkpoints,
+    find_lora,
+    newest_checkpoint,
+    run_folder,
+    told_how_to_go_on,
+    with_paths,
+)
 from tryon.toy.model import ToyFolders
 
 IDENTITY = {"data": "5 samples", "seed": 0}
@@ -115,6 +124,8 @@ def test_a_lora_is_found_by_run_checkpoint_folder_and_file(transformer: FluxTran
 def make_run(folder: Path, step: int = 5) -> Path:
     (folder / f"checkpoint-{step}").mkdir(parents=True)
     (folder / f"checkpoint-{step}" / "manifest.json").write_text("{}")
+    identity = {name: getattr(TrainConfig(), name) for name in SAME_WHEN_RESUMED}
+    (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"step": step, "identity": identity}))
     return folder
 
 
@@ -159,6 +170,8 @@ def test_a_run_that_has_nothing_left_to_do_is_not_resumed(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match="checkpoint-50 is at step 50 of 50 already: give more --max_train_steps"):
         with_paths(resume, "lora")
     assert with_paths(replace(resume, max_train_steps=51), "lora").output_dir == str(run)
+    with pytest.raises(ValueError, match="height was 768 and is 96; seed was 0 and is 1: give what the run's config"):
+        with_paths(replace(resume, max_train_steps=51, seed=1, height=96), "lora")
 
 
 def test_model_folders_are_recorded_with_paths_that_hold_from_anywhere(
@@ -173,10 +186,18 @@ def test_model_folders_are_recorded_with_paths_that_hold_from_anywhere(
 
 def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = make_run(tmp_path / "my run", step=25)
-    with caplog.at_level(logging.INFO), pytest.raises(SystemExit), told_how_to_go_on(run):
-        raise SystemExit(130)
-    assert f"saved up to step 25: go on with the same flags and --resume_from_checkpoint '{run}/c" in caplog.text
-    caplog.clear()
-    with caplog.at_level(logging.INFO), pytest.raises(SystemExit), told_how_to_go_on(tmp_path / "other"):
-        raise SystemExit(130)
-    assert caplog.text == ""
+    config, settings = TrainConfig(output_dir=str(run), max_train_steps=50), run / "config-from-25.json"
+    for steps, words in (
+        (50, f"saved up to step 25: go on with the same flags and --resume_from_checkpoint '{run}/checkpoint-25'"),
+        (25, "all 25 steps are done and saved"),
+    ):
+        stopped = told_how_to_go_on(replace(config, max_train_steps=steps), None)
+        with caplog.at_level(logging.INFO), pytest.raises(SystemExit), stopped:
+            raise SystemExit(130)
+        assert words in caplog.text
+        caplog.clear()
+
+    settings.write_text("{}")
+    with caplog.at_level(logging.INFO), pytest.raises(ValueError), told_how_to_go_on(config, settings):
+        raise ValueError("refused")
+    assert not caplog.text and not settings.exists()

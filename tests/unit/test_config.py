@@ -98,7 +98,7 @@ def test_unknown_flags_are_all_named_and_abbreviations_refused() -> None:
         ValueError, match=r"--learning_rat \(did you mean --learning_rate\?\); unknown flag --frobnicate"
     ):
         given("--learning_rat", "1", "--frobnicate=2")
-    with pytest.raises(ValueError, match="unknown flag stray"):
+    with pytest.raises(ValueError, match="unknown argument stray"):
         given("stray")
     with pytest.raises(ValueError, match=r"unknown flag --qick-test \(did you mean --quick-test\?\)"):
         given("--qick-test")
