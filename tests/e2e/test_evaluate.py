@@ -9,16 +9,19 @@ import torch
 from conftest import make_sample
 from tryon.config import TryOnConfig
 from tryon.evaluate import COLUMNS, Case, evaluate, filled, table
+from tryon.lora import read_facts
 from tryon.pipeline import TryOnModel, load_try_on, try_on
 from tryon.runs import find_lora
 from tryon.sample import to_picture
+from tryon.toy.model import use_toy_model_for_try_on
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
 def model(run: Path, data_cache: Path) -> TryOnModel:
-    return load_try_on(TryOnConfig(data_cache_dir=str(data_cache)), find_lora(str(run)))
+    lora = find_lora(str(run))
+    return load_try_on(use_toy_model_for_try_on(TryOnConfig(data_cache_dir=str(data_cache)), read_facts(lora)), lora)
 
 
 def test_scores_and_pictures(model: TryOnModel) -> None:
