@@ -71,6 +71,8 @@ from tryon.batches import load_batches
 from tryon.cache import cache_latents, cache_prompts, latent_files
 from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, verify
 from tryon.encode import to_device
+from tryon.evaluate import paired_cases
+from tryon.evaluation import evaluate_run
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate, loss_weight
 from tryon.lora import LoraFacts, add_lora, load_lora
 from tryon.masks import MASK_RULE
@@ -341,6 +343,11 @@ def lora_facts(config: TrainConfig, step: int) -> LoraFacts:
     )
 
 
+def evaluate_on(val_data: SampleSource, run: Path, config: TrainConfig) -> None:
+    """Scores the finished run's LoRA on its first validation pairs of each category."""
+    evaluate_run(run, config, {"paired": paired_cases(val_data, config.num_evaluation_samples)})
+
+
 def main(argv: list[str]) -> None:
     config, folders = read_settings(argv)
     state = start_processes()
@@ -356,6 +363,8 @@ def main(argv: list[str]) -> None:
     settings = announce(config, folders) if state.is_main_process else None
     with told_how_to_go_on(config, settings):
         run = train(config, train_data, val_data)
+    if config.num_evaluation_samples and state.is_main_process:
+        evaluate_on(val_data, run, config)
     logger.info("finished: %s", run)
 
 

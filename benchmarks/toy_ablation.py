@@ -88,14 +88,13 @@ if __name__ == "__main__":
 
 
 from deepfashion_training.deepfashion_dataset import cut_out
-from deepfashion_training.evaluation import DRAWN_SEED
 from train_flux_inpaint import train
 from tryon.evaluate import Case, evaluate
 from tryon.pipeline import load_try_on
 from tryon.runs import find_lora
 from tryon.sample import CATEGORIES, TryOnSample, fit_mask, fit_picture
 from tryon.toy.drawing import draw_person
-from tryon.toy.examples import DrawnData
+from tryon.toy.examples import EVALUATION_SEED, DrawnData
 from tryon.toy.model import use_toy_model
 from tryon.toy.world import VIEWS
 from tryon.tracking import set_up_logging
@@ -142,8 +141,8 @@ def run_variant(name: str, seed: int, config: AblationConfig) -> dict[str, float
     )  # fmt: skip
     settings = use_toy_model(replace(settings, lora_alpha=settings.lora_rank), asked_for=True)
     size = (settings.height, settings.width)
-    held_out = DrawnData(len(CATEGORIES) * config.cases, DRAWN_SEED + seed, CATEGORIES, *size)
-    trained_on = DrawnData(config.pairs, 2 * DRAWN_SEED + seed, CATEGORIES, *size)
+    held_out = DrawnData(len(CATEGORIES) * config.cases, EVALUATION_SEED + seed, CATEGORIES, *size)
+    trained_on = DrawnData(config.pairs, 2 * EVALUATION_SEED + seed, CATEGORIES, *size)
     train(settings, VariantData(trained_on, variant), VariantData(replace(held_out, count=3), variant))
 
     base, transformer = settings.pretrained_model_name_or_path, settings.pretrained_inpaint_model_name_or_path

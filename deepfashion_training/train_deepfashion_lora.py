@@ -5,6 +5,7 @@ Started by train_deepfashion_lora.sh, or by hand: accelerate launch -m deepfashi
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from deepfashion_training.preflight import read_settings
@@ -36,7 +37,7 @@ def main(argv: list[str]) -> None:
                 data = replace(data, dataset_name=str(toy_data(config)))
     settings = announce(config, data) if state.is_main_process else None
 
-    from train_flux_inpaint import train
+    from train_flux_inpaint import evaluate_on, train
     from tryon.models import fetch_training_models
 
     with told_how_to_go_on(config, settings):
@@ -45,10 +46,21 @@ def main(argv: list[str]) -> None:
             train_data, val_data = load_deepfashion(data.dataset_name, config)
         run = train(config, train_data, val_data)
     if config.num_evaluation_samples and state.is_main_process:
-        from deepfashion_training.evaluation import evaluate_run
-
-        evaluate_run(run, config, val_data, drawn)
+        evaluate_on_drawings(run, config) if drawn else evaluate_on(val_data, run, config)
     logger.info("finished: %s", run)
+
+
+def evaluate_on_drawings(run: Path, config: TrainConfig) -> None:
+    """Scores the run's LoRA on drawings, which have unpaired truths too."""
+    from tryon.evaluation import evaluate_run
+    from tryon.sample import CATEGORIES
+    from tryon.toy.examples import EVALUATION_SEED, DrawnData, drawn_cases, lengths_right
+
+    count = len(CATEGORIES) * config.num_evaluation_samples
+    paired = DrawnData(count, EVALUATION_SEED + config.seed, CATEGORIES, config.height, config.width)
+    unpaired = replace(paired, unpaired=True)
+    cases = {"paired": drawn_cases(paired), "unpaired": drawn_cases(unpaired)}
+    evaluate_run(run, config, cases, partial(lengths_right, unpaired))
 
 
 def toy_data(config: TrainConfig) -> Path:

@@ -1,5 +1,6 @@
 """train_flux_inpaint.py's own command line, on a VITON-HD folder."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -20,9 +21,12 @@ def test_the_loop_trains_on_a_viton_hd_folder(tmp_path: Path, data_cache: Path) 
         [
             "--toy", "--dataroot", str(root), "--max_train_steps", "2", "--gradient_accumulation_steps", "1",
             "--lora_rank", "4", "--num_validation_images", "1", "--data_cache_dir", str(data_cache),
-            "--output_dir", str(run),
+            "--output_dir", str(run), "--num_evaluation_samples", "1",
         ]
     )  # fmt: skip
+    scores = json.loads((run / "evaluation.json").read_text())
+    assert list(scores) == ["seed", "vae_psnr", "upper"] and list(scores["upper"]) == ["paired"]
+    assert (run / "evaluation-paired.png").is_file() and not (run / "evaluation-unpaired.png").exists()
     assert set(metrics(run)) == {1, 2}
     assert (run / "checkpoint-2/transformer/pytorch_lora_weights.safetensors").is_file()
 

@@ -12,18 +12,16 @@ FLOORS = [
     {"tryon.config", "tryon.sample", "tryon.masks", "tryon.geometry", "tryon.flow"},
     {"tryon.runs", "tryon.entry", "tryon.tracking", "tryon.hub", "tryon.memory", "tryon.models", "tryon.lora",
      "tryon.encode", "tryon.cache", "tryon.checkpoint", "tryon.batches", "tryon.metrics"},
-    {"tryon.pipeline", "tryon.validate", "tryon.evaluate"},
+    {"tryon.pipeline", "tryon.validate", "tryon.evaluate", "tryon.evaluation"},
     {"train_flux_inpaint", "folder_datasets", "tryon_inference_lora", "app_lora", "pretrain_toy"},
     {"deepfashion_training.preflight", "deepfashion_training.deepfashion_dataset", "deepfashion_training.log_output",
-     "deepfashion_training.export_viton_hd", "deepfashion_training.evaluation",
-     "deepfashion_training.train_deepfashion_lora"},
+     "deepfashion_training.export_viton_hd", "deepfashion_training.train_deepfashion_lora"},
 ]  # fmt: skip
 MAY_USE_THE_TOY = {
     "train_flux_inpaint",
     "tryon_inference_lora",
     "app_lora",
     "pretrain_toy",
-    "deepfashion_training.evaluation",
     "deepfashion_training.train_deepfashion_lora",
 }
 
@@ -85,7 +83,7 @@ def test_the_driver_calls_the_loop_and_patches_nothing() -> None:
         for node in ast.walk(ast.parse(driver.read_text()))
         if isinstance(node, ast.ImportFrom) and node.module == "train_flux_inpaint"
     ]
-    assert [[alias.name for alias in node.names] for node in uses] == [["train"]]
+    assert [[alias.name for alias in node.names] for node in uses] == [["evaluate_on", "train"]]
 
 
 def test_settings_and_run_names_import_nothing_heavy() -> None:

@@ -7,9 +7,11 @@ from hashlib import sha256
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 
+from tryon.evaluate import Case
 from tryon.masks import agnostic_mask
-from tryon.sample import Category, TryOnSample, fit_mask, fit_picture
+from tryon.sample import Category, TryOnSample, fit_mask, fit_picture, to_picture
 from tryon.toy.drawing import Drawing, draw_garment, draw_person, edge_colour
 from tryon.toy.world import (
     VIEWS,
@@ -23,6 +25,8 @@ from tryon.toy.world import (
 )
 
 OTHER_LENGTH = {"trousers": "shorts", "shorts": "trousers"}
+EVALUATION_SEED = 10_000  # added to a run's: nobody has seen these drawings, and another run gets others
+LENGTH_TOLERANCE = 0.1  # of the true length
 DISTINCT = 90  # in RGB: garments whose length is measured keep so far from skin, shoes and background
 LEGGINGS = Garment("lower", "trousers", 0.95, 0.0, "none", 0.0, 0.0, "plain", 0.1, 0.0, "disc", ((0, 0, 0), (0, 0, 0)))
 
@@ -134,3 +138,22 @@ def _lowest_row(legs: np.ndarray, covered: np.ndarray) -> int:
     rows = np.flatnonzero(legs.any(1))
     share = (legs & covered)[rows].sum(1) / legs[rows].sum(1)
     return int(np.flatnonzero(share > 0.5).max(initial=-1)) + 1
+
+
+def drawn_cases(data: DrawnData) -> list[Case]:
+    """The drawn pairs with their truths."""
+    return [
+        Case(data[index], fit_picture(data.truth(index).image, data.height, data.width)) for index in range(len(data))
+    ]
+
+
+def lengths_right(data: DrawnData, pictures: Sequence[Tensor]) -> list[bool]:
+    """For each of the data's persons in shorts or trousers, whether what it wears in the pictures, [3, H, W/2] in
+    [-1, 1], ends where it does in truth, to a tenth of its length."""
+    right = []
+    for index, picture in enumerate(pictures):
+        if data.example(index).outfit[0].kind in OTHER_LENGTH:
+            true = data.true_length(index)
+            found = data.length(index, np.asarray(to_picture(picture)))
+            right.append(abs(found - true) <= LENGTH_TOLERANCE * true)
+    return right
