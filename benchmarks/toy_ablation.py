@@ -94,9 +94,8 @@ from tryon.pipeline import load_try_on
 from tryon.runs import find_lora
 from tryon.sample import CATEGORIES, TryOnSample, fit_mask, fit_picture
 from tryon.toy.drawing import draw_person
-from tryon.toy.examples import EVALUATION_SEED, DrawnData
+from tryon.toy.examples import EVALUATION_SEED, VIEW, DrawnData
 from tryon.toy.model import use_toy_model
-from tryon.toy.world import VIEWS
 from tryon.tracking import set_up_logging
 
 logger = logging.getLogger(__name__)
@@ -120,12 +119,10 @@ class VariantData:
         size = (self.drawings.height, self.drawings.width)
         category = sample.category
         if self.variant.mask == "tight":
-            worn = draw_person(example.person, example.outfit, example.view, *size).masks[category]
+            worn = draw_person(example.person, example.outfit, VIEW, *size).masks[category]
             sample = replace(sample, mask=fit_mask(worn, *size))
         if self.variant.reference != "flat":
-            view = example.view
-            if self.variant.reference == "other view":
-                view = VIEWS[(VIEWS.index(view) + 1) % len(VIEWS)]
+            view = "additional" if self.variant.reference == "other view" else VIEW
             seen = draw_person(example.person, self.drawings.tried_on(index), view, *size)
             sample = replace(sample, garment=fit_picture(cut_out(seen.image, seen.masks[category]), *size))
         return replace(sample, key=self.key(index))

@@ -14,7 +14,6 @@ from tryon.masks import agnostic_mask
 from tryon.sample import Category, TryOnSample, fit_mask, fit_picture, to_picture
 from tryon.toy.drawing import Drawing, draw_garment, draw_person, edge_colour
 from tryon.toy.world import (
-    VIEWS,
     WORLD_VERSION,
     Colour,
     Garment,
@@ -24,6 +23,7 @@ from tryon.toy.world import (
     random_person,
 )
 
+VIEW = "front"  # of all examples
 OTHER_LENGTH = {"trousers": "shorts", "shorts": "trousers"}
 EVALUATION_SEED = 10_000  # added to a run's: nobody has seen these drawings, and another run gets others
 LENGTH_TOLERANCE = 0.1  # of the true length
@@ -33,12 +33,11 @@ LEGGINGS = Garment("lower", "trousers", 0.95, 0.0, "none", 0.0, 0.0, "plain", 0.
 
 @dataclass(frozen=True)
 class Example:
-    """One person, what it wears, of which outfit[0] is tried on, and another garment of the same category."""
+    """One person, seen from the front, what it wears, of which outfit[0] is tried on, and another such garment."""
 
     person: Person
     outfit: tuple[Garment, ...]
     other: Garment
-    view: str
 
 
 def random_example(seed: int, index: int, category: Category) -> Example:
@@ -48,11 +47,11 @@ def random_example(seed: int, index: int, category: Category) -> Example:
     outfit = random_outfit(rng, category)
     skirted = any(garment.kind in ("skirt", "dress") for garment in outfit)
     person = random_person(rng, "WOMEN" if skirted else None)
-    other, view = random_garment(rng, category), str(rng.choice(VIEWS))
+    other = random_garment(rng, category)
     if wanted := OTHER_LENGTH.get(outfit[0].kind):
         while other.kind != wanted or distance(other.colours, surroundings(person)).min() < DISTINCT:
             other = random_garment(rng, category)
-    return Example(person, outfit, other, view)
+    return Example(person, outfit, other)
 
 
 def surroundings(person: Person) -> tuple[Colour, ...]:
@@ -92,7 +91,7 @@ class DrawnData:
     def truth(self, index: int) -> Drawing:
         """The person of pair `index` wearing it."""
         example = self.example(index)
-        return draw_person(example.person, self.tried_on(index), example.view, self.height, self.width)
+        return draw_person(example.person, self.tried_on(index), VIEW, self.height, self.width)
 
     def key(self, index: int) -> str:
         """A hash of all that pair `index` is drawn from."""
@@ -101,7 +100,7 @@ class DrawnData:
     def __getitem__(self, index: int) -> TryOnSample:
         example = self.example(index)
         garment, category = self.tried_on(index)[0], example.outfit[0].category
-        person = draw_person(example.person, example.outfit, example.view, self.height, self.width)
+        person = draw_person(example.person, example.outfit, VIEW, self.height, self.width)
         hidden = agnostic_mask(torch.from_numpy(np.asarray(person.masks[category]) > 0)[None], category)
         return TryOnSample(
             key=self.key(index),
@@ -129,7 +128,7 @@ class DrawnData:
         without the pixels at its sides, which are mixed."""
         example = self.example(index)
         outfit = (LEGGINGS, *example.outfit[1:])
-        drawing = draw_person(example.person, outfit, example.view, self.height, self.width)
+        drawing = draw_person(example.person, outfit, VIEW, self.height, self.width)
         legs = np.pad(np.asarray(drawing.masks["lower"]) > 0, ((0, 0), (2, 2)))
         return np.all([legs[:, shift : shift + self.width] for shift in range(5)], axis=0)
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from tryon.sample import CATEGORIES, Category
 
-WORLD_VERSION = 1  # raise it whenever a drawing changes: callers name their caches after it
+WORLD_VERSION = 2  # raise it whenever a drawing changes: callers name their caches after it
 VIEWS = ("front", "side", "back", "full", "additional")
 TEXTURES = ("plain", "stripes", "checks", "dots", "blocks", "logo")
 SYMBOLS = ("disc", "diamond", "star", "heart")
@@ -58,7 +58,7 @@ class Person:
     """Somebody to dress: a body, a look, a place, and the seed of the poses taken in the views."""
 
     gender: str  # "WOMEN" or "MEN"
-    stature: float  # 0.93..1, of the largest figure that fits
+    stature: float  # 0.97..1, of the largest figure that fits
     build: float  # 0.92..1.12, factor on all widths
     shoulders: float  # 0.93..1.1, factor on the shoulders' width
     hips: float  # 0.92..1.08, factor on the hips' width
@@ -122,7 +122,7 @@ def random_person(rng: np.random.Generator, gender: str | None = None) -> Person
     styles = ("short", "short", "short", "bun") if men else ("short", "bob", "bun", "ponytail", "long", "over", "over")
     return Person(
         gender,
-        stature=rng.uniform(0.93, 1.0),
+        stature=rng.uniform(0.97, 1.0),
         build=rng.uniform(0.92, 1.12),
         shoulders=rng.uniform(1.02, 1.1) if men else rng.uniform(0.93, 1.0),
         hips=rng.uniform(0.92, 0.97) if men else rng.uniform(1.0, 1.08),
