@@ -36,15 +36,15 @@ class PretrainConfig:
     stage: Literal["vae", "transformer"] = setting("vae", "what is trained; the transformer needs the VAE")
     output_dir: str = setting(str(PROJECT / "runs" / "pretrain_toy"), "where log, state and weights are written")
     seed: int = setting(0, "seed of drawings, weights and noise", 0)
-    drawings: int = setting(4000, "diptychs drawn for training", 1)
+    drawings: int = setting(6000, "diptychs drawn for training", 1)
     held_out: int = setting(32, "diptychs drawn for the measurements", 1)
     save_every: int = setting(500, "steps between two measurements, and two states that can be gone on from", 1)
 
-    vae_steps: int = setting(8000, "optimiser steps of the VAE", 1)
+    vae_steps: int = setting(3000, "optimiser steps of the VAE", 1)
     vae_batch_size: int = setting(16, "crops of 64 x 64 pixels per step", 1)
     vae_learning_rate: float = setting(1e-3, "peak learning rate of the VAE", 0)
 
-    transformer_steps: int = setting(5000, "optimiser steps of the transformer", 1)
+    transformer_steps: int = setting(9000, "optimiser steps of the transformer", 1)
     transformer_batch_size: int = setting(16, "diptychs per step", 1)
     transformer_learning_rate: float = setting(8e-3, "peak learning rate of Muon, for the transformer's matrices", 0)
 

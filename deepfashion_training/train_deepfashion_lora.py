@@ -15,7 +15,8 @@ from tryon.runs import announce, told_how_to_go_on
 
 logger = logging.getLogger(__name__)
 
-TOY_ITEMS = 200  # about three views each: enough for the quick test's 100 training and 20 validation pairs
+TOY_ITEMS = 330  # enough for the quick test's 300 training and 20 validation pairs
+TOY_VIEWS = ("front",)
 
 
 def main(argv: list[str]) -> None:
@@ -71,7 +72,7 @@ def toy_data(config: TrainConfig) -> Path:
     folder = Path(config.data_cache_dir) / "toy" / f"data-v{WORLD_VERSION}"
     if not folder.exists():
         logger.info("drawing the toy's data into %s", folder)
-        write_dataset(folder, items=TOY_ITEMS, seed=0)
+        write_dataset(folder, items=TOY_ITEMS, seed=0, views=TOY_VIEWS)
     return folder
 
 

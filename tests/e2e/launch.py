@@ -14,7 +14,7 @@ LAUNCHER = PROJECT / "train_deepfashion_lora.sh"
 # As little work as a whole run can have.
 SMALL = (
     "--max_train_samples", "6", "--max_validation_samples", "2", "--num_validation_images", "1",
-    "--num_evaluation_samples", "0",
+    "--num_evaluation_samples", "0", "--train_batch_size", "2",
 )  # fmt: skip
 
 

@@ -33,12 +33,13 @@ _LEG_GIRTH = (0.06, 0.14, 0.34, 0.42, 0.57), (0.054, 0.056, 0.037, 0.036, 0.022)
 _NECK_WIDTH = {"crew": 0.046, "v": 0.048, "scoop": 0.06, "square": 0.054, "high": 0.044, "collar": 0.044}  # half
 _NECK_DEPTH = {"crew": 0.028, "v": 0.085, "scoop": 0.062, "square": 0.05, "high": -0.024, "collar": 0.05}
 _FLAT = 0.907, 0.482  # zoom, and the y shown in the middle, of flat pictures: as large as, and where, people wear it
-# Ranges of the angles of upper arm and forearm, degrees from hanging, outwards. In front views they hang: masks hide
-# them, and what nobody can know would be luck when pictures are compared. Else they hang, are held out, on the thigh,
-# on the hip; and in the livelier "additional" view held out, on the hip, before the belly, waving.
+# Ranges of the angles of upper arm and forearm, degrees from hanging, outwards. In front views all stand alike: masks
+# hide it, and what nobody can know would be luck when pictures are compared. Else arms hang, are held out, on the
+# thigh, on the hip; and in the livelier "additional" view held out, on the hip, before the belly, waving.
 _FRONT_ARMS = (((10, 16), (6, 12)),)
 _USUAL_ARMS = ((3, 12), (0, 8)), ((16, 32), (14, 38)), ((18, 26), (-16, -6)), ((36, 48), (-50, -38))
 _LIVELY_ARMS = ((16, 32), (14, 38)), ((36, 48), (-50, -38)), ((16, 26), (-75, -55)), ((48, 64), (158, 174))
+_FRONT_STANCE, _USUAL_STANCE, _LIVELY_STANCE = (0.06, 0.07), (0.045, 0.085), (0.045, 0.12)  # feet from the middle
 _MANES = {  # right halves of the outlines of hair
     "bob": (0.02 - 0.004j, 0.06 + 0.02j, 0.08 + 0.08j, 0.082 + 0.13j, 0.05 + 0.165j),
     "bun": (0.01 - 0.036j, 0.034 - 0.01j, 0.01 + 0.02j),
@@ -285,8 +286,9 @@ def _draw_trunk(canvas: _Canvas, body: _Body, garment: Garment, owner: int) -> N
     fall = 0.025 + 0.165 * garment.length if garment.category == "upper" else _LEG * garment.length
     start, end = _WAIST if low else 0.27, _WAIST + (0.03 if garment.kind == "jumpsuit" else fall)
     y = start + (end - start) * np.linspace(0, 1, 14)
-    width = np.interp(np.minimum(y, 0.5), *body.profile) + 0.006 + 0.016 * garment.fit
-    width += garment.flare * body.across * np.maximum(0.24 * (y - 0.4) if skirted else 0.2 * (y - 0.3), 0)
+    ease = 0.022 if garment.category == "upper" else 0.006  # tops hide all that they hang over
+    width = np.interp(np.minimum(y, 0.5), *body.profile) + ease + 0.016 * garment.fit
+    width += garment.flare * body.across * np.maximum(0.27 * (y - 0.455) if skirted else 0.2 * (y - 0.3), 0)
     if skirted:  # even a narrow one holds the legs of a wide stance
         legs = np.interp(y, (0.47, _ANKLE), (0.0, max(abs(leg[1][-2].real) for leg in body.legs)))
         width = np.maximum(width, (y > 0.47) * (legs + np.interp(y - _WAIST, *_LEG_GIRTH) * body.across + 0.008))
@@ -426,10 +428,11 @@ def draw_person(person: Person, outfit: Sequence[Garment], view: str, height: in
         raise ValueError(f"view must be one of {', '.join(VIEWS)}, not {view!r}")
     if sorted(garment.category for garment in outfit) not in (["lower", "upper"], ["full"]):
         raise ValueError("an outfit is an upper and a lower garment, or one full garment")
-    rng, lively = np.random.default_rng([person.seed, VIEWS.index(view)]), view == "additional"
+    rng = np.random.default_rng([person.seed, VIEWS.index(view)])
     poses = {"front": _FRONT_ARMS, "additional": _LIVELY_ARMS}.get(view, _USUAL_ARMS)
     arms = [rng.uniform(*np.transpose(poses[rng.integers(len(poses))])) @ (1, 1j) * np.pi / 180 for _ in "lr"]
-    feet = rng.uniform(0.045, 0.12 if lively else 0.085) + rng.uniform(-0.01, 0.02, 2)
+    stance = {"front": _FRONT_STANCE, "additional": _LIVELY_STANCE}.get(view, _USUAL_STANCE)
+    feet = rng.uniform(*stance) + rng.uniform(-0.005, 0.005, 2) * (1 if view == "front" else 3)
     turn = float(rng.choice([-1, 1]) * rng.uniform(0.75, 1.0)) if view == "side" else 0.0
     zoom, shift, lean = rng.uniform((0.98, -0.015, -0.01), (1.0, 0.015, 0.01)) * (0.84 if view == "full" else 1, 1, 1)
 
