@@ -44,6 +44,7 @@ class PretrainConfig:
     vae_batch_size: int = setting(16, "crops of 64 x 64 pixels per step", 1)
     vae_learning_rate: float = setting(1e-3, "peak learning rate of the VAE", 0)
 
+    compile: bool = setting(False, "compile the transformer's blocks: a minute at first, then faster; needs a C++ compiler")
     transformer_steps: int = setting(9000, "optimiser steps of the transformer", 1)
     transformer_batch_size: int = setting(16, "diptychs per step", 1)
     transformer_learning_rate: float = setting(8e-3, "peak learning rate of Muon, for the transformer's matrices", 0)
@@ -75,7 +76,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tryon.cache import cache_latents, cache_prompts, latent_files
+from tryon.cache import LatentData, cache_latents, cache_prompts, latent_files
 from tryon.checkpoint import load_optimizer, save_optimizer
 from tryon.encode import collate, to_device
 from tryon.flow import draw_sigma_and_noise, fill_error, interpolate
@@ -181,18 +182,23 @@ def prepare_transformer(config: PretrainConfig, device: torch.device) -> Stage:
     texts = {category: prompt_for("category", category) for category in CATEGORIES}
     embeddings = cache_prompts(sorted(texts.values()), toy.base, TOY_MAX_SEQUENCE_LENGTH, torch.float32, device, output)
     prompts = {category: embeddings[text] for category, text in texts.items()}
-    vae = load_vae(toy.base, torch.float32).to(device)
+    vae = load_vae(toy.base, torch.float32).to(device, memory_format=torch.channels_last)
     accelerator = Accelerator(cpu=device.type == "cpu")
-    pairs = DrawnData(config.drawings, config.seed + 2, UPPER_ONLY, *size)
-    paths = latent_files(pairs, files, settings, vae.dtype)
-    latents = cache_latents(pairs, paths, "pairs to learn from", vae, settings, accelerator)
+
+    def encoded(pairs: DrawnData, what: str) -> LatentData:
+        paths = latent_files(pairs, files, settings, vae.dtype)
+        with mixed_precision(device):
+            return cache_latents(pairs, paths, what, vae, settings, accelerator)
+
+    latents = encoded(DrawnData(config.drawings, config.seed + 2, UPPER_ONLY, *size), "pairs to learn from")
     pairs = DrawnData(config.held_out, config.seed + 3, UPPER_ONLY, *size)
-    paths = latent_files(pairs, files, settings, vae.dtype)
-    held_out = cache_latents(pairs, paths, "pairs to measure on", vae, settings, accelerator)
+    held_out = encoded(pairs, "pairs to measure on")
     torch.manual_seed(config.seed)
     transformer = new_transformer()
     start_with_what_is_known(transformer, TOY_WIDTH // PIXELS_PER_TOKEN)
     transformer.to(device)
+    if config.compile:
+        transformer.compile_repeated_blocks(fullgraph=True)
 
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([config.seed, 2, step])
@@ -210,6 +216,7 @@ def prepare_transformer(config: PretrainConfig, device: torch.device) -> Stage:
     pipeline = build_pipeline(transformer, vae, load_scheduler(toy.base))
     cases = [pairs[index] for index in range(len(pairs))]
 
+    @torch.compiler.set_stance("force_eager")  # other shapes: compiling would take longer than measuring
     def measure() -> dict[str, float]:
         seeds, wanted = range(len(cases)), [prompts["upper"]] * len(cases)
         worn = try_on_batch(pipeline, cases, wanted, steps=DENOISING_STEPS, guidance=GUIDANCE[0], seeds=seeds)
