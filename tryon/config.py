@@ -167,8 +167,11 @@ def on_toy(config: TrainConfig) -> TrainConfig:
             max_train_steps=300,
             train_batch_size=8,
             gradient_accumulation_steps=1,
-            learning_rate=2e-3,
+            learning_rate=4e-3,
             lr_scheduler="cosine",
+            # The toy denoises in few steps, most of them at high noise: there it has to be right.
+            weighting_scheme="logit_normal",
+            logit_mean=-1.0,
             validation_steps=150,
             num_evaluation_samples=32,
             checkpointing_steps=150,

@@ -37,7 +37,7 @@ def ssim(picture: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
 
 
 def _blur(size: int, device: torch.device) -> Tensor:
-    """[size, size] float64: what it is multiplied with is blurred along its rows by the window, cut off at the edges."""
+    """[size, size] float64: what it is multiplied with is blurred by the window, cut off at the edges."""
     place = torch.arange(size, dtype=torch.float64, device=device)
     distance = place[:, None] - place
     weight = torch.exp(-(distance**2) / (2 * WINDOW_SIGMA**2)) * (distance.abs() <= WINDOW // 2)
