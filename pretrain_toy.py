@@ -4,15 +4,16 @@ only, as catvton-flux-alpha was.
     python pretrain_toy.py --stage vae
     python pretrain_toy.py --stage transformer
 
-Everything follows from the seed and the step, so an interrupted stage goes on as if it had not been: start it again.
+Everything follows from the seed and the step, so an interrupted stage goes on as if it had not been: start it again,
+with the same flags.
 The result, half-precision weights and a manifest, lies in <output_dir>/weights; the project's own is tryon/toy/weights.
 """
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tryon.config import (
     PROJECT,
@@ -67,6 +68,7 @@ import math
 import os
 import shutil
 import time
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -88,6 +90,7 @@ from tryon.sample import CATEGORIES, Category, FillBatch, make_diptych, prompt_f
 from tryon.toy.examples import DrawnData
 from tryon.toy.initial import start_with_what_is_known
 from tryon.toy.model import new_transformer, new_vae, toy_model, write_weights
+from tryon.toy.world import WORLD_VERSION
 from tryon.tracking import progress_bar, set_up_logging
 from tryon.validate import validation_loss
 
@@ -259,7 +262,8 @@ def train(stage: Stage, config: PretrainConfig, command: str) -> None:
     """Trains from the newest state to the end, and writes the averaged weights and what they are to the manifest."""
     folder, model = Path(config.output_dir) / stage.name, stage.model
     average = EMAModel(model.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
-    step, seconds = load_state(folder, model, average, stage.optimizers)
+    settings = identity(config)
+    step, seconds = load_state(folder, settings, model, average, stage.optimizers)
     logger.info("%s: %.2f M parameters, step %d of %d", stage.name, count(model) / 1e6, step, stage.steps)
 
     bar = progress_bar(stage.steps, stage.name, visible=True, initial=step)
@@ -267,6 +271,8 @@ def train(stage: Stage, config: PretrainConfig, command: str) -> None:
     while step < stage.steps:
         set_learning_rate(stage.optimizers, step, stage.steps)
         loss = stage.loss(step)
+        if not math.isfinite(loss.item()):
+            raise ValueError(f"the loss is {loss.item()} at step {step + 1}: give a lower --{stage.name}_learning_rate")
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         for optimizer in stage.optimizers:
@@ -278,7 +284,7 @@ def train(stage: Stage, config: PretrainConfig, command: str) -> None:
         bar.update()
         if step % config.save_every == 0 or step == stage.steps:
             seconds = time.monotonic() - started
-            save_state(folder, step, seconds, model, average, stage.optimizers)
+            save_state(folder, settings, step, seconds, model, average, stage.optimizers)
             average.store(model.parameters())
             average.copy_to(model.parameters())
             words = ", ".join(f"{name} {value:.3f}" for name, value in stage.measure().items())
@@ -290,6 +296,7 @@ def train(stage: Stage, config: PretrainConfig, command: str) -> None:
         "command": command,
         "steps": step,
         "seed": config.seed,
+        "world": WORLD_VERSION,
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
         "minutes": round(seconds / 60, 1),
         "measured": {name: round(value, 3) for name, value in stage.measure().items()},
@@ -362,34 +369,70 @@ def count(model: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def identity(config: PretrainConfig) -> dict[str, Any]:
+    """What the state of a stage belongs to: with anything else it would go on as something that no command gives."""
+    own = ("seed", "drawings", f"{config.stage}_")
+    settings = {name: value for name, value in asdict(config).items() if name.startswith(own)}
+    settings["world"] = WORLD_VERSION
+    if config.stage == "transformer":
+        settings["vae"] = sha256((Path(config.output_dir) / "weights" / "vae.safetensors").read_bytes()).hexdigest()
+    return settings
+
+
+def put_aside(folder: Path) -> Path:
+    """Where the state before the last is while the last takes its place."""
+    return folder.with_name(f".{folder.name}.old")
+
+
 def save_state(
     folder: Path,
+    settings: dict[str, Any],
     step: int,
     seconds: float,
     model: torch.nn.Module,
     average: EMAModel,
     optimizers: Iterable[torch.optim.Optimizer],
 ) -> None:
-    """Writes what going on needs beside its place and renames it, so that it is there whole or not at all."""
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
+    """Writes what going on needs beside its place and renames it, so that one state is there whole at any moment."""
+    staging = folder.with_name(f".{folder.name}.new")
+    for rest in (staging, put_aside(folder)):
+        shutil.rmtree(rest, ignore_errors=True)
     staging.mkdir(parents=True)
     save_file(model.state_dict(), staging / "model.safetensors")
     save_file({str(i): tensor for i, tensor in enumerate(average.shadow_params)}, staging / "average.safetensors")
     for optimizer in optimizers:
         (staging / type(optimizer).__name__).mkdir()
         save_optimizer(staging / type(optimizer).__name__, optimizer)
-    save_json(staging / "state.json", {"step": step, "seconds": seconds})
-    shutil.rmtree(folder, ignore_errors=True)
+    save_json(staging / "state.json", {"step": step, "seconds": seconds, "settings": settings})
+    if folder.is_dir():
+        folder.rename(put_aside(folder))
     staging.rename(folder)
+    shutil.rmtree(put_aside(folder), ignore_errors=True)
 
 
 def load_state(
-    folder: Path, model: torch.nn.Module, average: EMAModel, optimizers: Iterable[torch.optim.Optimizer]
+    folder: Path,
+    settings: dict[str, Any],
+    model: torch.nn.Module,
+    average: EMAModel,
+    optimizers: Iterable[torch.optim.Optimizer],
 ) -> tuple[int, float]:
-    """Restores what save_state wrote and returns steps and seconds spent so far; zeros where there is nothing yet."""
+    """Restores what save_state wrote and returns steps and seconds spent so far; zeros where there is nothing yet.
+
+    Raises ValueError where it was written with other settings.
+    """
     if not folder.is_dir():
-        return 0, 0.0
+        if not put_aside(folder).is_dir():
+            return 0, 0.0
+        put_aside(folder).rename(folder)
     state = json.loads((folder / "state.json").read_text())
+    begun = state["settings"]
+    if other := [
+        f"{name} {begun.get(name)}, not {value}" for name, value in settings.items() if begun.get(name) != value
+    ]:
+        raise ValueError(
+            f"{folder} was begun with {'; '.join(other)}: give what it was begun with, or another --output_dir"
+        )
     model.load_state_dict(load_file(folder / "model.safetensors"))
     saved = load_file(folder / "average.safetensors")
     average.shadow_params = [saved[str(i)].to(p.device) for i, p in enumerate(average.shadow_params)]

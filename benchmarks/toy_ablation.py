@@ -11,6 +11,7 @@ compare, lengths do. What is done is kept in the output folder and not done agai
 
 import json
 import logging
+import shutil
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -100,6 +101,7 @@ from tryon.sample import CATEGORIES, TryOnSample, fit_mask, fit_picture
 from tryon.toy.drawing import draw_person
 from tryon.toy.examples import EVALUATION_SEED, VIEW, DrawnData, lengths_right
 from tryon.toy.model import toy_name, use_toy_model
+from tryon.toy.world import WORLD_VERSION
 from tryon.tracking import set_up_logging
 
 logger = logging.getLogger(__name__)
@@ -146,13 +148,14 @@ def run_variant(name: str, seed: int, config: AblationConfig) -> dict[str, float
     """Trains and scores one LoRA: {"upper paired": dB, "upper paired change": dB, ...}."""
     variant = VARIANTS[name]
     settings = use_toy_model(settings_of(name, seed, config), asked_for=True)
+    shutil.rmtree(settings.output_dir, ignore_errors=True)  # an older run's checkpoints
     size = (settings.height, settings.width)
     held_out = DrawnData(len(CATEGORIES) * config.cases, EVALUATION_SEED + seed, CATEGORIES, *size)
     trained_on = DrawnData(config.pairs, 2 * EVALUATION_SEED + seed, CATEGORIES, *size)
     train(settings, VariantData(trained_on, variant), VariantData(replace(held_out, count=3), variant))
 
     base, transformer = settings.pretrained_model_name_or_path, settings.pretrained_inpaint_model_name_or_path
-    model = load_try_on(TryOnConfig(base=base, transformer=transformer, toy=True), find_lora(str(settings.output_dir)))
+    model = load_try_on(TryOnConfig(base=base, transformer=transformer, toy=True), find_lora(settings.output_dir))
     results = {}
     for kind in ("paired", "unpaired"):
         drawings = replace(held_out, unpaired=kind == "unpaired")
@@ -182,7 +185,7 @@ def main(argv: list[str]) -> None:
         for seed in range(config.seeds):
             file = Path(config.output_dir) / f"{name}-{seed}.json"
             asked = {"model": toy_name(), "settings": repr(settings_of(name, seed, config)), "pairs": config.pairs}
-            asked |= {"variant": repr(VARIANTS[name]), "cases": config.cases}
+            asked |= {"world": WORLD_VERSION, "variant": repr(VARIANTS[name]), "cases": config.cases}
             done = json.loads(file.read_text()) if file.is_file() else {}
             if done.get("asked") != asked:
                 done = {"asked": asked, "results": run_variant(name, seed, config)}

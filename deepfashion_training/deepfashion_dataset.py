@@ -38,8 +38,8 @@ from tryon.sample import (
 
 logger = logging.getLogger(__name__)
 
-# Bump when the way from a row to its sample changes: the cached latents are made anew.
-SAMPLE_VERSION = 1
+# Bump when the way from a row to its sample changes, its mask included: the cached latents are made anew.
+SAMPLE_VERSION = 2
 CUT_OUT_MARGIN = 0.08  # white around a cut-out garment, as a share of its longer side
 
 # The names that a column may have, in the hub's data set and in those with garment pictures.

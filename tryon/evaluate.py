@@ -1,7 +1,7 @@
 """How well garments are tried on, in numbers: per category, inside the mask, beside what bounds them from both sides.
 
-fill    the mask filled with the garment's mean colour: what any try-on must beat
-vae     the truth through the VAE: what no try-on can beat
+fill    the mask filled with the garment's mean colour: the least that a try-on must beat
+vae     the truth through the VAE: the best that can be hoped for
 before  the model without its LoRA
 after   with it
 """

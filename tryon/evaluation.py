@@ -3,7 +3,8 @@
     {"seed": n, "vae_psnr": dB, "length_ok": share or null, "upper" | "lower" | "full":
         {"paired" | "unpaired": {"fill" | "vae" | "before" | "after": {"psnr": dB, "ssim": x}}}}
 
-The columns are explained in tryon.evaluate. Unpaired scores and lengths need a truth that only drawings have.
+The columns are explained in tryon.evaluate. Unpaired scores and "length_ok" are there for drawings only, which have the
+truth that they need.
 """
 
 import logging
@@ -66,7 +67,8 @@ def evaluate_run(
     for line in table(results):
         logger.info("%s", line)
     if lengths_right:
-        right = lengths_right(pictures["after"])
+        before, right = lengths_right(pictures["before"]), lengths_right(pictures["after"])
         facts["length_ok"] = sum(right) / len(right) if right else None  # skirts alone
-        logger.info("length of trousers for shorts and the reverse: right in %d of %d", sum(right), len(right))
+        words = "length of trousers for shorts and the reverse: right in %d of %d, before in %d"
+        logger.info(words, sum(right), len(right), sum(before))
     save_json(run / "evaluation.json", {**facts, **results})

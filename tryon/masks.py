@@ -37,8 +37,8 @@ def agnostic_mask(garment_mask: Tensor, category: Category) -> Tensor:
     """[1, H, W] bool region of the worn garment -> [1, H, W] bool region to repaint, at any resolution.
 
     A rectangle that depends on the garment's upper edge, the width a little below it, the category and the picture's
-    lower edge alone, so that it is the same for short and long sleeves, for shorts, trousers and skirts. It begins at
-    the garment's upper edge, and outgrows itself where the garment does.
+    lower edge, so that it is the same for short and long sleeves, for shorts, trousers and skirts. It begins at the
+    garment's upper edge. Only a garment that it does not cover makes it larger.
 
     Raises ValueError where the garment's region is empty.
     """

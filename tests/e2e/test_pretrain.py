@@ -5,17 +5,20 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers.models.embeddings import apply_rotary_emb
 from safetensors.torch import load_file
 
 from pretrain_toy import main, read_settings
+from tryon.geometry import image_ids
 from tryon.models import load_transformer, load_vae
 from tryon.toy.examples import DrawnData
-from tryon.toy.model import toy_model
+from tryon.toy.initial import start_with_what_is_known
+from tryon.toy.model import new_transformer, toy_model
 
 pytestmark = pytest.mark.e2e
 
 SMALL = ("--drawings", "3", "--held_out", "1", "--vae_batch_size", "2", "--transformer_batch_size", "2", "--vae_steps",
-         "4", "--transformer_steps", "3")  # fmt: skip
+         "7", "--transformer_steps", "3")  # fmt: skip
 
 
 def test_both_stages_and_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,6 +46,8 @@ def test_both_stages_and_an_interruption(tmp_path: Path, monkeypatch: pytest.Mon
     assert manifest["vae.safetensors"]["measured"].keys() >= {"psnr", "psnr_inside"}
     assert manifest["transformer.safetensors"]["command"].startswith("python pretrain_toy.py --stage transformer")
 
+    with pytest.raises(ValueError, match="was begun with seed 0, not 1: give what it was begun with"):
+        main(["--stage", "vae", "--output_dir", str(stopped), *SMALL, "--seed", "1"])
     with (whole / "weights" / "vae.safetensors").open("ab") as file:
         file.write(b"x")
     with pytest.raises(ValueError, match="vae.safetensors is not what its manifest says"):
@@ -68,6 +73,25 @@ def test_what_is_refused(tmp_path: Path) -> None:
         read_settings(["--vae_steps", "0"])
     with pytest.raises(ValueError, match="has no weights/vae.safetensors: run --stage vae first"):
         main(["--stage", "transformer", "--output_dir", str(tmp_path), *SMALL])
+
+
+def test_heads_look_at_the_same_place_of_the_other_panel_first() -> None:
+    """What a head's query and keys make of their biases alone: attention from a token in the right panel's middle."""
+    rows, columns = 12, 18
+    transformer = new_transformer()
+    start_with_what_is_known(transformer, columns // 2)
+    places = image_ids(2 * rows, 2 * columns)
+    rotary = transformer.pos_embed(places)
+    block = transformer.transformer_blocks[0].attn
+    query, keys = (
+        apply_rotary_emb(layer.bias.detach().expand(1, len(places), -1).unflatten(-1, (6, 32)), rotary, sequence_dim=1)
+        for layer in (block.to_q, block.to_k)
+    )
+    row, column = 6, 13
+    token = row * columns + column
+    found = torch.einsum("hd,khd->hk", query[0, token], keys[0]).argmax(-1)
+    expected = [(0, -9), (0, -9), (0, 0), (0, 1), (-1, 0)]
+    assert [divmod(int(at), columns) for at in found[:5]] == [(row + down, column + right) for down, right in expected]
 
 
 def test_drawn_pairs_are_the_same_whenever_they_are_drawn() -> None:

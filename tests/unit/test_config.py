@@ -157,10 +157,21 @@ def test_every_setting_is_read_somewhere() -> None:
         assert unread == [], shape
 
 
-def test_the_toy_changes_no_more_than_it_says() -> None:
-    before, after = dataclasses.asdict(PROFILES["full"]()), dataclasses.asdict(on_toy(PROFILES["full"]()))
-    changed = {name for name in before if before[name] != after[name]}
-    assert changed == {
-        "toy", "height", "width", "max_sequence_length", "prompt", "mixed_precision", "gradient_checkpointing",
-        "num_inference_steps", "dataloader_num_workers",
-    }  # fmt: skip
+TOY_CHANGES = {
+    "toy", "height", "width", "max_sequence_length", "prompt", "mixed_precision", "gradient_checkpointing",
+    "num_inference_steps", "dataloader_num_workers",
+}  # fmt: skip
+QUICK_TOY_CHANGES = {
+    "max_train_samples", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate",
+    "lr_scheduler", "weighting_scheme", "logit_mean", "validation_steps", "num_evaluation_samples",
+    "checkpointing_steps",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("profile", "changes"),
+    [("full", TOY_CHANGES), ("h100", TOY_CHANGES), ("quick_test", TOY_CHANGES | QUICK_TOY_CHANGES)],
+)
+def test_the_toy_changes_no_more_than_it_says(profile: str, changes: set[str]) -> None:
+    before, after = dataclasses.asdict(PROFILES[profile]()), dataclasses.asdict(on_toy(PROFILES[profile]()))
+    assert {name for name in before if before[name] != after[name]} == changes

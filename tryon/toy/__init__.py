@@ -1,1 +1,1 @@
-"""The embedded miniature: a drawn data set and tiny models of the real classes, made in seconds from a seed."""
+"""The embedded miniature: a drawn data set and tiny models of the real classes, there in seconds."""

@@ -25,7 +25,7 @@ from tryon.toy.world import (
 
 VIEW = "front"  # of all examples
 OTHER_LENGTH = {"trousers": "shorts", "shorts": "trousers"}
-EVALUATION_SEED = 10_000  # added to a run's: nobody has seen these drawings, and another run gets others
+EVALUATION_SEED = 10_000  # added to a run's: nobody has seen these drawings, and another seed gets others
 LENGTH_TOLERANCE = 0.1  # of the true length
 DISTINCT = 90  # in RGB: garments whose length is measured keep so far from skin, shoes and background
 LEGGINGS = Garment("lower", "trousers", 0.95, 0.0, "none", 0.0, 0.0, "plain", 0.1, 0.0, "disc", ((0, 0, 0), (0, 0, 0)))
@@ -111,8 +111,9 @@ class DrawnData:
         )
 
     def length(self, index: int, picture: np.ndarray) -> int:
-        """Rows of the legs, from the waist down to the lowest of which more than half is nearer in colour to what is
-        tried on than to skin, shoes and background. picture: [H, W, 3] of 0..255, the person of pair `index`."""
+        """Rows of the legs, from where they show, below the top, down to the lowest of which more than half is nearer
+        in colour to what is tried on than to skin, shoes and background. picture: [H, W, 3] of 0..255, the person of
+        pair `index`."""
         example, garment = self.example(index), self.tried_on(index)[0]
         mixed = tuple((a + b) // 2 for a, b in zip(*garment.colours, strict=True))  # of checks
         colours = (*garment.colours, mixed, edge_colour(garment.colours[0]))

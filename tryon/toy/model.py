@@ -1,4 +1,5 @@
-"""A tiny FLUX-Fill model of the real classes, in the real folder layouts, from a seed: no download.
+"""A tiny FLUX-Fill model of the real classes, in the real folder layouts: no download. VAE and transformer have the
+weights that pretrain_toy.py gave them, the text encoders random ones from a seed.
 
 The transformer lies at the root of one folder, as catvton-flux-alpha does; tokenizers, text encoders, VAE and
 scheduler lie in another, as in FLUX.1-dev. Everything downstream treats them as any other model.
