@@ -69,10 +69,10 @@ def toy_data(config: TrainConfig) -> Path:
     from tryon.toy.dataset import write_dataset
     from tryon.toy.world import WORLD_VERSION
 
-    folder = Path(config.data_cache_dir) / "toy" / f"data-v{WORLD_VERSION}"
+    folder = Path(config.data_cache_dir) / "toy" / f"data-v{WORLD_VERSION}-{TOY_ITEMS}-flat"
     if not folder.exists():
         logger.info("drawing the toy's data into %s", folder)
-        write_dataset(folder, items=TOY_ITEMS, seed=0, views=TOY_VIEWS)
+        write_dataset(folder, items=TOY_ITEMS, seed=0, views=TOY_VIEWS, every_flat=True)
     return folder
 
 

@@ -186,7 +186,7 @@ def on_toy(config: TrainConfig) -> TrainConfig:
         prompt="category",
         mixed_precision="no",
         gradient_checkpointing="none",
-        num_inference_steps=4,
+        num_inference_steps=2,
         dataloader_num_workers=0,
     )
 

@@ -45,7 +45,7 @@ def _png(image: Image.Image) -> dict:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def _item_rows(index: int, seed: int, height: int, width: int, views: Sequence[str]) -> list[dict]:
+def _item_rows(index: int, seed: int, height: int, width: int, views: Sequence[str], every_flat: bool) -> list[dict]:
     rng, category = np.random.default_rng([seed, index]), CATEGORIES[index % len(CATEGORIES)]
     outfit = random_outfit(rng, category)
     garment, skirted = outfit[0], any(garment.kind in ("skirt", "dress") for garment in outfit)
@@ -58,7 +58,7 @@ def _item_rows(index: int, seed: int, height: int, width: int, views: Sequence[s
     drawings = {}
     for view in (views[0], *rng.permutation(views[1:])[:2].tolist()):
         drawings[view] = draw_person(person, outfit, view, height, width)
-    if index % 4 != 3:
+    if every_flat or index % 4 != 3:
         drawings["flat"] = draw_garment(garment, height, width)
     worn = f"a {'man' if person.gender == 'MEN' else 'woman'} in {' and '.join(map(_phrase, outfit))}"
     rows = []
@@ -72,13 +72,20 @@ def _item_rows(index: int, seed: int, height: int, width: int, views: Sequence[s
 
 
 def write_dataset(
-    folder: Path, items: int, seed: int, height: int = 192, width: int = 144, views: Sequence[str] = VIEWS
+    folder: Path,
+    items: int,
+    seed: int,
+    height: int = 192,
+    width: int = 144,
+    views: Sequence[str] = VIEWS,
+    every_flat: bool = False,
 ) -> Path:
     """Writes `items` items as folder/data/train-00000-of-00001.parquet and returns that path.
 
     The columns are those of the hub's deepFashion-with-masks. Item i is about a garment of CATEGORIES[i % 3]. Its rows
-    show one person in views[0] and in up to two others of the views, and for three items in four the garment alone
-    ("flat"). The folder appears complete or not at all; the same arguments give the same bytes.
+    show one person in views[0] and in up to two others of the views, and the garment alone ("flat"), for three items in
+    four or, where every_flat, for all. The folder appears complete or not at all; the same arguments give the same
+    bytes.
 
     Raises ValueError for an unknown view, and FileExistsError where the folder exists.
     """
@@ -92,7 +99,7 @@ def write_dataset(
         raise FileExistsError(f"{folder} exists: remove it or name another folder")
     texts = {name: Value("string") for name in ("gender", "pose", "cloth_type", "pid", "caption")}
     features = Features({"images": Picture(), **texts, "mask": Picture(), "mask_overlay": Picture()})
-    rows = [row for index in range(items) for row in _item_rows(index, seed, height, width, views)]
+    rows = [row for index in range(items) for row in _item_rows(index, seed, height, width, views, every_flat)]
     table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
     partial, name = folder.with_name(f".{folder.name}.{os.getpid()}"), "train-00000-of-00001.parquet"
     try:
