@@ -1,0 +1,60 @@
+"""The toy's shipped weights: that they are what their manifest says, and what VAE and text encoders can do."""
+
+import colorsys
+import json
+from hashlib import sha256
+from itertools import combinations, product
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from safetensors.torch import load_file
+
+from pretrain_toy import draw_diptychs, measure_vae
+from tryon.cache import cache_prompts
+from tryon.encode import decode_latents, encode_picture
+from tryon.runs import MANIFEST
+from tryon.sample import CATEGORIES, Category, prompt_for
+from tryon.toy.examples import DrawnData
+from tryon.toy.model import WEIGHTS, ToyFolders
+
+
+def test_weights_are_what_their_manifest_says() -> None:
+    manifest = json.loads((WEIGHTS / MANIFEST).read_text())
+    files = sorted(WEIGHTS.glob("*.safetensors"))
+    assert [file.name for file in files] == sorted(manifest) == ["transformer.safetensors", "vae.safetensors"]
+    for file in files:
+        facts = manifest[file.name]
+        assert facts["sha256"] == sha256(file.read_bytes()).hexdigest()
+        assert facts.keys() >= {"command", "seed", "steps", "hardware", "minutes", "measured"}
+        assert file.stat().st_size < 16e6
+        assert all(tensor.dtype == torch.float16 for tensor in load_file(file).values())
+    assert sum(file.stat().st_size for file in files) <= 20e6
+
+
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_drawings_come_through_the_vae(category: Category, vae: AutoencoderKL) -> None:
+    measured = measure_vae(vae, draw_diptychs(DrawnData(12, 5, (category,), 192, 144), category))
+    assert measured["psnr"] >= 29 and measured["psnr_inside"] >= 23
+
+
+@torch.no_grad()
+def test_flat_colours_come_through_the_vae(vae: AutoencoderKL) -> None:
+    """A patch of each hue, pale and strong, dark and light, on white."""
+    errors = []
+    for hue, saturation, value in product(range(8), (0.4, 1.0), (0.4, 1.0)):
+        colour = torch.tensor(colorsys.hsv_to_rgb(hue / 8, saturation, value))
+        picture = torch.ones(3, 96, 96)
+        picture[:, 24:72, 24:72] = 2 * colour[:, None, None] - 1
+        seen = decode_latents(vae, encode_picture(vae, picture)[None])[0, :, 32:64, 32:64].clamp(-1, 1).mean((1, 2))
+        errors.append(((seen + 1) / 2 - colour).abs().max().item())
+    assert max(errors) < 0.1 and sum(errors) / len(errors) < 0.04, errors
+
+
+def test_the_text_encoders_tell_the_categories_apart(toy: ToyFolders, tmp_path: Path) -> None:
+    prompts = [prompt_for("category", category) for category in CATEGORIES]
+    cached = cache_prompts(prompts, toy.base, 16, torch.float32, torch.device("cpu"), tmp_path)
+    for one, other in combinations((cached[prompt] for prompt in prompts), 2):
+        assert (one.embeds - other.embeds).std() > 0.3 * one.embeds.std()
+        assert (one.pooled - other.pooled).std() > 0.1 * one.pooled.std()
