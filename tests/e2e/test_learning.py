@@ -1,0 +1,61 @@
+"""The toy learns: a short training of a LoRA, scored beside the model without it, on drawings that neither has seen."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tryon.config import TryOnConfig, on_toy, quick_test
+from tryon.evaluate import evaluate
+from tryon.lora import read_facts
+from tryon.pipeline import load_try_on
+from tryon.runs import find_lora
+from tryon.sample import CATEGORIES
+from tryon.toy.examples import EVALUATION_SEED, DrawnData, drawn_cases, lengths_right
+from tryon.toy.model import use_toy_model, use_toy_model_for_try_on
+
+pytestmark = pytest.mark.e2e
+
+PAIRS, STEPS, CASES = 90, 70, 8  # about a quarter of the quick test's
+
+
+def test_a_lora_dresses_people_in_lower_and_full_body_garments(tmp_path: Path, data_cache: Path) -> None:
+    from train_flux_inpaint import train
+
+    recipe = on_toy(quick_test())
+    config = replace(
+        recipe,
+        lora_alpha=recipe.lora_rank,
+        data_cache_dir=str(data_cache),
+        output_dir=str(tmp_path),
+        max_train_steps=STEPS,
+        checkpointing_steps=STEPS,
+        validation_steps=STEPS,
+        num_validation_images=1,
+        report_to="none",
+    )
+    config = use_toy_model(config, asked_for=True)
+    size = (config.height, config.width)
+    train(
+        config,
+        DrawnData(PAIRS, 2 * EVALUATION_SEED, CATEGORIES, *size),
+        DrawnData(3, EVALUATION_SEED, CATEGORIES, *size),
+    )
+
+    lora = find_lora(str(tmp_path))
+    model = load_try_on(use_toy_model_for_try_on(TryOnConfig(data_cache_dir=str(data_cache)), read_facts(lora)), lora)
+    held_out = DrawnData(3 * CASES, EVALUATION_SEED, CATEGORIES, *size, unpaired=True)
+    scores, pictures, _ = evaluate(
+        model,
+        drawn_cases(held_out),
+        "held-out pairs",
+        steps=config.num_inference_steps,
+        guidance=config.validation_guidance_scale,
+        seed=0,
+        batch_size=config.train_batch_size,
+    )
+    gain = {name: each["after"]["psnr"] - each["before"]["psnr"] for name, each in scores.items()}
+    assert gain["lower"] > 2 and gain["full"] > 2 and gain["upper"] > -1, scores
+    assert all(each["after"]["psnr"] > each["fill"]["psnr"] + 4 for each in scores.values()), scores
+    right = lengths_right(held_out, pictures["after"])
+    assert len(right) >= 4 and sum(right) >= 0.6 * len(right)
