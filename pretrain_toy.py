@@ -104,7 +104,6 @@ OUTSIDE_WEIGHT = 0.25  # of tokens that are not repainted in the transformer's l
 DENOISING_STEPS = 8  # of the try-ons that are measured
 UPPER_ONLY: tuple[Category, ...] = ("upper",)
 LOGIT_MEAN = -0.5  # of the noise levels' density: inference spends most of its steps at high noise
-LAST_LOGIT_MEAN, LAST_SHARE = -1.5, 1 / 7  # and of the last steps: the toy's inference has few, the first from noise
 EMA_DECAY = 0.999
 WARM_UP = 40
 ADAM_SHARE = 0.375  # of Muon's learning rate, for what is no matrix inside a block
@@ -209,8 +208,7 @@ def prepare_transformer(config: PretrainConfig, device: torch.device) -> Stage:
         picked = rng.integers(len(latents), size=config.transformer_batch_size).tolist()
         batch = to_device(collate([latents[index] for index in picked], prompts), device)
         draws = [(config.seed, step, index) for index in range(len(picked))]
-        mean = LOGIT_MEAN if step < (1 - LAST_SHARE) * config.transformer_steps else LAST_LOGIT_MEAN
-        sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], "logit_normal", mean, 1.0, draws)
+        sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], "logit_normal", LOGIT_MEAN, 1.0, draws)
         sigma, noise = sigma.to(device), noise.to(device)
         x_t, velocity = interpolate(batch.x0, noise, sigma)
         # Any guidance means the same to the toy: a LoRA is trained with 1 and used with 30, as CatVTON-Flux is.
