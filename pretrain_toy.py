@@ -9,8 +9,7 @@ with the same flags.
 The result, half-precision weights and a manifest, lies in <output_dir>/weights; the project's own is tryon/toy/weights.
 """
 
-import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +23,6 @@ from tryon.config import (
     mistakes,
     on_toy,
     parse_flags,
-    save_json,
     setting,
 )
 from tryon.entry import check_first, run_script
@@ -37,7 +35,7 @@ class PretrainConfig:
     stage: Literal["vae", "transformer"] = setting("vae", "what is trained; the transformer needs the VAE")
     output_dir: str = setting(str(PROJECT / "runs" / "pretrain_toy"), "where log, state and weights are written")
     seed: int = setting(0, "seed of drawings, weights and noise", 0)
-    drawings: int = setting(6000, "diptychs drawn for training", 1)
+    drawings: int = setting(12000, "diptychs drawn for training", 1)
     held_out: int = setting(32, "diptychs drawn for the measurements", 1)
     save_every: int = setting(500, "steps between two measurements, and two states that can be gone on from", 1)
 
@@ -46,7 +44,7 @@ class PretrainConfig:
     vae_learning_rate: float = setting(1e-3, "peak learning rate of the VAE", 0)
 
     compile: bool = setting(False, "compile the transformer's blocks: a minute more, then faster steps")
-    transformer_steps: int = setting(10500, "optimiser steps of the transformer", 1)
+    transformer_steps: int = setting(9000, "optimiser steps of the transformer", 1)
     transformer_batch_size: int = setting(16, "diptychs per step", 1)
     transformer_learning_rate: float = setting(8e-3, "peak learning rate of Muon, for the transformer's matrices", 0)
 
@@ -63,23 +61,16 @@ def read_settings(argv: list[str]) -> PretrainConfig:
 if __name__ == "__main__":
     check_first(read_settings)  # --help and a wrong flag answer before the heavy imports
 
-import json
 import math
-import os
-import shutil
-import time
 from hashlib import sha256
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
-from diffusers.training_utils import EMAModel
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tryon.cache import LatentData, cache_latents, cache_prompts, latent_files
-from tryon.checkpoint import load_optimizer, save_optimizer
 from tryon.encode import collate, to_device
 from tryon.flow import draw_sigma_and_noise, fill_error, interpolate
 from tryon.geometry import PIXELS_PER_TOKEN
@@ -89,12 +80,11 @@ from tryon.pipeline import build_pipeline, try_on_batch
 from tryon.sample import CATEGORIES, Category, FillBatch, make_diptych, prompt_for
 from tryon.toy.examples import DrawnData
 from tryon.toy.initial import start_with_what_is_known
-from tryon.toy.model import new_transformer, new_vae, toy_model, write_weights
+from tryon.toy.model import new_transformer, new_vae, toy_model
+from tryon.toy.stage import Stage, train
 from tryon.toy.world import WORLD_VERSION
 from tryon.tracking import progress_bar, set_up_logging
 from tryon.validate import validation_loss
-
-logger = logging.getLogger(__name__)
 
 CROP = 64  # pixels; crops are several times cheaper than whole drawings
 WHOLE_SHARE = 0.15  # of the VAE's steps, the last, on whole diptychs: normalisation sees other statistics in a crop
@@ -104,8 +94,6 @@ OUTSIDE_WEIGHT = 0.25  # of tokens that are not repainted in the transformer's l
 DENOISING_STEPS = 8  # of the try-ons that are measured
 UPPER_ONLY: tuple[Category, ...] = ("upper",)
 LOGIT_MEAN = -0.5  # of the noise levels' density: inference spends most of its steps at high noise
-EMA_DECAY = 0.999
-WARM_UP = 40
 ADAM_SHARE = 0.375  # of Muon's learning rate, for what is no matrix inside a block
 KL_WEIGHT = 1e-6
 SPREAD_WEIGHT = 1e-2  # of the latents' distance from the mean and spread that FLUX's shift and scaling expect
@@ -138,18 +126,6 @@ def to_float(pictures: Tensor) -> Tensor:
     return pictures.float() / 127.5 - 1
 
 
-@dataclass(frozen=True)
-class Stage:
-    """What is trained, and how: loss gives the loss of a step, measure the figures of the averaged weights."""
-
-    name: Literal["vae", "transformer"]
-    model: torch.nn.Module
-    steps: int
-    optimizers: tuple[torch.optim.Optimizer, ...]
-    loss: Callable[[int], Tensor]
-    measure: Callable[[], dict[str, float]]
-
-
 def prepare_vae(config: PretrainConfig, device: torch.device) -> Stage:
     """The VAE, on crops of drawings of all categories and at the end on whole diptychs."""
     size = (TOY_HEIGHT, TOY_WIDTH)
@@ -168,7 +144,7 @@ def prepare_vae(config: PretrainConfig, device: torch.device) -> Stage:
             return vae_loss(vae, to_float(batch).to(device), seed=config.seed + step)
 
     optimizers = (adamw(vae.parameters(), config.vae_learning_rate),)
-    return Stage("vae", vae, config.vae_steps, optimizers, loss, lambda: measure_vae(vae, held_out))
+    return Stage("vae", vae, config.vae_steps, optimizers, loss, lambda: measure_vae(vae, held_out), identity(config))
 
 
 def prepare_transformer(config: PretrainConfig, device: torch.device) -> Stage:
@@ -228,7 +204,7 @@ def prepare_transformer(config: PretrainConfig, device: torch.device) -> Stage:
         return {"loss": losses["validation/loss"], "psnr_inside": psnr(worn, truth, hidden).mean().item()}
 
     optimizers = muon_and_adamw(transformer, config.transformer_learning_rate)
-    return Stage("transformer", transformer, config.transformer_steps, optimizers, loss, measure)
+    return Stage("transformer", transformer, config.transformer_steps, optimizers, loss, measure, identity(config))
 
 
 def adamw(parameters: Iterable[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
@@ -256,53 +232,6 @@ def repainting_loss(error: Tensor, batch: FillBatch) -> Tensor:
     repainted = batch.cond[..., 64:].mean(-1)  # after the masked picture's 64 latents the mask, 256 pixels a token
     weight = OUTSIDE_WEIGHT + (1 - OUTSIDE_WEIGHT) * repainted
     return (weight * error.mean(-1)).sum() / weight.sum()
-
-
-def train(stage: Stage, config: PretrainConfig, command: str) -> None:
-    """Trains from the newest state to the end, and writes the averaged weights and what they are to the manifest."""
-    folder, model = Path(config.output_dir) / stage.name, stage.model
-    average = EMAModel(model.parameters(), decay=EMA_DECAY, use_ema_warmup=True, power=0.75)
-    settings = identity(config)
-    step, seconds = load_state(folder, settings, model, average, stage.optimizers)
-    logger.info("%s: %.2f M parameters, step %d of %d", stage.name, count(model) / 1e6, step, stage.steps)
-
-    bar = progress_bar(stage.steps, stage.name, visible=True, initial=step)
-    started = time.monotonic() - seconds
-    while step < stage.steps:
-        set_learning_rate(stage.optimizers, step, stage.steps)
-        loss = stage.loss(step)
-        if not math.isfinite(loss.item()):
-            raise ValueError(f"the loss is {loss.item()} at step {step + 1}: give a lower --{stage.name}_learning_rate")
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in stage.optimizers:
-            optimizer.step()
-        model.zero_grad(set_to_none=True)
-        average.step(model.parameters())
-        step += 1
-        bar.set_postfix_str(f"loss {loss.item():.4f}", refresh=False)
-        bar.update()
-        if step % config.save_every == 0 or step == stage.steps:
-            seconds = time.monotonic() - started
-            save_state(folder, settings, step, seconds, model, average, stage.optimizers)
-            average.store(model.parameters())
-            average.copy_to(model.parameters())
-            words = ", ".join(f"{name} {value:.3f}" for name, value in stage.measure().items())
-            average.restore(model.parameters())
-            logger.info("step %d: %s; %.1f minutes", step, words, seconds / 60)
-    bar.close()
-    average.copy_to(model.parameters())
-    facts = {
-        "command": command,
-        "steps": step,
-        "seed": config.seed,
-        "world": WORLD_VERSION,
-        "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
-        "minutes": round(seconds / 60, 1),
-        "measured": {name: round(value, 3) for name, value in stage.measure().items()},
-    }
-    file = write_weights(Path(config.output_dir) / "weights", stage.name, model, facts)
-    logger.info("wrote %s, %.1f MB", file, file.stat().st_size / 1e6)
 
 
 def vae_loss(vae: AutoencoderKL, pictures: Tensor, seed: int) -> Tensor:
@@ -351,26 +280,13 @@ def pick_crops(rng: np.random.Generator, pictures: Tensor, count: int) -> Tensor
     return torch.stack(crops)
 
 
-def set_learning_rate(optimizers: Iterable[torch.optim.Optimizer], step: int, steps: int) -> None:
-    """A linear warm-up and half a cosine down to nothing: a function of the step alone."""
-    share = min(1.0, (step + 1) / WARM_UP) * 0.5 * (1 + math.cos(math.pi * step / steps))
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = share * optimizer.defaults["lr"]
-
-
 def decibels(error: float) -> float:
     """PSNR of a mean squared error between pictures in [-1, 1]."""
     return 10 * math.log10(4 / max(float(error), 1e-12))
 
 
-def count(model: torch.nn.Module) -> int:
-    """Its parameters."""
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
 def identity(config: PretrainConfig) -> dict[str, Any]:
-    """What the state of a stage belongs to: with anything else it would go on as something that no command gives."""
+    """What the states of a stage belong to."""
     own = ("seed", "drawings", f"{config.stage}_")
     settings = {name: value for name, value in asdict(config).items() if name.startswith(own)}
     settings["world"] = WORLD_VERSION
@@ -379,76 +295,15 @@ def identity(config: PretrainConfig) -> dict[str, Any]:
     return settings
 
 
-def put_aside(folder: Path) -> Path:
-    """Where the state before the last is while the last takes its place."""
-    return folder.with_name(f".{folder.name}.old")
-
-
-def save_state(
-    folder: Path,
-    settings: dict[str, Any],
-    step: int,
-    seconds: float,
-    model: torch.nn.Module,
-    average: EMAModel,
-    optimizers: Iterable[torch.optim.Optimizer],
-) -> None:
-    """Writes what going on needs beside its place and renames it, so that one state is there whole at any moment."""
-    staging = folder.with_name(f".{folder.name}.new")
-    for rest in (staging, put_aside(folder)):
-        shutil.rmtree(rest, ignore_errors=True)
-    staging.mkdir(parents=True)
-    save_file(model.state_dict(), staging / "model.safetensors")
-    save_file({str(i): tensor for i, tensor in enumerate(average.shadow_params)}, staging / "average.safetensors")
-    for optimizer in optimizers:
-        (staging / type(optimizer).__name__).mkdir()
-        save_optimizer(staging / type(optimizer).__name__, optimizer)
-    save_json(staging / "state.json", {"step": step, "seconds": seconds, "settings": settings})
-    if folder.is_dir():
-        folder.rename(put_aside(folder))
-    staging.rename(folder)
-    shutil.rmtree(put_aside(folder), ignore_errors=True)
-
-
-def load_state(
-    folder: Path,
-    settings: dict[str, Any],
-    model: torch.nn.Module,
-    average: EMAModel,
-    optimizers: Iterable[torch.optim.Optimizer],
-) -> tuple[int, float]:
-    """Restores what save_state wrote and returns steps and seconds spent so far; zeros where there is nothing yet.
-
-    Raises ValueError where it was written with other settings.
-    """
-    if not folder.is_dir():
-        if not put_aside(folder).is_dir():
-            return 0, 0.0
-        put_aside(folder).rename(folder)
-    state = json.loads((folder / "state.json").read_text())
-    begun = state["settings"]
-    if other := [
-        f"{name} {begun.get(name)}, not {value}" for name, value in settings.items() if begun.get(name) != value
-    ]:
-        raise ValueError(
-            f"{folder} was begun with {'; '.join(other)}: give what it was begun with, or another --output_dir"
-        )
-    model.load_state_dict(load_file(folder / "model.safetensors"))
-    saved = load_file(folder / "average.safetensors")
-    average.shadow_params = [saved[str(i)].to(p.device) for i, p in enumerate(average.shadow_params)]
-    average.optimization_step = state["step"]
-    for optimizer in optimizers:
-        load_optimizer(folder / type(optimizer).__name__, optimizer)
-    return state["step"], state["seconds"]
-
-
 def main(argv: list[str]) -> None:
     config = read_settings(argv)
     set_up_logging(is_main_process=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
     stage = (prepare_vae if config.stage == "vae" else prepare_transformer)(config, device)
-    train(stage, config, " ".join(["python pretrain_toy.py", *argv]))
+    command = " ".join(["python pretrain_toy.py", *argv])
+    facts = {"command": command, "seed": config.seed, "world": WORLD_VERSION}
+    train(stage, Path(config.output_dir), config.save_every, facts)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,7 @@ class AblationConfig:
     pairs: int = setting(300, "drawn pairs trained on", 3)
     cases: int = setting(12, "held-out pairs per category, paired and unpaired", 1)
     output_dir: str = setting(str(PROJECT / "runs" / "toy_ablation"), "where runs and results are kept")
+    data_cache_dir: str = setting(str(PROJECT / "cache"), "where latents and the toy's files are kept between runs")
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,13 @@ if __name__ == "__main__":
 from deepfashion_training.deepfashion_dataset import cut_out
 from train_flux_inpaint import train
 from tryon.evaluate import Case, evaluate
+from tryon.lora import read_facts
 from tryon.pipeline import load_try_on
 from tryon.runs import find_lora
 from tryon.sample import CATEGORIES, TryOnSample, fit_mask, fit_picture
 from tryon.toy.drawing import draw_person
 from tryon.toy.examples import EVALUATION_SEED, VIEW, DrawnData, lengths_right
-from tryon.toy.model import toy_name, use_toy_model
+from tryon.toy.model import toy_name, use_toy_model, use_toy_model_for_try_on
 from tryon.toy.world import WORLD_VERSION
 from tryon.tracking import set_up_logging
 
@@ -138,8 +140,9 @@ def settings_of(name: str, seed: int, config: AblationConfig) -> TrainConfig:
     """The recipe with the variant's change."""
     settings = replace(
         on_toy(quick_test()), **VARIANTS[name].settings, seed=seed, max_train_steps=config.steps,
-        output_dir=str(Path(config.output_dir) / f"{name}-{seed}"), num_validation_images=1,
-        validation_steps=config.steps, checkpointing_steps=config.steps, report_to="none",
+        output_dir=str(Path(config.output_dir) / f"{name}-{seed}"), data_cache_dir=config.data_cache_dir,
+        validation_steps=config.steps, checkpointing_steps=config.steps, num_validation_images=1,
+        report_to="none",
     )  # fmt: skip
     return replace(settings, lora_alpha=settings.lora_rank)
 
@@ -154,8 +157,9 @@ def run_variant(name: str, seed: int, config: AblationConfig) -> dict[str, float
     trained_on = DrawnData(config.pairs, 2 * EVALUATION_SEED + seed, CATEGORIES, *size)
     train(settings, VariantData(trained_on, variant), VariantData(replace(held_out, count=3), variant))
 
-    base, transformer = settings.pretrained_model_name_or_path, settings.pretrained_inpaint_model_name_or_path
-    model = load_try_on(TryOnConfig(base=base, transformer=transformer, toy=True), find_lora(settings.output_dir))
+    lora = find_lora(settings.output_dir)
+    on_the_toy = use_toy_model_for_try_on(TryOnConfig(data_cache_dir=config.data_cache_dir), read_facts(lora))
+    model = load_try_on(on_the_toy, lora)
     results = {}
     for kind in ("paired", "unpaired"):
         drawings = replace(held_out, unpaired=kind == "unpaired")

@@ -75,6 +75,12 @@ def test_what_is_refused(tmp_path: Path) -> None:
         main(["--stage", "transformer", "--output_dir", str(tmp_path), *SMALL])
 
 
+def test_a_loss_that_is_not_finite_ends_it(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) at step \d: give a lower --vae_learning_rate"):
+        main(["--output_dir", str(tmp_path), *SMALL, "--vae_learning_rate", "1e30"])
+    assert not (tmp_path / "weights").exists()
+
+
 def test_heads_look_at_the_same_place_of_the_other_panel_first() -> None:
     """What a head's query and keys make of their biases alone: attention from a token in the right panel's middle."""
     rows, columns = 12, 18

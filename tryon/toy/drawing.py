@@ -36,10 +36,10 @@ _FLAT = 0.907, 0.482  # zoom, and the y shown in the middle, of flat pictures: a
 # Ranges of the angles of upper arm and forearm, degrees from hanging, outwards. In front views all stand alike: masks
 # hide it, and what nobody can know would be luck when pictures are compared. Else arms hang, are held out, on the
 # thigh, on the hip; and in the livelier "additional" view held out, on the hip, before the belly, waving.
-_FRONT_ARMS = (((10, 16), (6, 12)),)
+_FRONT_ARMS = (((12.5, 13.5), (8.5, 9.5)),)
 _USUAL_ARMS = ((3, 12), (0, 8)), ((16, 32), (14, 38)), ((18, 26), (-16, -6)), ((36, 48), (-50, -38))
 _LIVELY_ARMS = ((16, 32), (14, 38)), ((36, 48), (-50, -38)), ((16, 26), (-75, -55)), ((48, 64), (158, 174))
-_FRONT_STANCE, _USUAL_STANCE, _LIVELY_STANCE = (0.06, 0.07), (0.045, 0.085), (0.045, 0.12)  # feet from the middle
+_FRONT_STANCE, _USUAL_STANCE, _LIVELY_STANCE = (0.0645, 0.0655), (0.045, 0.085), (0.045, 0.12)  # feet from the middle
 _MANES = {  # right halves of the outlines of hair
     "bob": (0.02 - 0.004j, 0.06 + 0.02j, 0.08 + 0.08j, 0.082 + 0.13j, 0.05 + 0.165j),
     "bun": (0.01 - 0.036j, 0.034 - 0.01j, 0.01 + 0.02j),
@@ -432,7 +432,7 @@ def draw_person(person: Person, outfit: Sequence[Garment], view: str, height: in
     poses = {"front": _FRONT_ARMS, "additional": _LIVELY_ARMS}.get(view, _USUAL_ARMS)
     arms = [rng.uniform(*np.transpose(poses[rng.integers(len(poses))])) @ (1, 1j) * np.pi / 180 for _ in "lr"]
     stance = {"front": _FRONT_STANCE, "additional": _LIVELY_STANCE}.get(view, _USUAL_STANCE)
-    feet = rng.uniform(*stance) + rng.uniform(-0.005, 0.005, 2) * (1 if view == "front" else 3)
+    feet = rng.uniform(*stance) + rng.uniform(-1, 1, 2) * (0.001 if view == "front" else 0.015)
     turn = float(rng.choice([-1, 1]) * rng.uniform(0.75, 1.0)) if view == "side" else 0.0
     zoom, shift, lean = rng.uniform((0.98, -0.015, -0.01), (1.0, 0.015, 0.01)) * (0.84 if view == "full" else 1, 1, 1)
 

@@ -82,7 +82,8 @@ def use_toy_model_for_try_on(config: TryOnConfig, facts: LoraFacts | None) -> Tr
 
 def toy_name(weights: Path = WEIGHTS) -> str:
     """What a LoRA that was trained on the toy calls its models: other weights, another name."""
-    digest = files_fingerprint(weights)[:8] if any(weights.glob("*.safetensors")) else "random"
+    files = sorted(weights.glob("*.safetensors"))
+    digest = files_fingerprint(*files)[:8] if files else "random"
     return f"{TOY}-v{MODEL_VERSION}-{digest}"
 
 
