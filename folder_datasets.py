@@ -1,4 +1,6 @@
-"""Try-on data sets that lie in folders, as TryOnSamples. VITON-HD:
+"""Try-on data sets that lie in folders, as TryOnSamples.
+
+VITON-HD:
 
     <dataroot>/train/image/00001_00.jpg               the person
     <dataroot>/train/cloth/00001_00.jpg               the garment it wears
@@ -9,14 +11,29 @@ and the same below `test`. The second name of a line is the garment of the unpai
 person with the garment of its own name. VITON-HD has upper-body garments only; folders with others say so in
 
     <dataroot>/train/categories.txt                   lines of `person.jpg upper`, or lower, or full
+
+DressCode, where upper_body may also be lower_body or dresses:
+
+    <dataroot>/upper_body/images/048392_0.jpg         the person, and 048392_1.jpg the garment it wears
+    <dataroot>/upper_body/label_maps/048392_4.png     the person's parts, from which the mask is made
+    <dataroot>/upper_body/train_pairs.txt             lines of `048392_0.jpg 048392_1.jpg`
+    <dataroot>/upper_body/test_pairs_paired.txt
 """
 
 import hashlib
 import logging
 from collections import Counter
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
+from PIL import Image
+
+from tryon.config import MaskConfig
+from tryon.masks import MASK_VERSION, MaskRule, agnostic_mask, among, grown, mask_rule_of
+from tryon.parsing import read_label_map
 from tryon.sample import (
     CATEGORIES,
     UNREADABLE,
@@ -32,12 +49,17 @@ from tryon.sample import (
 logger = logging.getLogger(__name__)
 
 PARTS = ("image", "cloth", "agnostic-mask")
+DRESSCODE_FOLDERS: dict[str, Category] = {"upper_body": "upper", "lower_body": "lower", "dresses": "full"}
+# What of a label map is the garment. Jumpsuits and two-piece dresses are labelled as the pieces they look like.
+WORN = {"upper": ("upper",), "lower": ("lower",), "full": ("full", "upper", "lower")}
 
 
 @dataclass(frozen=True)
 class VitonHdData:
     """The pairs of one list as samples of one panel size: a SampleSource."""
 
+    variants: ClassVar[int] = 1
+    mask_rule: ClassVar[None] = None  # the folder has masks of its own
     folder: Path
     names: list[str]
     categories: list[Category]
@@ -52,6 +74,9 @@ class VitonHdData:
         name = self.names[index]
         mask = self.folder / "agnostic-mask" / f"{Path(name).stem}_mask.png"
         return self.folder / "image" / name, self.folder / "cloth" / name, mask
+
+    def category(self, index: int) -> Category:
+        return self.categories[index]
 
     def key(self, index: int) -> str:
         """A hash of the files' bytes, of the category and of the panel size. A missing file counts as an empty one."""
@@ -109,3 +134,87 @@ def read_categories(file: Path, names: list[str]) -> list[Category]:
         if categories.get(name) not in CATEGORIES:
             raise ValueError(f"{file} calls {name} {categories.get(name)}: write upper, lower or full")
     return [categories[name] for name in names]
+
+
+@dataclass(frozen=True)
+class DressCodeData:
+    """The pairs of one list of each garment folder as samples of one panel size: a SampleSource."""
+
+    pairs: list[tuple[Path, Path, Category]]  # person and garment
+    height: int
+    width: int
+    mask_rule: MaskRule
+    mask_growth: float = 0.0
+    variants: int = 1
+
+    def __len__(self) -> int:
+        return self.variants * len(self.pairs)
+
+    def category(self, index: int) -> Category:
+        return self.pairs[index % len(self.pairs)][2]
+
+    def files(self, index: int) -> tuple[Path, Path, Path]:
+        """Person, garment and label map of sample `index`."""
+        person, garment, _ = self.pairs[index % len(self.pairs)]
+        return person, garment, person.parent.with_name("label_maps") / f"{person.stem.removesuffix('_0')}_4.png"
+
+    def key(self, index: int) -> str:
+        """A hash of the files' bytes and of every setting that shapes the sample. A missing file counts as empty."""
+        variant = index // len(self.pairs) if self.mask_growth else 0
+        facts = (self.category(index), self.height, self.width, self.mask_rule, self.mask_growth, variant)
+        digest = hashlib.sha256(repr(("dresscode", MASK_VERSION, *facts)).encode())
+        for file in self.files(index):
+            digest.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
+        return digest.hexdigest()
+
+    def __getitem__(self, index: int) -> TryOnSample:
+        key, category = self.key(index), self.category(index)
+        rng = np.random.default_rng(list(bytes.fromhex(key)[:16]))  # the same whenever it is built
+        person_file, garment_file, label_file = self.files(index)
+        try:
+            person, garment = read_picture(person_file), read_picture(garment_file)
+            labels = read_label_map(label_file, person.size)
+            worn = among(labels, WORN[category])
+            hidden = agnostic_mask(worn, category, grown(self.mask_rule, self.mask_growth, rng), labels)
+        except UNREADABLE as error:
+            raise UnreadablePicture(f"{person_file.parent.parent.name}/{person_file.name}: {error}") from error
+        return TryOnSample(
+            key=key,
+            garment=fit_picture(garment, self.height, self.width),
+            person=fit_picture(person, self.height, self.width),
+            mask=fit_mask(Image.fromarray(hidden[0].numpy().astype(np.uint8) * 255), self.height, self.width),
+            category=category,
+        )
+
+
+def load_dresscode(
+    dataroot: str, list_name: str, masks: MaskConfig, height: int, width: int, limit: int | None
+) -> DressCodeData:
+    """The pairs of <dataroot>/<upper_body, lower_body, dresses>/<list_name>, the first `limit` of them, the folders by
+    turns.
+
+    Raises ValueError where there is none of these folders, and where a list is missing or names no pair.
+    """
+    root = Path(dataroot).expanduser()
+    of_folder = []
+    for name, category in DRESSCODE_FOLDERS.items():
+        if not (root / name).is_dir():
+            continue
+        pairs = root / name / list_name
+        if not pairs.is_file():
+            raise ValueError(f"{pairs} is not there: name the list of pairs that lies in each of DressCode's folders")
+        lines = [line.split() for line in pairs.read_text().splitlines() if line.strip()]
+        if not lines or any(len(line) < 2 for line in lines):
+            raise ValueError(f"{pairs} must have lines of `person.jpg garment.jpg`: give a list with at least one pair")
+        images = root / name / "images"
+        of_folder.append([(images / line[0], images / line[1], category) for line in lines])
+    if not of_folder:
+        raise ValueError(
+            f"{dataroot} has none of {', '.join(DRESSCODE_FOLDERS)}: give a folder laid out as DressCode is"
+        )
+    pairs = [pair for turn in zip_longest(*of_folder) for pair in turn if pair][:limit]
+    counts = Counter(category for _, _, category in pairs)
+    found = ", ".join(f"{counts[category]} {category}" for category in CATEGORIES if counts[category])
+    logger.info("%s: %d pairs  (%s)", list_name, len(pairs), found)
+    variants = masks.variants if masks.mask_growth else 1
+    return DressCodeData(pairs, height, width, mask_rule_of(masks), masks.mask_growth, variants)

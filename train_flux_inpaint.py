@@ -1,7 +1,7 @@
 """The inpaint training loop: LoRA fine-tuning of a FLUX-Fill transformer on garment | person diptychs.
 
 `train(config, train_data, val_data)` is all there is to call; any data set that gives TryOnSamples will do. Run as a
-script it trains on a VITON-HD folder:
+script it trains on a folder laid out as VITON-HD or DressCode is:
 
     python train_flux_inpaint.py --dataroot <folder> --train_data_list train_pairs.txt
 
@@ -9,9 +9,10 @@ Every random draw follows from (seed, optimiser step, accumulation index, index 
 the samples from (seed, epoch): neither the number of processes nor an interruption changes what is trained on.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-from tryon.config import TrainConfig, cuda_device_count, parse_flags, resolve, setting
+from tryon.config import MaskConfig, TrainConfig, cuda_device_count, mistakes, parse_flags, resolve, setting
 from tryon.entry import check_first, run_script
 from tryon.runs import (
     SAME_WHEN_RESUMED,
@@ -30,19 +31,38 @@ from tryon.runs import (
 class FolderConfig:
     """Which folder this script trains on."""
 
-    dataroot: str | None = setting(None, "folder laid out as VITON-HD is; needed")
-    train_data_list: str = setting("train_pairs.txt", "list of training pairs in dataroot; pictures in its train/")
-    validation_data_list: str = setting("test_pairs.txt", "list of validation pairs in dataroot; pictures in test/")
+    dataroot: str | None = setting(None, "folder laid out as VITON-HD or DressCode is; needed")
+    train_data_list: str = setting("train_pairs.txt", "list of training pairs, in dataroot or in each of its folders")
+    validation_data_list: str | None = setting(
+        None, "list of validation pairs (default test_pairs.txt, and test_pairs_paired.txt for DressCode)"
+    )
 
 
-def read_settings(argv: list[str]) -> tuple[TrainConfig, FolderConfig]:
+def is_dresscode(dataroot: str) -> bool:
+    """Whether the folder is laid out as DressCode is: with a folder for each part of the body."""
+    return any((Path(dataroot).expanduser() / part).is_dir() for part in ("upper_body", "lower_body", "dresses"))
+
+
+def read_settings(argv: list[str]) -> tuple[TrainConfig, FolderConfig, MaskConfig]:
     """The run's resolved configuration and folder. Raises ValueError, in one sentence, for every mistake."""
-    description = "Trains a try-on LoRA on a VITON-HD folder. Defaults shown are the full profile's."
-    given, folder_given = parse_flags(argv, "python train_flux_inpaint.py", description, TrainConfig, FolderConfig)
-    config, folders = resolve(given, cuda_device_count()), FolderConfig(**folder_given)
+    description = "Trains a try-on LoRA on VITON-HD or DressCode. Defaults shown are the full profile's."
+    given, folder_given, mask_given = parse_flags(
+        argv, "python train_flux_inpaint.py", description, TrainConfig, FolderConfig, MaskConfig
+    )
+    config, folders, masks = (
+        resolve(given, cuda_device_count()), FolderConfig(**folder_given), MaskConfig(**mask_given)
+    )  # fmt: skip
     if folders.dataroot is None:
-        raise ValueError("--dataroot is missing: name a folder laid out as VITON-HD is")
-    return with_paths(config, "viton_hd_lora"), folders
+        raise ValueError("--dataroot is missing: name a folder laid out as VITON-HD or DressCode is")
+    if problems := list(mistakes(masks)):
+        raise ValueError("; ".join(problems))
+    dresscode = is_dresscode(folders.dataroot)
+    if not dresscode and mask_given:
+        raise ValueError(f"--{next(iter(mask_given))} has no place here: VITON-HD folders have masks of their own")
+    if folders.validation_data_list is None:
+        found = "test_pairs_paired.txt" if dresscode else "test_pairs.txt"
+        folders = replace(folders, validation_data_list=found)
+    return with_paths(config, "dresscode_lora" if dresscode else "viton_hd_lora"), folders, masks
 
 
 if __name__ == "__main__":
@@ -53,10 +73,8 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import replace
 from datetime import timedelta
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -66,8 +84,8 @@ from diffusers.optimization import get_scheduler
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from folder_datasets import load_viton_hd
-from tryon.batches import load_batches
+from folder_datasets import load_dresscode, load_viton_hd
+from tryon.batches import count_draws, load_batches
 from tryon.cache import cache_latents, cache_prompts, latent_files
 from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, verify
 from tryon.encode import to_device
@@ -75,7 +93,6 @@ from tryon.evaluate import paired_cases
 from tryon.evaluation import evaluate_run
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate, loss_weight
 from tryon.lora import LoraFacts, add_lora, load_lora
-from tryon.masks import MASK_RULE
 from tryon.models import (
     TEXT_PARTS,
     ModelFiles,
@@ -139,7 +156,7 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     samples_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     max_steps = config.max_train_steps
     if config.num_train_epochs:
-        max_steps = math.ceil(config.num_train_epochs * len(train_latents) / samples_per_step)
+        max_steps = math.ceil(config.num_train_epochs * len(train_latents.categories) / samples_per_step)
     if checkpoint:
         state = load_checkpoint(checkpoint, state.identity, transformer, optimizer)
         if state.step >= max_steps:
@@ -172,13 +189,15 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
         # Once in a while: save, then look. A picture that fails must not cost the weights it shows.
         if state.step % config.checkpointing_steps == 0 or state.step == max_steps:
             if accelerator.is_main_process:
-                facts, keep = lora_facts(config, state.step), config.checkpoints_total_limit
+                facts, keep = lora_facts(config, train_data, state.step), config.checkpoints_total_limit
                 checkpoint = save_checkpoint(run, state, facts, transformer, optimizer, keep)
                 logger.info("saved %s", lora_file(checkpoint))
             accelerator.wait_for_everyone()
         if state.step % config.validation_steps == 0 or state.step == max_steps:
             validate(state.step)
     bar.close()
+    drawn = count_draws(train_latents, config.balance, config.seed, first_step, state.step, samples_per_step)
+    logger.info("drawn: %s", ", ".join(f"{count} {category}" for category, count in drawn.items()))
     accelerator.end_training()
     return run
 
@@ -328,8 +347,9 @@ def run_identity(config: TrainConfig, files: ModelFiles, train_files: list[Path]
     }
 
 
-def lora_facts(config: TrainConfig, step: int) -> LoraFacts:
+def lora_facts(config: TrainConfig, data: SampleSource, step: int) -> LoraFacts:
     """What the LoRA's header says of its training."""
+    rule = data.mask_rule
     return LoraFacts(
         base=toy_name() if config.toy else config.pretrained_model_name_or_path,
         transformer=toy_name() if config.toy else config.pretrained_inpaint_model_name_or_path,
@@ -337,9 +357,10 @@ def lora_facts(config: TrainConfig, step: int) -> LoraFacts:
         max_sequence_length=config.max_sequence_length,
         height=config.height,
         width=config.width,
-        mask_rule=MASK_RULE,
+        mask_rule=rule.name if rule else "given",
         profile=config.profile,
         step=step,
+        mask_offsets=rule.offsets if rule else (0.0, 0.0, 0.0, 0.0),
     )
 
 
@@ -348,19 +369,40 @@ def evaluate_on(val_data: SampleSource, run: Path, config: TrainConfig) -> None:
     evaluate_run(run, config, {"paired": paired_cases(val_data, config.num_evaluation_samples)})
 
 
+def folder_data(folders: FolderConfig, masks: MaskConfig, config: TrainConfig) -> tuple[SampleSource, SampleSource]:
+    """Training and validation data of the folder."""
+    sizes = (config.height, config.width)
+    train_list, validation_list = folders.train_data_list, folders.validation_data_list
+    limits = config.max_train_samples, config.max_validation_samples
+    if is_dresscode(folders.dataroot):
+        train_data = load_dresscode(folders.dataroot, train_list, masks, *sizes, limits[0])
+        masks = replace(masks, mask_growth=0.0)
+        val_data = load_dresscode(folders.dataroot, validation_list, masks, *sizes, limits[1])
+        both = {person for person, _, _ in train_data.pairs} & {person for person, _, _ in val_data.pairs}
+        if both:
+            raise ValueError(
+                f"{train_list} and {validation_list} share {len(both)} persons: give lists that share none"
+            )
+        return train_data, val_data
+    return (
+        load_viton_hd(folders.dataroot, "train", train_list, *sizes, limits[0]),
+        load_viton_hd(folders.dataroot, "test", validation_list, *sizes, limits[1]),
+    )
+
+
 def main(argv: list[str]) -> None:
-    config, folders = read_settings(argv)
+    config, folders, masks = read_settings(argv)
     state = start_processes()
     set_up_logging(state.is_main_process)
-    sizes = (config.height, config.width)
-    train_data = load_viton_hd(folders.dataroot, "train", folders.train_data_list, *sizes, config.max_train_samples)
-    val_data = load_viton_hd(
-        folders.dataroot, "test", folders.validation_data_list, *sizes, config.max_validation_samples
-    )
+    train_data, val_data = folder_data(folders, masks, config)
     if config.toy:
         with state.main_process_first():
             config = use_toy_model(config, asked_for="--toy" in argv)
-    settings = announce(config, folders) if state.is_main_process else None
+    settings = (
+        announce(config, folders, *([masks] if is_dresscode(folders.dataroot) else []))
+        if state.is_main_process
+        else None
+    )
     with told_how_to_go_on(config, settings):
         run = train(config, train_data, val_data)
     if config.num_evaluation_samples and state.is_main_process:

@@ -3,16 +3,23 @@
     python tryon_inference_lora.py --lora runs/<run> --image person.jpg --mask mask.png --garment garment.jpg \
         --output_tryon out.png
 
-The mask is white where the person is to be repainted.
+The mask is white where the person is to be repainted. Instead, --worn may give the region of what the person wears: the
+mask is then made from it by the rule that the LoRA was trained with.
 """
 
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tryon.config import TryOnConfig, mistakes, parse_flags, setting
 from tryon.entry import run_script
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from tryon.masks import MaskRule
+    from tryon.sample import Category
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +31,13 @@ class PictureConfig:
     """Which pictures are read and written, and how the new one is drawn."""
 
     image: str | None = setting(None, "picture of the person; needed")
-    mask: str | None = setting(None, "mask of the person's picture, white where it is repainted; needed")
+    mask: str | None = setting(None, "mask of the person's picture, white where it is repainted; needed, or --worn")
+    worn: str | None = setting(
+        None, "region, in white, of what the person wears: the LoRA's rule makes the mask from it"
+    )
+    parser: str | None = setting(
+        None, "SegFormer that labels people's parts; needed with --worn where the LoRA's rule follows the body"
+    )
     garment: str | None = setting(None, "picture of the garment; needed")
     output_tryon: str | None = setting(None, "where the dressed person is written; needed")
     output_diptych: str | None = setting(None, "where garment and dressed person, side by side, are written")
@@ -42,9 +55,15 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, PictureConfig]:
     given, of_pictures = parse_flags(argv, "python tryon_inference_lora.py", description, TryOnConfig, PictureConfig)
     config, pictures = TryOnConfig(**given), PictureConfig(**of_pictures)
     problems = ["--lora is missing"] if config.lora is None else []
-    needed = ("image", "mask", "garment", "output_tryon")
+    needed = ("image", "garment", "output_tryon")
     problems += [f"--{name} is missing" for name in needed if getattr(pictures, name) is None]
-    for name in ("image", "mask", "garment"):
+    if (pictures.mask is None) == (pictures.worn is None):
+        problems.append("give either --mask or --worn")
+    if pictures.parser and not pictures.worn:
+        problems.append("--parser has no use without --worn")
+    if pictures.worn and pictures.category is None:
+        problems.append("--worn needs to know what it is: say --category upper, lower or full")
+    for name in ("image", "mask", "worn", "garment"):
         path = getattr(pictures, name)
         if path is not None and not Path(path).expanduser().is_file():
             problems.append(f"--{name} {path} is no file")
@@ -62,6 +81,32 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, PictureConfig]:
     return config, pictures
 
 
+def mask_of_worn(
+    person: "Image.Image",
+    worn: "Image.Image",
+    category: "Category",
+    rule: "MaskRule",
+    config: TryOnConfig,
+    pictures: PictureConfig,
+) -> "Image.Image":
+    """The mask that training would have made: "L" of 0 and 255. worn: the region of what the person wears, likewise."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    from tryon.masks import agnostic_mask
+
+    labels = None
+    if pictures.parser and rule.name == "rectangle":
+        raise ValueError("--parser has no use: this LoRA was trained with rectangles, which need none")
+    if pictures.parser:
+        from tryon.parsing import load_parser, parse
+
+        labels = parse(load_parser(pictures.parser, config.cache_dir, torch.device("cpu")), person)
+    hidden = agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], category, rule, labels)
+    return Image.fromarray(hidden[0].numpy().astype(np.uint8) * 255)
+
+
 def main(argv: list[str]) -> None:
     config, pictures = read_settings(argv)
 
@@ -69,22 +114,27 @@ def main(argv: list[str]) -> None:
     from PIL import Image
 
     from tryon.lora import read_facts
-    from tryon.pipeline import load_try_on, lora_on_disk, panel_size, prompt_category, try_on
+    from tryon.pipeline import load_try_on, lora_on_disk, panel_size, prompt_category, trained_rule, try_on
     from tryon.sample import UNREADABLE, read_mask, read_picture, sample_of_pictures, to_picture
     from tryon.toy.model import use_toy_model_for_try_on
     from tryon.tracking import on_terminal, set_up_logging
 
     set_up_logging(is_main_process=True)
-    opened = []
-    for name in ("garment", "image", "mask"):
+    opened = {}
+    for name in filter(lambda name: getattr(pictures, name), ("garment", "image", "mask", "worn")):
         path = Path(getattr(pictures, name)).expanduser()
         try:
-            opened.append(read_mask(path, opened[-1].size) if name == "mask" else read_picture(path))
+            is_mask = name in ("mask", "worn")
+            opened[name] = read_mask(path, opened["image"].size) if is_mask else read_picture(path)
         except UNREADABLE as error:
             raise ValueError(f"--{name} {path} cannot be used ({error}): give another file") from error
     lora = lora_on_disk(config.lora, config.cache_dir)
     facts = read_facts(lora)
-    sample = sample_of_pictures(*opened, prompt_category(facts, pictures.category), *panel_size(config, facts))
+    category = prompt_category(facts, pictures.category)
+    mask = opened.get("mask") or mask_of_worn(
+        opened["image"], opened["worn"], category, trained_rule(facts), config, pictures
+    )
+    sample = sample_of_pictures(opened["garment"], opened["image"], mask, category, *panel_size(config, facts))
 
     if sample.mask.all():
         logger.warning("the mask is white all over: the whole picture is repainted, the face too")

@@ -15,7 +15,7 @@ import shutil
 import statistics
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from tryon.config import (
     PROJECT,
@@ -93,13 +93,13 @@ if __name__ == "__main__":
     check_first(read_settings)  # --help and a wrong flag answer before the heavy imports
 
 
-from deepfashion_training.deepfashion_dataset import cut_out
+from deepfashion_training.references import cut_out
 from train_flux_inpaint import train
 from tryon.evaluate import Case, evaluate
 from tryon.lora import read_facts
 from tryon.pipeline import load_try_on
 from tryon.runs import find_lora
-from tryon.sample import CATEGORIES, TryOnSample, fit_mask, fit_picture
+from tryon.sample import CATEGORIES, Category, TryOnSample, fit_mask, fit_picture
 from tryon.toy.drawing import draw_person
 from tryon.toy.examples import EVALUATION_SEED, VIEW, DrawnData, lengths_right
 from tryon.toy.model import toy_name, use_toy_model, use_toy_model_for_try_on
@@ -113,11 +113,16 @@ logger = logging.getLogger(__name__)
 class VariantData:
     """Drawings with another reference or mask: a SampleSource."""
 
+    variants: ClassVar[int] = 1
+    mask_rule: ClassVar[None] = None
     drawings: DrawnData
     variant: Variant
 
     def __len__(self) -> int:
         return len(self.drawings)
+
+    def category(self, index: int) -> Category:
+        return self.drawings.category(index)
 
     def key(self, index: int) -> str:
         return f"{self.drawings.key(index)} {self.variant.reference} {self.variant.mask}"

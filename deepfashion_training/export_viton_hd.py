@@ -7,8 +7,9 @@ VITON trainers read, and ours: `train_flux_inpaint.py` gets the very samples tha
     <folder>/train_pairs.txt, test_pairs.txt     person.jpg garment.jpg; in the test list the garment of another person
     <folder>/train/categories.txt, test/...      person.jpg upper|lower|full, which VITON-HD itself does not know
 
-Nothing is lost on the way: a photograph that is a JPEG already is copied, and everything else written as PNG under the
-.jpg name that VITON trainers insist on; picture libraries go by the content.
+Of pairs in which something is random it is the first variant. Nothing is lost on the way: a photograph that is a JPEG
+already is copied, and everything else written as PNG under the .jpg name that VITON trainers insist on; picture
+libraries go by the content.
 """
 
 import io
@@ -19,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepfashion_training.preflight import checked_data_path
-from tryon.config import TrainConfig, mistakes, parse_flags, setting
+from deepfashion_training.preflight import DataConfig, checked_data_path
+from tryon.config import MaskConfig, TrainConfig, mistakes, parse_flags, setting
 from tryon.entry import run_script
 
 if TYPE_CHECKING:
@@ -63,19 +64,23 @@ def main(argv: list[str]) -> None:
     config = read_settings(argv)
 
     # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
+    import torch
+
     from deepfashion_training.deepfashion_dataset import load_deepfashion
     from tryon.tracking import set_up_logging
 
     set_up_logging(is_main_process=True)
     folder = Path(config.folder).expanduser().absolute()
     train, validation = load_deepfashion(
-        checked_data_path(config.dataset_name),
+        DataConfig(dataset_name=checked_data_path(config.dataset_name)),
+        MaskConfig(variants=1),
         TrainConfig(
             seed=config.seed,
             max_train_samples=config.max_train_samples,
             max_validation_samples=config.max_validation_samples,
             cache_dir=config.cache_dir,
         ),
+        torch.device("cpu"),
     )
     staging = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
@@ -106,11 +111,12 @@ def write_split(data: "DeepFashionData", root: Path, split: str) -> int:
         except UnreadablePicture as error:
             logger.warning("skipped: %s", error)
         else:
-            person_file, _, garment_file = data.files(index)
+            person_file, _, *garment_files = data.files(index)
+            whole = data.pair(index).reference in ("column", "flat")  # not cut out of anything
             write_picture(folder / "image" / f"{stem}.jpg", person, person_file)
-            write_picture(folder / "cloth" / f"{stem}.jpg", garment, garment_file)
+            write_picture(folder / "cloth" / f"{stem}.jpg", garment, garment_files[0] if whole else None)
             hidden.save(folder / "agnostic-mask" / f"{stem}_mask.png")
-            names.setdefault(data.pairs[index].category, []).append(f"{stem}.jpg")
+            names.setdefault(data.category(index), []).append(f"{stem}.jpg")
         bar.update()
     bar.close()
     written = sorted((name, category) for category, group in names.items() for name in group)

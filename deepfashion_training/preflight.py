@@ -9,10 +9,11 @@ import math
 import os
 import re
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal, get_args
 
-from tryon.config import TrainConfig, cuda_device_count, parse_flags, resolve, setting
+from tryon.config import MaskConfig, TrainConfig, cuda_device_count, mistakes, parse_flags, resolve, setting
 from tryon.entry import run_script
 from tryon.runs import with_paths
 
@@ -25,25 +26,50 @@ DESCRIPTION = (
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+Reference = Literal["column", "flat", "other_view", "same_picture"]
+REFERENCES: tuple[Reference, ...] = get_args(Reference)  # best first
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
-    """Which data set is trained on."""
+    """Which data set is trained on, and what is made of its rows."""
 
     dataset_name: str | None = setting(
         None, f"hub name, folder of parquet files or saved data set (default {DEEPFASHION}, or the toy's data)"
     )
+    min_reference: Reference = setting(
+        "same_picture",
+        "drop pairs whose garment is shown worse than so: by a picture of its own (column), alone (flat), cut out of "
+        "another view, cut out of the same picture",
+    )
+    parser: str | None = setting(
+        None, "hub name or folder of a SegFormer that labels people's parts, such as mattmdjaga/segformer_b2_clothes"
+    )
 
 
-def read_settings(argv: list[str]) -> tuple[TrainConfig, DataConfig]:
+def read_settings(argv: list[str]) -> tuple[TrainConfig, DataConfig, MaskConfig]:
     """The run's resolved configuration, paths made absolute. Raises ValueError, in one sentence, for every mistake."""
-    given, data_given = parse_flags(argv, COMMAND, DESCRIPTION, TrainConfig, DataConfig)
-    config = resolve(given, cuda_device_count())
-    data = DataConfig(**data_given)
-    if data.dataset_name is None and not config.toy:
-        data = DataConfig(dataset_name=DEEPFASHION)
-    if data.dataset_name is not None:
-        data = DataConfig(dataset_name=checked_data_path(data.dataset_name))
-    return with_paths(config, "deepfashion_lora"), data
+    given, data_given, mask_given = parse_flags(argv, COMMAND, DESCRIPTION, TrainConfig, DataConfig, MaskConfig)
+    config, masks = resolve(given, cuda_device_count()), MaskConfig(**mask_given)
+    return with_paths(config, "deepfashion_lora"), checked_data(DataConfig(**data_given), masks, config.toy), masks
+
+
+def checked_data(data: DataConfig, masks: MaskConfig, toy: bool) -> DataConfig:
+    """The settings with the default data set where none is named, but on the toy, and an absolute path.
+
+    Raises ValueError for every mistake.
+    """
+    problems = list(mistakes(masks))
+    if masks.mask_rule != "rectangle" and data.parser is None:
+        problems.append(
+            f"--mask_rule {masks.mask_rule} has to know the person's parts: name a --parser, or use the rule rectangle"
+        )
+    if masks.mask_rule == "rectangle" and data.parser is not None:
+        problems.append("--parser has no use for --mask_rule rectangle: leave it out, or choose hull or parsing")
+    if problems:
+        raise ValueError("; ".join(problems))
+    name = data.dataset_name or (None if toy else DEEPFASHION)
+    return replace(data, dataset_name=name and checked_data_path(name))
 
 
 def checked_data_path(name: str) -> str:
@@ -62,7 +88,7 @@ def checked_data_path(name: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-    config, _ = read_settings(argv)
+    config, _, _ = read_settings(argv)
     folder = Path(config.output_dir)
     try:
         folder.mkdir(parents=True, exist_ok=True)

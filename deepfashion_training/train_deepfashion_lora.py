@@ -7,11 +7,15 @@ import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deepfashion_training.preflight import read_settings
 from tryon.config import TrainConfig
 from tryon.entry import run_script
 from tryon.runs import announce, told_how_to_go_on
+
+if TYPE_CHECKING:
+    from tryon.masks import MaskRule
 
 logger = logging.getLogger(__name__)
 
@@ -20,11 +24,12 @@ TOY_VIEWS = ("front",)
 
 
 def main(argv: list[str]) -> None:
-    config, data = read_settings(argv)
+    config, data, masks = read_settings(argv)
     drawn = data.dataset_name is None  # the toy's own data
 
     # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
     from deepfashion_training.deepfashion_dataset import load_deepfashion
+    from deepfashion_training.inspect_dataset import describe
     from tryon.tracking import set_up_logging, start_processes
 
     state = start_processes()
@@ -36,7 +41,7 @@ def main(argv: list[str]) -> None:
             config = use_toy_model(config, asked_for="--toy" in argv)
             if data.dataset_name is None:
                 data = replace(data, dataset_name=str(toy_data(config)))
-    settings = announce(config, data) if state.is_main_process else None
+    settings = announce(config, data, masks) if state.is_main_process else None
 
     from train_flux_inpaint import evaluate_on, train
     from tryon.models import fetch_training_models
@@ -44,21 +49,28 @@ def main(argv: list[str]) -> None:
     with told_how_to_go_on(config, settings):
         with state.main_process_first():
             fetch_training_models(config, state.device)  # what cannot be had or does not fit is refused before the data
-            train_data, val_data = load_deepfashion(data.dataset_name, config)
+            train_data, val_data = load_deepfashion(data, masks, config, state.device)
+        if state.is_main_process and not drawn:
+            found = describe(train_data, val_data)
+            for line in found.lines:
+                logger.info("  %s", line)
+            for line in found.warnings:
+                logger.warning("warning: %s", line)
         run = train(config, train_data, val_data)
     if config.num_evaluation_samples and state.is_main_process:
-        evaluate_on_drawings(run, config) if drawn else evaluate_on(val_data, run, config)
+        evaluate_on_drawings(run, config, val_data.mask_rule) if drawn else evaluate_on(val_data, run, config)
     logger.info("finished: %s", run)
 
 
-def evaluate_on_drawings(run: Path, config: TrainConfig) -> None:
-    """Scores the run's LoRA on drawings, which have unpaired truths too."""
+def evaluate_on_drawings(run: Path, config: TrainConfig, rule: "MaskRule") -> None:
+    """Scores the run's LoRA on drawings, which have unpaired truths too, under the rule that hid what it learnt."""
     from tryon.evaluation import evaluate_run
     from tryon.sample import CATEGORIES
     from tryon.toy.examples import EVALUATION_SEED, DrawnData, drawn_cases, lengths_right
 
     count = len(CATEGORIES) * config.num_evaluation_samples
-    paired = DrawnData(count, EVALUATION_SEED + config.seed, CATEGORIES, config.height, config.width)
+    size = config.height, config.width
+    paired = DrawnData(count, EVALUATION_SEED + config.seed, CATEGORIES, *size, mask_rule=rule)
     unpaired = replace(paired, unpaired=True)
     cases = {"paired": drawn_cases(paired), "unpaired": drawn_cases(unpaired)}
     evaluate_run(run, config, cases, partial(lengths_right, unpaired))

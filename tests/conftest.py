@@ -16,7 +16,7 @@ from PIL import Image
 
 from tryon.config import TrainConfig, on_toy
 from tryon.models import load_transformer, load_vae
-from tryon.sample import CATEGORIES, TryOnSample, fit_picture
+from tryon.sample import CATEGORIES, Category, TryOnSample, fit_picture
 from tryon.toy.model import ToyFolders, toy_model
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -59,6 +59,9 @@ def make_sample(seed: int, height: int = 96, width: int = 64, least: int = 0) ->
 class ListSource:
     """Samples in memory as a SampleSource."""
 
+    variants = 1
+    mask_rule = None
+
     def __init__(self, samples: list[TryOnSample]):
         self.samples = samples
 
@@ -67,6 +70,9 @@ class ListSource:
 
     def key(self, index: int) -> str:
         return self.samples[index].key
+
+    def category(self, index: int) -> Category:
+        return self.samples[index].category
 
     def __getitem__(self, index: int) -> TryOnSample:
         return self.samples[index]

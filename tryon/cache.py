@@ -20,7 +20,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from diffusers.training_utils import free_memory
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -29,7 +29,7 @@ from tqdm import tqdm
 from tryon.config import TrainConfig
 from tryon.encode import encode_prompt, encode_sample
 from tryon.models import TEXT_PARTS, ModelFiles, files_fingerprint, load_text_encoders
-from tryon.sample import LatentSample, PromptEmbedding, SampleSource, UnreadablePicture, check_unreadable
+from tryon.sample import Category, LatentSample, PromptEmbedding, SampleSource, UnreadablePicture, check_unreadable
 from tryon.tracking import progress_bar
 
 logger = logging.getLogger(__name__)
@@ -46,9 +46,13 @@ def content_key(*parts: object) -> str:
 
 @dataclass(frozen=True)
 class LatentData(Dataset):
-    """The encoded samples of one data set: LatentSample by index, each read from its memory-mapped file."""
+    """The encoded samples of one data set: LatentSample by index, each read from its memory-mapped file.
+
+    files: variant by variant, each with all rows. categories: of the rows.
+    """
 
     files: list[Path]
+    categories: list[Category]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -101,15 +105,17 @@ def cache_latents(
     where more than one of them, and more than 1 %, cannot be read, and where the disk has no room for what is to be
     written.
     """
-    missing = [index for index, path in enumerate(paths) if not path.exists()]
-    logger.info("%s: %d, %d of them encoded already", what, len(paths), len(paths) - len(missing))
+    # One of all samples that share a file: variants in which nothing is random.
+    missing = list({path: index for index, path in enumerate(paths) if not path.exists()}.values())
+    files = len(set(paths))
+    logger.info("%s: %d, %d of them encoded already", what, files, files - len(missing))
     if missing:
         _check_disk(
             Path(config.data_cache_dir) / "latents", len(missing), config.height, 2 * config.width, vae.dtype.itemsize
         )
 
     accelerator.wait_for_everyone()  # all have looked before the first writes
-    own = [index for index in missing if index % accelerator.num_processes == accelerator.process_index]
+    own = missing[accelerator.process_index :: accelerator.num_processes]
     bar = progress_bar(len(own), f"encoding {what}", accelerator.is_main_process)
     started = said = time.monotonic()
     for done, index in enumerate(own, start=1):
@@ -122,14 +128,17 @@ def cache_latents(
         bar.update()
         if time.monotonic() - said > LOG_EVERY:
             said = time.monotonic()
-            left = timedelta(seconds=round((said - started) / done * (len(own) - done)))
-            logger.info("encoded %d of %d %s, %s left", done, len(own), what, left)
+            rate = done / (said - started)
+            left = timedelta(seconds=round((len(own) - done) / rate))
+            logger.info("encoded %d of %d %s, %.1f per second, %s left", done, len(own), what, rate, left)
     bar.close()
     accelerator.wait_for_everyone()
 
-    readable = [path for path in paths if path.exists()]
-    check_unreadable(len(paths) - len(readable), len(paths), what)
-    return LatentData(readable)
+    rows = len(paths) // samples.variants
+    readable = [row for row in range(rows) if all(path.exists() for path in paths[row::rows])]
+    check_unreadable(rows - len(readable), rows, what)
+    kept = [paths[variant * rows + row] for variant in range(samples.variants) for row in readable]
+    return LatentData(kept, [samples.category(row) for row in readable])
 
 
 def cache_prompts(
@@ -161,10 +170,17 @@ def _read_prompt(path: Path) -> PromptEmbedding:
 
 
 def _write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file(tensors, staging, metadata)
-    staging.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, staging, metadata)
+        staging.replace(path)
+    except (OSError, SafetensorError) as error:
+        staging.unlink(missing_ok=True)
+        raise ValueError(
+            f"{path} cannot be written ({error}): make room, or put the cache elsewhere with --data_cache_dir; what is "
+            "encoded already stays, and the next start goes on from there"
+        ) from error
 
 
 def _check_disk(folder: Path, count: int, height: int, width: int, itemsize: int) -> None:

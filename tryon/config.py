@@ -21,6 +21,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 FLUX_BASE = "black-forest-labs/FLUX.1-dev"
 CATVTON_TRANSFORMER = "xiaozaa/catvton-flux-alpha"
 
+MaskRuleName = Literal["rectangle", "hull", "parsing"]
+
 # The toy's panel: the smallest at which a texture survives the VAE's 8x compression.
 TOY_HEIGHT, TOY_WIDTH = 192, 144
 TOY_MAX_SEQUENCE_LENGTH = 16
@@ -65,8 +67,13 @@ class TrainConfig:
     num_processes: int = setting(1, "processes to train with, one per GPU", 1)
     mixed_precision: Literal["no", "bf16"] = setting("bf16", "bf16, or no for float32 throughout")
 
+    balance: Literal["sqrt", "equal", "none"] = setting(
+        "sqrt", "how often categories are drawn: by the square root of their number, equally, or as they come"
+    )
     max_train_steps: int = setting(8_000, "optimiser steps", 1)
-    num_train_epochs: int | None = setting(None, "train for N passes over the data instead of max_train_steps", 1)
+    num_train_epochs: int | None = setting(
+        None, "train on N times as many samples as there are, instead of max_train_steps", 1
+    )
     train_batch_size: int = setting(1, "samples per process and forward pass", 1)
     gradient_accumulation_steps: int = setting(8, "forward passes per optimiser step", 1)
     gradient_checkpointing: Literal["none", "full"] = setting(
@@ -106,6 +113,21 @@ class TrainConfig:
     checkpoints_total_limit: int | None = setting(5, "keep the newest N checkpoints; 'none' keeps all", 2)
     resume_from_checkpoint: str | None = setting(None, "a run, a checkpoint folder, or 'latest'")
     report_to: Literal["tensorboard", "none"] = setting("tensorboard", "where curves and pictures go besides the run")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskConfig:
+    """What of a person is hidden in training: the rule of the agnostic masks, and how far they reach beyond it."""
+
+    mask_rule: MaskRuleName = setting(
+        "rectangle", "what of the person is hidden; hull and parsing follow the body, whose parts they have to know"
+    )
+    mask_top: float = setting(0.0, "how much further up masks reach than their rule, as a share of the picture", 0, 1)
+    mask_bottom: float = setting(0.0, "how much further down", 0, 1)
+    mask_left: float = setting(0.0, "how much further to the left", 0, 1)
+    mask_right: float = setting(0.0, "how much further to the right", 0, 1)
+    mask_growth: float = setting(0.0, "reach further down and sideways by up to this share, at random", 0, 1)
+    variants: int = setting(2, "of each pair in which something is random: epoch after epoch the next", 1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -47,9 +47,10 @@ class LoraFacts:
     max_sequence_length: int
     height: int
     width: int
-    mask_rule: str
+    mask_rule: str  # of tryon.masks, or "given" where the data has masks of its own
     profile: str
     step: int
+    mask_offsets: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # of the rule: top, bottom, left, right
 
 
 def add_lora(transformer: FluxTransformer2DModel, rank: int, alpha: int, seed: int) -> list[torch.nn.Parameter]:

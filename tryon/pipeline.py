@@ -17,6 +17,7 @@ from tryon.encode import decode_latents
 from tryon.geometry import pack_latents, unpack_latents
 from tryon.hub import hub_or_folder
 from tryon.lora import LoraFacts, attach_lora, read_facts
+from tryon.masks import MaskRule
 from tryon.memory import check_inference_fits
 from tryon.models import fetch_models, load_scheduler, load_transformer, load_vae, read_transformer_config
 from tryon.runs import LORA_FILE, find_lora
@@ -71,6 +72,16 @@ def prompt_category(facts: LoraFacts | None, asked: Category | None) -> Category
     if asked is None and facts and facts.prompt == "category":
         raise ValueError("this LoRA has one prompt per garment category: say --category upper, lower or full")
     return asked or "upper"
+
+
+def trained_rule(facts: LoraFacts | None) -> MaskRule:
+    """The mask rule that a LoRA was trained with, the default where it does not say. Raises ValueError where its data
+    had masks of its own, which nobody here can make."""
+    if facts is None:
+        return MaskRule()
+    if facts.mask_rule == "given":
+        raise ValueError("this LoRA was trained with masks that its data set had: give a --mask of that kind")
+    return MaskRule(facts.mask_rule, *facts.mask_offsets)
 
 
 def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:

@@ -31,7 +31,7 @@ CHECKPOINT = re.compile(r"checkpoint-\d+")
 SAME_WHEN_RESUMED = (
     "prompt", "max_sequence_length", "height", "width", "seed", "num_processes", "train_batch_size",
     "gradient_accumulation_steps", "weighting_scheme", "logit_mean", "logit_std", "guidance_scale", "optimizer",
-    "lora_rank", "lora_alpha",
+    "lora_rank", "lora_alpha", "balance",
 )  # fmt: skip
 
 
@@ -77,12 +77,12 @@ def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
         )
 
 
-def announce(config: TrainConfig, data: Any) -> Path:
-    """Creates the run's folder with config.json in it, and prints every setting. data: the data set's dataclass.
+def announce(config: TrainConfig, *others: Any) -> Path:
+    """Creates the run's folder with config.json in it, and prints every setting. others: the data's dataclasses.
 
     What a run began with stays: the settings of a resumed part get a file of their own. Returns the file.
     """
-    settings = {**asdict(config), **asdict(data)}
+    settings = {key: value for part in (config, *others) for key, value in asdict(part).items()}
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "config.json"

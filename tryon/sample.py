@@ -7,12 +7,15 @@ image tokens; T text tokens.
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, get_args
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from tryon.masks import MaskRule
 
 logger = logging.getLogger(__name__)
 
@@ -123,12 +126,23 @@ def check_unreadable(unreadable: int, total: int, what: str) -> None:
 
 
 class SampleSource(Protocol):
-    """A data set: what `train()` takes. Samples are built when asked for; keys must be cheap."""
+    """A data set: what `train()` takes. Samples are built when asked for; keys and categories must be cheap.
 
-    def __len__(self) -> int: ...
+    Where something about a sample is random, each row comes in several fixed variants, of which training takes another
+    in each epoch: sample v * rows + i is variant v of row i. Variants of a row in which nothing is random have one key.
+    """
+
+    variants: int
+    mask_rule: "MaskRule | None"  # what hides the persons' garments; None: the data has masks of its own
+
+    def __len__(self) -> int:
+        """Rows times variants."""
 
     def key(self, index: int) -> str:
         """The key of sample `index`, without decoding its pictures."""
+
+    def category(self, index: int) -> Category:
+        """The category of sample `index`."""
 
     def __getitem__(self, index: int) -> TryOnSample:
         """Builds sample `index`. Raises UnreadablePicture, which names the row, where its pictures cannot be used."""

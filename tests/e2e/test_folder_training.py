@@ -9,8 +9,9 @@ import pytest
 
 from conftest import PROJECT
 from launch import environment, metrics
-from test_folders import write_viton_hd
+from test_folders import write_dresscode, write_viton_hd
 from train_flux_inpaint import main
+from tryon.lora import read_facts
 
 pytestmark = pytest.mark.e2e
 
@@ -31,11 +32,25 @@ def test_the_loop_trains_on_a_viton_hd_folder(tmp_path: Path, data_cache: Path) 
     assert (run / "checkpoint-2/transformer/pytorch_lora_weights.safetensors").is_file()
 
 
+def test_the_loop_trains_on_a_dresscode_folder(tmp_path: Path, data_cache: Path) -> None:
+    root, run = write_dresscode(tmp_path / "dresscode", 2), tmp_path / "run"
+    main(
+        [
+            "--toy", "--dataroot", str(root), "--max_train_steps", "1", "--gradient_accumulation_steps", "1",
+            "--lora_rank", "4", "--num_validation_images", "1", "--data_cache_dir", str(data_cache),
+            "--output_dir", str(run), "--mask_rule", "hull", "--mask_left", "0.05", "--mask_growth", "0.1",
+        ]
+    )  # fmt: skip
+    assert set(metrics(run, "validation/loss_full")) == {0, 1}
+    facts = read_facts(run / "checkpoint-1/transformer/pytorch_lora_weights.safetensors")
+    assert facts.mask_rule == "hull" and facts.mask_offsets == [0, 0, 0.05, 0]
+
+
 def test_a_wrong_folder_is_refused_at_once(tmp_path: Path) -> None:
     refused = subprocess.run(
         [sys.executable, "train_flux_inpaint.py", "--toy"],
         cwd=PROJECT, env=environment(tmp_path), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert refused.returncode == 1
-    assert refused.stderr == "error: --dataroot is missing: name a folder laid out as VITON-HD is\n"
+    assert refused.stderr == "error: --dataroot is missing: name a folder laid out as VITON-HD or DressCode is\n"
     assert not list(tmp_path.glob("viton_hd_lora*"))

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from conftest import ListSource, make_sample
 from launch import metrics
 from train_flux_inpaint import train
-from tryon.batches import load_batches, sample_order
+from tryon.batches import load_batches
 from tryon.cache import LatentData
 from tryon.config import TrainConfig, on_toy
 from tryon.runs import find_lora, newest_checkpoint
@@ -176,19 +176,11 @@ def test_every_optimizer_and_schedule_runs(config: TrainConfig, tmp_path: Path) 
         assert not (run / "logs").exists()
 
 
-def test_the_order_is_one_endless_stream() -> None:
-    stream = sample_order(5, seed=0, start=0)
-    positions = [next(stream) for _ in range(23)]
-    epochs = [positions[start : start + 5] for start in (0, 5, 10, 15)]
-    assert all(sorted(epoch) == list(range(5)) for epoch in epochs)
-    assert len({tuple(epoch) for epoch in epochs}) > 1
-    resumed = sample_order(5, seed=0, start=13)
-    assert [next(resumed) for _ in range(10)] == positions[13:]
-
-
 def test_batches_reach_workers_however_they_are_started(config: TrainConfig) -> None:
     """A worker that is not forked gets the collate function pickled."""
-    loader = load_batches(config, LatentData([Path("a"), Path("b")]), {}, Accelerator(cpu=True), 0, 1)
+    loader = load_batches(
+        config, LatentData([Path("a"), Path("b")], ["upper", "lower"]), {}, Accelerator(cpu=True), 0, 1
+    )
     assert pickle.loads(pickle.dumps(loader.collate_fn)).keywords == {"prompts": {}}
     assert pickle.loads(pickle.dumps(loader.dataset)) == loader.dataset
 

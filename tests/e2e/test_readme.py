@@ -10,7 +10,7 @@ import app_lora
 import train_flux_inpaint
 import tryon_inference_lora
 from conftest import PROJECT
-from deepfashion_training import export_viton_hd, preflight
+from deepfashion_training import export_viton_hd, inspect_dataset, preflight
 from launch import SMALL, launch, metrics, only_run
 from tryon.toy.dataset import write_dataset
 from tryon.toy.model import ToyFolders
@@ -20,8 +20,8 @@ pytestmark = pytest.mark.e2e
 README = (PROJECT / "README.md").read_text()
 TRAIN = "bash ./train_deepfashion_lora.sh"
 EXPORT = "python -m deepfashion_training.export_viton_hd <data set> <folder>"
-FOLDERS = "python train_flux_inpaint.py --dataroot <folder> --train_data_list train_pairs.txt"
-FOLDERS += " --validation_data_list test_pairs.txt"
+FOLDERS = "python train_flux_inpaint.py --dataroot <folder>"
+INSPECT = "python -m deepfashion_training.inspect_dataset <data set>"
 INFERENCE = "python tryon_inference_lora.py --lora runs/<run> --image person.jpg --mask mask.png --garment garment.jpg"
 INFERENCE += " --output_tryon out.png"
 RESUME = f"{TRAIN} --quick-test --max_train_steps 400 --resume_from_checkpoint latest"
@@ -45,7 +45,7 @@ def test_every_command_is_one_that_is_tested_here() -> None:
     commands = {" ".join(line.split("#")[0].split()) for line in text.splitlines()}
     assert commands == {
         f"{TRAIN} --quick-test", "bash tests/run.sh", TRAIN, f"{TRAIN} --h100", f"{TRAIN} --help",
-        EXPORT, FOLDERS, INFERENCE, RESUME, APP,
+        INSPECT, EXPORT, FOLDERS, INFERENCE, RESUME, APP,
     }  # fmt: skip
 
 
@@ -68,6 +68,7 @@ def test_the_commands_in_their_order(tmp_path: Path, data_cache: Path, pictures:
     assert config.lora == str(run)
 
     write_dataset(tmp_path / "data", items=6, seed=2)
+    inspect_dataset.main([*flags_of(INSPECT, data=tmp_path / "data"), "--page", str(tmp_path / "page.html")])
     export_viton_hd.main(flags_of(EXPORT, data=tmp_path / "data", folder=tmp_path / "viton"))
     more = ["--toy", "--max_train_steps", "1", *SMALL, *cache, "--output_dir", str(tmp_path / "of viton")]
     train_flux_inpaint.main([*flags_of(FOLDERS, folder=tmp_path / "viton"), *more])

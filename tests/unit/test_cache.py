@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 
-from conftest import ListSource, make_sample
+from conftest import PROJECT, ListSource, make_sample
 from tryon.cache import cache_latents, cache_prompts, latent_files, read_latents
 from tryon.config import TrainConfig, on_toy
 from tryon.encode import encode_sample
@@ -63,6 +65,23 @@ def test_a_second_start_encodes_nothing(vae: AutoencoderKL, toy: ToyFolders, con
     times = [path.stat().st_mtime_ns for path in files(config)]
     cached(Faulty(samples, bad={0, 1, 2}), vae, toy, config)  # would fail if anything were built again
     assert [path.stat().st_mtime_ns for path in files(config)] == times
+
+
+def test_variants_share_a_file_where_nothing_is_random(
+    vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig
+) -> None:
+    """Two rows in two variants, of which the second row's are the same; an unreadable row takes its variants along."""
+    samples = [make_sample(0), make_sample(1), make_sample(2), make_sample(1)]
+    source = ListSource(samples)
+    source.variants = 2
+    data = cached(source, vae, toy, config)
+    assert data.categories == ["upper", "lower"] and len(data) == 4 and len(set(data.files)) == 3
+    assert [data[index].key for index in range(4)] == [sample.key for sample in samples]
+
+    faulty = Faulty([make_sample(seed) for seed in (10, 11, 12, 13)], {2})
+    faulty.variants = 2
+    data = cached(faulty, vae, toy, config)
+    assert data.categories == ["full"] and [data[index].key for index in range(2)] == ["sample 11", "sample 13"]
 
 
 def test_an_interrupted_start_goes_on_where_it_was(vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig) -> None:
@@ -139,3 +158,28 @@ def test_prompts_are_encoded_once_and_their_length_matters(toy: ToyFolders, tmp_
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("prompts/*"))] == times
     assert encode(["a"], 32)["a"].embeds.shape == (32, 64)
     assert len(list(tmp_path.glob("prompts/*"))) == 3
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
+    """Played by a limit on the size of files, in a process of its own."""
+    script = """
+import resource, sys, torch
+from pathlib import Path
+from tryon.cache import read_latents, write_latents
+from tryon.sample import LatentSample
+folder = Path(sys.argv[1])
+sample = LatentSample("key", torch.zeros(16, 24, 36), torch.zeros(16, 24, 36), torch.zeros(1, 192, 288).bool(), "upper")
+write_latents(folder / "first", sample)
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+try:
+    write_latents(folder / "second", sample)
+except ValueError as error:
+    print(error)
+print(sorted(path.name for path in folder.iterdir()), read_latents(folder / "first").key)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path)], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    said, left = done.stdout.splitlines()
+    assert "second cannot be written" in said and "make room, or put the cache elsewhere" in said
+    assert left == "['first'] key"

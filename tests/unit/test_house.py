@@ -11,11 +11,13 @@ from conftest import PROJECT
 FLOORS = [
     {"tryon.config", "tryon.sample", "tryon.masks", "tryon.geometry", "tryon.flow"},
     {"tryon.runs", "tryon.entry", "tryon.tracking", "tryon.hub", "tryon.memory", "tryon.models", "tryon.lora",
-     "tryon.encode", "tryon.cache", "tryon.checkpoint", "tryon.batches", "tryon.metrics"},
+     "tryon.parsing", "tryon.encode", "tryon.cache", "tryon.checkpoint", "tryon.batches", "tryon.metrics"},
     {"tryon.pipeline", "tryon.validate", "tryon.evaluate", "tryon.evaluation"},
     {"train_flux_inpaint", "folder_datasets", "tryon_inference_lora", "app_lora", "pretrain_toy"},
-    {"deepfashion_training.preflight", "deepfashion_training.deepfashion_dataset", "deepfashion_training.log_output",
-     "deepfashion_training.export_viton_hd", "deepfashion_training.train_deepfashion_lora"},
+    {"deepfashion_training.preflight", "deepfashion_training.references", "deepfashion_training.pairing",
+     "deepfashion_training.deepfashion_dataset",
+     "deepfashion_training.log_output", "deepfashion_training.export_viton_hd",
+     "deepfashion_training.train_deepfashion_lora", "deepfashion_training.inspect_dataset"},
 ]  # fmt: skip
 MAY_USE_THE_TOY = {
     "train_flux_inpaint",

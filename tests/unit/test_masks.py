@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from tryon.masks import agnostic_mask
+from tryon.masks import PARTS, MaskRule, agnostic_mask
 from tryon.sample import Category
 from tryon.toy.drawing import draw_person
+from tryon.toy.examples import label_map
 from tryon.toy.world import Garment, Person, random_garment, random_outfit, random_person
 
 
@@ -95,3 +96,90 @@ def test_commutes_with_resizing_and_mirroring(category: Category) -> None:
 def test_an_empty_mask_is_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         agnostic_mask(torch.zeros(1, 8, 8, dtype=torch.bool), "upper")
+
+
+def labelled(person: Person, outfit: tuple[Garment, ...], category: Category) -> tuple[torch.Tensor, torch.Tensor]:
+    """What of the person, standing frontally, is garment, and the map of its parts."""
+    drawing = draw_person(person, outfit, "front", 192, 144)
+    return torch.from_numpy(np.asarray(drawing.masks[category]) > 0)[None], label_map(drawing)
+
+
+def is_part(labels: torch.Tensor, *parts: str) -> torch.Tensor:
+    return torch.isin(labels, torch.tensor([PARTS.index(part) for part in parts]))[None]
+
+
+BY_BODY = [MaskRule("hull"), MaskRule("parsing")]
+
+
+@pytest.mark.parametrize("rule", BY_BODY, ids=lambda rule: rule.name)
+@pytest.mark.parametrize("category", ["upper", "lower", "full"])
+def test_rules_that_follow_the_body_hide_the_garment_and_leave_what_is_protected(
+    rule: MaskRule, category: Category
+) -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(8):
+        worn, labels = labelled(random_person(rng, "WOMEN"), random_outfit(rng, category), category)
+        hidden = agnostic_mask(worn, category, rule, labels)
+        assert hidden[worn].all()
+        limbs = {"upper": ["arms"], "lower": ["legs"], "full": ["arms", "legs"]}[category]
+        assert hidden[is_part(labels, *limbs)].float().mean() >= 0.97
+        left_alone = ["head", "hands", "shoes", *{"upper": ["lower"], "lower": ["upper"], "full": []}[category]]
+        assert not hidden[is_part(labels, *left_alone) & ~worn].any()
+        assert hidden.float().mean() < agnostic_mask(worn, category).float().mean(), "tighter than the rectangle"
+
+
+@pytest.mark.parametrize("rule", BY_BODY, ids=lambda rule: rule.name)
+def test_rules_that_follow_the_body_do_not_tell_short_from_long(rule: MaskRule) -> None:
+    rng = np.random.default_rng(6)
+    for _ in range(8):
+        person, (worn, top) = random_person(rng), random_outfit(rng, "lower")
+        masks = []
+        for length in (0.4, 1.0):
+            straight = replace(worn, kind="trousers", length=length, fit=0.0, flare=0.0)
+            masks.append(agnostic_mask(*args(labelled(person, (straight, top), "lower"), "lower", rule)))
+        assert overlap(*masks) >= 0.95
+        worn, *others = random_outfit(rng, "upper")
+        masks = []
+        for sleeve in (0.25, 0.95):
+            straight = replace(worn, sleeve=sleeve, fit=0.0, flare=0.0)
+            masks.append(agnostic_mask(*args(labelled(person, (straight, *others), "upper"), "upper", rule)))
+        assert overlap(*masks) >= 0.95
+
+
+def args(seen: tuple[torch.Tensor, torch.Tensor], category: Category, rule: MaskRule) -> tuple:
+    return seen[0], category, rule, seen[1]
+
+
+def test_a_hull_fills_what_parsing_leaves_open() -> None:
+    worn, labels = torch.zeros(1, 100, 60, dtype=torch.bool), torch.zeros(100, 60, dtype=torch.long)
+    worn[:, 30:40, 15:45] = True
+    labels[40:90, 15:22] = labels[40:90, 38:45] = PARTS.index("legs")
+    labels[5:7, 5:7] = PARTS.index("legs")  # a speck
+    hull, parsing = (agnostic_mask(worn, "lower", MaskRule(name), labels) for name in ("hull", "parsing"))
+    assert hull[0, 60, 30] and not parsing[0, 60, 30]
+    assert hull[0, 60, 18] and parsing[0, 60, 18] and not hull[0, 95, 30]
+    assert not hull[0, 5, 5]
+
+
+@pytest.mark.parametrize("name", ["rectangle", "hull", "parsing"])
+def test_offsets_reach_further(name: str) -> None:
+    rng = np.random.default_rng(7)
+    worn, labels = labelled(random_person(rng), random_outfit(rng, "upper"), "upper")
+    plain = agnostic_mask(worn, "upper", MaskRule(name), labels)
+    height, width = plain.shape[1:]
+    for side, (axis, size, sign) in {"top": (1, height, -1), "bottom": (1, height, 1), "left": (2, width, -1),
+                                     "right": (2, width, 1)}.items():  # fmt: skip
+        larger = agnostic_mask(worn, "upper", MaskRule(name, **{side: 0.05}), labels)
+        assert larger[plain].all() and larger.sum() > plain.sum()
+        edges = [mask.any(3 - axis).nonzero()[:, 1] for mask in (plain, larger)]
+        moved = [int(edge.max() if sign > 0 else edge.min()) for edge in edges]
+        if name == "rectangle":
+            assert moved[1] - moved[0] == sign * round(0.05 * size)
+    assert not agnostic_mask(worn, "upper", MaskRule(name, top=0.3), labels)[is_part(labels, "head")].all() or (
+        name == "rectangle"
+    )
+
+
+def test_rules_that_follow_the_body_need_to_know_it() -> None:
+    with pytest.raises(ValueError, match="the mask rule hull needs to know the person's parts: name a parser"):
+        agnostic_mask(torch.ones(1, 8, 8, dtype=torch.bool), "upper", MaskRule("hull"))

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from tryon.evaluate import Case
-from tryon.masks import agnostic_mask
+from tryon.masks import PARTS, MaskRule, agnostic_mask
 from tryon.sample import Category, TryOnSample, fit_mask, fit_picture, to_picture
 from tryon.toy.drawing import Drawing, draw_garment, draw_person, edge_colour
 from tryon.toy.world import (
@@ -69,19 +70,22 @@ def distance(colours: Sequence[Colour] | np.ndarray, others: Sequence[Colour]) -
 class DrawnData:
     """Drawn pairs of one panel size: a SampleSource. Pair i is of categories[i % len(categories)]."""
 
+    variants: ClassVar[int] = 1
+
     count: int
     seed: int
     categories: tuple[Category, ...]
     height: int
     width: int
     unpaired: bool = False  # whether the other garment is tried on
+    mask_rule: MaskRule = MaskRule()
 
     def __len__(self) -> int:
         return self.count
 
     def example(self, index: int) -> Example:
         """Who and what pair `index` shows."""
-        return random_example(self.seed, index, self.categories[index % len(self.categories)])
+        return random_example(self.seed, index, self.category(index))
 
     def tried_on(self, index: int) -> tuple[Garment, ...]:
         """What the person of pair `index` wears in the end; the first is the garment that is tried on."""
@@ -97,11 +101,15 @@ class DrawnData:
         """A hash of all that pair `index` is drawn from."""
         return sha256(repr((WORLD_VERSION, self, index)).encode()).hexdigest()
 
+    def category(self, index: int) -> Category:
+        return self.categories[index % len(self.categories)]
+
     def __getitem__(self, index: int) -> TryOnSample:
         example = self.example(index)
         garment, category = self.tried_on(index)[0], example.outfit[0].category
         person = draw_person(example.person, example.outfit, VIEW, self.height, self.width)
-        hidden = agnostic_mask(torch.from_numpy(np.asarray(person.masks[category]) > 0)[None], category)
+        worn = torch.from_numpy(np.asarray(person.masks[category]) > 0)[None]
+        hidden = agnostic_mask(worn, category, self.mask_rule, label_map(person))
         return TryOnSample(
             key=self.key(index),
             garment=fit_picture(draw_garment(garment, self.height, self.width).image, self.height, self.width),
@@ -132,6 +140,15 @@ class DrawnData:
         drawing = draw_person(example.person, outfit, VIEW, self.height, self.width)
         legs = np.pad(np.asarray(drawing.masks["lower"]) > 0, ((0, 0), (2, 2)))
         return np.all([legs[:, shift : shift + self.width] for shift in range(5)], axis=0)
+
+
+def label_map(drawing: Drawing) -> Tensor:
+    """[H, W] of places in PARTS of a drawn person: exact, hands included. The trunk's skin counts as arms, which are
+    repainted with it."""
+    labels = np.zeros(drawing.image.size[::-1], np.uint8)
+    for name, mask in drawing.masks.items():
+        labels[np.asarray(mask) > 0] = PARTS.index("arms" if name == "torso" else name)
+    return torch.from_numpy(labels)
 
 
 def _lowest_row(legs: np.ndarray, covered: np.ndarray) -> int:

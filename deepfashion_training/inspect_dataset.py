@@ -1,0 +1,380 @@
+"""What a data set really holds, before anybody trains on it: a summary, a page of pictures, and a verdict.
+
+    python -m deepfashion_training.inspect_dataset <data set>
+
+Columns, poses, categories, views, references and split are read without decoding a picture; then every picture is
+decoded once, and its mask measured. The exit code is 0 where training can begin.
+"""
+
+import base64
+import html
+import io
+import logging
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepfashion_training.preflight import REFERENCES, DataConfig, checked_data
+from tryon.config import PROJECT, MaskConfig, TrainConfig, mistakes, parse_flags, setting
+from tryon.entry import run_script
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from PIL import Image
+
+    from deepfashion_training.deepfashion_dataset import DeepFashionData
+    from deepfashion_training.pairing import Columns, Pair
+
+logger = logging.getLogger(__name__)
+
+SMALL = 100  # pairs; fewer teach little
+RARE = 0.05  # of all pairs; a category below is rare
+GREY = (8, 247)  # a mask's values between are noise or soft edges
+NOISY = 0.01  # of a mask's pixels, from which it counts as noisy
+CENTRES = {"upper": (0.0, 0.7), "lower": (0.3, 1.0), "full": (0.2, 0.8)}  # heights at which a garment's middle may lie
+# Where a garment ends, the colour changes. A mask whose outline runs through even colour is larger than a garment.
+OUTLINE_SIZE = 288  # pixels of the shorter side, to which pictures are reduced
+OUTLINE_REACH = 4  # pixels to both sides
+STILL_COLOUR = 5.0  # CIELAB units between the extremes
+TOO_LARGE = 0.25  # of the outline
+PAIRS_SHOWN = 8  # of each category, on the page
+THUMBNAIL = 240  # pixels of height
+
+
+@dataclass(frozen=True, kw_only=True)
+class InspectConfig:
+    """What is inspected, and where the page is written. Seed and limits are those that training is given."""
+
+    data_set: str = setting(None, "hub name, folder of parquet files or saved data set", positional=True)
+    page: str | None = setting(None, "where the page is written (default runs/inspection_<name>.html)")
+    seed: int = setting(TrainConfig.seed, "seed of the split", 0)
+    max_train_samples: int | None = setting(None, "train on the first N samples only", 1)
+    max_validation_samples: int = setting(TrainConfig.max_validation_samples, "validate on at most N samples", 1)
+    data_cache_dir: str = setting(TrainConfig.data_cache_dir, "where the colours of garments are kept between runs")
+    cache_dir: str | None = setting(None, "where the hub's files are kept; the hub's own default if not given")
+
+
+@dataclass(frozen=True)
+class Findings:
+    """lines: what there is. warnings: what training may suffer from. faults: why it cannot begin."""
+
+    lines: list[str]
+    warnings: list[str]
+    faults: list[str]
+
+
+def read_settings(argv: list[str]) -> tuple[InspectConfig, DataConfig, MaskConfig]:
+    """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
+    command = "python -m deepfashion_training.inspect_dataset <data set>"
+    description = "Says what a data set holds, and whether training can begin."
+    given, of_data, of_masks = parse_flags(argv, command, description, InspectConfig, DataConfig, MaskConfig)
+    config, masks = InspectConfig(**given), MaskConfig(**of_masks)
+    if "dataset_name" in of_data:
+        raise ValueError(
+            f"--dataset_name {of_data['dataset_name']} has no place here: name the data set without a flag"
+        )
+    if problems := list(mistakes(config)):
+        raise ValueError("; ".join(problems))
+    return config, checked_data(DataConfig(dataset_name=config.data_set, **of_data), masks, toy=False), masks
+
+
+def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Findings:
+    """What can be said of the data without decoding a picture."""
+    from deepfashion_training.deepfashion_dataset import counts
+    from deepfashion_training.pairing import CAPTION_RULES, cloth_types, is_flat
+    from tryon.sample import CATEGORIES
+
+    table, columns = train.table, train.columns
+    pairs = [*train.pairs, *validation.pairs]
+    category_of_row = {pair.row: pair.category for pair in pairs}
+
+    poses = table[columns.pose][:] if columns.pose else [None] * len(table)
+    kinds = cloth_types(table, columns)
+    lines = [
+        f"rows: {len(table)}, columns: " + ", ".join(f"{name} as {use}" for use, name in vars(columns).items() if name)
+    ]
+    if columns.pose:
+        lines.append("poses: " + _in_words(Counter(poses)))
+    settled: dict[Any, Counter] = defaultdict(Counter)
+    for row, category in category_of_row.items():
+        settled[kinds[row]][category] += 1
+    for kind, found in sorted(settled.items(), key=lambda item: -item[1].total()):
+        how = "; the captions decided" if ("" if kind is None else str(kind)) in CAPTION_RULES else ""
+        lines.append(f"cloth_type {kind}: {counts(found)}{how}")
+    views = Counter(Counter(pair.pid for pair in pairs).values())
+    lines.append(
+        f"items: {views.total()}; " + ", ".join(f"{n} shown {size} times" for size, n in sorted(views.items()))
+    )
+    lines.append(f"flat views, which are garments and never persons: {sum(map(is_flat, poses))}")
+    shown = {name: Counter(pair.category for pair in pairs if pair.reference == name) for name in REFERENCES}
+    lines += [f"garment shown by {name}: {counts(found)}" for name, found in shown.items() if found]
+    for what, data in (("training", train), ("validation", validation)):
+        found = Counter(pair.category for pair in data.pairs)
+        lines.append(f"{what}: {len(data.pairs)} pairs  ({counts(found)})")
+
+    warnings = [f"only {len(train.pairs)} pairs to train on"] if len(train.pairs) < SMALL else []
+    found = Counter(pair.category for pair in train.pairs)
+    rare = [category for category in CATEGORIES if found[category] < RARE * len(train.pairs)]
+    warnings += [f"{found[category]} of {len(train.pairs)} training pairs are {category}" for category in rare]
+    faults = [] if validation.pairs else ["there is nothing to validate on"]
+    return Findings(lines, warnings, faults)
+
+
+def look_at_every_picture(data: "DeepFashionData") -> list[dict[str, Any]]:
+    """What `look_at_rows` finds, for each row of the table."""
+    from deepfashion_training.pairing import in_processes
+
+    logger.info("looking at the pictures of %d rows", len(data.table))
+    look = partial(look_at_rows, data.table, data.columns)
+    return in_processes(look, list(range(len(data.table))), "looking at every picture")
+
+
+def look_at_rows(table: "Dataset", columns: "Columns", rows: list[int]) -> list[dict[str, Any]]:
+    """Of each row what is wrong with its picture, mask and garment, empty where nothing is; and where picture and mask
+    can be read, what they are like."""
+    from deepfashion_training.pairing import content
+    from tryon.sample import UNREADABLE, read_mask, read_picture
+
+    found = []
+    for values in (table[row] for row in rows):
+        files = {name: content(values[column]) for name, column in vars(columns).items()
+                 if column and name in ("person", "mask", "garment")}  # fmt: skip
+        row: dict[str, Any] = dict.fromkeys(files, "")
+        person = None
+        for name, file in files.items():
+            try:
+                if name == "mask":
+                    worn = read_mask(io.BytesIO(file), person.size) if person else None
+                    if worn and worn.getbbox() is None:
+                        raise ValueError("the garment's mask is empty")
+                else:
+                    picture = read_picture(io.BytesIO(file))
+                    person = picture if name == "person" else person
+            except UNREADABLE as error:
+                row[name] = str(error)
+        if not row["person"] and not row["mask"]:
+            row |= {"digest": sha256(files["person"]).hexdigest(), **measure(person, worn, _opened(files["mask"]))}
+        found.append(row)
+    return found
+
+
+def measure(person: "Image.Image", worn: "Image.Image", raw: "Image.Image") -> dict[str, Any]:
+    """What a picture and its mask are like. worn: the mask as it is used, "L" of 0 and 255; raw: as it is stored.
+
+    noise: share of grey pixels. area, middle: the garment's share of the picture, and height of its middle, 0..1.
+    still: share of the mask's outline around which no colour changes.
+    """
+    import numpy as np
+    from scipy.ndimage import binary_erosion, maximum_filter, minimum_filter
+
+    from deepfashion_training.references import to_lab
+
+    values, inside = np.asarray(raw.convert("L")), np.asarray(worn) > 0
+    rows = np.flatnonzero(inside.any(1))
+    factor = max(1, min(person.size) // OUTLINE_SIZE)
+    small = np.asarray(worn.reduce(factor)) > 127
+    outline = small & ~binary_erosion(small, border_value=1)
+    lab, size = to_lab(person.reduce(factor)), (2 * OUTLINE_REACH + 1, 2 * OUTLINE_REACH + 1, 1)
+    change = (maximum_filter(lab, size) - minimum_filter(lab, size)).max(-1)
+    return {
+        "size": person.size,
+        "mask_mode": raw.mode,
+        "resized": raw.size != person.size,
+        "noise": float(((values > GREY[0]) & (values < GREY[1])).mean()),
+        "area": float(inside.mean()),
+        "middle": float((rows[0] + rows[-1] + 1) / 2 / len(inside)),
+        "still": float((change[outline] < STILL_COLOUR).mean()) if outline.any() else 0.0,
+    }
+
+
+def problem_of(pair: "Pair", found: list[dict[str, Any]]) -> str:
+    """Why a pair cannot be used; empty where it can."""
+    row, shown = found[pair.row], found[pair.reference_row]
+    needed = [row["person"], row["mask"]]
+    if pair.reference == "column":
+        needed.append(row["garment"])
+    elif pair.reference != "same_picture":
+        needed.append(shown["person"])
+    if pair.reference == "other_view":
+        needed.append(shown["mask"])
+    return next(filter(None, needed), "")
+
+
+def judge_pictures(train: "DeepFashionData", validation: "DeepFashionData", found: list[dict[str, Any]]) -> Findings:
+    """What the decoded pictures say."""
+    from tryon.sample import CATEGORIES, check_unreadable
+
+    pairs = [*train.pairs, *validation.pairs]
+    measured = [pair for pair in pairs if "area" in found[pair.row]]
+    seen = [found[pair.row] for pair in measured]
+    sizes = Counter("{} x {}".format(*row["size"]) for row in seen)
+    lines = [
+        f"picture sizes: {_in_words(sizes)}",
+        f"mask modes: {_in_words(Counter(row['mask_mode'] for row in seen))}",
+    ]
+    noisy = sum(row["noise"] > NOISY for row in seen)
+    lines.append(f"masks: {len(seen) - noisy} binary, {noisy} noisy or soft (thresholded)")
+    for category in CATEGORIES:
+        areas = sorted(found[pair.row]["area"] for pair in measured if pair.category == category)
+        if areas:
+            lines.append(f"area of {category} garments: {areas[0]:.0%} to {areas[-1]:.0%} of the picture, "
+                         f"median {areas[len(areas) // 2]:.0%}")  # fmt: skip
+
+    warnings: list[str] = []
+
+    def warn(what: str, rows: Iterable[int]) -> None:
+        if rows := sorted(rows):
+            warnings.append(f"{len(rows)} {what}: rows {_some(rows)}")
+
+    warn("masks of another size than their pictures, resized", (p.row for p in measured if found[p.row]["resized"]))
+    for category in CATEGORIES:
+        of_category = [pair.row for pair in measured if pair.category == category]
+        low, high = CENTRES[category]
+        warn(f"masks of {category} garments are too large to be garments: their outlines run through even colour",
+             (row for row in of_category if found[row]["still"] > TOO_LARGE))  # fmt: skip
+        warn(f"masks of {category} garments lie elsewhere on the picture",
+             (row for row in of_category if not low <= found[row]["middle"] <= high))  # fmt: skip
+    rows_of: dict[str, list[int]] = defaultdict(list)
+    for pair in measured:
+        rows_of[found[pair.row]["digest"]].append(pair.row)
+    warn("pictures are there more than once", (row for rows in rows_of.values() for row in sorted(rows)[1:]))
+    held_back = {found[pair.row].get("digest") for pair in validation.pairs} - {None}
+    warn("training pictures are validated on too",
+         (pair.row for pair in train.pairs if found[pair.row].get("digest") in held_back))  # fmt: skip
+
+    problems = {pair.row: problem for pair in pairs if (problem := problem_of(pair, found))}
+    warn("rows cannot be used and are left out", problems)
+    lines += [f"cannot be used, {count} rows: {why}" for why, count in Counter(problems.values()).most_common(5)]
+    faults = []
+    for what, data in (("training pairs", train), ("validation pairs", validation)):
+        try:
+            check_unreadable(sum(pair.row in problems for pair in data.pairs), len(data.pairs), what)
+        except ValueError as error:
+            faults.append(str(error))
+    return Findings(lines, warnings, faults)
+
+
+def write_page(
+    file: Path, name: str, findings: Findings, verdict: str, train: "DeepFashionData", validation: "DeepFashionData"
+) -> None:
+    """The findings and, for a sample of each category, garment, person, mask and what is hidden, as one HTML file."""
+    from tryon.sample import CATEGORIES, UnreadablePicture, binary_mask
+
+    sheets = []
+    for category in CATEGORIES:
+        rows = []
+        for data in (validation, train):
+            for index in [index for index, pair in enumerate(data.pairs) if pair.category == category][:PAIRS_SHOWN]:
+                if len(rows) == PAIRS_SHOWN:
+                    break
+                try:
+                    garment, person, hidden = data.pictures(index)
+                except UnreadablePicture:
+                    continue
+                worn = _opened(data.files(index)[1])
+                cells = (garment, person, _shaded(person, binary_mask(worn, person.size)), _shaded(person, hidden))
+                pair = data.pair(index)
+                caption = f"row {pair.row} ({pair.pid}), garment by {pair.reference}"
+                pictures = "".join(f'<img alt="" src="{_data_url(picture)}">' for picture in cells)
+                rows.append(f"<figure><div>{pictures}</div><figcaption>{html.escape(caption)}</figcaption></figure>")
+        if rows:
+            sheets.append(f"<h2>{category}</h2><p>garment | person | mask | hidden from the model</p>{''.join(rows)}")
+    listed = {
+        what: "".join(f"<li>{html.escape(line)}</li>" for line in lines) for what, lines in vars(findings).items()
+    }
+    file.write_text(
+        f"""<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(name)}</title>
+<style>
+:root {{ color-scheme: light dark; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }}
+.verdict {{ font-size: 1.25rem; font-weight: 600; padding: .75rem 1rem; border-left: .4rem solid; }}
+.ready {{ border-color: #2a9d4a; }} .not {{ border-color: #d33; }}
+figure {{ display: inline-block; margin: 0 1.5rem 1rem 0; }} figcaption {{ font-size: .8rem; opacity: .8; }}
+figure div {{ display: flex; gap: 4px; max-width: 100%; }}
+img {{ height: {THUMBNAIL}px; max-width: 24%; object-fit: contain; }}
+</style>
+<h1>{html.escape(name)}</h1>
+<p class="verdict {"not" if findings.faults else "ready"}">{html.escape(verdict)}</p>
+<h2>What there is</h2><ul>{listed["lines"]}</ul>
+<h2>Warnings</h2><ul>{listed["warnings"] or "<li>none</li>"}</ul>
+{"".join(sheets)}
+</html>
+"""
+    )
+
+
+def _opened(file: bytes) -> "Image.Image":
+    from PIL import Image
+
+    return Image.open(io.BytesIO(file))
+
+
+def _shaded(person: "Image.Image", mask: "Image.Image") -> "Image.Image":
+    """The person with the masked part in magenta."""
+    shaded = person.copy()
+    shaded.paste((255, 0, 200), mask=mask.point(lambda value: 150 if value else 0))
+    return shaded
+
+
+def _data_url(picture: "Image.Image") -> str:
+    small = picture.copy()
+    small.thumbnail((2 * THUMBNAIL, THUMBNAIL))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _in_words(counter: Counter, most: int = 8) -> str:
+    shown = ", ".join(f"{count} {value}" for value, count in counter.most_common(most))
+    return shown + (f", {len(counter) - most} others" if len(counter) > most else "")
+
+
+def _some(rows: Sequence[int], most: int = 8) -> str:
+    return ", ".join(map(str, rows[:most])) + (", ..." if len(rows) > most else "")
+
+
+def main(argv: list[str]) -> None:
+    config, data, masks = read_settings(argv)
+
+    # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
+    import torch
+
+    from deepfashion_training.deepfashion_dataset import load_deepfashion
+    from tryon.tracking import set_up_logging
+
+    set_up_logging(is_main_process=True)
+    default_page = PROJECT / "runs" / f"inspection_{Path(config.data_set).name}.html"
+    page = Path(config.page or default_page).expanduser().absolute()
+    try:  # before minutes are spent
+        page.parent.mkdir(parents=True, exist_ok=True)
+        page.touch()
+    except OSError as error:
+        raise ValueError(f"the page {page} cannot be written ({error.strerror}): name another") from error
+    settings = TrainConfig(
+        seed=config.seed, max_train_samples=config.max_train_samples, cache_dir=config.cache_dir,
+        max_validation_samples=config.max_validation_samples, data_cache_dir=config.data_cache_dir,
+    )  # fmt: skip
+    train, validation = load_deepfashion(data, masks, settings, torch.device("cpu"))
+    cheap, costly = describe(train, validation), judge_pictures(train, validation, look_at_every_picture(train))
+    findings = Findings(
+        [*cheap.lines, *costly.lines], [*cheap.warnings, *costly.warnings], [*cheap.faults, *costly.faults]
+    )
+    for line in findings.lines:
+        logger.info("%s", line)
+    for line in findings.warnings:
+        logger.warning("warning: %s", line)
+    verdict = f"not ready: {'; '.join(findings.faults)}" if findings.faults else "ready: every kept row builds"
+    write_page(page, config.data_set, findings, verdict, train, validation)
+    logger.info("pictures: %s", page)
+    if findings.faults:
+        raise ValueError(verdict)
+    logger.info("%s", verdict)
+
+
+if __name__ == "__main__":
+    run_script(main)

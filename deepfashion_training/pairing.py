@@ -1,0 +1,307 @@
+"""Which rows of DeepFashion make pairs: categories, garment references, and the split by item."""
+
+import hashlib
+import io
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+from datasets import Dataset
+from safetensors.numpy import load_file, save_file
+
+from deepfashion_training.preflight import Reference
+from deepfashion_training.references import (
+    SAME_COLOURS,
+    SIGNATURE_SHAPE,
+    SIGNATURE_VERSION,
+    colour_distances,
+    colour_signature,
+)
+from tryon.sample import UNREADABLE, Category, read_mask, read_picture
+from tryon.tracking import progress_bar
+
+logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 128  # that a process is given
+LOG_EVERY = 60  # seconds between two plain lines while pictures are looked at
+
+CLOTH_TYPES: dict[str, Category] = {
+    "Blouses_Shirts": "upper",
+    "Cardigans": "upper",
+    "Dresses": "full",
+    "Graphic_Tees": "upper",
+    "Jackets_Coats": "upper",
+    "Jackets_Vests": "upper",
+    "Leggings": "lower",
+    "Pants": "lower",
+    "Rompers_Jumpsuits": "full",
+    "Shirts_Polos": "upper",
+    "Shorts": "lower",
+    "Skirts": "lower",
+    "Sweaters": "upper",
+    "Sweatshirts_Hoodies": "upper",
+    "Tees_Tanks": "upper",
+    "1": "upper",
+    "2": "lower",
+    "3": "full",
+    "upper": "upper",
+    "lower": "lower",
+    "full": "full",
+}
+# Where the word alone does not tell, or there is none, the caption decides: the first pattern found in it.
+CAPTION_RULES: dict[str, list[tuple[str, Category]]] = {
+    "Denim": [
+        (r"(denim|jean) (jacket|vest|shirt|coat)s?", "upper"),
+        (r"denim (dress|jumpsuit|romper)|overalls", "full"),
+        (r"jeans|pants|trousers|shorts|skirt|jeggings", "lower"),
+        (r"jacket|vest|shirt", "upper"),
+        ("", "lower"),
+    ],
+    "Suiting": [(r"pants|trousers|skirt", "lower"), ("", "upper")],
+    "": [
+        (r"dress(?! (shirt|pants))|jumpsuit|romper|gown|overalls", "full"),
+        (r"top|t-shirt|shirt|blouse|sweater|jacket|tee|hoodie|cardigan|coat|vest", "upper"),
+        (r"pants|trousers|jeans|skirt|shorts|leggings", "lower"),
+        ("", "upper"),
+    ],
+}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Which column of the table holds what; None where the data set has no such column."""
+
+    person: str
+    mask: str
+    garment: str | None
+    cloth_type: str | None
+    pid: str | None
+    pose: str | None
+    caption: str | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A person's row and the row that shows its garment. Rows are indices into the table."""
+
+    row: int
+    reference_row: int
+    reference: Reference
+    category: Category
+    pid: str
+
+
+def make_pairs(table: Dataset, columns: Columns, data_cache: Path) -> list[Pair]:
+    """A pair for every row that shows a person. A `flat` row is a reference and never a person."""
+    count = len(table)
+
+    def column(name: str | None, missing: Any) -> list[Any]:
+        return table[name][:] if name else [missing] * count
+
+    pids, captions, poses = column(columns.pid, None), column(columns.caption, ""), column(columns.pose, "")
+    kinds = cloth_types(table, columns)
+    # Without an item id a row is an item of its own.
+    items = [f"row {row}" if pid in (None, "") else str(pid) for row, pid in enumerate(pids)]
+    views = [(item, colourway(pose)) for item, pose in zip(items, poses, strict=True)]
+    garments = [False] * count
+    if columns.garment:  # in batches: all its pictures at once would fill the memory
+        batches = table.select_columns(columns.garment).iter(batch_size=256)
+        garments = [content_is_there(picture) for batch in batches for picture in batch[columns.garment]]
+    persons = [row for row in range(count) if not is_flat(poses[row])]
+    flats: dict[tuple[str, str], int] = {}
+    for row in range(count):
+        if is_flat(poses[row]):
+            flats.setdefault(views[row], row)
+    without = [row for row in persons if not garments[row] and views[row] not in flats]
+    others = other_views(table, columns, {row: views[row] for row in without}, data_cache)
+    pairs = []
+    for row in persons:
+        shown: tuple[int, Reference] = row, "same_picture"
+        if garments[row]:
+            shown = row, "column"
+        elif views[row] in flats:
+            shown = flats[views[row]], "flat"
+        elif row in others:
+            shown = others[row], "other_view"
+        pairs.append(Pair(row, *shown, category_of(kinds[row], captions[row]), items[row]))
+    return pairs
+
+
+def cloth_types(table: Dataset, columns: Columns) -> list[str | int | None]:
+    """Each row's `cloth_type`, the names of numbered labels."""
+    if not columns.cloth_type:
+        return [None] * len(table)
+    kinds = table[columns.cloth_type][:]
+    if isinstance(names := table.features[columns.cloth_type], datasets.ClassLabel):
+        kinds = [None if kind is None else names.int2str(kind) for kind in kinds]
+    return kinds
+
+
+def other_views(
+    table: Dataset, columns: Columns, views: dict[int, tuple[str, str]], data_cache: Path
+) -> dict[int, int]:
+    """For each row that has one, the row of another view of the same item and colourway whose colours agree; of several
+    the nearest. views: of each row that is considered, its item and colourway.
+    """
+    groups: dict[tuple[str, str], list[int]] = {}
+    for row, view in views.items():
+        groups.setdefault(view, []).append(row)
+    groups = {view: rows for view, rows in groups.items() if len(rows) > 1}
+    several = [row for rows in groups.values() for row in rows]
+    if not several:
+        return {}
+    found = dict(zip(several, cached_colours(table, columns, several, data_cache), strict=True))
+    nearest = {}
+    for rows in groups.values():
+        known = [row for row in rows if not np.isnan(found[row]).any()]
+        for place, row in enumerate(known):
+            distances = colour_distances(found[row], np.stack([found[other] for other in known]))
+            distances[place] = np.inf
+            if distances.min() <= SAME_COLOURS:
+                nearest[row] = known[int(distances.argmin())]
+    return nearest
+
+
+def cached_colours(table: Dataset, columns: Columns, rows: list[int], data_cache: Path) -> np.ndarray:
+    """[N, 3, Q] colour signatures of the rows' garments; NaN where a picture cannot be read, which encoding says.
+
+    They are kept in the data cache, in a file named after the pictures' bytes: a second start decodes nothing.
+    """
+    digest = hashlib.sha256(str(SIGNATURE_VERSION).encode())
+    for row in rows:
+        values = table[row]
+        for name in (columns.person, columns.mask):
+            digest.update(hashlib.sha256(content(values[name])).digest())
+    file = data_cache / "colours" / f"{digest.hexdigest()}.safetensors"
+    if not file.is_file():
+        logger.info("comparing the colours of %d pictures", len(rows))
+        found = np.stack(in_processes(partial(colours_of_rows, table, columns), rows, "comparing colours"))
+        file.parent.mkdir(parents=True, exist_ok=True)
+        staging = file.with_name(f".{file.name}.{os.getpid()}")
+        save_file({"colours": found}, staging)
+        staging.replace(file)
+    return load_file(file)["colours"]
+
+
+def colours_of_rows(table: Dataset, columns: Columns, rows: list[int]) -> list[np.ndarray]:
+    """The rows' colour signatures; NaN where a picture cannot be read."""
+    found = []
+    for row in rows:
+        values = table[row]
+        try:
+            person = read_picture(io.BytesIO(content(values[columns.person])))
+            worn = read_mask(io.BytesIO(content(values[columns.mask])), person.size)
+            found.append(colour_signature(person, worn))
+        except UNREADABLE:
+            found.append(np.full(SIGNATURE_SHAPE, np.nan, np.float32))
+    return found
+
+
+def in_processes(function: Callable[[list[int]], list[Any]], rows: list[int], what: str) -> list[Any]:
+    """What the function finds for all rows, in their order: on every core, a share of the rows at a time.
+
+    Raises ValueError where a process was killed.
+    """
+    shares = [rows[start : start + ROWS_AT_ONCE] for start in range(0, len(rows), ROWS_AT_ONCE)]
+    cores = min(len(os.sched_getaffinity(0)), len(shares))
+    started = said = time.monotonic()
+    found: list[Any] = []
+    bar = progress_bar(len(rows), what, visible=True)
+    # Forked: they use nothing but pictures and arrays, and start at once.
+    with ProcessPoolExecutor(cores, mp_context=get_context("fork")) as pool:
+        try:
+            for part in pool.map(function, shares):
+                found += part
+                bar.update(len(part))
+                if time.monotonic() - said > LOG_EVERY:
+                    said = time.monotonic()
+                    logger.info(
+                        "%s: %d of %d, %.0f per second", what, len(found), len(rows), len(found) / (said - started)
+                    )
+        except BrokenProcessPool as error:
+            raise ValueError(
+                f"a process was killed while {what}, most likely for want of memory: start again"
+            ) from error
+    bar.close()
+    return found
+
+
+def is_flat(pose: str | None) -> bool:
+    """Whether the view shows the garment alone. The spelling is not documented (perhaps "04_1_flat"): match a word."""
+    return "flat" in re.split(r"[^a-z]+", (pose or "").lower())
+
+
+def colourway(pose: str | None) -> str:
+    """The number of the item's variant, which DeepFashion's file names start with: "02" for "02_1_front", else none."""
+    numbered = re.match(r"(\d+)_\d+_", pose or "")
+    return numbered[1] if numbered else ""
+
+
+def category_of(cloth_type: str | int | None, caption: str | None) -> Category:
+    """The garment category of a `cloth_type`; the caption decides for an ambiguous or a missing one.
+
+    Raises ValueError for a `cloth_type` that is not known.
+    """
+    word = "" if cloth_type is None else str(cloth_type)
+    if word in CLOTH_TYPES:
+        return CLOTH_TYPES[word]
+    if word not in CAPTION_RULES:
+        known = ", ".join([*CLOTH_TYPES, *(name for name in CAPTION_RULES if name)])
+        raise ValueError(f"cloth_type {word} is not known: rename it to one of {known}")
+    text = (caption or "").lower()
+    rules = CAPTION_RULES[word]
+    return next(category for pattern, category in rules if not pattern or re.search(rf"\b({pattern})\b", text))
+
+
+def split_by_item(
+    pairs: list[Pair], seed: int, max_train: int | None, max_validation: int
+) -> tuple[list[Pair], list[Pair]]:
+    """Training and validation pairs that share no item: a tenth of the items is held back, but no more of them than
+    validation samples are wanted, and at least one.
+
+    Items are ordered by a hash of their name and the seed; from this order the limits take the first. One view of each
+    held-back item comes before the second of any, so that a small validation set still has many items.
+    """
+    if not pairs:
+        raise ValueError("the data set has no row that shows a person: give one with rows that are not flat views")
+    items: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        items.setdefault(pair.pid, []).append(pair)
+    order = sorted(items, key=lambda pid: hashlib.sha256(f"{seed} {pid}".encode()).digest())
+    if len(order) < 2:
+        raise ValueError("the data set has a single item (pid): give at least two, one is held back for validation")
+    held_back = max(1, min(max_validation, len(order) // 10))
+    validation = list(_by_turns([items[pid] for pid in order[:held_back]]))
+    train = [pair for pid in order[held_back:] for pair in items[pid]]
+    return train[:max_train], validation[:max_validation]
+
+
+def _by_turns(groups: list[list[Pair]]) -> Iterator[Pair]:
+    for turn in range(max(map(len, groups))):
+        yield from (group[turn] for group in groups if turn < len(group))
+
+
+def content(picture: dict[str, Any] | None) -> bytes:
+    """The undecoded file of an image column's value; empty where there is none."""
+    if picture is None:
+        return b""
+    if picture["bytes"] is not None:
+        return picture["bytes"]
+    path = Path(picture["path"] or "")
+    return path.read_bytes() if path.is_file() else b""
+
+
+def content_is_there(picture: dict[str, Any] | None) -> bool:
+    """Whether an image column has a value in this row."""
+    return picture is not None and bool(picture["bytes"] or picture["path"])

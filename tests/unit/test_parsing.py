@@ -1,0 +1,84 @@
+"""Label maps of people: by a tiny SegFormer of the real class, and from files."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
+
+from tryon.masks import PARTS, MaskRule, agnostic_mask
+from tryon.parsing import ATR, load_parser, parse, read_label_map
+
+CPU = torch.device("cpu")
+
+
+def write_parser(folder: Path, labels: tuple[str, ...]) -> str:
+    """A random SegFormer with these labels, as the hub has them."""
+    torch.manual_seed(0)
+    names = dict(enumerate(labels))
+    config = SegformerConfig(
+        depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 8, 8], num_attention_heads=[1, 1, 1, 1], decoder_hidden_size=8,
+        id2label=names, label2id={name: index for index, name in names.items()},
+    )  # fmt: skip
+    SegformerForSemanticSegmentation(config).save_pretrained(folder)
+    SegformerImageProcessorPil(size={"height": 64, "width": 64}).save_pretrained(folder)
+    return str(folder)
+
+
+def test_a_segformer_labels_every_pixel(tmp_path: Path) -> None:
+    parser = load_parser(write_parser(tmp_path, ATR), None, CPU)
+    person = Image.fromarray(np.random.default_rng(0).integers(0, 256, (80, 60, 3), dtype=np.uint8))
+    labels = parse(parser, person)
+    assert labels.shape == (80, 60) and labels.max() < len(PARTS)
+    assert torch.equal(labels, parse(parser, person))
+    worn = torch.zeros(1, 80, 60, dtype=torch.bool)
+    worn[:, 20:50, 15:45] = True
+    hidden = agnostic_mask(worn, "upper", MaskRule("hull"), labels)
+    assert hidden[worn].all()
+
+
+def test_labels_are_matched_by_their_names(tmp_path: Path) -> None:
+    turned = load_parser(write_parser(tmp_path, ATR[::-1]), None, CPU)
+    assert turned.parts.tolist() == load_parser(write_parser(tmp_path / "atr", ATR), None, CPU).parts.tolist()[::-1]
+    assert PARTS[turned.parts[ATR[::-1].index("Left-arm")]] == "arms"
+
+
+def test_a_parser_that_is_not_whole_is_refused(tmp_path: Path) -> None:
+    file = Path(write_parser(tmp_path / "parser", ATR)) / "model.safetensors"
+    first = load_parser(str(file.parent), None, CPU)
+    state = load_file(file)
+    save_file({name: value + 1 for name, value in state.items()}, file, {"format": "pt"})
+    assert load_parser(str(file.parent), None, CPU).fingerprint != first.fingerprint
+    save_file({name: value for name, value in state.items() if "classifier" not in name}, file, {"format": "pt"})
+    with pytest.raises(ValueError, match="lacks 2 of its weights"):
+        load_parser(str(file.parent), None, CPU)
+
+
+def test_other_labels_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has the labels car, road: name a SegFormer with ATR labels"):
+        load_parser(write_parser(tmp_path, ("road", "car", "Hat")), None, CPU)
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        (tmp_path / "empty").mkdir()
+        load_parser(str(tmp_path / "empty"), None, CPU)
+
+
+def test_label_maps_are_read_at_the_size_of_their_person(tmp_path: Path) -> None:
+    pixels = np.zeros((40, 30), np.uint8)
+    pixels[20:, :15], pixels[20:, 15:] = ATR.index("Pants"), ATR.index("Right-leg")
+    Image.fromarray(pixels).save(tmp_path / "map.png")
+    labels = read_label_map(tmp_path / "map.png", (60, 80))
+    assert labels.shape == (80, 60)
+    assert [PARTS[labels[row, column]] for row, column in ((0, 0), (79, 0), (79, 59))] == [
+        "background",
+        "lower",
+        "legs",
+    ]
+    coloured = Image.fromarray(pixels).convert("P")
+    coloured.save(tmp_path / "palette.png")
+    assert torch.equal(read_label_map(tmp_path / "palette.png", (60, 80)), labels)
+    Image.fromarray(pixels + 200).save(tmp_path / "other.png")
+    with pytest.raises(ValueError, match=r"other.png is no label map: its pixels must be 0 to 17"):
+        read_label_map(tmp_path / "other.png", (60, 80))

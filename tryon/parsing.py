@@ -1,0 +1,94 @@
+"""Label maps of people: which pixel is head, arm or leg, which garment. By a SegFormer with ATR labels, or a file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
+
+from tryon.hub import hub_or_folder
+from tryon.masks import PARTS
+from tryon.models import files_fingerprint
+
+# The labels of the ATR data set, which human parsers are trained on and DressCode's label maps use, in their order.
+ATR = (
+    "Background", "Hat", "Hair", "Sunglasses", "Upper-clothes", "Skirt", "Pants", "Dress", "Belt", "Left-shoe",
+    "Right-shoe", "Face", "Left-leg", "Right-leg", "Left-arm", "Right-arm", "Bag", "Scarf",
+)  # fmt: skip
+PART_OF_LABEL = {
+    "Background": "background",
+    "Hat": "head",
+    "Hair": "head",
+    "Sunglasses": "head",
+    "Upper-clothes": "upper",
+    "Skirt": "lower",
+    "Pants": "lower",
+    "Dress": "full",
+    "Belt": "lower",
+    "Left-shoe": "shoes",
+    "Right-shoe": "shoes",
+    "Face": "head",
+    "Left-leg": "legs",
+    "Right-leg": "legs",
+    "Left-arm": "arms",
+    "Right-arm": "arms",
+    "Bag": "other",
+    "Scarf": "other",
+}
+_PART_OF_ATR = torch.tensor([PARTS.index(PART_OF_LABEL[name]) for name in ATR])
+
+
+@dataclass(frozen=True)
+class Parser:
+    """A human parser: a model, what its pictures are made with, and the part that each of its labels is."""
+
+    fingerprint: str  # of its files
+    model: SegformerForSemanticSegmentation
+    processor: SegformerImageProcessorPil
+    parts: Tensor  # [labels], places in PARTS
+
+
+def load_parser(name: str, cache_dir: str | None, device: torch.device) -> Parser:
+    """Loads a SegFormer with ATR labels, such as mattmdjaga/segformer_b2_clothes, from the hub or a folder.
+
+    Raises ValueError where it cannot be had, or its labels are not those of ATR.
+    """
+    folder = hub_or_folder(name, ["*.json", "*.safetensors"], cache_dir)
+    try:
+        processor = SegformerImageProcessorPil.from_pretrained(folder)
+        model, loaded = SegformerForSemanticSegmentation.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"the parser {name} cannot be loaded ({error}): name a SegFormer with ATR labels") from error
+    if absent := [*loaded["missing_keys"], *loaded["mismatched_keys"]]:
+        raise ValueError(f"the parser {name} lacks {len(absent)} of its weights: name one that is complete")
+    labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    if unknown := sorted(set(labels) - set(PART_OF_LABEL)):
+        raise ValueError(f"the parser {name} has the labels {', '.join(unknown)}: name a SegFormer with ATR labels")
+    parts = torch.tensor([PARTS.index(PART_OF_LABEL[label]) for label in labels])
+    return Parser(files_fingerprint(folder), model.to(device).eval(), processor, parts)
+
+
+@torch.no_grad()
+def parse(parser: Parser, person: Image.Image) -> Tensor:
+    """[H, W] of places in PARTS, for an RGB picture."""
+    inputs = parser.processor(person, return_tensors="pt").to(parser.model.device)
+    logits = interpolate(parser.model(**inputs).logits, (person.height, person.width), mode="bilinear")
+    return parser.parts[logits[0].argmax(0).cpu()]
+
+
+def read_label_map(file: Path, size: tuple[int, int]) -> Tensor:
+    """[H, W] of places in PARTS from a picture whose pixels, or palette indices, are ATR labels; at `size` (width,
+    height) of its person.
+
+    Raises ValueError where it holds other values.
+    """
+    labels = np.array(Image.open(file).resize(size, Image.Resampling.NEAREST))
+    if labels.ndim != 2 or labels.max() >= len(ATR):
+        raise ValueError(f"{file} is no label map: its pixels must be 0 to {len(ATR) - 1}, the labels of ATR")
+    return _PART_OF_ATR[torch.from_numpy(labels.astype(np.int64))]
