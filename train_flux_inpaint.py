@@ -138,7 +138,8 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     # Text encoders and VAE first: the prompts and pictures never change, so they are encoded once, and the text
     # encoders are gone before the transformer arrives. The VAE stays, for the validation pictures.
     prompts = encode_prompts(config, files, dtype, accelerator)
-    vae = load_vae(files.base, dtype).to(accelerator.device)
+    # Channels last: the convolutions are half as fast again on a CPU.
+    vae = load_vae(files.base, dtype).to(accelerator.device, memory_format=torch.channels_last)
     val_files = latent_files(val_data, files, config, dtype)
     train_latents = cache_latents(train_data, train_files, "training samples", vae, config, accelerator)
     val_latents = cache_latents(val_data, val_files, "validation samples", vae, config, accelerator)

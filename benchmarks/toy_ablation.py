@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from deepfashion_training.train_deepfashion_lora import TOY_CATEGORIES
 from tryon.config import (
     PROJECT,
     TrainConfig,
@@ -49,15 +50,17 @@ class AblationConfig:
 @dataclass(frozen=True)
 class Variant:
     """A recipe. settings: of TrainConfig, where they differ. reference: where training's garment pictures come from.
-    mask: what is hidden, in training and when trying on."""
+    mask: what is hidden, in training and when trying on. categories: of the pairs trained on, in turn."""
 
     settings: dict[str, Any]
     reference: Literal["flat", "other view", "same picture"] = "flat"
     mask: Literal["rectangle", "tight"] = "rectangle"
+    categories: tuple[str, ...] = TOY_CATEGORIES
 
 
 VARIANTS = {
     "recipe": Variant({}),
+    "categories_equal": Variant({}, categories=("upper", "lower", "full")),
     "rank_4": Variant({"lora_rank": 4}),
     "rank_64": Variant({"lora_rank": 64}),
     "rate_a_third": Variant({"learning_rate": on_toy(quick_test()).learning_rate / 3}),
@@ -159,7 +162,7 @@ def run_variant(name: str, seed: int, config: AblationConfig) -> dict[str, float
     shutil.rmtree(settings.output_dir, ignore_errors=True)  # an older run's checkpoints
     size = (settings.height, settings.width)
     held_out = DrawnData(len(CATEGORIES) * config.cases, EVALUATION_SEED + seed, CATEGORIES, *size)
-    trained_on = DrawnData(config.pairs, 2 * EVALUATION_SEED + seed, CATEGORIES, *size)
+    trained_on = DrawnData(config.pairs, 2 * EVALUATION_SEED + seed, variant.categories, *size)
     train(settings, VariantData(trained_on, variant), VariantData(replace(held_out, count=3), variant))
 
     lora = find_lora(settings.output_dir)

@@ -186,8 +186,9 @@ def on_toy(config: TrainConfig) -> TrainConfig:
     if config.profile == "quick_test":
         config = replace(
             config,
-            max_train_samples=300,
-            max_train_steps=300,
+            max_train_samples=900,
+            balance="none",
+            max_train_steps=400,
             train_batch_size=8,
             gradient_accumulation_steps=1,
             learning_rate=4e-3,
@@ -195,9 +196,9 @@ def on_toy(config: TrainConfig) -> TrainConfig:
             # The toy denoises in few steps, most of them at high noise: there it has to be right.
             weighting_scheme="logit_normal",
             logit_mean=-1.0,
-            validation_steps=150,
+            validation_steps=200,
             num_evaluation_samples=32,
-            checkpointing_steps=150,
+            checkpointing_steps=200,
         )
     return replace(
         config,

@@ -24,7 +24,7 @@ FOLDERS = "python train_flux_inpaint.py --dataroot <folder>"
 INSPECT = "python -m deepfashion_training.inspect_dataset <data set>"
 INFERENCE = "python tryon_inference_lora.py --lora runs/<run> --image person.jpg --mask mask.png --garment garment.jpg"
 INFERENCE += " --output_tryon out.png"
-RESUME = f"{TRAIN} --quick-test --max_train_steps 400 --resume_from_checkpoint latest"
+RESUME = f"{TRAIN} --quick-test --max_train_steps 500 --resume_from_checkpoint latest"
 APP = "python app_lora.py --lora runs/<run>"
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tryon.sample import CATEGORIES
+from tryon.sample import CATEGORIES, Category
 from tryon.toy.drawing import draw_garment, draw_person
 from tryon.toy.world import TEXTURES, VIEWS, Garment, random_outfit, random_person
 
@@ -45,8 +45,10 @@ def _png(image: Image.Image) -> dict:
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def _item_rows(index: int, seed: int, height: int, width: int, views: Sequence[str], every_flat: bool) -> list[dict]:
-    rng, category = np.random.default_rng([seed, index]), CATEGORIES[index % len(CATEGORIES)]
+def _item_rows(
+    index: int, seed: int, height: int, width: int, views: Sequence[str], every_flat: bool, category: Category
+) -> list[dict]:
+    rng = np.random.default_rng([seed, index])
     outfit = random_outfit(rng, category)
     garment, skirted = outfit[0], any(garment.kind in ("skirt", "dress") for garment in outfit)
     person = random_person(rng, "WOMEN" if skirted else None)
@@ -79,13 +81,14 @@ def write_dataset(
     width: int = 144,
     views: Sequence[str] = VIEWS,
     every_flat: bool = False,
+    categories: Sequence[Category] = CATEGORIES,
 ) -> Path:
     """Writes `items` items as folder/data/train-00000-of-00001.parquet and returns that path.
 
-    The columns are those of the hub's deepFashion-with-masks. Item i is about a garment of CATEGORIES[i % 3]. Its rows
-    show one person in views[0] and in up to two others of the views, and the garment alone ("flat"), for three items in
-    four or, where every_flat, for all. The folder appears complete or not at all; the same arguments give the same
-    bytes.
+    The columns are those of the hub's deepFashion-with-masks. Item i is about a garment of categories[i modulo their
+    number]. Its rows show one person in views[0] and in up to two others of the views, and the garment alone ("flat"),
+    for three items in four or, where every_flat, for all. The folder appears complete or not at all; the same arguments
+    give the same bytes.
 
     Raises ValueError for an unknown view, and FileExistsError where the folder exists.
     """
@@ -99,7 +102,11 @@ def write_dataset(
         raise FileExistsError(f"{folder} exists: remove it or name another folder")
     texts = {name: Value("string") for name in ("gender", "pose", "cloth_type", "pid", "caption")}
     features = Features({"images": Picture(), **texts, "mask": Picture(), "mask_overlay": Picture()})
-    rows = [row for index in range(items) for row in _item_rows(index, seed, height, width, views, every_flat)]
+    rows = [
+        row
+        for index in range(items)
+        for row in _item_rows(index, seed, height, width, views, every_flat, categories[index % len(categories)])
+    ]
     table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
     partial, name = folder.with_name(f".{folder.name}.{os.getpid()}"), "train-00000-of-00001.parquet"
     try:
