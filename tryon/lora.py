@@ -1,7 +1,7 @@
 """The LoRA: added to the transformer, saved so that plain diffusers loads it, loaded with every key accounted for."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -143,7 +143,10 @@ def attach_lora(transformer: FluxTransformer2DModel, file: Path, scale: float) -
 def read_facts(file: Path) -> LoraFacts | None:
     """What the LoRA was trained for; None for one of another project. Raises ValueError where it cannot be read."""
     entry = _header(file).get(FACTS_KEY)
-    return LoraFacts(**json.loads(entry)) if entry else None
+    if entry is None:
+        return None
+    facts = LoraFacts(**json.loads(entry))
+    return replace(facts, mask_offsets=tuple(facts.mask_offsets))  # JSON knows lists only
 
 
 def _state(transformer: FluxTransformer2DModel) -> dict[str, torch.Tensor]:

@@ -43,7 +43,7 @@ def test_the_loop_trains_on_a_dresscode_folder(tmp_path: Path, data_cache: Path)
     )  # fmt: skip
     assert set(metrics(run, "validation/loss_full")) == {0, 1}
     facts = read_facts(run / "checkpoint-1/transformer/pytorch_lora_weights.safetensors")
-    assert facts.mask_rule == "hull" and facts.mask_offsets == [0, 0, 0.05, 0]
+    assert facts.mask_rule == "hull" and facts.mask_offsets == (0, 0, 0.05, 0)
 
 
 def test_a_wrong_folder_is_refused_at_once(tmp_path: Path) -> None:

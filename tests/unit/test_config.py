@@ -8,10 +8,11 @@ import pytest
 from app_lora import PageConfig
 from conftest import PROJECT
 from deepfashion_training.export_viton_hd import ExportConfig
+from deepfashion_training.inspect_dataset import InspectConfig
 from deepfashion_training.preflight import DataConfig
 from pretrain_toy import PretrainConfig
 from train_flux_inpaint import FolderConfig
-from tryon.config import PROFILES, TrainConfig, TryOnConfig, on_toy, parse_flags, resolve
+from tryon.config import PROFILES, MaskConfig, TrainConfig, TryOnConfig, on_toy, parse_flags, resolve
 from tryon_inference_lora import PictureConfig
 
 
@@ -149,6 +150,7 @@ def test_every_setting_is_read_somewhere() -> None:
     shapes = {
         TrainConfig: "config", TryOnConfig: "config", ExportConfig: "config", PretrainConfig: "config",
         PictureConfig: "pictures", PageConfig: "page", FolderConfig: "folders", DataConfig: "data",
+        MaskConfig: "masks", InspectConfig: "config",
     }  # fmt: skip
     for shape, name in shapes.items():
         unread = [each.name for each in dataclasses.fields(shape) if not re.search(rf"{name}\.{each.name}\b", source)]
@@ -163,7 +165,7 @@ TOY_CHANGES = {
 }  # fmt: skip
 QUICK_TOY_CHANGES = {
     "max_train_samples", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate",
-    "lr_scheduler", "weighting_scheme", "logit_mean", "validation_steps", "num_evaluation_samples",
+    "lr_scheduler", "weighting_scheme", "logit_mean", "validation_steps", "num_evaluation_samples", "balance",
     "checkpointing_steps",
 }  # fmt: skip
 
