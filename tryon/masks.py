@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from scipy.ndimage import label
 from scipy.spatial import ConvexHull
 from torch import Tensor
-from torch.nn.functional import max_pool2d, pad
+from torch.nn.functional import pad
 
 from tryon.config import MaskConfig, MaskRuleName
 from tryon.sample import Category
@@ -153,18 +153,21 @@ def _extended(mask: Tensor, rule: MaskRule) -> Tensor:
     height, width = mask.shape[1:]
     top, bottom = round(rule.top * height), round(rule.bottom * height)
     left, right = round(rule.left * width), round(rule.right * width)
-    return _spread(pad(mask.float(), (right, left, bottom, top)), top + bottom + 1, left + right + 1)
+    return _spread(pad(mask, (right, left, bottom, top)), top + bottom + 1, left + right + 1)
 
 
 def _grown(mask: Tensor, reach: int) -> Tensor:
     """The mask [1, H, W] and all that is within so many pixels of it, in a square."""
-    return _spread(pad(mask.float(), (reach, reach, reach, reach)), 2 * reach + 1, 2 * reach + 1)
+    return _spread(pad(mask, (reach, reach, reach, reach)), 2 * reach + 1, 2 * reach + 1)
 
 
 def _spread(padded: Tensor, rows: int, columns: int) -> Tensor:
-    """Where a window of rows x columns has anything in it. One way after the other: a window's cost is its sides, not
-    its area."""
-    return max_pool2d(max_pool2d(padded, (rows, 1), stride=1), (1, columns), stride=1) > 0
+    """Where a window of rows x columns has anything in it, by running sums, which cost the same for any window."""
+    for axis, size in ((1, rows), (2, columns)):
+        sums = pad(padded.cumsum(axis, dtype=torch.int32), (1, 0) if axis == 2 else (0, 0, 1, 0))
+        places = padded.shape[axis] - size + 1
+        padded = sums.narrow(axis, size, places) > sums.narrow(axis, 0, places)
+    return padded
 
 
 def _shrunk(mask: Tensor, reach: int) -> Tensor:
