@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from PIL import Image
+from pyarrow.parquet import read_metadata
 
 from deepfashion_training.pairing import Columns, Pair, content, make_pairs, split_by_item
 from deepfashion_training.preflight import REFERENCES, DataConfig
@@ -188,17 +189,18 @@ def load_table(name: str, cache_dir: str | None) -> Dataset:
     Raises ValueError where they cannot be had or read.
     """
     folder = hub_or_folder(name, ["*.parquet"], cache_dir, kind="dataset")
-    files = sorted(glob.escape(str(path)) for path in folder.rglob("*.parquet"))
+    files = sorted(map(str, folder.rglob("*.parquet")))
     try:
         if (folder / "state.json").is_file():
             table = datasets.load_from_disk(str(folder))
         elif (folder / "dataset_dict.json").is_file():
             splits = datasets.load_from_disk(str(folder))
             table = datasets.concatenate_datasets(list(splits.values()))
-        elif files:
-            table = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=cache_dir)
+        elif any(read_metadata(file).num_rows for file in files):
+            patterns = list(map(glob.escape, files))
+            table = datasets.load_dataset("parquet", data_files=patterns, split="train", cache_dir=cache_dir)
         else:
-            raise ValueError("it has no parquet files")
+            raise ValueError("it has no rows" if files else "it has no parquet files")
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"the data set {name} cannot be read ({_last_line(error)}): check name and files") from error
     for column, feature in table.features.items():

@@ -106,9 +106,8 @@ def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Finding
         how = "; the captions decided" if ("" if kind is None else str(kind)) in CAPTION_RULES else ""
         lines.append(f"cloth_type {kind}: {counts(found)}{how}")
     views = Counter(Counter(pair.pid for pair in pairs).values())
-    lines.append(
-        f"items: {views.total()}; " + ", ".join(f"{n} shown {size} times" for size, n in sorted(views.items()))
-    )
+    sizes = ", ".join(f"{count} with {size}" for size, count in sorted(views.items()))
+    lines.append(f"items: {views.total()}; by the number of their views: {sizes}")
     lines.append(f"flat views, which are garments and never persons: {sum(map(is_flat, poses))}")
     shown = {name: Counter(pair.category for pair in pairs if pair.reference == name) for name in REFERENCES}
     lines += [f"garment shown by {name}: {counts(found)}" for name, found in shown.items() if found]

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pyarrow.parquet import read_table, write_table
 from safetensors.torch import load_file, save_file
 
 from conftest import PROJECT
@@ -183,6 +184,14 @@ def test_wrong_columns_are_named(tmp_path: Path) -> None:
     rows = [{"photo": png(Image.new("RGB", (4, 4))), "label": "x"}] * 2
     with pytest.raises(ValueError, match="photo, label.*needed are.*images or image.*mask"):
         load(write(tmp_path, rows, ("photo",)), config())
+
+
+def test_an_empty_set_is_named(tmp_path: Path) -> None:
+    write(tmp_path, [row(0, "front")])
+    file = tmp_path / "train-00000-of-00001.parquet"
+    write_table(read_table(file).slice(0, 0), file)
+    with pytest.raises(ValueError, match=r"cannot be read \(it has no rows\)"):
+        load(str(tmp_path), config())
 
 
 def test_columns_of_another_kind_are_named(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ def test_the_toys_are_ready(toys: str, tmp_path: Path, capsys: pytest.CaptureFix
     main([toys, "--page", str(page)])
     said = capsys.readouterr().out
     assert "rows: 90, columns: images as person, mask as mask" in said
-    assert "items: 24; 24 shown 3 times" in said
+    assert "items: 24; by the number of their views: 24 with 3" in said
     assert "flat views, which are garments and never persons: 18" in said
     assert re.search(r"garment shown by flat: 18 upper, 18 lower, 18 full", said)
     assert re.search(r"garment shown by other_view: 6 upper, 6 lower, 6 full", said)
