@@ -49,9 +49,8 @@ def read_settings(argv: list[str]) -> tuple[TrainConfig, FolderConfig, MaskConfi
     given, folder_given, mask_given = parse_flags(
         argv, "python train_flux_inpaint.py", description, TrainConfig, FolderConfig, MaskConfig
     )
-    config, folders, masks = (
-        resolve(given, cuda_device_count()), FolderConfig(**folder_given), MaskConfig(**mask_given)
-    )  # fmt: skip
+    config, folders = resolve(given, cuda_device_count()), FolderConfig(**folder_given)
+    masks = MaskConfig(**mask_given)
     if folders.dataroot is None:
         raise ValueError("--dataroot is missing: name a folder laid out as VITON-HD or DressCode is")
     if problems := list(mistakes(masks)):

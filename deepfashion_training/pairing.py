@@ -103,7 +103,10 @@ class Pair:
 
 
 def make_pairs(table: Dataset, columns: Columns, data_cache: Path) -> list[Pair]:
-    """A pair for every row that shows a person. A `flat` row is a reference and never a person."""
+    """A pair for every row that shows a person. A `flat` row is a reference and never a person.
+
+    data_cache: where the colours of garments are kept. Raises ValueError for a `cloth_type` that is not known.
+    """
     count = len(table)
 
     def column(name: str | None, missing: Any) -> list[Any]:
@@ -165,8 +168,9 @@ def other_views(
     nearest = {}
     for rows in groups.values():
         known = [row for row in rows if not np.isnan(found[row]).any()]
+        colours = np.array([found[row] for row in known])
         for place, row in enumerate(known):
-            distances = colour_distances(found[row], np.stack([found[other] for other in known]))
+            distances = colour_distances(colours[place], colours)
             distances[place] = np.inf
             if distances.min() <= SAME_COLOURS:
                 nearest[row] = known[int(distances.argmin())]
