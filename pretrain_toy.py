@@ -44,7 +44,7 @@ class PretrainConfig:
     vae_learning_rate: float = setting(1e-3, "peak learning rate of the VAE", 0)
 
     compile: bool = setting(False, "compile the transformer's blocks: a minute more, then faster steps")
-    transformer_steps: int = setting(9000, "optimiser steps of the transformer", 1)
+    transformer_steps: int = setting(9500, "optimiser steps of the transformer", 1)
     transformer_batch_size: int = setting(16, "diptychs per step", 1)
     transformer_learning_rate: float = setting(8e-3, "peak learning rate of Muon, for the transformer's matrices", 0)
 

@@ -32,7 +32,7 @@ PROTECTED: dict[Category, tuple[str, ...]] = {
     "full": ("head", "hands", "shoes", "other"),
 }
 # Bump when a mask changes: cached latents are named after it.
-MASK_VERSION = 1
+MASK_VERSION = 2
 SMOOTHING = 0.03  # of the picture's height: gaps up to this are closed, and outlines rounded by half of it
 SPECK = 0.001  # of the picture's area: smaller regions are a parser's mistakes
 
@@ -79,7 +79,7 @@ class Rectangle:
 # are those of a whole figure: they make up for the shoulders that a sleeveless garment does not cover.
 RECTANGLES: dict[Category, Rectangle] = {
     "upper": Rectangle(depth=0.25, least=0.38, width=1.5, height=1.15),
-    "lower": Rectangle(depth=0.15, least=0.42, width=2.0, height=None),
+    "lower": Rectangle(depth=0.15, least=0.5, width=1.75, height=None),
     "full": Rectangle(depth=0.25, least=0.38, width=1.5, height=None),
 }
 

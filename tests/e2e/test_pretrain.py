@@ -90,7 +90,7 @@ def test_heads_look_at_the_same_place_of_the_other_panel_first() -> None:
     rotary = transformer.pos_embed(places)
     block = transformer.transformer_blocks[0].attn
     query, keys = (
-        apply_rotary_emb(layer.bias.detach().expand(1, len(places), -1).unflatten(-1, (6, 32)), rotary, sequence_dim=1)
+        apply_rotary_emb(layer.bias.detach().expand(1, len(places), -1).unflatten(-1, (-1, 32)), rotary, sequence_dim=1)
         for layer in (block.to_q, block.to_k)
     )
     row, column = 6, 13
