@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tryon.lora import LoraFacts
+    from tryon.masks import MaskRule
     from tryon.pipeline import TryOnModel
     from tryon.sample import Category
 
@@ -29,6 +30,8 @@ SEEDS = 2**31  # a seed is below; large enough to be unlike the last one, small 
 MASK_COLOUR = ("#ff2d9b", 0.7)  # what is painted over still shows
 PAINTED = 64  # alpha, of 255, from which a pixel counts as painted: a stroke's soft edge is left out
 BRUSH_RADIUS = 32  # pixels of the person's picture
+PAINT_IS_WORN = "what the person wears now"
+PAINT_IS_MASK = "exactly what is repainted"
 FONTS = ("system-ui", "sans-serif")  # the system's: nothing is fetched
 
 
@@ -56,9 +59,11 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, PageConfig]:
 def dress(
     model: "TryOnModel",
     size: tuple[int, int],
+    rule: "MaskRule | None",
     editor: dict[str, Any] | None,
     garment: "Image.Image | None",
     category: "Category",
+    paint: str,
     steps: int,
     guidance: float,
     seed: int | None,
@@ -66,10 +71,12 @@ def dress(
 ) -> tuple["Image.Image", int]:
     """The dressed person, and the seed of its noise. What is on the page comes as Gradio gives it.
 
-    size: the panel's height and width. Raises ValueError, in words for the page, for what is missing or wrong.
+    size: the panel's height and width. rule: what makes the mask where what is worn was painted. Raises ValueError, in
+    words for the page, for what is missing or wrong.
     """
+    from tryon.parsing import hide_worn
     from tryon.pipeline import try_on
-    from tryon.sample import sample_of_pictures
+    from tryon.sample import sample_of_pictures, upright_rgb
 
     if editor is None or editor["background"] is None:
         raise ValueError("Give a picture of the person first.")
@@ -82,7 +89,10 @@ def dress(
     mask = painted_mask(editor["background"].size, editor["layers"])
     if mask.getbbox() is None:
         raise ValueError("Paint over the part of the person that is to be dressed.")
-    sample = sample_of_pictures(garment, editor["background"], mask, category, *size)
+    person = upright_rgb(editor["background"])
+    if paint == PAINT_IS_WORN:
+        mask = hide_worn(person, mask, category, rule, cache_dir=None)
+    sample = sample_of_pictures(garment, person, mask, category, *size)
     prompt = model.prompts[category]
     return try_on(model.pipeline, sample, prompt, steps=steps, guidance=guidance, seed=seed), seed
 
@@ -92,13 +102,15 @@ def build_page(model: "TryOnModel", facts: "LoraFacts | None", size: tuple[int, 
     import gradio as gr
     import torch
 
+    from tryon.pipeline import trained_rule
     from tryon.sample import CATEGORIES
 
     per_category = facts is not None and facts.prompt == "category"
+    rule = None if facts is not None and facts.mask_rule == "given" else trained_rule(facts)
 
     def answer(*asked: Any) -> tuple["Image.Image", int, str]:
         try:
-            picture, seed = dress(model, size, *asked)
+            picture, seed = dress(model, size, rule, *asked)
         except (ValueError, torch.OutOfMemoryError) as error:  # said on the page, where the user is
             logger.warning("%s", error)
             gr.Warning(str(error))
@@ -109,7 +121,7 @@ def build_page(model: "TryOnModel", facts: "LoraFacts | None", size: tuple[int, 
         gr.Markdown(f"# Try-on\n{describe(facts, size)}")
         with gr.Row():
             with gr.Column():
-                gr.Markdown("1. Give a picture of the person and paint over what is to be dressed.")
+                gr.Markdown("1. Give a picture of the person and paint over all of the garment it wears.")
                 person = gr.ImageEditor(
                     label="Person",
                     type="pil",
@@ -121,12 +133,17 @@ def build_page(model: "TryOnModel", facts: "LoraFacts | None", size: tuple[int, 
                     height=560,
                     elem_id="person",
                 )
+                paint = gr.Radio(
+                    [PAINT_IS_WORN, PAINT_IS_MASK], value=PAINT_IS_WORN if rule else PAINT_IS_MASK,
+                    label="The paint shows", visible=rule is not None, elem_id="paint",
+                    info="From what is worn the mask is made that the LoRA learnt with: roomier than the garment.",
+                )  # fmt: skip
             with gr.Column():
                 gr.Markdown("2. Give a picture of the garment.")
                 garment = gr.Image(label="Garment", type="pil", sources=["upload"], height=280, elem_id="garment")
                 category = gr.Radio(
                     list(CATEGORIES), value=CATEGORIES[0], label="The garment is for this part of the body",
-                    visible=per_category, elem_id="category",
+                    visible=per_category or rule is not None, elem_id="category",
                 )  # fmt: skip
                 steps = gr.Slider(1, 100, value=page.steps, step=1, label="Steps")
                 guidance = gr.Slider(0, 100, value=page.guidance_scale, step=0.5, label="Guidance")
@@ -148,7 +165,7 @@ def build_page(model: "TryOnModel", facts: "LoraFacts | None", size: tuple[int, 
                 words = gr.Markdown(elem_id="words")
         button.click(
             answer,
-            inputs=[person, garment, category, steps, guidance, seed, is_random],
+            inputs=[person, garment, category, paint, steps, guidance, seed, is_random],
             outputs=[result, seed, words],
         )
     return blocks

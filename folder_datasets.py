@@ -44,6 +44,7 @@ from tryon.sample import (
     fit_picture,
     read_mask,
     read_picture,
+    upright_size,
 )
 
 logger = logging.getLogger(__name__)
@@ -98,6 +99,7 @@ class VitonHdData:
             person=fit_picture(person, self.height, self.width),
             mask=fit_mask(mask, self.height, self.width),
             category=self.categories[index],
+            mask_was_resized=upright_size(mask_file) != person.size,
         )
 
 
@@ -184,6 +186,7 @@ class DressCodeData:
             person=fit_picture(person, self.height, self.width),
             mask=fit_mask(Image.fromarray(hidden[0].numpy().astype(np.uint8) * 255), self.height, self.width),
             category=category,
+            mask_was_resized=upright_size(label_file) != person.size,
         )
 
 

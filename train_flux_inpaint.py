@@ -361,6 +361,7 @@ def lora_facts(config: TrainConfig, data: SampleSource, step: int) -> LoraFacts:
         profile=config.profile,
         step=step,
         mask_offsets=rule.offsets if rule else (0.0, 0.0, 0.0, 0.0),
+        mask_parser=rule.parser if rule else None,
     )
 
 

@@ -8,18 +8,12 @@ mask is then made from it by the rule that the LoRA was trained with.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from tryon.config import TryOnConfig, mistakes, parse_flags, setting
 from tryon.entry import run_script
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from tryon.masks import MaskRule
-    from tryon.sample import Category
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +30,7 @@ class PictureConfig:
         None, "region, in white, of what the person wears: the LoRA's rule makes the mask from it"
     )
     parser: str | None = setting(
-        None, "SegFormer that labels people's parts; needed with --worn where the LoRA's rule follows the body"
+        None, "SegFormer that labels people's parts, where the LoRA's rule follows the body; as trained if not given"
     )
     garment: str | None = setting(None, "picture of the garment; needed")
     output_tryon: str | None = setting(None, "where the dressed person is written; needed")
@@ -81,32 +75,6 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, PictureConfig]:
     return config, pictures
 
 
-def mask_of_worn(
-    person: "Image.Image",
-    worn: "Image.Image",
-    category: "Category",
-    rule: "MaskRule",
-    config: TryOnConfig,
-    pictures: PictureConfig,
-) -> "Image.Image":
-    """The mask that training would have made: "L" of 0 and 255. worn: the region of what the person wears, likewise."""
-    import numpy as np
-    import torch
-    from PIL import Image
-
-    from tryon.masks import agnostic_mask
-
-    labels = None
-    if pictures.parser and rule.name == "rectangle":
-        raise ValueError("--parser has no use: this LoRA was trained with rectangles, which need none")
-    if pictures.parser:
-        from tryon.parsing import load_parser, parse
-
-        labels = parse(load_parser(pictures.parser, config.cache_dir, torch.device("cpu")), person)
-    hidden = agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], category, rule, labels)
-    return Image.fromarray(hidden[0].numpy().astype(np.uint8) * 255)
-
-
 def main(argv: list[str]) -> None:
     config, pictures = read_settings(argv)
 
@@ -114,6 +82,7 @@ def main(argv: list[str]) -> None:
     from PIL import Image
 
     from tryon.lora import read_facts
+    from tryon.parsing import hide_worn
     from tryon.pipeline import load_try_on, lora_on_disk, panel_size, prompt_category, trained_rule, try_on
     from tryon.sample import UNREADABLE, read_mask, read_picture, sample_of_pictures, to_picture
     from tryon.toy.model import use_toy_model_for_try_on
@@ -131,10 +100,15 @@ def main(argv: list[str]) -> None:
     lora = lora_on_disk(config.lora, config.cache_dir)
     facts = read_facts(lora)
     category = prompt_category(facts, pictures.category)
-    mask = opened.get("mask") or mask_of_worn(
-        opened["image"], opened["worn"], category, trained_rule(facts), config, pictures
+    if pictures.worn:
+        rule = trained_rule(facts)
+        if pictures.parser and rule.name == "rectangle":
+            raise ValueError("--parser has no use: this LoRA was trained with rectangles, which need none")
+        rule = replace(rule, parser=pictures.parser or rule.parser)
+        opened["mask"] = hide_worn(opened["image"], opened["worn"], category, rule, config.cache_dir)
+    sample = sample_of_pictures(
+        opened["garment"], opened["image"], opened["mask"], category, *panel_size(config, facts)
     )
-    sample = sample_of_pictures(opened["garment"], opened["image"], mask, category, *panel_size(config, facts))
 
     if sample.mask.all():
         logger.warning("the mask is white all over: the whole picture is repainted, the face too")

@@ -37,6 +37,7 @@ from tryon.sample import (
     fit_picture,
     read_mask,
     read_picture,
+    upright_size,
 )
 
 logger = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ class DeepFashionData:
         """A hash of the pictures' undecoded bytes and of every setting that shapes the sample."""
         facts = (
             SAMPLE_VERSION, MASK_VERSION, self.pair(index).reference, self.category(index), self.height, self.width,
-            self.mask_rule, self.mask_growth, self.parser and self.parser.fingerprint,
+            replace(self.mask_rule, parser=self.parser and self.parser.fingerprint), self.mask_growth,
         )  # fmt: skip
         return hashlib.sha256(repr((facts, *self._content(index))).encode()).hexdigest()
 
@@ -130,13 +131,14 @@ class DeepFashionData:
 
     def __getitem__(self, index: int) -> TryOnSample:
         garment, person, hidden = self.pictures(index)
-        size = self.height, self.width
+        mask_file, size = self.files(index)[1], (self.height, self.width)
         return TryOnSample(
             key=self.key(index),
             garment=fit_picture(garment, *size),
             person=fit_picture(person, *size),
             mask=fit_mask(hidden, *size),
             category=self.category(index),
+            mask_was_resized=upright_size(io.BytesIO(mask_file)) != person.size,
         )
 
 
@@ -162,7 +164,7 @@ def load_deepfashion(
     for what, part in (("training", train), ("validation", validation)):
         categories, references = Counter(pair.category for pair in part), Counter(pair.reference for pair in part)
         logger.info("%s pairs: %d  (%s; garment from %s)", what, len(part), counts(categories), counts(references))
-    rule, size = mask_rule_of(masks), (config.height, config.width)
+    rule, size = mask_rule_of(masks, data.parser), (config.height, config.width)
     held_back = DeepFashionData(table, columns, validation, *size, mask_rule=rule, parser=parser)
     random = masks.mask_growth > 0 or any(pair.reference == "same_picture" for pair in train)
     variants = masks.variants if random else 1

@@ -136,7 +136,7 @@ def look_at_rows(table: "Dataset", columns: "Columns", rows: list[int]) -> list[
     """Of each row what is wrong with its picture, mask and garment, empty where nothing is; and where picture and mask
     can be read, what they are like."""
     from deepfashion_training.pairing import content
-    from tryon.sample import UNREADABLE, read_mask, read_picture
+    from tryon.sample import UNREADABLE, read_mask, read_picture, upright_size
 
     found = []
     for values in (table[row] for row in rows):
@@ -156,7 +156,9 @@ def look_at_rows(table: "Dataset", columns: "Columns", rows: list[int]) -> list[
             except UNREADABLE as error:
                 row[name] = str(error)
         if not row["person"] and not row["mask"]:
-            row |= {"digest": sha256(files["person"]).hexdigest(), **measure(person, worn, _opened(files["mask"]))}
+            row["digest"] = sha256(files["person"]).hexdigest()
+            row["resized"] = upright_size(io.BytesIO(files["mask"])) != person.size
+            row |= measure(person, worn, _opened(files["mask"]))
         found.append(row)
     return found
 
@@ -182,7 +184,6 @@ def measure(person: "Image.Image", worn: "Image.Image", raw: "Image.Image") -> d
     return {
         "size": person.size,
         "mask_mode": raw.mode,
-        "resized": raw.size != person.size,
         "noise": float(((values > GREY[0]) & (values < GREY[1])).mean()),
         "area": float(inside.mean()),
         "middle": float((rows[0] + rows[-1] + 1) / 2 / len(inside)),

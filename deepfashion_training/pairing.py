@@ -17,8 +17,9 @@ from typing import Any
 
 import datasets
 import numpy as np
+import torch
 from datasets import Dataset
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from deepfashion_training.preflight import Reference
 from deepfashion_training.references import (
@@ -28,6 +29,7 @@ from deepfashion_training.references import (
     colour_distances,
     colour_signature,
 )
+from tryon.cache import write_whole
 from tryon.sample import UNREADABLE, Category, read_mask, read_picture
 from tryon.tracking import progress_bar
 
@@ -191,10 +193,7 @@ def cached_colours(table: Dataset, columns: Columns, rows: list[int], data_cache
     if not file.is_file():
         logger.info("comparing the colours of %d pictures", len(rows))
         found = np.stack(in_processes(partial(colours_of_rows, table, columns), rows, "comparing colours"))
-        file.parent.mkdir(parents=True, exist_ok=True)
-        staging = file.with_name(f".{file.name}.{os.getpid()}")
-        save_file({"colours": found}, staging)
-        staging.replace(file)
+        write_whole(file, {"colours": torch.from_numpy(found).contiguous()})
     return load_file(file)["colours"]
 
 

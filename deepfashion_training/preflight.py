@@ -69,7 +69,10 @@ def checked_data(data: DataConfig, masks: MaskConfig, toy: bool) -> DataConfig:
     if problems:
         raise ValueError("; ".join(problems))
     name = data.dataset_name or (None if toy else DEEPFASHION)
-    return replace(data, dataset_name=name and checked_data_path(name))
+    parser = data.parser
+    if parser and Path(parser).expanduser().is_dir():  # the LoRA's header names it: from anywhere
+        parser = str(Path(parser).expanduser().resolve())
+    return replace(data, dataset_name=name and checked_data_path(name), parser=parser)
 
 
 def checked_data_path(name: str) -> str:

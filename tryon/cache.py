@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
@@ -68,7 +69,7 @@ def write_latents(path: Path, latents: LatentSample) -> None:
         "masked": latents.masked.contiguous(),
         "mask_bits": torch.from_numpy(np.packbits(latents.mask.numpy(), axis=-1)),
     }
-    _write_whole(path, tensors, {"key": latents.key, "category": latents.category})
+    write_whole(path, tensors, {"key": latents.key, "category": latents.category})
 
 
 def read_latents(path: Path) -> LatentSample:
@@ -118,13 +119,15 @@ def cache_latents(
     own = missing[accelerator.process_index :: accelerator.num_processes]
     bar = progress_bar(len(own), f"encoding {what}", accelerator.is_main_process)
     started = said = time.monotonic()
+    resized = 0
     for done, index in enumerate(own, start=1):
         try:
-            latents = encode_sample(vae, samples[index])
+            sample = samples[index]
         except UnreadablePicture as error:
             logger.warning("skipped: %s", error)
         else:
-            write_latents(paths[index], latents)
+            resized += sample.mask_was_resized
+            write_latents(paths[index], encode_sample(vae, sample))
         bar.update()
         if time.monotonic() - said > LOG_EVERY:
             said = time.monotonic()
@@ -132,6 +135,8 @@ def cache_latents(
             left = timedelta(seconds=round((len(own) - done) / rate))
             logger.info("encoded %d of %d %s, %.1f per second, %s left", done, len(own), what, rate, left)
     bar.close()
+    if resized:
+        logger.warning("masks of another size than their pictures, resized: %d of %d %s", resized, len(own), what)
     accelerator.wait_for_everyone()
 
     rows = len(paths) // samples.variants
@@ -158,7 +163,7 @@ def cache_prompts(
         text_encoders = load_text_encoders(base, dtype).to(device)
         for prompt in missing:
             embedding = encode_prompt(text_encoders, prompt, length)
-            _write_whole(paths[prompt], vars(embedding), {"prompt": prompt})
+            write_whole(paths[prompt], vars(embedding), {"prompt": prompt})
         del text_encoders
         free_memory()
     return {prompt: _read_prompt(path) for prompt, path in paths.items()}
@@ -169,17 +174,19 @@ def _read_prompt(path: Path) -> PromptEmbedding:
         return PromptEmbedding(embeds=file.get_tensor("embeds"), pooled=file.get_tensor("pooled"))
 
 
-def _write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+def write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes the file beside its place and renames it. Raises ValueError where there is no room for it."""
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, staging, metadata)
         staging.replace(path)
     except (OSError, SafetensorError) as error:
-        staging.unlink(missing_ok=True)
+        with suppress(OSError):
+            staging.unlink()
         raise ValueError(
             f"{path} cannot be written ({error}): make room, or put the cache elsewhere with --data_cache_dir; what is "
-            "encoded already stays, and the next start goes on from there"
+            "there already stays, and the next start goes on from there"
         ) from error
 
 

@@ -51,6 +51,7 @@ class LoraFacts:
     profile: str
     step: int
     mask_offsets: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # of the rule: top, bottom, left, right
+    mask_parser: str | None = None  # that told the rule the person's parts
 
 
 def add_lora(transformer: FluxTransformer2DModel, rank: int, alpha: int, seed: int) -> list[torch.nn.Parameter]:

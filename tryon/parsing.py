@@ -11,8 +11,9 @@ from torch.nn.functional import interpolate
 from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
 from tryon.hub import hub_or_folder
-from tryon.masks import PARTS
+from tryon.masks import PARTS, MaskRule, agnostic_mask
 from tryon.models import files_fingerprint
+from tryon.sample import Category
 
 # The labels of the ATR data set, which human parsers are trained on and DressCode's label maps use, in their order.
 ATR = (
@@ -80,6 +81,17 @@ def parse(parser: Parser, person: Image.Image) -> Tensor:
     inputs = parser.processor(person, return_tensors="pt").to(parser.model.device)
     logits = interpolate(parser.model(**inputs).logits, (person.height, person.width), mode="bilinear")
     return parser.parts[logits[0].argmax(0).cpu()]
+
+
+def hide_worn(
+    person: Image.Image, worn: Image.Image, category: Category, rule: MaskRule, cache_dir: str | None
+) -> Image.Image:
+    """The mask that training would have made of a person, RGB, and the region of what it wears, "L" of 0 and 255 of the
+    same size: likewise "L". Where the rule names a parser it is loaded. Raises ValueError as agnostic_mask does.
+    """
+    labels = parse(load_parser(rule.parser, cache_dir, torch.device("cpu")), person) if rule.parser else None
+    hidden = agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], category, rule, labels)
+    return Image.fromarray(hidden[0].numpy().astype(np.uint8) * 255)
 
 
 def read_label_map(file: Path, size: tuple[int, int]) -> Tensor:

@@ -81,7 +81,7 @@ def trained_rule(facts: LoraFacts | None) -> MaskRule:
         return MaskRule()
     if facts.mask_rule == "given":
         raise ValueError("this LoRA was trained with masks that its data set had: give a --mask of that kind")
-    return MaskRule(facts.mask_rule, *facts.mask_offsets)
+    return MaskRule(facts.mask_rule, *facts.mask_offsets, parser=facts.mask_parser)
 
 
 def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, get_args
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ class TryOnSample:
     key: hash of the row's content and of every setting that shaped the tensors below.
     garment, person: [3, H, W/2] float32 in [-1, 1].
     mask: [1, H, W/2] float32 of exactly 0 and 1; 1 = repaint.
+    mask_was_resized: whether the mask had another size than its picture.
     """
 
     key: str
@@ -45,6 +46,7 @@ class TryOnSample:
     person: Tensor
     mask: Tensor
     category: Category
+    mask_was_resized: bool = False
 
 
 @dataclass(frozen=True)
@@ -156,6 +158,13 @@ def read_picture(source: Path | BinaryIO) -> Image.Image:
 def read_mask(source: Path | BinaryIO, size: tuple[int, int]) -> Image.Image:
     """The mask, read to its last byte, binary and at `size` (width, height) of its picture."""
     return binary_mask(_read(source), size)
+
+
+def upright_size(source: Path | BinaryIO) -> tuple[int, int]:
+    """Width and height of a picture, turned as its EXIF orientation says, without decoding it."""
+    picture = Image.open(source)
+    lies_on_its_side = picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
+    return picture.size[::-1] if lies_on_its_side else picture.size
 
 
 def _read(source: Path | BinaryIO) -> Image.Image:

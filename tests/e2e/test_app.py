@@ -12,12 +12,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from app_lora import main, painted_mask
+from app_lora import PAINT_IS_MASK, PAINT_IS_WORN, dress, main, painted_mask
 from conftest import PROJECT
-from tryon.sample import fit_picture, to_picture
+from tryon.config import TryOnConfig
+from tryon.lora import read_facts
+from tryon.masks import MaskRule, agnostic_mask
+from tryon.pipeline import load_try_on
+from tryon.runs import find_lora
+from tryon.sample import fit_mask, fit_picture, to_picture
 from tryon.toy.drawing import draw_garment, draw_person
+from tryon.toy.model import use_toy_model_for_try_on
 from tryon.toy.world import VIEWS, random_outfit, random_person
 
 pytestmark = pytest.mark.e2e
@@ -140,6 +147,24 @@ def test_what_is_painted_on_any_layer_is_the_mask() -> None:
     mask = np.asarray(painted_mask((6, 4), layers))
     assert {(int(x), int(y)) for y, x in zip(*mask.nonzero(), strict=True)} == {(1, 1), (5, 3)}
     assert painted_mask((6, 4), []).getbbox() is None
+
+
+def test_what_is_worn_is_hidden_by_the_rule_of_the_training(run: Path, data_cache: Path, drawn: Path) -> None:
+    lora = find_lora(str(run))
+    config = TryOnConfig(lora=str(run), data_cache_dir=str(data_cache))
+    model = load_try_on(use_toy_model_for_try_on(config, read_facts(lora)), lora)
+    person, paint = Image.open(drawn / "person.png"), Image.new("RGBA", (576, 768))
+    paint.paste((255, 0, 200, 200), (200, 300, 376, 420))
+    editor = {"background": person.convert("RGBA"), "layers": [paint]}
+    worn = torch.zeros(1, 768, 576, dtype=torch.bool)
+    worn[:, 300:420, 200:376] = True
+    before = np.asarray(to_picture(fit_picture(person, 96, 64)))
+    for choice, hidden in ((PAINT_IS_MASK, worn), (PAINT_IS_WORN, agnostic_mask(worn, "lower"))):
+        mask = fit_mask(Image.fromarray(hidden[0].numpy()), 96, 64)[0].bool().numpy()
+        garment = Image.open(drawn / "garment.png")
+        picture, seed = dress(model, (96, 64), MaskRule(), editor, garment, "lower", choice, 1, 1.0, 3, False)
+        changed = (np.asarray(picture) != before).any(-1)
+        assert seed == 3 and not changed[~mask].any() and changed[mask].mean() > 0.9
 
 
 def test_what_is_missing_is_named(run: Path, data_cache: Path) -> None:

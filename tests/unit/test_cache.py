@@ -121,6 +121,14 @@ def test_one_unreadable_sample_is_skipped_and_named(
     assert "1 of 4 samples" in caplog.text
 
 
+def test_resized_masks_are_counted(
+    vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = [replace(make_sample(seed), mask_was_resized=seed == 1) for seed in range(3)]
+    cached(ListSource(samples), vae, toy, config)
+    assert "masks of another size than their pictures, resized: 1 of 3 samples" in caplog.text
+
+
 def test_many_unreadable_samples_stop_the_run(vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig) -> None:
     samples = [make_sample(seed) for seed in range(4)]
     with pytest.raises(ValueError, match="2 of 4 samples cannot be read, more than 1 %"):

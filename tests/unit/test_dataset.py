@@ -229,6 +229,25 @@ def test_keys_follow_content_and_settings(tmp_path: Path) -> None:
     assert all(larger.key(index) != keys[index] for index in range(len(data)))
 
 
+def test_a_mask_of_another_size_is_resized_and_told(tmp_path: Path) -> None:
+    rows = items(4)
+    for each in rows[::2]:
+        each["mask"] = png(Image.open(io.BytesIO(each["mask"]["bytes"])).reduce(2))
+    data = load(write(tmp_path, rows), config())[0]
+    told = [data[index].mask_was_resized for index in range(len(data))]
+    assert told == [pair.row % 2 == 0 for pair in data.pairs] and len(set(told)) == 2
+    assert all(data[index].mask.any() for index in range(len(data)))
+
+
+def test_colours_that_cannot_be_kept_are_said(tmp_path: Path) -> None:
+    """A file where a folder should be stands for a disk on which nothing can be written."""
+    name = write(tmp_path / "data", items(4))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "colours").write_text("")
+    with pytest.raises(ValueError, match="cannot be written .* make room, or put the cache elsewhere"):
+        load(name, config(data_cache_dir=str(tmp_path / "cache")))
+
+
 @pytest.mark.parametrize("fault", ["truncated", "missing", "black mask", "huge", "mask of another shape"])
 def test_an_unreadable_row_is_named(tmp_path: Path, fault: str) -> None:
     rows = [row(item, "front") for item in range(2)]

@@ -18,6 +18,7 @@ from tryon.sample import (
     read_picture,
     split_diptych,
     to_picture,
+    upright_size,
 )
 
 
@@ -76,6 +77,7 @@ def test_transparency_is_white_and_exif_is_followed() -> None:
     exif[0x0112] = 6  # turn by 90 degrees
     lying.save(buffer, "JPEG", exif=exif)
     assert read_picture(io.BytesIO(buffer.getvalue())).size == (4, 8)
+    assert upright_size(io.BytesIO(buffer.getvalue())) == (4, 8)
 
 
 def test_diptych_has_the_garment_left_and_hides_only_the_mask() -> None:
