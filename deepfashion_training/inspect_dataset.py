@@ -291,12 +291,13 @@ def write_page(
 <meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(name)}</title>
 <style>
 :root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; }}
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere; }}
 .verdict {{ font-size: 1.25rem; font-weight: 600; padding: .75rem 1rem; border-left: .4rem solid; }}
 .ready {{ border-color: #2a9d4a; }} .not {{ border-color: #d33; }}
 figure {{ display: inline-block; margin: 0 1.5rem 1rem 0; }} figcaption {{ font-size: .8rem; opacity: .8; }}
-figure div {{ display: flex; gap: 4px; max-width: 100%; }}
-img {{ height: {THUMBNAIL}px; max-width: 24%; object-fit: contain; }}
+figure div {{ display: flex; gap: 4px; max-width: 100%; align-items: start; }}
+img {{ max-height: {THUMBNAIL}px; max-width: calc(25% - 5px); outline: 1px solid #8886; }}
 </style>
 <h1>{html.escape(name)}</h1>
 <p class="verdict {"not" if findings.faults else "ready"}">{html.escape(verdict)}</p>
@@ -330,7 +331,7 @@ def _data_url(picture: "Image.Image") -> str:
 
 
 def _in_words(counter: Counter, most: int = 8) -> str:
-    shown = ", ".join(f"{count} {value}" for value, count in counter.most_common(most))
+    shown = ", ".join(f"{value} ({count})" for value, count in counter.most_common(most))
     return shown + (f", {len(counter) - most} others" if len(counter) > most else "")
 
 

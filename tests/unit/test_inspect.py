@@ -25,7 +25,7 @@ def test_the_toys_are_ready(toys: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert "flat views, which are garments and never persons: 18" in said
     assert re.search(r"garment shown by flat: 18 upper, 18 lower, 18 full", said)
     assert re.search(r"garment shown by other_view: 6 upper, 6 lower, 6 full", said)
-    assert "picture sizes: 72 144 x 192" in said and "masks: 72 binary, 0 noisy" in said
+    assert "picture sizes: 144 x 192 (72)" in said and "masks: 72 binary, 0 noisy" in said
     assert "warning: only 66 pairs to train on" in said
     assert "too large" not in said and "elsewhere" not in said and "more than once" not in said
     assert said.splitlines()[-1].endswith("ready: every kept row builds")

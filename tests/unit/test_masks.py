@@ -57,7 +57,7 @@ def test_shorts_trousers_and_skirts_are_hidden_alike() -> None:
         others = [random_garment(rng, "lower") for _ in range(5)]
         first, *rest = (agnostic_mask(dressed(person, (lower, top), "lower")[0], "lower") for lower in (worn, *others))
         overlaps = [overlap(first, mask) for mask in rest]
-        assert np.mean(overlaps) >= 0.95 and min(overlaps) >= 0.9
+        assert min(overlaps) >= 0.95
         seen |= {garment.kind for garment in (worn, *others)}
     assert seen == {"shorts", "trousers", "skirt"}
 
