@@ -79,6 +79,9 @@ class VitonHdData:
     def category(self, index: int) -> Category:
         return self.categories[index]
 
+    def name(self, index: int) -> str:
+        return self.names[index]
+
     def key(self, index: int) -> str:
         """A hash of the files' bytes, of the category and of the panel size. A missing file counts as an empty one."""
         digest = hashlib.sha256(repr(("viton-hd", self.categories[index], self.height, self.width)).encode())
@@ -92,7 +95,7 @@ class VitonHdData:
             person, garment = read_picture(person_file), read_picture(garment_file)
             mask = read_mask(mask_file, person.size)
         except UNREADABLE as error:
-            raise UnreadablePicture(f"{self.names[index]}: {error}") from error
+            raise UnreadablePicture(f"{self.name(index)}: {error}") from error
         return TryOnSample(
             key=self.key(index),
             garment=fit_picture(garment, self.height, self.width),
@@ -119,12 +122,20 @@ def load_viton_hd(dataroot: str, split: str, list_name: str, height: int, width:
     if not names:
         raise ValueError(f"{pairs} names no pair: write lines of `person.jpg garment.jpg`")
     names = names[:limit]
+    _check_names(names, pairs)
     categories = read_categories(folder / "categories.txt", names)
     counts = Counter(categories)
     found = ", ".join(f"{counts[category]} {category}" for category in CATEGORIES if counts[category])
     why = "" if (folder / "categories.txt").is_file() else "; all upper, because there is no categories.txt"
     logger.info("%s pairs: %d  (%s%s)", split, len(names), found, why)
     return VitonHdData(folder, names, categories, height, width)
+
+
+def _check_names(names: list[str], where: Path) -> None:
+    """Raises ValueError where a list names files outside the data's folder."""
+    for name in names:
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise ValueError(f"{where} names {name}, which lies outside the folder: give names of files in it")
 
 
 def read_categories(file: Path, names: list[str]) -> list[Category]:
@@ -155,6 +166,10 @@ class DressCodeData:
     def category(self, index: int) -> Category:
         return self.pairs[index % len(self.pairs)][2]
 
+    def name(self, index: int) -> str:
+        person = self.pairs[index % len(self.pairs)][0]
+        return f"{person.parent.parent.name}/{person.name}"
+
     def files(self, index: int) -> tuple[Path, Path, Path]:
         """Person, garment and label map of sample `index`."""
         person, garment, _ = self.pairs[index % len(self.pairs)]
@@ -179,7 +194,7 @@ class DressCodeData:
             worn = among(labels, WORN[category])
             hidden = agnostic_mask(worn, category, grown(self.mask_rule, self.mask_growth, rng), labels)
         except UNREADABLE as error:
-            raise UnreadablePicture(f"{person_file.parent.parent.name}/{person_file.name}: {error}") from error
+            raise UnreadablePicture(f"{self.name(index)}: {error}") from error
         return TryOnSample(
             key=key,
             garment=fit_picture(garment, self.height, self.width),
@@ -209,6 +224,7 @@ def load_dresscode(
         lines = [line.split() for line in pairs.read_text().splitlines() if line.strip()]
         if not lines or any(len(line) < 2 for line in lines):
             raise ValueError(f"{pairs} must have lines of `person.jpg garment.jpg`: give a list with at least one pair")
+        _check_names([word for line in lines for word in line[:2]], pairs)
         images = root / name / "images"
         of_folder.append([(images / line[0], images / line[1], category) for line in lines])
     if not of_folder:

@@ -12,14 +12,24 @@ the samples from (seed, epoch): neither the number of processes nor an interrupt
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tryon.config import MaskConfig, TrainConfig, cuda_device_count, mistakes, parse_flags, resolve, setting
-from tryon.entry import check_first, run_script
+from tryon.config import (
+    MaskConfig,
+    TrainConfig,
+    cuda_device_count,
+    mistakes,
+    parse_flags,
+    resolve,
+    seconds_of,
+    setting,
+)
+from tryon.entry import STARTED, asked_to_stop, check_first, finishing_steps, run_script
 from tryon.runs import (
     SAME_WHEN_RESUMED,
     announce,
     check_identity,
     find_checkpoint,
     find_lora,
+    locked,
     lora_file,
     step_of,
     told_how_to_go_on,
@@ -84,9 +94,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from folder_datasets import load_dresscode, load_viton_hd
-from tryon.batches import count_draws, load_batches
-from tryon.cache import cache_latents, cache_prompts, latent_files
-from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, verify
+from tryon.batches import count_draws, drawn_in_step, load_batches
+from tryon.cache import LatentData, cache_latents, cache_prompts, latent_files
+from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, set_aside_newer, verify
 from tryon.encode import to_device
 from tryon.evaluate import paired_cases
 from tryon.evaluation import evaluate_run
@@ -104,11 +114,19 @@ from tryon.models import (
 from tryon.pipeline import build_pipeline
 from tryon.sample import CATEGORIES, Category, FillBatch, PromptEmbedding, SampleSource, prompt_for
 from tryon.toy.model import toy_name, use_toy_model
-from tryon.tracking import forget_metrics_after, log_metrics, progress_bar, set_up_logging, start_processes
+from tryon.tracking import (
+    forget_metrics_after,
+    log_metrics,
+    progress_bar,
+    set_up_logging,
+    start_processes,
+    with_trackers,
+)
 from tryon.validate import make_validation
 
 logger = logging.getLogger(__name__)
 
+TIME_IS_UP = 124  # exit code, as timeout(1)'s
 LOG_EVERY = 10  # optimiser steps between two plain lines in the log; metrics.jsonl gets every step
 
 
@@ -124,6 +142,23 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
         checkpoint = find_checkpoint(config.resume_from_checkpoint, run)
         verify(checkpoint)
     accelerator = start_accelerator(config, run, step_of(checkpoint) if checkpoint else 0)
+    with locked(run) if accelerator.is_main_process else nullcontext():
+        accelerator.wait_for_everyone()  # until all have found the checkpoint
+        if checkpoint and checkpoint.parent == run and accelerator.is_main_process:
+            set_aside_newer(run, checkpoint)
+        run_training(config, train_data, val_data, accelerator, checkpoint)
+    return run
+
+
+def run_training(
+    config: TrainConfig,
+    train_data: SampleSource,
+    val_data: SampleSource,
+    accelerator: Accelerator,
+    checkpoint: Path | None,
+) -> None:
+    """Encodes, loads and trains, from the checkpoint where one is given."""
+    run = Path(config.output_dir)
     dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
 
     with accelerator.main_process_first():  # one downloads, the others find it
@@ -175,31 +210,53 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     batches = iter(load_batches(config, train_latents, prompts, accelerator, state.step, max_steps))
     bar = progress_bar(max_steps, "training", accelerator.is_main_process, initial=state.step)
     started, first_step = time.monotonic(), state.step
-    while state.step < max_steps:
-        metrics = optimiser_step(config, state.step, model, batches, optimizer, lr_scheduler, accelerator)
-        state = replace(state, step=state.step + 1)
-        log_metrics(accelerator, run, state.step, metrics)
-        words = "loss {train/loss:.4f}, lr {train/learning_rate:.1e}, {train/seconds:.2f} s/step".format_map(metrics)
-        bar.set_postfix_str(words, refresh=False)
-        bar.update()
-        if state.step % LOG_EVERY == 0 or state.step == max_steps:
-            left = (time.monotonic() - started) / (state.step - first_step) * (max_steps - state.step)
-            logger.info("step %d/%d: %s, %s left", state.step, max_steps, words, timedelta(seconds=round(left)))
+    with finishing_steps():
+        while state.step < max_steps:
+            metrics = optimiser_step(
+                config, state.step, model, batches, optimizer, lr_scheduler, accelerator, train_latents
+            )
+            state = replace(state, step=state.step + 1)
+            log_metrics(accelerator, run, state.step, metrics)
+            words = "loss {train/loss:.4f}, lr {train/learning_rate:.1e}, {train/seconds:.2f} s/step"
+            words = words.format_map(metrics)
+            bar.set_postfix_str(words, refresh=False)
+            bar.update()
+            if state.step % LOG_EVERY == 0 or state.step == max_steps:
+                left = (time.monotonic() - started) / (state.step - first_step) * (max_steps - state.step)
+                logger.info("step %d/%d: %s, %s left", state.step, max_steps, words, timedelta(seconds=round(left)))
 
-        # Once in a while: save, then look. A picture that fails must not cost the weights it shows.
-        if state.step % config.checkpointing_steps == 0 or state.step == max_steps:
-            if accelerator.is_main_process:
-                facts, keep = lora_facts(config, train_data, state.step), config.checkpoints_total_limit
-                checkpoint = save_checkpoint(run, state, facts, transformer, optimizer, keep)
-                logger.info("saved %s", lora_file(checkpoint))
-            accelerator.wait_for_everyone()
-        if state.step % config.validation_steps == 0 or state.step == max_steps:
-            validate(state.step)
+            # Once in a while: save, then look. A picture that fails must not cost the weights it shows.
+            stop = agreed_stop(config, accelerator)
+            if state.step % config.checkpointing_steps == 0 or state.step == max_steps or stop:
+                if accelerator.is_main_process:
+                    facts, keep = lora_facts(config, train_data, state.step), config.checkpoints_total_limit
+                    checkpoint = save_checkpoint(run, state, facts, transformer, optimizer, keep)
+                    logger.info("saved %s", lora_file(checkpoint))
+                accelerator.wait_for_everyone()
+            if stop:
+                raise SystemExit(stop)
+            if state.step % config.validation_steps == 0 or state.step == max_steps:
+                validate(state.step)
+    if stop := asked_to_stop():  # while the last pictures were drawn
+        raise SystemExit(stop)
     bar.close()
     drawn = count_draws(train_latents, config.balance, config.seed, first_step, state.step, samples_per_step)
     logger.info("drawn: %s", ", ".join(f"{count} {category}" for category, count in drawn.items()))
+    with_trackers(accelerator, lambda tracker: tracker.finish())
+    accelerator.trackers.clear()
     accelerator.end_training()
-    return run
+
+
+def agreed_stop(config: TrainConfig, accelerator: Accelerator) -> int:
+    """The exit code with which all processes leave after this step, because one got a signal or the time is up; else
+    0."""
+    late = config.max_time is not None and time.monotonic() - STARTED >= seconds_of(config.max_time)
+    code = asked_to_stop() or (TIME_IS_UP if late else 0)
+    if accelerator.num_processes > 1:
+        code = int(accelerator.gather(torch.tensor([code], device=accelerator.device)).max())
+    if code == TIME_IS_UP:
+        logger.info("--max_time %s is over", config.max_time)
+    return code
 
 
 def optimiser_step(
@@ -210,8 +267,9 @@ def optimiser_step(
     optimizer: Optimizer,
     lr_scheduler: LRScheduler,
     accelerator: Accelerator,
+    data: LatentData,
 ) -> dict[str, float]:
-    """One update from gradient_accumulation_steps batches, and what the curves show of it.
+    """One update from gradient_accumulation_steps batches of `data`, and what the curves show of it.
 
     Raises ValueError before the update where loss or gradient is not finite on any process.
     """
@@ -228,9 +286,10 @@ def optimiser_step(
     mean_loss = accelerator.reduce(total, "mean").item()
     grad_norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.max_grad_norm).item()
     if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
+        samples = ", ".join(dict.fromkeys(drawn_in_step(data, config, step, accelerator.num_processes)))
         raise ValueError(
             f"the loss is {mean_loss} and the gradient's norm {grad_norm} at step {step + 1}, so this update was not "
-            "made: lower --learning_rate or look at the data, then resume from the newest checkpoint"
+            f"made: lower --learning_rate or look at its samples ({samples}), then resume from the newest checkpoint"
         )
     learning_rate = lr_scheduler.get_last_lr()[0]
     optimizer.step()

@@ -74,6 +74,9 @@ class DeepFashionData:
     def category(self, index: int) -> Category:
         return self.pair(index).category
 
+    def name(self, index: int) -> str:
+        return f"row {self.pair(index).row} ({self.pair(index).pid})"
+
     def files(self, index: int) -> list[bytes]:
         """The undecoded pictures of sample `index`: person and its mask; then the garment, or a person wearing it and
         the mask of that; nothing more where it is cut out of the first. One that is missing is empty.
@@ -126,7 +129,7 @@ class DeepFashionData:
             rule = grown(self.mask_rule, self.mask_growth, rng)
             hidden = agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], pair.category, rule, labels)
         except UNREADABLE as error:
-            raise UnreadablePicture(f"row {pair.row} ({pair.pid}): {error}") from error
+            raise UnreadablePicture(f"{self.name(index)}: {error}") from error
         return garment, person, Image.fromarray(hidden[0].numpy().astype(np.uint8) * 255)
 
     def __getitem__(self, index: int) -> TryOnSample:

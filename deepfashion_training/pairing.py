@@ -122,7 +122,7 @@ def make_pairs(table: Dataset, columns: Columns, data_cache: Path) -> list[Pair]
     garments = [False] * count
     if columns.garment:  # in batches: all its pictures at once would fill the memory
         batches = table.select_columns(columns.garment).iter(batch_size=256)
-        garments = [content_is_there(picture) for batch in batches for picture in batch[columns.garment]]
+        garments = [content(picture) != b"" for batch in batches for picture in batch[columns.garment]]
     persons = [row for row in range(count) if not is_flat(poses[row])]
     flats: dict[tuple[str, str], int] = {}
     for row in range(count):
@@ -296,15 +296,6 @@ def _by_turns(groups: list[list[Pair]]) -> Iterator[Pair]:
 
 
 def content(picture: dict[str, Any] | None) -> bytes:
-    """The undecoded file of an image column's value; empty where there is none."""
-    if picture is None:
-        return b""
-    if picture["bytes"] is not None:
-        return picture["bytes"]
-    path = Path(picture["path"] or "")
-    return path.read_bytes() if path.is_file() else b""
-
-
-def content_is_there(picture: dict[str, Any] | None) -> bool:
-    """Whether an image column has a value in this row."""
-    return picture is not None and bool(picture["bytes"] or picture["path"])
+    """The undecoded file of an image column's value; empty where there is none. Paths in a row are not followed: they
+    might lead anywhere on the machine."""
+    return (picture and picture["bytes"]) or b""

@@ -15,7 +15,7 @@ from typing import Literal, get_args
 
 from tryon.config import MaskConfig, TrainConfig, cuda_device_count, mistakes, parse_flags, resolve, setting
 from tryon.entry import run_script
-from tryon.runs import with_paths
+from tryon.runs import locked, with_paths
 
 DEEPFASHION = "SaffalPoosh/deepFashion-with-masks"
 COMMAND = "bash ./train_deepfashion_lora.sh"
@@ -94,8 +94,8 @@ def main(argv: list[str]) -> None:
     config, _, _ = read_settings(argv)
     folder = Path(config.output_dir)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "train.log").touch()
+        with locked(folder):  # another training's log is not to be written into
+            (folder / "train.log").touch()
     except OSError as error:
         raise ValueError(f"the run's folder {folder} cannot be written ({error.strerror}): choose another") from error
     status = tempfile.mkdtemp(prefix="train-")

@@ -74,6 +74,9 @@ class ListSource:
     def category(self, index: int) -> Category:
         return self.samples[index].category
 
+    def name(self, index: int) -> str:
+        return self.samples[index].key
+
     def __getitem__(self, index: int) -> TryOnSample:
         return self.samples[index]
 

@@ -41,6 +41,13 @@ def load_batches(
     )
 
 
+def drawn_in_step(data: LatentData, config: TrainConfig, step: int, processes: int) -> list[str]:
+    """Names of the samples that optimiser step `step` (from 0) takes, of all processes together."""
+    per_step = config.train_batch_size * config.gradient_accumulation_steps * processes
+    order = sample_order(data, config.balance, config.seed, step * per_step)
+    return [data.names[index % len(data.names)] for index in islice(order, per_step)]
+
+
 def count_draws(
     data: LatentData, balance: str, seed: int, first_step: int, steps: int, per_step: int
 ) -> dict[Category, int]:

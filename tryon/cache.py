@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -36,7 +37,7 @@ from tryon.tracking import progress_bar
 logger = logging.getLogger(__name__)
 
 # Bump when the way from picture to latents or from prompt to embedding changes: every file is made anew.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 LOG_EVERY = 60  # seconds between two plain lines while encoding
 
 
@@ -49,11 +50,12 @@ def content_key(*parts: object) -> str:
 class LatentData(Dataset):
     """The encoded samples of one data set: LatentSample by index, each read from its memory-mapped file.
 
-    files: variant by variant, each with all rows. categories: of the rows.
+    files: variant by variant, each with all rows. categories, names: of the rows.
     """
 
     files: list[Path]
     categories: list[Category]
+    names: list[str]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -69,19 +71,52 @@ def write_latents(path: Path, latents: LatentSample) -> None:
         "masked": latents.masked.contiguous(),
         "mask_bits": torch.from_numpy(np.packbits(latents.mask.numpy(), axis=-1)),
     }
-    write_whole(path, tensors, {"key": latents.key, "category": latents.category})
+    write_whole(path, tensors, {"key": latents.key, "category": latents.category, "sha256": _digest(tensors)})
 
 
 def read_latents(path: Path) -> LatentSample:
-    """Reads what write_latents wrote. Raises ValueError where the file is not that sample's."""
+    """Reads what write_latents wrote. Raises ValueError where the file is damaged."""
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+        if metadata["sha256"] != _digest(tensors):
+            raise ValueError("its content has changed")
     except Exception as error:
         raise ValueError(f"the cached latents {path} are damaged ({error}): delete the file and start again") from error
     mask = torch.from_numpy(np.unpackbits(tensors["mask_bits"].numpy(), axis=-1)).bool()
     return LatentSample(metadata["key"], tensors["target"], tensors["masked"], mask, metadata["category"])
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def drop_damaged(paths: list[Path], what: str) -> None:
+    """Reads every file that is there, and removes those that are damaged: they are encoded anew."""
+    there = [path for path in dict.fromkeys(paths) if path.exists()]
+
+    def is_damaged(path: Path) -> bool:
+        try:
+            read_latents(path)
+        except ValueError:
+            return True
+        return False
+
+    with ThreadPoolExecutor() as pool:  # reading and hashing wait for each other, and not for Python
+        bar = progress_bar(len(there), f"checking {what}", visible=True)
+        damaged = []
+        for path, bad in zip(there, pool.map(is_damaged, there), strict=True):
+            damaged += [path] if bad else []
+            bar.update()
+        bar.close()
+    for path in damaged:
+        path.unlink()
+    if damaged:
+        logger.warning("%d of %d encoded %s were damaged and are encoded anew", len(damaged), len(there), what)
 
 
 def latent_files(samples: SampleSource, files: ModelFiles, config: TrainConfig, dtype: torch.dtype) -> list[Path]:
@@ -106,6 +141,9 @@ def cache_latents(
     where more than one of them, and more than 1 %, cannot be read, and where the disk has no room for what is to be
     written.
     """
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            drop_damaged(paths, what)
     # One of all samples that share a file: variants in which nothing is random.
     missing = list({path: index for index, path in enumerate(paths) if not path.exists()}.values())
     files = len(set(paths))
@@ -143,7 +181,7 @@ def cache_latents(
     readable = [row for row in range(rows) if all(path.exists() for path in paths[row::rows])]
     check_unreadable(rows - len(readable), rows, what)
     kept = [paths[variant * rows + row] for variant in range(samples.variants) for row in readable]
-    return LatentData(kept, [samples.category(row) for row in readable])
+    return LatentData(kept, [samples.category(row) for row in readable], [samples.name(row) for row in readable])
 
 
 def cache_prompts(

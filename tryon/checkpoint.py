@@ -9,8 +9,8 @@ No random states and no schedule: every draw of training, and the learning rate,
 sample's place in the batch. Nothing read here executes code.
 """
 
-import hashlib
 import json
+import logging
 import os
 import shutil
 from dataclasses import asdict, dataclass
@@ -19,12 +19,16 @@ from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 
 from tryon.config import save_json
 from tryon.lora import LoraFacts, load_lora, save_lora
-from tryon.runs import MANIFEST, STATE_FILE, check_identity, checkpoints, lora_file
+from tryon.manifest import damage, is_listed_otherwise, write_manifest
+from tryon.runs import CHECKPOINT, STATE_FILE, check_identity, checkpoints, lora_file, step_of
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -44,23 +48,44 @@ def save_checkpoint(
     optimizer: Optimizer,
     keep: int | None,
 ) -> Path:
-    """Writes checkpoint-<step>, then removes all but the newest `keep` (None keeps all). Returns its folder."""
+    """Writes checkpoint-<step>, then removes all but the newest `keep` (None keeps all). Returns its folder.
+
+    Raises ValueError where it cannot be written: older ones are untouched, and no part of it stays.
+    """
     final = run / f"checkpoint-{state.step}"
     staging = run / f".{final.name}.partial"
     shutil.rmtree(staging, ignore_errors=True)
-    save_lora(staging / "transformer", transformer, facts)
-    save_optimizer(staging, optimizer)
-    save_json(staging / STATE_FILE, asdict(state))
-    save_json(staging / MANIFEST, _manifest(staging))
-    _sync(staging)
-    if final.exists():
-        shutil.rmtree(final)
-    staging.rename(final)
-    _sync_file(run)
+    try:
+        save_lora(staging / "transformer", transformer, facts)
+        save_optimizer(staging, optimizer)
+        save_json(staging / STATE_FILE, asdict(state))
+        write_manifest(staging)
+        _sync(staging)
+        if final.exists():
+            _set_aside(final)
+        staging.rename(final)
+        _sync_file(run)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise ValueError(f"{final} cannot be written ({error}): make room on the disk, then resume") from error
     if keep is not None:
         for old in checkpoints(run)[:-keep]:
             shutil.rmtree(old)
     return final
+
+
+def set_aside_newer(run: Path, checkpoint: Path) -> None:
+    """Takes what lies in the run after the checkpoint that it goes on from, which is damaged, out of the way."""
+    for newer in run.glob("checkpoint-*"):
+        if CHECKPOINT.fullmatch(newer.name) and step_of(newer) > step_of(checkpoint):
+            problem = damage(newer)
+            logger.warning("%s: kept as %s, going on from %s", problem, _set_aside(newer).name, checkpoint.name)
+
+
+def _set_aside(checkpoint: Path) -> Path:
+    aside = checkpoint.with_name(f"{checkpoint.name}.damaged")
+    shutil.rmtree(aside, ignore_errors=True)
+    return checkpoint.rename(aside)
 
 
 def load_checkpoint(
@@ -81,32 +106,15 @@ def _read_state(checkpoint: Path) -> TrainerState:
 
 def verify(checkpoint: Path) -> None:
     """Raises ValueError that names the first file of the checkpoint that is missing or changed."""
-    if not (checkpoint / MANIFEST).is_file():
-        raise ValueError(f"{checkpoint} is no whole checkpoint (it has no {MANIFEST}): name another one")
-    manifest = json.loads((checkpoint / MANIFEST).read_text())
-    found = _manifest(checkpoint)
-    for name, facts in manifest.items():
-        if found.get(name) != facts:
-            raise ValueError(f"{checkpoint / name} is damaged or missing: take another checkpoint")
+    if problem := damage(checkpoint):
+        raise ValueError(f"{problem}: take another checkpoint")
 
 
 def verify_lora(file: Path) -> None:
     """Raises ValueError where the file is the LoRA of a checkpoint whose manifest says that it was another."""
     checkpoint = file.parent.parent
-    if (checkpoint / MANIFEST).is_file() and file == lora_file(checkpoint):
-        facts = json.loads((checkpoint / MANIFEST).read_text()).get(str(file.relative_to(checkpoint)))
-        if facts != _facts(file):
-            raise ValueError(f"{file} is damaged: take another checkpoint")
-
-
-def _manifest(folder: Path) -> dict[str, dict[str, int | str]]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {str(path.relative_to(folder)): _facts(path) for path in files}
-
-
-def _facts(path: Path) -> dict[str, int | str]:
-    with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+    if file == lora_file(checkpoint) and is_listed_otherwise(checkpoint, file):
+        raise ValueError(f"{file} is damaged: take another checkpoint")
 
 
 def save_optimizer(folder: Path, optimizer: Optimizer) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Sequence
@@ -112,6 +113,7 @@ class TrainConfig:
     checkpointing_steps: int = setting(500, "save a checkpoint every N optimiser steps, and at the end", 1)
     checkpoints_total_limit: int | None = setting(5, "keep the newest N checkpoints; 'none' keeps all", 2)
     resume_from_checkpoint: str | None = setting(None, "a run, a checkpoint folder, or 'latest'")
+    max_time: str | None = setting(None, "save and stop, with exit code 124, this long after the start: hh:mm")
     report_to: Literal["tensorboard", "none"] = setting("tensorboard", "where curves and pictures go besides the run")
 
 
@@ -282,8 +284,16 @@ def mistakes(config: Any) -> typing.Iterator[str]:
     for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
         if getattr(config, name) == 0:
             yield f"--{name} must be greater than 0"
+    if config.max_time and not re.fullmatch(r"\d+:[0-5]\d", config.max_time):
+        yield f"--max_time {config.max_time} is not hh:mm, such as 11:30"
     if config.init_lora and config.resume_from_checkpoint:
         yield "--init_lora starts a run and --resume_from_checkpoint continues one: give one of them"
+
+
+def seconds_of(time: str) -> int:
+    """Of hh:mm."""
+    hours, minutes = time.split(":")
+    return 60 * (60 * int(hours) + int(minutes))
 
 
 class _Parser(argparse.ArgumentParser):

@@ -9,8 +9,10 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -23,7 +25,9 @@ MEMORY_ADVICE = (
 )
 GRACE_SECONDS = 10  # between a signal and leaving whatever still runs
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+STARTED = time.monotonic()
 _received: list[int] = []
+_finishes_steps = False
 
 
 def check_first(read_settings: Callable[[list[str]], object]) -> None:
@@ -67,7 +71,30 @@ def _join_launcher(status: Path) -> None:
     (status / f"{os.getpid()}.pid").touch()
 
 
+@contextmanager
+def finishing_steps() -> Iterator[None]:
+    """Around a loop that asks `asked_to_stop` after each step, and then saves and leaves: the first signal only asks; a
+    second one, or one that comes elsewhere, stops at once."""
+    global _finishes_steps
+    _finishes_steps = True
+    try:
+        yield
+    finally:
+        _finishes_steps = False
+
+
+def asked_to_stop() -> int:
+    """The exit code of whoever leaves because of the signal that has come; 0 where none has."""
+    return 128 + _received[0] if _received else 0
+
+
 def _stop(number: int, frame: FrameType | None) -> None:
+    if _finishes_steps and not _received:
+        _received.append(number)
+        if os.environ.get("RANK", "0") == "0":  # one of several processes speaks; print may have been interrupted
+            words = f"{signal.Signals(number).name}: saving after this step; a second one stops at once\n"
+            os.write(2, words.encode())
+        return
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
     _received.append(number)
@@ -91,8 +118,17 @@ def _exit_code(error: BaseException) -> int:
         return 128 + _received[0]
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    said, worker = str(error), "DataLoader worker"  # torch's words, and its traceback as text
     if isinstance(error, ValueError) and _raised_by_project(error):
         print(f"error: {error}", file=sys.stderr)
+    elif isinstance(error, ValueError) and said.startswith(f"Caught ValueError in {worker}"):
+        print(f"error: {said.strip().splitlines()[-1].removeprefix('ValueError: ')}", file=sys.stderr)
+    elif isinstance(error, RuntimeError) and said.startswith(worker):
+        print(
+            f"error: a process that reads latents was ended from outside ({said.splitlines()[0]}), most likely for "
+            "want of memory: resume, perhaps with fewer --dataloader_num_workers",
+            file=sys.stderr,
+        )
     elif type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
         print(f"error: the GPU's memory is full ({str(error).split('. ')[0]}): {MEMORY_ADVICE}", file=sys.stderr)
     else:

@@ -1,7 +1,7 @@
 """One way to infer, used by validation, command line, app and evaluation: stock FluxFillPipeline on our diptych."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -142,13 +142,15 @@ def try_on(
     steps: int,
     guidance: float,
     seed: int,
+    each_step: Callable[[], None] | None = None,
 ) -> Image.Image:
     """The person of the sample wearing its garment: an RGB picture of the panel's size.
 
     Pixels outside the mask are exactly the person's. The noise comes from a CPU generator, so that every device starts
-    from the same.
+    from the same. each_step: called after each denoising step; what it raises ends the try-on.
     """
-    return to_picture(try_on_batch(pipeline, [sample], [prompt], steps=steps, guidance=guidance, seeds=[seed])[0])
+    worn = try_on_batch(pipeline, [sample], [prompt], steps=steps, guidance=guidance, seeds=[seed], each_step=each_step)
+    return to_picture(worn[0])
 
 
 @torch.no_grad()
@@ -160,8 +162,14 @@ def try_on_batch(
     steps: int,
     guidance: float,
     seeds: Sequence[int],
+    each_step: Callable[[], None] | None = None,
 ) -> Tensor:
     """Samples of one size at once: [B, 3, H, W/2] in [-1, 1], each what `try_on` gives it alone, but for rounding."""
+
+    def after_step(pipeline: FluxFillPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict:
+        each_step()
+        return tensors
+
     image, _, mask = (torch.stack(parts) for parts in zip(*map(make_diptych, samples), strict=True))
     height, width = image.shape[-2:]
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -181,6 +189,7 @@ def try_on_batch(
         latents=pack_latents(noise),
         prompt_embeds=torch.stack([prompt.embeds for prompt in prompts]).to(device, dtype),
         pooled_prompt_embeds=torch.stack([prompt.pooled for prompt in prompts]).to(device, dtype),
+        callback_on_step_end=after_step if each_step else None,
         output_type="latent",
     ).images
     decoded = decode_latents(pipeline.vae, unpack_latents(latents, height // 8, width // 8))

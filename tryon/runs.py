@@ -4,28 +4,31 @@
         config.json  metrics.jsonl  train.log  logs/  validation/step-000025.png
         checkpoint-<step>/transformer/pytorch_lora_weights.safetensors  ...  manifest.json
 
-A checkpoint is whole when its manifest is there: it is written last.
+A checkpoint is whole when its manifest is there: it is written last. It is valid when its files are what that says.
 """
 
+import fcntl
 import json
 import logging
+import os
 import re
 import shlex
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from os import environ
 from pathlib import Path
 from typing import Any
 
 from tryon.config import PROJECT, TrainConfig, save_json
+from tryon.manifest import MANIFEST, damage
 
 logger = logging.getLogger(__name__)
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-MANIFEST = "manifest.json"
 STATE_FILE = "trainer_state.json"
+LOCK_FILE = ".lock"
 CHECKPOINT = re.compile(r"checkpoint-\d+")
 # Settings that a resumed run may not change, because the batches or what is learnt from them would be others.
 SAME_WHEN_RESUMED = (
@@ -121,17 +124,15 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
     `latest` without a folder means the newest run of the profile. Raises ValueError where a new run would mix with an
     old one's checkpoints, or there is nothing to resume.
     """
-    parent = Path(environ.get("RUNS_DIR") or PROJECT / "runs").expanduser().absolute()
+    parent = Path(os.environ.get("RUNS_DIR") or PROJECT / "runs").expanduser().absolute()
     prefix = f"{prefix}_{config.profile}_"
     resume = config.resume_from_checkpoint
     if resume not in (None, "latest"):
         checkpoint = find_checkpoint(resume, parent).absolute()
-        if not (checkpoint / MANIFEST).is_file():
-            raise ValueError(
-                f"--resume_from_checkpoint {resume} is no whole checkpoint: name a run or a checkpoint-<step> folder"
-            )
+        if problem := damage(checkpoint):
+            raise ValueError(f"{problem}: name a run or another checkpoint-<step> folder")
         own = Path(config.output_dir or checkpoint.parent).expanduser().absolute() == checkpoint.parent
-        if own and checkpoints(checkpoint.parent)[-1:] != [checkpoint]:
+        if own and newest_checkpoint(checkpoint.parent) != checkpoint:
             raise ValueError(
                 f"--resume_from_checkpoint {resume} is not the newest of its run, whose newer ones would be mixed up: "
                 "name another folder with --output_dir"
@@ -158,6 +159,26 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
     return folder
 
 
+@contextmanager
+def locked(run: Path) -> Iterator[None]:
+    """Keeps the run's folder for this process until it ends, however it does. Raises ValueError where another one has
+    it. What it starts does not inherit the lock."""
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / LOCK_FILE).open("a+") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:
+            file.seek(0)
+            raise ValueError(
+                f"another training, process {file.read().strip()}, writes into {run}: wait for its end, or name "
+                "another folder with --output_dir"
+            ) from error
+        file.truncate(0)
+        file.write(f"{os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
+
+
 def checkpoints(run: Path) -> list[Path]:
     """The run's whole checkpoints, oldest first."""
     whole = [path.parent for path in run.glob(f"checkpoint-*/{MANIFEST}") if CHECKPOINT.fullmatch(path.parent.name)]
@@ -171,17 +192,20 @@ def step_of(checkpoint: Path) -> int:
 
 def find_checkpoint(name: str, run: Path) -> Path:
     """The checkpoint that --resume_from_checkpoint names: a checkpoint's folder, or the newest of a run's; `latest` is
-    the newest in the run's own folder `run`. Raises ValueError where a run has none."""
+    the newest in the run's own folder `run`. Of a run only valid ones count. Raises ValueError where it has none."""
     folder = run if name == "latest" else Path(name).expanduser()
     return folder if CHECKPOINT.fullmatch(folder.name) else newest_checkpoint(folder)
 
 
 def newest_checkpoint(run: Path) -> Path:
-    """The run's newest whole checkpoint. Raises ValueError where there is none."""
+    """The run's newest valid checkpoint; damaged ones are named and skipped. Raises ValueError where there is none."""
     found = checkpoints(run)
-    if not found:
-        raise ValueError(f"{run} has no checkpoint: name a run or a checkpoint folder")
-    return found[-1]
+    for checkpoint in reversed(found):
+        if not (problem := damage(checkpoint)):
+            return checkpoint
+        logger.warning("skipped: %s", problem)
+    kind = "undamaged checkpoint" if found else "checkpoint"
+    raise ValueError(f"{run} has no {kind}: name a run or a checkpoint folder")
 
 
 def lora_file(checkpoint: Path) -> Path:

@@ -146,6 +146,9 @@ class SampleSource(Protocol):
     def category(self, index: int) -> Category:
         """The category of sample `index`."""
 
+    def name(self, index: int) -> str:
+        """What a message calls sample `index`, so that whoever reads it finds its row or file."""
+
     def __getitem__(self, index: int) -> TryOnSample:
         """Builds sample `index`. Raises UnreadablePicture, which names the row, where its pictures cannot be used."""
 

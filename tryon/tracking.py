@@ -4,14 +4,18 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.tracking import GeneralTracker
 from PIL import Image
 from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
 
 
 def on_terminal() -> bool:
@@ -62,12 +66,33 @@ def quiet_libraries() -> None:
 
 
 def log_metrics(accelerator: Accelerator, run: Path, step: int, metrics: dict[str, float]) -> None:
-    """One line in the run's metrics.jsonl and one point per curve, from the main process."""
+    """One line in the run's metrics.jsonl and one point per curve, from the main process.
+
+    Raises ValueError where the line cannot be written.
+    """
     if not accelerator.is_main_process:
         return
-    with (run / "metrics.jsonl").open("a") as file:
-        file.write(json.dumps({"step": step, **metrics}) + "\n")
-    accelerator.log(metrics, step=step)
+    if not run.is_dir():  # the weights to come must not be lost with it
+        logger.warning("somebody removed %s: it is made anew", run)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps({"step": step, **metrics}) + "\n")
+    except OSError as error:
+        raise ValueError(
+            f"{run}/metrics.jsonl cannot be written ({error}): make room on the disk, then resume"
+        ) from error
+    with_trackers(accelerator, lambda tracker: tracker.log(metrics, step=step))
+
+
+def with_trackers(accelerator: Accelerator, act: Callable[[GeneralTracker], None]) -> None:
+    """Lets each tracker act. One that fails is left out from then on: it must not cost the training."""
+    for tracker in list(accelerator.trackers):
+        try:
+            act(tracker)
+        except Exception as error:
+            logger.warning("%s failed (%s) and is left out: metrics.jsonl goes on", tracker.name, error)
+            accelerator.trackers.remove(tracker)
 
 
 def forget_metrics_after(run: Path, step: int) -> None:
@@ -82,6 +107,9 @@ def forget_metrics_after(run: Path, step: int) -> None:
 
 def log_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int) -> None:
     """The picture among TensorBoard's images, where it is used."""
-    for tracker in accelerator.trackers:
+
+    def add(tracker: GeneralTracker) -> None:
         if tracker.name == "tensorboard":
             tracker.writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+
+    with_trackers(accelerator, add)

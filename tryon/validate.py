@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tryon.cache import LatentData
 from tryon.config import TrainConfig
 from tryon.encode import collate, to_device
+from tryon.entry import asked_to_stop
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate
 from tryon.pipeline import try_on
 from tryon.sample import (
@@ -28,6 +29,11 @@ from tryon.tracking import log_metrics, log_picture
 
 logger = logging.getLogger(__name__)
 
+
+class CutShort(Exception):
+    """A validation during which somebody asked the training to stop."""
+
+
 GRID_COLUMNS = ("garment", "person", "masked", "before LoRA", "now")
 LABEL_HEIGHT = 24
 MARGIN = 4
@@ -42,7 +48,8 @@ def make_validation(
     prompts: dict[Category, PromptEmbedding],
     run: Path,
 ) -> Callable[[int], None]:
-    """A function of the step that measures the validation loss and draws the grid, on the main process.
+    """A function of the step that measures the validation loss and draws the grid, on the main process. It gives up
+    where the training was asked to stop.
 
     The pictures before the LoRA are drawn here, once, from the transformer with its LoRA switched off.
     """
@@ -61,6 +68,7 @@ def make_validation(
                 steps=config.num_inference_steps,
                 guidance=config.validation_guidance_scale,
                 seed=config.seed + row,
+                each_step=leave_if_asked,
             )
             for row, sample in enumerate(samples)
         ]
@@ -71,24 +79,34 @@ def make_validation(
         before = draw()
         transformer.enable_adapters()
 
+    def look(step: int) -> None:
+        losses = validation_loss(transformer, val_latents, prompts, guidance=config.guidance_scale, seed=config.seed)
+        log_metrics(accelerator, run, step, losses)
+        grid = validation_grid(samples, before, draw())
+        path = run / "validation" / f"step-{step:06d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grid.save(path)
+        log_picture(accelerator, "validation", grid, step)
+        words = ", ".join(f"{name.removeprefix('validation/')} {loss:.4f}" for name, loss in losses.items())
+        logger.info("validation at step %d: %s; pictures in %s", step, words, path)
+
     def validate(step: int) -> None:
         if accelerator.is_main_process:
             transformer.eval()
-            losses = validation_loss(
-                transformer, val_latents, prompts, guidance=config.guidance_scale, seed=config.seed
-            )
-            log_metrics(accelerator, run, step, losses)
-            grid = validation_grid(samples, before, draw())
-            path = run / "validation" / f"step-{step:06d}.png"
-            path.parent.mkdir(exist_ok=True)
-            grid.save(path)
-            log_picture(accelerator, "validation", grid, step)
-            words = ", ".join(f"{name.removeprefix('validation/')} {loss:.4f}" for name, loss in losses.items())
-            logger.info("validation at step %d: %s; pictures in %s", step, words, path)
+            try:
+                look(step)
+            except CutShort:
+                logger.info("validation at step %d given up", step)
             transformer.train()
         accelerator.wait_for_everyone()
 
     return validate
+
+
+def leave_if_asked() -> None:
+    """Raises CutShort where the training was asked to stop."""
+    if asked_to_stop():
+        raise CutShort
 
 
 @torch.no_grad()
@@ -108,6 +126,7 @@ def validation_loss(
     device = transformer.device
     losses: dict[str, list[float]] = {}
     for index in range(len(data)):
+        leave_if_asked()
         latents = data[index]
         batch = to_device(collate([latents], prompts), device)
         sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], "none", 0.0, 1.0, [(seed, index)])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
+from torch.utils.tensorboard import SummaryWriter
 
 from conftest import ListSource, make_sample
 from launch import metrics
@@ -140,18 +141,62 @@ def test_a_run_goes_on_with_a_new_cache_and_copied_models(config: TrainConfig, t
     assert set(metrics(train(moved, TRAIN_DATA, VAL_DATA))) == {1, 2}
 
 
-def test_a_damaged_checkpoint_is_refused_before_anything_is_loaded(config: TrainConfig) -> None:
+def test_a_damaged_checkpoint_is_named_skipped_and_kept(
+    config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = train(config, TRAIN_DATA, VAL_DATA)
+    resumed = replace(config, output_dir=str(tmp_path / "resumed"), checkpointing_steps=1, max_train_steps=3)
+    run = train(resumed, TRAIN_DATA, VAL_DATA)
+    for step, name in ((3, "optimizer.safetensors"), (2, "trainer_state.json")):
+        with (run / f"checkpoint-{step}" / name).open("r+b") as file:
+            file.write(b"x")
+    resumed = replace(resumed, max_train_steps=6, resume_from_checkpoint="latest")
+    with pytest.raises(ValueError, match=r"checkpoint-3/optimizer.safetensors is damaged"):
+        train(replace(resumed, resume_from_checkpoint=str(run / "checkpoint-3")), TRAIN_DATA, VAL_DATA)
+    train(resumed, TRAIN_DATA, VAL_DATA)
+    assert "optimizer.safetensors is damaged: kept as checkpoint-3.damaged, going on from checkpoint-1" in caplog.text
+    assert (run / "checkpoint-2.damaged/manifest.json").is_file() and (run / "checkpoint-2/manifest.json").is_file()
+    assert_same_checkpoint(run, whole)
+    assert metrics(run) == metrics(whole)
+
+
+def test_a_run_without_an_undamaged_checkpoint_is_refused_before_anything_is_loaded(config: TrainConfig) -> None:
     run = train(replace(config, max_train_steps=1), TRAIN_DATA, VAL_DATA)
-    with (run / "checkpoint-1" / "optimizer.safetensors").open("r+b") as file:
-        file.write(b"x")
+    (run / "checkpoint-1" / "optimizer.json").unlink()
     resumed = replace(config, resume_from_checkpoint="latest", pretrained_model_name_or_path="nowhere")
-    with pytest.raises(ValueError, match="optimizer.safetensors is damaged"):
+    with pytest.raises(ValueError, match="has no undamaged checkpoint"):
         train(resumed, TRAIN_DATA, VAL_DATA)
+
+
+def test_a_deadline_saves_and_goes_on_exactly(config: TrainConfig, tmp_path: Path) -> None:
+    whole = train(config, TRAIN_DATA, VAL_DATA)
+    parts = replace(config, output_dir=str(tmp_path / "parts"))
+    for step in (1, 2):  # a minute has passed at once
+        with pytest.raises(SystemExit) as left:
+            train(replace(parts, max_time="0:00", resume_from_checkpoint="latest" if step > 1 else None), TRAIN_DATA,
+                  VAL_DATA)  # fmt: skip
+        assert left.value.code == 124 and newest_checkpoint(tmp_path / "parts").name == f"checkpoint-{step}"
+    run = train(replace(parts, resume_from_checkpoint="latest"), TRAIN_DATA, VAL_DATA)
+    assert_same_checkpoint(run, whole)
+    assert metrics(run) == metrics(whole)
+
+
+def test_a_tracker_that_fails_does_not_end_the_training(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*args: object, **kwargs: object) -> None:
+        raise ConnectionError("the tracker's server is gone")
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", fail)
+    monkeypatch.setattr(SummaryWriter, "add_scalars", fail)
+    run = train(replace(config, max_train_steps=2), TRAIN_DATA, VAL_DATA)
+    assert caplog.text.count("tensorboard failed (the tracker's server is gone) and is left out") == 1
+    assert set(metrics(run)) == {1, 2} and find_lora(str(run)).is_file()
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(config: TrainConfig) -> None:
     wild = replace(config, learning_rate=1e30, lr_warmup_steps=0, checkpointing_steps=1)
-    with pytest.raises(ValueError, match=r"the loss is (nan|inf) .*at step 2.*lower --learning_rate"):
+    with pytest.raises(ValueError, match=r"the loss is (nan|inf) .*at step 2.*lower --learning_rate.*\(sample \d, "):
         train(wild, TRAIN_DATA, VAL_DATA)
     assert newest_checkpoint(Path(config.output_dir)).name == "checkpoint-1"
 
@@ -179,7 +224,7 @@ def test_every_optimizer_and_schedule_runs(config: TrainConfig, tmp_path: Path) 
 def test_batches_reach_workers_however_they_are_started(config: TrainConfig) -> None:
     """A worker that is not forked gets the collate function pickled."""
     loader = load_batches(
-        config, LatentData([Path("a"), Path("b")], ["upper", "lower"]), {}, Accelerator(cpu=True), 0, 1
+        config, LatentData([Path("a"), Path("b")], ["upper", "lower"], ["a", "b"]), {}, Accelerator(cpu=True), 0, 1
     )
     assert pickle.loads(pickle.dumps(loader.collate_fn)).keywords == {"prompts": {}}
     assert pickle.loads(pickle.dumps(loader.dataset)) == loader.dataset

@@ -14,7 +14,11 @@ SKEWED: list[Category] = ["upper"] * 16 + ["lower"] * 4 + ["full"] * 1
 
 
 def data(categories: list[Category], variants: int = 1) -> LatentData:
-    return LatentData([Path(str(index)) for index in range(variants * len(categories))], categories)
+    return LatentData(
+        [Path(str(index)) for index in range(variants * len(categories))],
+        categories,
+        [f"row {row}" for row in range(len(categories))],
+    )
 
 
 def test_as_they_come_every_epoch_has_every_row() -> None:

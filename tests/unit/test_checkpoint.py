@@ -80,7 +80,7 @@ def test_damage_is_noticed(file: str, damage: str, transformer: FluxTransformer2
         path.write_bytes(content[:-1])
     else:
         path.unlink()
-    with pytest.raises(ValueError, match=f"{path.name} is damaged or missing"):
+    with pytest.raises(ValueError, match=f"{path.name} is {'missing' if damage == 'remove' else 'damaged'}"):
         verify(checkpoint)
 
 

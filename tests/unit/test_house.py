@@ -10,7 +10,7 @@ from conftest import PROJECT
 # Lower floors first; a module imports from its own floor or from below. Toy, benchmarks and tests stand outside.
 FLOORS = [
     {"tryon.config", "tryon.sample", "tryon.masks", "tryon.geometry", "tryon.flow"},
-    {"tryon.runs", "tryon.entry", "tryon.tracking", "tryon.hub", "tryon.memory", "tryon.models", "tryon.lora",
+    {"tryon.manifest", "tryon.runs", "tryon.entry", "tryon.tracking", "tryon.hub", "tryon.memory", "tryon.models", "tryon.lora",
      "tryon.parsing", "tryon.encode", "tryon.cache", "tryon.checkpoint", "tryon.batches", "tryon.metrics"},
     {"tryon.pipeline", "tryon.validate", "tryon.evaluate", "tryon.evaluation"},
     {"train_flux_inpaint", "folder_datasets", "tryon_inference_lora", "app_lora", "pretrain_toy"},

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from pretrain_toy import draw_diptychs, measure_vae
 from tryon.cache import cache_prompts
 from tryon.encode import decode_latents, encode_picture
-from tryon.runs import MANIFEST
+from tryon.manifest import MANIFEST
 from tryon.sample import CATEGORIES, Category, prompt_for
 from tryon.toy.examples import DrawnData
 from tryon.toy.model import WEIGHTS, ToyFolders

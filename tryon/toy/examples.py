@@ -104,6 +104,9 @@ class DrawnData:
     def category(self, index: int) -> Category:
         return self.categories[index % len(self.categories)]
 
+    def name(self, index: int) -> str:
+        return f"drawing {index}"
+
     def __getitem__(self, index: int) -> TryOnSample:
         example = self.example(index)
         garment, category = self.tried_on(index)[0], example.outfit[0].category

@@ -21,8 +21,8 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config,
 
 from tryon.config import TrainConfig, TryOnConfig, save_json
 from tryon.lora import LoraFacts
+from tryon.manifest import MANIFEST
 from tryon.models import files_fingerprint
-from tryon.runs import MANIFEST
 from tryon.sample import CATEGORIES, FIXED_PROMPT, prompt_for
 
 logger = logging.getLogger(__name__)

@@ -1,0 +1,47 @@
+"""Manifests: what a folder's files are, so that damage is noticed. Imports nothing heavy."""
+
+import hashlib
+import json
+from pathlib import Path
+
+from tryon.config import save_json
+
+MANIFEST = "manifest.json"
+
+
+def write_manifest(folder: Path) -> None:
+    """Writes size and sha256 of every file below the folder into its manifest: last, for it says that all is there."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
+    save_json(folder / MANIFEST, {str(path.relative_to(folder)): _facts(path) for path in files})
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with the folder, in a clause: no manifest, or the first file that is missing or changed."""
+    manifest = _read(folder)
+    if manifest is None:
+        return f"{folder} is no whole checkpoint (it has no readable {MANIFEST})"
+    for name, facts in manifest.items():
+        if not (folder / name).is_file():
+            return f"{folder / name} is missing"
+        if _facts(folder / name) != facts:
+            return f"{folder / name} is damaged"
+    return None
+
+
+def is_listed_otherwise(folder: Path, file: Path) -> bool:
+    """Whether the folder has a manifest that says of the file something else than what it is now."""
+    manifest = _read(folder)
+    return manifest is not None and manifest.get(str(file.relative_to(folder))) != _facts(file)
+
+
+def _read(folder: Path) -> dict[str, dict[str, int | str]] | None:
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError):
+        return None
+    return manifest if isinstance(manifest, dict) else None
+
+
+def _facts(path: Path) -> dict[str, int | str]:
+    with path.open("rb") as file:
+        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
