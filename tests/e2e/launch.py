@@ -8,7 +8,11 @@ import subprocess
 import time
 from pathlib import Path
 
+import torch
+from safetensors.torch import load_file
+
 from conftest import PROJECT
+from tryon.runs import newest_checkpoint
 
 LAUNCHER = PROJECT / "train_deepfashion_lora.sh"
 # As little work as a whole run can have.
@@ -79,6 +83,22 @@ def metrics(run: Path, name: str = "train/loss") -> dict[int, float]:
     """One curve of a run: {step: value}."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {line["step"]: line[name] for line in lines if name in line}
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Newest checkpoint and logged losses of both are the same to the last bit."""
+    first, second = newest_checkpoint(run), newest_checkpoint(other)
+    names = sorted(str(path.relative_to(first)) for path in first.rglob("*") if path.is_file())
+    assert names == sorted(str(path.relative_to(second)) for path in second.rglob("*") if path.is_file())
+    for name in names:
+        if name.endswith(".safetensors"):
+            expected, found = load_file(first / name), load_file(second / name)
+            assert expected.keys() == found.keys()
+            assert all(torch.equal(expected[key], found[key]) for key in expected), name
+        elif name != "manifest.json":
+            assert json.loads((first / name).read_text()) == json.loads((second / name).read_text()), name
+    for curve in ("train/loss", "train/learning_rate", "train/grad_norm"):
+        assert metrics(run, curve) == metrics(other, curve), curve
 
 
 def processes_with(word: str) -> list[int]:

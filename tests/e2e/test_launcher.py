@@ -14,6 +14,7 @@ from safetensors import safe_open
 from deepfashion_training.train_deepfashion_lora import main
 from launch import (
     SMALL,
+    assert_same_run,
     interrupt,
     launch,
     launch_on_a_terminal,
@@ -23,6 +24,7 @@ from launch import (
     read_until,
     wait_for_no_process_with,
 )
+from tryon.runs import newest_checkpoint, step_of
 from tryon.toy.model import toy_name
 
 pytestmark = pytest.mark.e2e
@@ -157,24 +159,34 @@ def test_help_lists_launcher_and_driver(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_ctrl_c_ends_everything(tmp_path: Path, data_cache: Path) -> None:
-    process, controller = launch_on_a_terminal(
-        "--quick-test", "--max_train_steps", "2000", *SMALL, "--data_cache_dir", data_cache, runs=tmp_path
-    )
+def test_ctrl_c_saves_ends_everything_and_the_rest_is_exact(tmp_path: Path, data_cache: Path) -> None:
+    """In the middle of an epoch; the interrupted run, gone on with, is the uninterrupted one bit for bit."""
+    flags = ["--quick-test", *SMALL, "--lr_scheduler", "constant", "--data_cache_dir", data_cache]
+    process, controller = launch_on_a_terminal(*flags, "--max_train_steps", "2000", runs=tmp_path / "parts")
     shown = read_until(controller, "step 10/2000")
     assert "training:" in shown and "s/step" in shown, "a terminal gets the progress bar"
-    run = only_run(tmp_path)
+    run = only_run(tmp_path / "parts")
     pressed = time.monotonic()
     interrupt(controller)
     shown = read_until(controller, "closed by the launcher's end", 20)
     assert process.wait(timeout=20) == 130
     assert time.monotonic() - pressed < 20
-    assert "stopped by SIGINT" in shown
+    assert "stopped by SIGINT" in shown and "SIGINT: saving after this step" in shown
     assert "Traceback" not in shown and "finished" not in shown
     wait_for_no_process_with(str(run))
     log = (run / "train.log").read_bytes()
     assert b"\r" not in log and b"stopped by SIGINT" in log
     os.close(controller)
+
+    step = step_of(newest_checkpoint(run))
+    assert f"saved up to step {step}: go on with the same flags and --resume_from_checkpoint" in log.decode()
+    assert max(metrics(run)) == step >= 10
+    flags += ["--max_train_steps", str(step + 3)]
+    again = launch(*flags, "--resume_from_checkpoint", "latest", runs=tmp_path / "parts")
+    whole = launch(*flags, runs=tmp_path / "whole")
+    assert again.returncode == whole.returncode == 0, again.stdout + again.stderr
+    assert only_run(tmp_path / "parts") == run
+    assert_same_run(run, only_run(tmp_path / "whole"))
 
 
 def test_sigterm_reaches_the_driver_and_is_waited_for(tmp_path: Path, data_cache: Path) -> None:

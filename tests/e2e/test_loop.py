@@ -1,6 +1,5 @@
 """`train()` called as a library, on small samples in memory: what it trains, and what stops it."""
 
-import json
 import math
 import pickle
 import shutil
@@ -14,7 +13,7 @@ from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
 from conftest import ListSource, make_sample
-from launch import metrics
+from launch import assert_same_run, metrics
 from train_flux_inpaint import train
 from tryon.batches import load_batches
 from tryon.cache import LatentData
@@ -57,19 +56,6 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return load_file(find_lora(str(run)))
 
 
-def assert_same_checkpoint(run: Path, other: Path) -> None:
-    first, second = newest_checkpoint(run), newest_checkpoint(other)
-    names = sorted(str(path.relative_to(first)) for path in first.rglob("*") if path.is_file())
-    assert names == sorted(str(path.relative_to(second)) for path in second.rglob("*") if path.is_file())
-    for name in names:
-        if name.endswith(".safetensors"):
-            expected, found = load_file(first / name), load_file(second / name)
-            assert expected.keys() == found.keys()
-            assert all(torch.equal(expected[key], found[key]) for key in expected), name
-        elif name != "manifest.json":
-            assert json.loads((first / name).read_text()) == json.loads((second / name).read_text()), name
-
-
 def test_losses_are_those_of_the_record(config: TrainConfig) -> None:
     """A change of data, noise, model or formula shows here. Change the numbers only with the reason in the commit."""
     run = train(
@@ -88,8 +74,7 @@ def test_training_is_deterministic_and_resume_is_exact(config: TrainConfig, tmp_
     first_half = replace(config, output_dir=str(tmp_path / "halves"), max_train_steps=3)
     train(first_half, TRAIN_DATA, VAL_DATA)
     halves = train(replace(first_half, max_train_steps=6, resume_from_checkpoint="latest"), TRAIN_DATA, VAL_DATA)
-    assert metrics(halves) == metrics(whole)
-    assert_same_checkpoint(halves, whole)
+    assert_same_run(halves, whole)
 
 
 def test_another_seed_trains_something_else(config: TrainConfig, tmp_path: Path) -> None:
@@ -156,8 +141,7 @@ def test_a_damaged_checkpoint_is_named_skipped_and_kept(
     train(resumed, TRAIN_DATA, VAL_DATA)
     assert "optimizer.safetensors is damaged: kept as checkpoint-3.damaged, going on from checkpoint-1" in caplog.text
     assert (run / "checkpoint-2.damaged/manifest.json").is_file() and (run / "checkpoint-2/manifest.json").is_file()
-    assert_same_checkpoint(run, whole)
-    assert metrics(run) == metrics(whole)
+    assert_same_run(run, whole)
 
 
 def test_a_run_without_an_undamaged_checkpoint_is_refused_before_anything_is_loaded(config: TrainConfig) -> None:
@@ -177,8 +161,7 @@ def test_a_deadline_saves_and_goes_on_exactly(config: TrainConfig, tmp_path: Pat
                   VAL_DATA)  # fmt: skip
         assert left.value.code == 124 and newest_checkpoint(tmp_path / "parts").name == f"checkpoint-{step}"
     run = train(replace(parts, resume_from_checkpoint="latest"), TRAIN_DATA, VAL_DATA)
-    assert_same_checkpoint(run, whole)
-    assert metrics(run) == metrics(whole)
+    assert_same_run(run, whole)
 
 
 def test_a_tracker_that_fails_does_not_end_the_training(

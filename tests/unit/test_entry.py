@@ -35,6 +35,66 @@ entry.run_script(main)
     assert said == "stopped by SIGTERM\n"
 
 
+def test_a_loop_finishes_its_step_at_the_first_signal_and_ends_at_the_second() -> None:
+    code = """
+import sys, time
+from tryon import entry
+
+def main(argv):
+    with entry.finishing_steps():
+        print("training", flush=True)
+        while not (argv and entry.asked_to_stop()):
+            time.sleep(0.01)
+    print("saved", flush=True)
+    raise SystemExit(entry.asked_to_stop())
+
+entry.run_script(main)
+"""
+    for flags, signals in ((["polite"], 1), ([], 2)):
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, *flags], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        assert process.stdout.readline() == "training\n"
+        said = ""
+        for _ in range(signals):
+            process.send_signal(signal.SIGUSR1)
+            said += process.stderr.readline()
+        printed, rest = process.communicate(timeout=20)
+        assert process.returncode == 128 + signal.SIGUSR1
+        assert (said + rest).splitlines() == [
+            "SIGUSR1: saving after this step; a second one stops at once", "stopped by SIGUSR1"
+        ]  # fmt: skip
+        assert printed == ("saved\n" if flags else "")
+
+
+def test_what_ends_a_worker_is_one_sentence() -> None:
+    code = """
+import os, signal, torch
+from tryon import entry
+from torch.utils.data import DataLoader, Dataset
+
+class Latents(Dataset):
+    def __len__(self):
+        return 4
+    def __getitem__(self, index):
+        if MODE == "damaged":
+            raise ValueError("the cached latents are damaged")
+        if torch.utils.data.get_worker_info():
+            os.kill(os.getpid(), signal.SIGKILL)
+
+entry.run_script(lambda argv: list(DataLoader(Latents(), num_workers=1)))
+"""
+    for mode, sentence in (
+        ("damaged", "error: the cached latents are damaged\n"),
+        ("killed", "error: a process that reads latents was ended from outside (DataLoader worker"),
+    ):
+        done = subprocess.run(
+            [sys.executable, "-c", f"MODE = {mode!r}\n{code}"], cwd=PROJECT, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert done.stderr.startswith(sentence) and done.stderr.count("\n") == 1, done.stderr
+
+
 def test_a_refusal_is_one_sentence_through_a_link_too(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(PROJECT)
     refused = subprocess.run(

@@ -10,8 +10,9 @@ from conftest import PROJECT
 # Lower floors first; a module imports from its own floor or from below. Toy, benchmarks and tests stand outside.
 FLOORS = [
     {"tryon.config", "tryon.sample", "tryon.masks", "tryon.geometry", "tryon.flow"},
-    {"tryon.manifest", "tryon.runs", "tryon.entry", "tryon.tracking", "tryon.hub", "tryon.memory", "tryon.models", "tryon.lora",
-     "tryon.parsing", "tryon.encode", "tryon.cache", "tryon.checkpoint", "tryon.batches", "tryon.metrics"},
+    {"tryon.manifest", "tryon.runs", "tryon.entry", "tryon.tracking", "tryon.hub", "tryon.memory", "tryon.models",
+     "tryon.lora", "tryon.parsing", "tryon.encode", "tryon.cache", "tryon.checkpoint", "tryon.batches",
+     "tryon.metrics"},
     {"tryon.pipeline", "tryon.validate", "tryon.evaluate", "tryon.evaluation"},
     {"train_flux_inpaint", "folder_datasets", "tryon_inference_lora", "app_lora", "pretrain_toy"},
     {"deepfashion_training.preflight", "deepfashion_training.references", "deepfashion_training.pairing",
