@@ -1,7 +1,12 @@
 #!/usr/bin/env bash
-# Runs the tests, in .venv or an active environment that has requirements-dev.txt. Arguments go to pytest.
+# Runs the tests, in .venv or an active environment that has requirements-dev.txt; with --faults the long fault run
+# instead, which takes half an hour. Other arguments go to pytest.
 set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 python=$(bash "$root/environment.sh" requirements-dev.txt)
 cd -- "$root"
+if [[ ${1-} == --faults ]]; then
+    shift
+    set -- tests/faults -m faults "$@"
+fi
 exec "$python" -m pytest "$@"

@@ -6,6 +6,7 @@ import pty
 import signal
 import subprocess
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -111,6 +112,28 @@ def processes_with(word: str) -> list[int]:
         except OSError:  # it ended meanwhile
             continue
     return [pid for pid in found if pid != os.getpid()]
+
+
+def driver_of(run: Path) -> int:
+    """Id of a process that trains into the run's folder: none of its workers."""
+    found = [
+        pid
+        for pid in processes_with(f"--output_dir {run}")
+        if "accelerate.commands.launch" not in Path(f"/proc/{pid}/cmdline").read_text()
+    ]
+    workers = {child for pid in found for child in children_of(pid)}
+    return next(pid for pid in found if pid not in workers)
+
+
+def children_of(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60, every: float = 0.05) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(every)
 
 
 def wait_for_no_process_with(word: str, seconds: float = 20) -> None:

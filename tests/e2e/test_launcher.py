@@ -15,6 +15,7 @@ from deepfashion_training.train_deepfashion_lora import main
 from launch import (
     SMALL,
     assert_same_run,
+    driver_of,
     interrupt,
     launch,
     launch_on_a_terminal,
@@ -23,6 +24,7 @@ from launch import (
     processes_with,
     read_until,
     wait_for_no_process_with,
+    wait_until,
 )
 from tryon.runs import newest_checkpoint, step_of
 from tryon.toy.model import toy_name
@@ -241,6 +243,33 @@ def test_a_killed_driver_is_a_failure_in_words(tmp_path: Path, data_cache: Path)
     os.close(controller)
 
 
+def test_three_kills_lose_nothing_that_was_saved(tmp_path: Path, data_cache: Path) -> None:
+    """After the fourth step, after the eighth, and while a checkpoint is written. tests/faults has the long run."""
+    flags = [
+        "--quick-test", *SMALL, "--height", "96", "--width", "64", "--num_inference_steps", "1", "--lora_rank", "4",
+        "--lr_scheduler", "constant", "--checkpointing_steps", "2", "--validation_steps", "1000",
+        "--data_cache_dir", data_cache,
+    ]  # fmt: skip
+    runs, resume = tmp_path / "killed", ["--resume_from_checkpoint", "latest"]
+    for number, steps in enumerate((4, 8, 12)):
+        more = resume if number else []
+        process, controller = launch_on_a_terminal(*flags, "--max_train_steps", "400", *more, runs=runs)
+        wait_until(lambda: runs.is_dir() and any(runs.iterdir()))
+        run = only_run(runs)
+        wait_until(lambda run=run, steps=steps: (run / "metrics.jsonl").is_file()
+                   and max(metrics(run), default=0) >= steps, 120)  # fmt: skip
+        if number == 2:
+            wait_until(lambda run=run: any(run.glob(".checkpoint-*.partial")), every=0.0005)
+        os.kill(driver_of(run), signal.SIGKILL)
+        read_until(controller, "was killed from outside")
+        assert process.wait(timeout=30) == 1
+        os.close(controller)
+    flags += ["--max_train_steps", str(step_of(newest_checkpoint(run)) + 3)]
+    again, whole = launch(*flags, *resume, runs=runs), launch(*flags, runs=tmp_path / "whole")
+    assert again.returncode == whole.returncode == 0, again.stdout + again.stderr
+    assert_same_run(run, only_run(tmp_path / "whole"))
+
+
 def test_two_processes_train_what_one_does_with_the_doubled_batch(tmp_path: Path, data_cache: Path) -> None:
     common = [
         "--max_train_steps", "3", "--lr_warmup_steps", "0", "--learning_rate", "1e-3",
@@ -250,6 +279,13 @@ def test_two_processes_train_what_one_does_with_the_doubled_batch(tmp_path: Path
     two = launch("--quick-test", *common, "--num_processes", "2", "--train_batch_size", "1", runs=tmp_path / "two")
     assert two.returncode == 0, two.stdout + two.stderr
     assert two.stdout.count("TOY MODEL") == 1, "only the main process speaks"
+    flags = ["--quick-test", *common, "--num_processes", "2", "--train_batch_size", "1"]
+    first = launch(*flags, "--max_time", "0:00", runs=tmp_path / "parts")
+    assert first.returncode == 124 and "--max_time 0:00 is over" in first.stdout
+    assert "saved up to step 1: go on with the same flags" in first.stdout
+    rest = launch(*flags, "--resume_from_checkpoint", "latest", runs=tmp_path / "parts")
+    assert rest.returncode == 0, rest.stdout + rest.stderr
+    assert_same_run(only_run(tmp_path / "parts"), only_run(tmp_path / "two"))
     one = tmp_path / "one"
     main(["--quick-test", *common, "--train_batch_size", "2", "--output_dir", str(one)])
     of_two, of_one = metrics(only_run(tmp_path / "two")), metrics(one)

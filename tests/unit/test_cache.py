@@ -145,6 +145,19 @@ def test_a_damaged_file_is_not_taken_for_latents(vae: AutoencoderKL, toy: ToyFol
         read_latents(data.files[0])
 
 
+def test_damaged_files_are_encoded_anew_and_counted(
+    vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = ListSource([make_sample(seed) for seed in range(3)])
+    whole = {path: path.read_bytes() for path in cached(source, vae, toy, config).files}
+    cut, flipped, _ = whole
+    cut.write_bytes(whole[cut][:-100])
+    flipped.write_bytes(whole[flipped][:-1] + bytes([whole[flipped][-1] ^ 1]))
+    cached(source, vae, toy, config)
+    assert "2 of 3 encoded samples were damaged and are encoded anew" in caplog.text
+    assert {path: path.read_bytes() for path in whole} == whole
+
+
 def test_too_little_disk_is_refused_before_encoding(
     vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
