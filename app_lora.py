@@ -32,6 +32,8 @@ PAINTED = 64  # alpha, of 255, from which a pixel counts as painted: a stroke's 
 BRUSH_RADIUS = 32  # pixels of the person's picture
 PAINT_IS_WORN = "what the person wears now"
 PAINT_IS_MASK = "exactly what is repainted"
+LARGEST_UPLOAD = "32mb"
+LONGEST_QUEUE = 8  # try-ons that wait; whoever comes later is told
 FONTS = ("system-ui", "sans-serif")  # the system's: nothing is fetched
 
 
@@ -217,7 +219,9 @@ def main(argv: list[str]) -> None:
     facts = read_facts(lora)
     model = load_try_on(use_toy_model_for_try_on(config, facts), lora)
     blocks = build_page(model, facts, panel_size(config, facts), page)
+    blocks.queue(max_size=LONGEST_QUEUE)
     blocks.launch(
+        max_file_size=LARGEST_UPLOAD,
         prevent_thread_lock=True,
         server_name="127.0.0.1",
         server_port=page.port,

@@ -93,6 +93,10 @@ if [[ $status -ne 0 && -n $received ]]; then
     if [[ -z $listened ]]; then echo "stopped by SIG$signal before the training began" | tee -a "$run/train.log" >&2; fi
 elif [[ -f $TRAIN_STATUS_DIR/exit_code ]]; then
     status=$(<"$TRAIN_STATUS_DIR/exit_code")
+    if [[ $processes -gt 1 && $status -gt 128 ]]; then # a signal that did not come from here: the others were stopped
+        echo "error: a training process was killed from outside, and the others stopped with it" | tee -a "$run/train.log" >&2
+        status=1
+    fi
 elif [[ $status -ne 0 && -n $listened ]]; then
     echo "error: a training process was killed from outside, most likely for lack of memory" | tee -a "$run/train.log" >&2
 elif [[ $status -ne 0 ]]; then

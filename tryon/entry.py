@@ -23,6 +23,7 @@ MEMORY_ADVICE = (
     "give smaller panels with --height and --width, in training a smaller --train_batch_size or --lora_rank or "
     "--gradient_checkpointing full, or use a GPU with more"
 )
+PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "Socket closed", "remote process exited")
 GRACE_SECONDS = 10  # between a signal and leaving whatever still runs
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 STARTED = time.monotonic()
@@ -53,13 +54,17 @@ def run_script(main: Callable[[list[str]], None]) -> NoReturn:
         main(sys.argv[1:])
         code = 0
     except BaseException as error:
+        for each in STOP_SIGNALS:  # what is said now is not cut short
+            signal.signal(each, signal.SIG_IGN)
         code = _exit_code(error)
     sys.stdout.flush()
-    if code == 0:  # nothing is left to clean up: a signal that comes now ends the process, and whoever waits sees it
-        for each in STOP_SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
     if status and code:
         _leave_exit_code(Path(status) / "exit_code", code)
+    if (
+        not _received
+    ):  # nothing is left to clean up: a signal that comes now ends the process, and whoever waits sees it
+        for each in STOP_SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
     sys.exit(code)
 
 
@@ -129,6 +134,8 @@ def _exit_code(error: BaseException) -> int:
             "want of memory: resume, perhaps with fewer --dataloader_num_workers",
             file=sys.stderr,
         )
+    elif isinstance(error, RuntimeError) and any(words in said for words in PEER_IS_GONE):
+        print(f"error: another process of this training is gone ({said.splitlines()[0]})", file=sys.stderr)
     elif type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
         print(f"error: the GPU's memory is full ({str(error).split('. ')[0]}): {MEMORY_ADVICE}", file=sys.stderr)
     else:

@@ -16,6 +16,7 @@ from conftest import PROJECT
 from tryon.runs import newest_checkpoint
 
 LAUNCHER = PROJECT / "train_deepfashion_lora.sh"
+TOKEN = "hf_plantedbythetests"  # it must turn up nowhere
 # As little work as a whole run can have.
 SMALL = (
     "--max_train_samples", "6", "--max_validation_samples", "2", "--num_validation_images", "1",
@@ -26,7 +27,7 @@ SMALL = (
 def environment(runs: Path) -> dict[str, str]:
     """The caller's environment, with the runs elsewhere and no thread of the tests' own settings in it."""
     kept = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "TRAIN_TERMINAL"}}
-    return {**kept, "RUNS_DIR": str(runs), "HF_HUB_OFFLINE": "1"}
+    return {**kept, "RUNS_DIR": str(runs), "HF_HUB_OFFLINE": "1", "HF_TOKEN": TOKEN}
 
 
 def launch(*flags: str | Path, runs: Path, cwd: Path = PROJECT, timeout: int = 240) -> subprocess.CompletedProcess:

@@ -14,6 +14,7 @@ from safetensors import safe_open
 from deepfashion_training.train_deepfashion_lora import main
 from launch import (
     SMALL,
+    TOKEN,
     assert_same_run,
     driver_of,
     interrupt,
@@ -89,6 +90,10 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
             assert (
                 f"{category}, {kind} " in done.stdout and f"{scores[category][kind]['vae']['psnr']:.2f}" in done.stdout
             )
+
+    for file in run.rglob("*"):
+        assert not file.is_file() or TOKEN.encode() not in file.read_bytes(), f"a secret in {file}"
+    assert TOKEN not in done.stdout
 
     again = launch(
         "--quick-test", "--max_train_steps", "4", "--resume_from_checkpoint", "latest", "--num_validation_images", "1",

@@ -93,3 +93,18 @@ def test_settings_and_run_names_import_nothing_heavy() -> None:
     for name in ("tryon/config.py", "tryon/runs.py", "tryon/entry.py", "deepfashion_training/preflight.py"):
         heavy = {"torch", "numpy", "diffusers", "transformers", "accelerate", "datasets", "PIL"}
         assert not {module.split(".")[0] for module in imports_of(PROJECT / name)} & heavy
+
+
+def test_nothing_that_is_read_can_run_code() -> None:
+    """Weights come from safetensors, our own state from JSON, and code from nowhere but here."""
+    forbidden = {"load": ("torch", "pickle"), "loads": ("pickle",)}
+    for path in [*product_files(), *PROJECT.glob("tryon/toy/*.py"), *PROJECT.glob("benchmarks/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            flags = {keyword.arg: getattr(keyword.value, "value", None) for keyword in node.keywords}
+            assert "trust_remote_code" not in flags and flags.get("use_safetensors") is not False, path
+            if isinstance(node.func, ast.Name):
+                assert node.func.id not in ("eval", "exec"), path
+            elif isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+                assert node.func.value.id not in (forbidden.get(node.func.attr, ())), path
