@@ -27,6 +27,7 @@ from tryon.manifest import MANIFEST, damage
 logger = logging.getLogger(__name__)
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
+WHERE_IT_LIES = ("resume_from_checkpoint", "output_dir", "data_cache_dir", "cache_dir")
 STATE_FILE = "trainer_state.json"
 LOCK_FILE = ".lock"
 CHECKPOINT = re.compile(r"checkpoint-\d+")
@@ -90,6 +91,9 @@ def announce(config: TrainConfig, *others: Any) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "config.json"
     if config.resume_from_checkpoint and file.exists():
+        for name, was in json.loads(file.read_text()).items():
+            if name in settings and settings[name] != was and name not in WHERE_IT_LIES:
+                logger.info("changed since the run began: %s was %s and is %s", name, was, settings[name])
         file = folder / f"config-from-{step_of(find_checkpoint(config.resume_from_checkpoint, folder))}.json"
     save_json(file, settings)
     for name, value in settings.items():

@@ -71,7 +71,7 @@ def test_losses_are_those_of_the_record(config: TrainConfig) -> None:
 
 def test_training_is_deterministic_and_resume_is_exact(config: TrainConfig, tmp_path: Path) -> None:
     whole = train(config, TRAIN_DATA, VAL_DATA)
-    first_half = replace(config, output_dir=str(tmp_path / "halves"), max_train_steps=3)
+    first_half = replace(config, output_dir=str(tmp_path / "halves"), max_train_steps=3, dataloader_num_workers=2)
     train(first_half, TRAIN_DATA, VAL_DATA)
     halves = train(replace(first_half, max_train_steps=6, resume_from_checkpoint="latest"), TRAIN_DATA, VAL_DATA)
     assert_same_run(halves, whole)

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +11,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
+from conftest import PROJECT
 from train_flux_inpaint import make_optimizer
 from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, verify
 from tryon.config import TrainConfig
@@ -18,6 +21,7 @@ from tryon.runs import (
     SAME_WHEN_RESUMED,
     checkpoints,
     find_lora,
+    locked,
     newest_checkpoint,
     run_folder,
     told_how_to_go_on,
@@ -127,6 +131,24 @@ def make_run(folder: Path, step: int = 5) -> Path:
     identity = {name: getattr(TrainConfig(), name) for name in SAME_WHEN_RESUMED}
     (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"step": step, "identity": identity}))
     return folder
+
+
+def test_a_folder_is_one_trainings(tmp_path: Path) -> None:
+    hold = "import sys\nfrom pathlib import Path\nfrom tryon.runs import locked\nwith locked(Path(sys.argv[1])):\n" \
+           "    print('held', flush=True)\n    sys.stdin.read()"  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"held\n"
+    with (
+        pytest.raises(ValueError, match=f"another training, process {process.pid} on .*, writes into"),
+        locked(tmp_path),
+    ):
+        pass
+    process.kill()
+    process.communicate()
+    with locked(tmp_path):  # whoever is killed holds nothing
+        pass
 
 
 def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

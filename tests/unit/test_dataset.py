@@ -229,6 +229,17 @@ def test_keys_follow_content_and_settings(tmp_path: Path) -> None:
     assert all(larger.key(index) != keys[index] for index in range(len(data)))
 
 
+def test_paths_in_rows_are_not_followed(tmp_path: Path) -> None:
+    """They might lead anywhere on the machine."""
+    rows = items(4)
+    Image.new("RGB", (48, 64), "red").save(tmp_path / "private.png")
+    for each in rows:
+        each["images"] = {"bytes": None, "path": str(tmp_path / "private.png")}
+    data = load(write(tmp_path / "data", rows), config())[0]
+    with pytest.raises(UnreadablePicture, match="cannot identify image file"):
+        data[0]
+
+
 def test_a_mask_of_another_size_is_resized_and_told(tmp_path: Path) -> None:
     rows = items(4)
     for each in rows[::2]:

@@ -102,6 +102,18 @@ def test_dresscode_has_garments_of_all_parts_of_the_body(tmp_path: Path) -> None
     assert len(grown) == 18 and grown.key(0) != grown.key(9)
 
 
+def test_lists_name_files_of_their_folder_only(tmp_path: Path) -> None:
+    roots = write_viton_hd(tmp_path / "viton"), write_dresscode(tmp_path / "dresscode")
+    for name in ("../../private.jpg", "/private.jpg"):
+        (roots[0] / "odd.txt").write_text(f"{name} garment.jpg")
+        for part in ("upper_body", "lower_body", "dresses"):
+            (roots[1] / part / "odd.txt").write_text(f"person.jpg {name}")
+        with pytest.raises(ValueError, match=f"odd.txt names {name}, which lies outside the folder"):
+            load_viton_hd(str(roots[0]), "train", "odd.txt", 64, 48, None)
+        with pytest.raises(ValueError, match=f"odd.txt names {name}, which lies outside the folder"):
+            load_dresscode(str(roots[1]), "odd.txt", MaskConfig(), 64, 48, None)
+
+
 def test_what_dresscode_lacks_is_named(tmp_path: Path) -> None:
     root = write_dresscode(tmp_path)
     (root / "dresses" / "label_maps" / "000001_4.png").unlink()
