@@ -9,6 +9,8 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -137,6 +139,13 @@ def dress_until(page, words: str) -> None:
             if words in page.locator("#words").inner_text():
                 return
     raise AssertionError(f"the page says {page.locator('#words').inner_text()!r}, not {words!r}")
+
+
+@pytest.mark.parametrize("path", ["/etc/hostname", str(PROJECT / "README.md"), "../README.md"])
+def test_the_page_serves_none_of_the_machines_files(page_url: str, path: str) -> None:
+    with pytest.raises(HTTPError) as refused:
+        urlopen(f"{page_url}/gradio_api/file={path}")
+    assert refused.value.code in (403, 404)
 
 
 def test_what_is_painted_on_any_layer_is_the_mask() -> None:
