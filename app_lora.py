@@ -9,7 +9,9 @@ import logging
 import os
 import secrets
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from tryon.config import TryOnConfig, mistakes, parse_flags, setting
@@ -20,9 +22,10 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from tryon.lora import LoraFacts
-    from tryon.masks import MaskRule
     from tryon.pipeline import TryOnModel
     from tryon.sample import Category
+
+    HideWorn = Callable[[Image.Image, Image.Image, Category], Image.Image]  # person, what it wears -> mask
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +64,7 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, PageConfig]:
 def dress(
     model: "TryOnModel",
     size: tuple[int, int],
-    rule: "MaskRule | None",
+    hide: "HideWorn | None",
     editor: dict[str, Any] | None,
     garment: "Image.Image | None",
     category: "Category",
@@ -73,10 +76,9 @@ def dress(
 ) -> tuple["Image.Image", int]:
     """The dressed person, and the seed of its noise. What is on the page comes as Gradio gives it.
 
-    size: the panel's height and width. rule: what makes the mask where what is worn was painted. Raises ValueError, in
-    words for the page, for what is missing or wrong.
+    size: the panel's height and width. hide: makes the mask where what is worn was painted. Raises ValueError, in words
+    for the page, for what is missing or wrong.
     """
-    from tryon.parsing import hide_worn
     from tryon.pipeline import try_on
     from tryon.sample import sample_of_pictures, upright_rgb
 
@@ -93,26 +95,47 @@ def dress(
         raise ValueError("Paint over the part of the person that is to be dressed.")
     person = upright_rgb(editor["background"])
     if paint == PAINT_IS_WORN:
-        mask = hide_worn(person, mask, category, rule, cache_dir=None)
+        mask = hide(person, mask, category)
     sample = sample_of_pictures(garment, person, mask, category, *size)
     prompt = model.prompts[category]
     return try_on(model.pipeline, sample, prompt, steps=steps, guidance=guidance, seed=seed), seed
 
 
-def build_page(model: "TryOnModel", facts: "LoraFacts | None", size: tuple[int, int], page: PageConfig) -> "gr.Blocks":
+def load_rule(facts: "LoraFacts | None", hub_cache: str | None) -> "HideWorn | None":
+    """What makes the mask of a person and the region of what it wears, as in the LoRA's training; None where nobody
+    here can: the data had masks, or label maps, of its own."""
+    import torch
+
+    from tryon.parsing import hide_worn, load_parser
+    from tryon.pipeline import trained_rule
+
+    if facts is not None and facts.mask_rule == "given":
+        return None
+    rule = trained_rule(facts)
+    if rule.name != "rectangle" and rule.parser is None:
+        return None
+    parser = load_parser(rule.parser, hub_cache, torch.device("cpu")) if rule.parser else None
+    return partial(hide_worn, rule=rule, parser=parser)
+
+
+def build_page(
+    model: "TryOnModel",
+    facts: "LoraFacts | None",
+    size: tuple[int, int],
+    hide: "HideWorn | None",
+    page: PageConfig,
+) -> "gr.Blocks":
     """The page: pictures and settings on the left, the result on the right. size: the panel's height and width."""
     import gradio as gr
     import torch
 
-    from tryon.pipeline import trained_rule
     from tryon.sample import CATEGORIES
 
     per_category = facts is not None and facts.prompt == "category"
-    rule = None if facts is not None and facts.mask_rule == "given" else trained_rule(facts)
 
     def answer(*asked: Any) -> tuple["Image.Image", int, str]:
         try:
-            picture, seed = dress(model, size, rule, *asked)
+            picture, seed = dress(model, size, hide, *asked)
         except (ValueError, torch.OutOfMemoryError) as error:  # said on the page, where the user is
             logger.warning("%s", error)
             gr.Warning(str(error))
@@ -136,8 +159,8 @@ def build_page(model: "TryOnModel", facts: "LoraFacts | None", size: tuple[int, 
                     elem_id="person",
                 )
                 paint = gr.Radio(
-                    [PAINT_IS_WORN, PAINT_IS_MASK], value=PAINT_IS_WORN if rule else PAINT_IS_MASK,
-                    label="The paint shows", visible=rule is not None, elem_id="paint",
+                    [PAINT_IS_WORN, PAINT_IS_MASK], value=PAINT_IS_WORN if hide else PAINT_IS_MASK,
+                    label="The paint shows", visible=hide is not None, elem_id="paint",
                     info="From what is worn the mask is made that the LoRA learnt with: roomier than the garment.",
                 )  # fmt: skip
             with gr.Column():
@@ -145,7 +168,7 @@ def build_page(model: "TryOnModel", facts: "LoraFacts | None", size: tuple[int, 
                 garment = gr.Image(label="Garment", type="pil", sources=["upload"], height=280, elem_id="garment")
                 category = gr.Radio(
                     list(CATEGORIES), value=CATEGORIES[0], label="The garment is for this part of the body",
-                    visible=per_category or rule is not None, elem_id="category",
+                    visible=per_category or hide is not None, elem_id="category",
                 )  # fmt: skip
                 steps = gr.Slider(1, 100, value=page.steps, step=1, label="Steps")
                 guidance = gr.Slider(0, 100, value=page.guidance_scale, step=0.5, label="Guidance")
@@ -218,7 +241,8 @@ def main(argv: list[str]) -> None:
     lora = lora_on_disk(config.lora, config.cache_dir)
     facts = read_facts(lora)
     model = load_try_on(use_toy_model_for_try_on(config, facts), lora)
-    blocks = build_page(model, facts, panel_size(config, facts), page)
+    hide = load_rule(facts, config.cache_dir)
+    blocks = build_page(model, facts, panel_size(config, facts), hide, page)
     blocks.queue(max_size=LONGEST_QUEUE)
     blocks.launch(
         max_file_size=LARGEST_UPLOAD,

@@ -88,15 +88,16 @@ wait_for "$launcher" || status=$?
 exec {output}>&-
 wait_for "$logger" || true
 listened=$(compgen -G "$TRAIN_STATUS_DIR/*.pid" || true)
-if [[ $status -ne 0 && -n $received ]]; then
+left=
+if [[ -f $TRAIN_STATUS_DIR/exit_code ]]; then left=$(<"$TRAIN_STATUS_DIR/exit_code"); fi
+if [[ $status -ne 0 && -n $received && (-z $left || $left -gt 128) ]]; then # else an error came between
     status=$((128 + received))
     if [[ -z $listened ]]; then echo "stopped by SIG$signal before the training began" | tee -a "$run/train.log" >&2; fi
-elif [[ -f $TRAIN_STATUS_DIR/exit_code ]]; then
-    status=$(<"$TRAIN_STATUS_DIR/exit_code")
-    if [[ $processes -gt 1 && $status -gt 128 ]]; then # a signal that did not come from here: the others were stopped
-        echo "error: a training process was killed from outside, and the others stopped with it" | tee -a "$run/train.log" >&2
-        status=1
-    fi
+elif [[ $processes -gt 1 && $left == 143 ]]; then # accelerate ends so what is left where one process was killed
+    echo "error: a training process was killed from outside, and the others stopped with it" | tee -a "$run/train.log" >&2
+    status=1
+elif [[ -n $left ]]; then
+    status=$left
 elif [[ $status -ne 0 && -n $listened ]]; then
     echo "error: a training process was killed from outside, most likely for lack of memory" | tee -a "$run/train.log" >&2
 elif [[ $status -ne 0 ]]; then

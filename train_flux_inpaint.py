@@ -22,17 +22,17 @@ from tryon.config import (
     seconds_of,
     setting,
 )
-from tryon.entry import STARTED, asked_to_stop, check_first, finishing_steps, run_script
+from tryon.entry import TIME_IS_UP, asked_to_stop, check_first, finishing_steps, run_script, stop_after
 from tryon.runs import (
     SAME_WHEN_RESUMED,
-    announce,
+    Refused,
     check_identity,
     find_checkpoint,
     find_lora,
     locked,
     lora_file,
+    own_run,
     step_of,
-    told_how_to_go_on,
     with_paths,
 )
 
@@ -96,7 +96,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from folder_datasets import load_dresscode, load_viton_hd
 from tryon.batches import count_draws, drawn_in_step, load_batches
 from tryon.cache import LatentData, cache_latents, cache_prompts, latent_files
-from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, set_aside_newer, verify
+from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, tidy, verify
 from tryon.encode import to_device
 from tryon.evaluate import paired_cases
 from tryon.evaluation import evaluate_run
@@ -122,11 +122,10 @@ from tryon.tracking import (
     start_processes,
     with_trackers,
 )
-from tryon.validate import make_validation
+from tryon.validate import make_validation, validation_picture
 
 logger = logging.getLogger(__name__)
 
-TIME_IS_UP = 124  # exit code, as timeout(1)'s
 LOG_EVERY = 10  # optimiser steps between two plain lines in the log; metrics.jsonl gets every step
 
 
@@ -141,11 +140,12 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     if config.resume_from_checkpoint:  # looked at before hours may be spent on encoding
         checkpoint = find_checkpoint(config.resume_from_checkpoint, run)
         verify(checkpoint)
-    accelerator = start_accelerator(config, run, step_of(checkpoint) if checkpoint else 0)
-    with locked(run) if accelerator.is_main_process else nullcontext():
+    stop_after(None if config.max_time is None else seconds_of(config.max_time))
+    with locked(run) if start_processes().is_main_process else nullcontext():
+        accelerator = start_accelerator(config, run, step_of(checkpoint) if checkpoint else 0)
         accelerator.wait_for_everyone()  # until all have found the checkpoint
-        if checkpoint and checkpoint.parent == run and accelerator.is_main_process:
-            set_aside_newer(run, checkpoint)
+        if accelerator.is_main_process:
+            tidy(run, checkpoint)
         run_training(config, train_data, val_data, accelerator, checkpoint)
     return run
 
@@ -195,7 +195,7 @@ def run_training(
     if checkpoint:
         state = load_checkpoint(checkpoint, state.identity, transformer, optimizer)
         if state.step >= max_steps:
-            raise ValueError(f"{checkpoint} is at step {state.step} of {max_steps}: give more --max_train_steps")
+            raise Refused(f"{checkpoint} is at step {state.step} of {max_steps}: give more --max_train_steps")
         forget_metrics_after(run, state.step)
         logger.info("resumed from %s at step %d", checkpoint, state.step)
     lr_scheduler = make_lr_scheduler(config, optimizer, state.step, max_steps)
@@ -203,8 +203,9 @@ def run_training(
     model = accelerator.prepare(transformer)  # autocast and, with several processes, DDP
     pipeline = build_pipeline(transformer, vae, load_scheduler(files.base))
     validate = make_validation(config, accelerator, pipeline, val_data, val_latents, prompts, run)
-    if state.step == 0:
-        validate(0)
+    seen = validation_picture(run, state.step).exists()
+    if state.step == 0 or (state.step % config.validation_steps == 0 and not seen):  # it was stopped before it looked
+        validate(state.step)
 
     model.train()
     batches = iter(load_batches(config, train_latents, prompts, accelerator, state.step, max_steps))
@@ -226,18 +227,20 @@ def run_training(
                 logger.info("step %d/%d: %s, %s left", state.step, max_steps, words, timedelta(seconds=round(left)))
 
             # Once in a while: save, then look. A picture that fails must not cost the weights it shows.
-            stop = agreed_stop(config, accelerator)
+            stop = agreed_stop(accelerator)
             if state.step % config.checkpointing_steps == 0 or state.step == max_steps or stop:
                 if accelerator.is_main_process:
                     facts, keep = lora_facts(config, train_data, state.step), config.checkpoints_total_limit
                     checkpoint = save_checkpoint(run, state, facts, transformer, optimizer, keep)
                     logger.info("saved %s", lora_file(checkpoint))
                 accelerator.wait_for_everyone()
-            if stop:
+            if stop == TIME_IS_UP:
+                logger.info("--max_time %s is over", config.max_time)
+            if stop > 128 or (stop and state.step < max_steps):
                 raise SystemExit(stop)
             if state.step % config.validation_steps == 0 or state.step == max_steps:
                 validate(state.step)
-    if stop := asked_to_stop():  # while the last pictures were drawn
+    if (stop := asked_to_stop()) > 128:  # while the last pictures were drawn
         raise SystemExit(stop)
     bar.close()
     drawn = count_draws(train_latents, config.balance, config.seed, first_step, state.step, samples_per_step)
@@ -247,15 +250,12 @@ def run_training(
     accelerator.end_training()
 
 
-def agreed_stop(config: TrainConfig, accelerator: Accelerator) -> int:
+def agreed_stop(accelerator: Accelerator) -> int:
     """The exit code with which all processes leave after this step, because one got a signal or the time is up; else
     0."""
-    late = config.max_time is not None and time.monotonic() - STARTED >= seconds_of(config.max_time)
-    code = asked_to_stop() or (TIME_IS_UP if late else 0)
+    code = asked_to_stop()
     if accelerator.num_processes > 1:
         code = int(accelerator.gather(torch.tensor([code], device=accelerator.device)).max())
-    if code == TIME_IS_UP:
-        logger.info("--max_time %s is over", config.max_time)
     return code
 
 
@@ -458,12 +458,8 @@ def main(argv: list[str]) -> None:
     if config.toy:
         with state.main_process_first():
             config = use_toy_model(config, asked_for="--toy" in argv)
-    settings = (
-        announce(config, folders, *([masks] if is_dresscode(folders.dataroot) else []))
-        if state.is_main_process
-        else None
-    )
-    with told_how_to_go_on(config, settings):
+    others = [folders, masks] if is_dresscode(folders.dataroot) else [folders]
+    with own_run(config, state.is_main_process, *others):
         run = train(config, train_data, val_data)
     if config.num_evaluation_samples and state.is_main_process:
         evaluate_on(val_data, run, config)

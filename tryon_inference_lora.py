@@ -8,7 +8,7 @@ mask is then made from it by the rule that the LoRA was trained with.
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -79,10 +79,11 @@ def main(argv: list[str]) -> None:
     config, pictures = read_settings(argv)
 
     # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
+    import torch
     from PIL import Image
 
     from tryon.lora import read_facts
-    from tryon.parsing import hide_worn
+    from tryon.parsing import hide_worn, load_parser
     from tryon.pipeline import load_try_on, lora_on_disk, panel_size, prompt_category, trained_rule, try_on
     from tryon.sample import UNREADABLE, read_mask, read_picture, sample_of_pictures, to_picture
     from tryon.toy.model import use_toy_model_for_try_on
@@ -104,8 +105,9 @@ def main(argv: list[str]) -> None:
         rule = trained_rule(facts)
         if pictures.parser and rule.name == "rectangle":
             raise ValueError("--parser has no use: this LoRA was trained with rectangles, which need none")
-        rule = replace(rule, parser=pictures.parser or rule.parser)
-        opened["mask"] = hide_worn(opened["image"], opened["worn"], category, rule, config.cache_dir)
+        name = pictures.parser or rule.parser
+        parser = load_parser(name, config.cache_dir, torch.device("cpu")) if name else None
+        opened["mask"] = hide_worn(opened["image"], opened["worn"], category, rule, parser)
     sample = sample_of_pictures(
         opened["garment"], opened["image"], opened["mask"], category, *panel_size(config, facts)
     )

@@ -19,7 +19,6 @@ import datasets
 import numpy as np
 import torch
 from datasets import Dataset
-from safetensors.numpy import load_file
 
 from deepfashion_training.preflight import Reference
 from deepfashion_training.references import (
@@ -29,7 +28,7 @@ from deepfashion_training.references import (
     colour_distances,
     colour_signature,
 )
-from tryon.cache import write_whole
+from tryon.cache import drop_damaged, read_whole, write_whole
 from tryon.sample import UNREADABLE, Category, read_mask, read_picture
 from tryon.tracking import progress_bar
 
@@ -190,11 +189,12 @@ def cached_colours(table: Dataset, columns: Columns, rows: list[int], data_cache
         for name in (columns.person, columns.mask):
             digest.update(hashlib.sha256(content(values[name])).digest())
     file = data_cache / "colours" / f"{digest.hexdigest()}.safetensors"
+    drop_damaged([file], "colours")
     if not file.is_file():
         logger.info("comparing the colours of %d pictures", len(rows))
         found = np.stack(in_processes(partial(colours_of_rows, table, columns), rows, "comparing colours"))
         write_whole(file, {"colours": torch.from_numpy(found).contiguous()})
-    return load_file(file)["colours"]
+    return read_whole(file)[0]["colours"].numpy()
 
 
 def colours_of_rows(table: Dataset, columns: Columns, rows: list[int]) -> list[np.ndarray]:

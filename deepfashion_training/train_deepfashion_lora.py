@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from deepfashion_training.preflight import read_settings
 from tryon.config import TrainConfig
 from tryon.entry import run_script
-from tryon.runs import announce, told_how_to_go_on
+from tryon.runs import own_run
 
 if TYPE_CHECKING:
     from tryon.masks import MaskRule
@@ -43,12 +43,11 @@ def main(argv: list[str]) -> None:
             config = use_toy_model(config, asked_for="--toy" in argv)
             if data.dataset_name is None:
                 data = replace(data, dataset_name=str(toy_data(config)))
-    settings = announce(config, data, masks) if state.is_main_process else None
 
     from train_flux_inpaint import evaluate_on, train
     from tryon.models import fetch_training_models
 
-    with told_how_to_go_on(config, settings):
+    with own_run(config, state.is_main_process, data, masks):
         with state.main_process_first():
             fetch_training_models(config, state.device)  # what cannot be had or does not fit is refused before the data
             train_data, val_data = load_deepfashion(data, masks, config, state.device)

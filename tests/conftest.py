@@ -1,6 +1,8 @@
 """What the tests share: the toy's model, and its parts. Nothing here reaches the network."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,6 +56,29 @@ def make_sample(seed: int, height: int = 96, width: int = 64, least: int = 0) ->
     mask = torch.zeros(1, height, width)
     mask[:, height // 4 : height - 3, 5 : width - 9] = 1  # its edges are no multiples of 8 or 16
     return TryOnSample(f"sample {seed}", picture(), picture(), mask, CATEGORIES[seed % 3])
+
+
+FAULTS = {"injected": 0, "survived": 0}
+
+
+@pytest.fixture
+def faults() -> Callable[[int], AbstractContextManager[None]]:
+    """A context in which so many faults are injected: they are survived where it ends without an error."""
+
+    @contextmanager
+    def inject(number: int = 1) -> Iterator[None]:
+        FAULTS["injected"] += number
+        yield
+        FAULTS["survived"] += number
+
+    return inject
+
+
+def pytest_unconfigure() -> None:
+    """The very last line of the fault run."""
+    if injected := FAULTS["injected"]:
+        survived = FAULTS["survived"]
+        print(f"faults: {injected} injected, {survived} survived, {injected - survived} lost")
 
 
 class ListSource:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests, in .venv or an active environment that has requirements-dev.txt; with --faults the long fault run
-# instead, which takes half an hour. Other arguments go to pytest.
+# instead, which takes a quarter of an hour. Other arguments go to pytest.
 set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 python=$(bash "$root/environment.sh" requirements-dev.txt)

@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from tryon.config import TrainConfig
 from tryon.encode import encode_prompt, encode_sample
+from tryon.entry import asked_to_stop
 from tryon.models import TEXT_PARTS, ModelFiles, files_fingerprint, load_text_encoders
 from tryon.sample import Category, LatentSample, PromptEmbedding, SampleSource, UnreadablePicture, check_unreadable
 from tryon.tracking import progress_bar
@@ -39,6 +40,10 @@ logger = logging.getLogger(__name__)
 # Bump when the way from picture to latents or from prompt to embedding changes: every file is made anew.
 CACHE_VERSION = 2
 LOG_EVERY = 60  # seconds between two plain lines while encoding
+
+
+class DamagedFile(ValueError):
+    """A file of the cache whose content is not what was written."""
 
 
 def content_key(*parts: object) -> str:
@@ -71,28 +76,14 @@ def write_latents(path: Path, latents: LatentSample) -> None:
         "masked": latents.masked.contiguous(),
         "mask_bits": torch.from_numpy(np.packbits(latents.mask.numpy(), axis=-1)),
     }
-    write_whole(path, tensors, {"key": latents.key, "category": latents.category, "sha256": _digest(tensors)})
+    write_whole(path, tensors, {"key": latents.key, "category": latents.category})
 
 
 def read_latents(path: Path) -> LatentSample:
-    """Reads what write_latents wrote. Raises ValueError where the file is damaged."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata()
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-        if metadata["sha256"] != _digest(tensors):
-            raise ValueError("its content has changed")
-    except Exception as error:
-        raise ValueError(f"the cached latents {path} are damaged ({error}): delete the file and start again") from error
+    """Reads what write_latents wrote. Raises DamagedFile where the file holds something else."""
+    tensors, metadata = read_whole(path)
     mask = torch.from_numpy(np.unpackbits(tensors["mask_bits"].numpy(), axis=-1)).bool()
     return LatentSample(metadata["key"], tensors["target"], tensors["masked"], mask, metadata["category"])
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def drop_damaged(paths: list[Path], what: str) -> None:
@@ -101,8 +92,8 @@ def drop_damaged(paths: list[Path], what: str) -> None:
 
     def is_damaged(path: Path) -> bool:
         try:
-            read_latents(path)
-        except ValueError:
+            read_whole(path)
+        except DamagedFile:
             return True
         return False
 
@@ -114,7 +105,7 @@ def drop_damaged(paths: list[Path], what: str) -> None:
             bar.update()
         bar.close()
     for path in damaged:
-        path.unlink()
+        path.unlink(missing_ok=True)
     if damaged:
         logger.warning("%d of %d encoded %s were damaged and are encoded anew", len(damaged), len(there), what)
 
@@ -159,6 +150,8 @@ def cache_latents(
     started = said = time.monotonic()
     resized = 0
     for done, index in enumerate(own, start=1):
+        if stop := asked_to_stop():  # the time is up
+            raise SystemExit(stop)
         try:
             sample = samples[index]
         except UnreadablePicture as error:
@@ -196,6 +189,7 @@ def cache_prompts(
         prompt: data_cache / "prompts" / f"{content_key(prompt, length, str(dtype), parts)}.safetensors"
         for prompt in prompts
     }
+    drop_damaged(list(paths.values()), "prompts")
     missing = [prompt for prompt, path in paths.items() if not path.exists()]
     if missing:
         text_encoders = load_text_encoders(base, dtype).to(device)
@@ -204,12 +198,7 @@ def cache_prompts(
             write_whole(paths[prompt], vars(embedding), {"prompt": prompt})
         del text_encoders
         free_memory()
-    return {prompt: _read_prompt(path) for prompt, path in paths.items()}
-
-
-def _read_prompt(path: Path) -> PromptEmbedding:
-    with safe_open(path, framework="pt") as file:
-        return PromptEmbedding(embeds=file.get_tensor("embeds"), pooled=file.get_tensor("pooled"))
+    return {prompt: PromptEmbedding(**read_whole(path)[0]) for prompt, path in paths.items()}
 
 
 def write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -217,7 +206,7 @@ def write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
     staging = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, staging, metadata)
+        save_file(tensors, staging, {**(metadata or {}), "sha256": _digest(tensors)})
         staging.replace(path)
     except (OSError, SafetensorError) as error:
         with suppress(OSError):
@@ -226,6 +215,26 @@ def write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]
             f"{path} cannot be written ({error}): make room, or put the cache elsewhere with --data_cache_dir; what is "
             "there already stays, and the next start goes on from there"
         ) from error
+
+
+def read_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata that write_whole wrote. Raises DamagedFile where the file holds something else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except SafetensorError as error:
+        raise DamagedFile(f"the cached {path} is damaged ({error}): delete it and start again") from error
+    if metadata.get("sha256") != _digest(tensors):
+        raise DamagedFile(f"the cached {path} is damaged (its content has changed): delete it and start again")
+    return tensors, metadata
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def _check_disk(folder: Path, count: int, height: int, width: int, itemsize: int) -> None:

@@ -70,12 +70,17 @@ def save_checkpoint(
         raise ValueError(f"{final} cannot be written ({error}): make room on the disk, then resume") from error
     if keep is not None:
         for old in checkpoints(run)[:-keep]:
-            shutil.rmtree(old)
+            shutil.rmtree(old.rename(run / f".{old.name}.old"))
     return final
 
 
-def set_aside_newer(run: Path, checkpoint: Path) -> None:
-    """Takes what lies in the run after the checkpoint that it goes on from, which is damaged, out of the way."""
+def tidy(run: Path, checkpoint: Path | None) -> None:
+    """Removes what a killed training left half written or half removed, and sets aside the run's checkpoints after the
+    one that it goes on from: they are damaged."""
+    for rest in run.glob(".checkpoint-*"):
+        shutil.rmtree(rest)
+    if checkpoint is None or checkpoint.parent != run:
+        return
     for newer in run.glob("checkpoint-*"):
         if CHECKPOINT.fullmatch(newer.name) and step_of(newer) > step_of(checkpoint):
             problem = damage(newer)

@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from os import environ
 from pathlib import Path
 from typing import Any, Literal
 
@@ -256,7 +257,8 @@ def resolve(given: dict[str, Any], cuda_devices: int) -> TrainConfig:
             f"the {config.profile} profile needs a CUDA device and none was found: run it on a machine with a GPU, "
             "or add --toy to run it on the toy model"
         )
-    if not toy and config.num_processes > cuda_devices:
+    here = int(environ.get("LOCAL_WORLD_SIZE", config.num_processes))  # on this machine, where there are several
+    if not toy and here > cuda_devices:
         raise ValueError(
             f"--num_processes {config.num_processes} was given, but there are {cuda_devices} CUDA devices: "
             "ask for at most one process per device"
@@ -284,7 +286,7 @@ def mistakes(config: Any) -> typing.Iterator[str]:
     for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
         if getattr(config, name) == 0:
             yield f"--{name} must be greater than 0"
-    if config.max_time and not re.fullmatch(r"\d+:[0-5]\d", config.max_time):
+    if config.max_time is not None and not re.fullmatch(r"\d+:[0-5]\d", config.max_time):
         yield f"--max_time {config.max_time} is not hh:mm, such as 11:30"
     if config.init_lora and config.resume_from_checkpoint:
         yield "--init_lora starts a run and --resume_from_checkpoint continues one: give one of them"

@@ -23,12 +23,17 @@ MEMORY_ADVICE = (
     "give smaller panels with --height and --width, in training a smaller --train_batch_size or --lora_rank or "
     "--gradient_checkpointing full, or use a GPU with more"
 )
-PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "Socket closed", "remote process exited")
+PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "Socket closed", "Broken pipe")
 GRACE_SECONDS = 10  # between a signal and leaving whatever still runs
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-STARTED = time.monotonic()
+REPEAT_SECONDS = 1.0  # whoever signals all processes of a job reaches the driver twice: directly and by the launcher
+TIME_IS_UP = 124  # exit code, as timeout(1)'s
+_started = time.monotonic()
+_deadline: float | None = None
 _received: list[int] = []
+_received_at = 0.0
 _finishes_steps = False
+_leaves = False
 
 
 def check_first(read_settings: Callable[[list[str]], object]) -> None:
@@ -60,9 +65,7 @@ def run_script(main: Callable[[list[str]], None]) -> NoReturn:
     sys.stdout.flush()
     if status and code:
         _leave_exit_code(Path(status) / "exit_code", code)
-    if (
-        not _received
-    ):  # nothing is left to clean up: a signal that comes now ends the process, and whoever waits sees it
+    if not _received:  # nothing is left to clean up: a signal that comes now may end the process as it likes
         for each in STOP_SIGNALS:
             signal.signal(each, signal.SIG_DFL)
     sys.exit(code)
@@ -88,20 +91,33 @@ def finishing_steps() -> Iterator[None]:
         _finishes_steps = False
 
 
+def stop_after(seconds: float | None) -> None:
+    """Sets a time, counted from the start of the process, from which `asked_to_stop` asks too; None: no such time."""
+    global _deadline
+    _deadline = None if seconds is None else _started + seconds
+
+
 def asked_to_stop() -> int:
-    """The exit code of whoever leaves because of the signal that has come; 0 where none has."""
-    return 128 + _received[0] if _received else 0
+    """The exit code of whoever leaves because a signal has come or the time is up; 0 where neither is so."""
+    if _received:
+        return 128 + _received[0]
+    return TIME_IS_UP if _deadline is not None and time.monotonic() >= _deadline else 0
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
+    global _received_at, _leaves
+    if _received and not _leaves and time.monotonic() - _received_at < REPEAT_SECONDS:
+        return
     if _finishes_steps and not _received:
         _received.append(number)
+        _received_at = time.monotonic()
         if os.environ.get("RANK", "0") == "0":  # one of several processes speaks; print may have been interrupted
             words = f"{signal.Signals(number).name}: saving after this step; a second one stops at once\n"
             os.write(2, words.encode())
         return
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)
+    _leaves = True
     _received.append(number)
     # A library may wait for its threads, a download for gigabytes: nothing half-written is ever taken for whole.
     timer = threading.Timer(GRACE_SECONDS, _leave_at_once, [number])
@@ -118,7 +134,7 @@ def _leave_at_once(number: int) -> None:
 
 
 def _exit_code(error: BaseException) -> int:
-    if _received:  # whatever broke while leaving, the signal is why
+    if _received and (_leaves or isinstance(error, SystemExit)):  # whatever broke while leaving, the signal is why
         print(f"stopped by {signal.Signals(_received[0]).name}", file=sys.stderr)
         return 128 + _received[0]
     if isinstance(error, SystemExit):

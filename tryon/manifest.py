@@ -23,7 +23,11 @@ def damage(folder: Path) -> str | None:
     for name, facts in manifest.items():
         if not (folder / name).is_file():
             return f"{folder / name} is missing"
-        if _facts(folder / name) != facts:
+        try:
+            found = _facts(folder / name)
+        except OSError as error:
+            return f"{folder / name} cannot be read ({error})"
+        if found != facts:
             return f"{folder / name} is damaged"
     return None
 

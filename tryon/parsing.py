@@ -84,12 +84,12 @@ def parse(parser: Parser, person: Image.Image) -> Tensor:
 
 
 def hide_worn(
-    person: Image.Image, worn: Image.Image, category: Category, rule: MaskRule, cache_dir: str | None
+    person: Image.Image, worn: Image.Image, category: Category, rule: MaskRule, parser: Parser | None
 ) -> Image.Image:
     """The mask that training would have made of a person, RGB, and the region of what it wears, "L" of 0 and 255 of the
-    same size: likewise "L". Where the rule names a parser it is loaded. Raises ValueError as agnostic_mask does.
+    same size: likewise "L". Raises ValueError as agnostic_mask does.
     """
-    labels = parse(load_parser(rule.parser, cache_dir, torch.device("cpu")), person) if rule.parser else None
+    labels = parse(parser, person) if parser else None
     hidden = agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], category, rule, labels)
     return Image.fromarray(hidden[0].numpy().astype(np.uint8) * 255)
 

@@ -7,6 +7,7 @@
 A checkpoint is whole when its manifest is there: it is written last. It is valid when its files are what that says.
 """
 
+import errno
 import fcntl
 import json
 import logging
@@ -16,7 +17,7 @@ import shlex
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 WHERE_IT_LIES = ("resume_from_checkpoint", "output_dir", "data_cache_dir", "cache_dir")
 STATE_FILE = "trainer_state.json"
 LOCK_FILE = ".lock"
+_held: set[Path] = set()  # runs that this process keeps
 CHECKPOINT = re.compile(r"checkpoint-\d+")
 # Settings that a resumed run may not change, because the batches or what is learnt from them would be others.
 SAME_WHEN_RESUMED = (
@@ -37,6 +39,10 @@ SAME_WHEN_RESUMED = (
     "gradient_accumulation_steps", "weighting_scheme", "logit_mean", "logit_std", "guidance_scale", "optimizer",
     "lora_rank", "lora_alpha", "balance",
 )  # fmt: skip
+
+
+class Refused(ValueError):
+    """A run that cannot be resumed as it was asked for."""
 
 
 def with_paths(config: TrainConfig, prefix: str) -> TrainConfig:
@@ -54,6 +60,7 @@ def with_paths(config: TrainConfig, prefix: str) -> TrainConfig:
                 f"{checkpoint} is at step {step_of(checkpoint)} of {config.max_train_steps} already: "
                 "give more --max_train_steps to go on"
             )
+        config = replace(config, resume_from_checkpoint=str(checkpoint.absolute()))  # looked for once
     if config.init_lora and Path(config.init_lora).expanduser().exists():
         find_lora(config.init_lora)
     elif config.init_lora:
@@ -69,13 +76,13 @@ def with_paths(config: TrainConfig, prefix: str) -> TrainConfig:
 def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
     """Raises ValueError, with the differences listed, where what `identity` names was another in the checkpoint's run.
 
-    It need not name everything: what is not known yet is left out.
+    It need not name everything: what is not known yet is left out. (Refused is a ValueError.)
     """
     was = json.loads((checkpoint / STATE_FILE).read_text())["identity"]
     changed = [name for name in sorted(identity) if was.get(name) != identity[name]]
     if changed:
         differences = "; ".join(f"{name} was {was.get(name)} and is {identity[name]}" for name in changed)
-        raise ValueError(
+        raise Refused(
             f"{checkpoint} cannot be resumed as another run: {differences}: give what the run's config.json says, name "
             "another run with --resume_from_checkpoint, or start a new one with --init_lora"
         )
@@ -102,16 +109,25 @@ def announce(config: TrainConfig, *others: Any) -> Path:
 
 
 @contextmanager
+def own_run(config: TrainConfig, is_main_process: bool, *others: Any) -> Iterator[None]:
+    """Around a training: its folder is its own, its settings are written there and printed, and where it ends early the
+    log says how to go on. others: the data's dataclasses."""
+    with locked(Path(config.output_dir)) if is_main_process else nullcontext():
+        settings = announce(config, *others) if is_main_process else None
+        with told_how_to_go_on(config, settings):
+            yield
+
+
+@contextmanager
 def told_how_to_go_on(config: TrainConfig, settings: Path | None) -> Iterator[None]:
-    """Around a training: where it is stopped, by a signal or after some progress, the log says what is saved and how to
-    resume. Where resuming is refused, `settings`, the file that `announce` wrote for it, is taken away again."""
+    """Around a training: where it ends before its end, the log says what is saved and how to resume. Where resuming is
+    refused, `settings`, the file that `announce` wrote for it, is taken away again."""
     run = Path(config.output_dir)
-    before = checkpoints(run)
     try:
         yield
     except BaseException as error:
         saved = checkpoints(run)
-        if saved and (saved != before or isinstance(error, SystemExit)):
+        if saved and not isinstance(error, Refused):
             step, flag = step_of(saved[-1]), f"--resume_from_checkpoint {shlex.quote(str(saved[-1]))}"
             if config.num_train_epochs or step < config.max_train_steps:
                 logger.info("saved up to step %d: go on with the same flags and %s", step, flag)
@@ -148,6 +164,10 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
                 f"--output_dir {config.output_dir} holds checkpoints of another run: name another folder, "
                 "or add --resume_from_checkpoint latest"
             )
+        if resume not in (None, "latest") and checkpoints(folder) and checkpoint.parent != folder:
+            raise ValueError(
+                f"--output_dir {config.output_dir} holds checkpoints of another run than {resume}: name another folder"
+            )
         if resume == "latest" and not checkpoints(folder):
             raise ValueError(f"--output_dir {config.output_dir} has no checkpoint to resume: name a run's folder")
         return folder
@@ -167,20 +187,32 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
 def locked(run: Path) -> Iterator[None]:
     """Keeps the run's folder for this process until it ends, however it does. Raises ValueError where another one has
     it. What it starts does not inherit the lock."""
+    if run in _held:  # opened a second time, the file would lose its lock when that is closed
+        yield
+        return
     run.mkdir(parents=True, exist_ok=True)
     with (run / LOCK_FILE).open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
-            file.seek(0)
-            raise ValueError(
-                f"another training, process {file.read().strip()}, writes into {run}: wait for its end, or name "
-                "another folder with --output_dir"
-            ) from error
+        except OSError as error:
+            if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                logger.warning("%s lies on a disk without locks: nobody notices if two trainings write into it", run)
+            elif error.errno in (errno.EAGAIN, errno.EACCES):
+                file.seek(0)
+                raise ValueError(
+                    f"another training, process {file.read().strip()}, writes into {run}: wait for its end, or name "
+                    "another folder with --output_dir"
+                ) from error
+            else:
+                raise
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        yield
+        _held.add(run)
+        try:
+            yield
+        finally:
+            _held.remove(run)
 
 
 def checkpoints(run: Path) -> list[Path]:
@@ -226,4 +258,6 @@ def find_lora(name: str) -> Path:
     for candidate in (path, path / LORA_FILE, lora_file(path)):
         if candidate.is_file():
             return candidate
-    return lora_file(newest_checkpoint(path))
+    if not (found := checkpoints(path)):
+        raise ValueError(f"{path} has no checkpoint: name a run, a checkpoint or a LoRA's file")
+    return lora_file(found[-1])

@@ -99,7 +99,10 @@ def forget_metrics_after(run: Path, step: int) -> None:
     """Takes out of metrics.jsonl what a resumed run will measure again. Call it on every process; the main one acts."""
     path = run / "metrics.jsonl"
     if PartialState().is_main_process and path.exists():
-        lines = [line for line in path.read_text().splitlines(keepends=True) if json.loads(line)["step"] <= step]
+        lines = path.read_text().splitlines(keepends=True)
+        if lines and not lines[-1].endswith("}\n"):  # cut short by a full disk or a loss of power
+            lines.pop()
+        lines = [line for line in lines if json.loads(line)["step"] <= step]
         staging = path.with_suffix(".partial")
         staging.write_text("".join(lines))
         staging.replace(path)

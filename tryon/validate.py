@@ -59,7 +59,7 @@ def make_validation(
     picked = pick_for_grid([each.category for each in encoded], config.num_validation_images)
     samples = [val_data[by_key[encoded[index].key]] for index in picked]
 
-    def draw() -> list[Image.Image]:
+    def draw(each_step: Callable[[], None] | None) -> list[Image.Image]:
         return [
             try_on(
                 pipeline,
@@ -68,7 +68,7 @@ def make_validation(
                 steps=config.num_inference_steps,
                 guidance=config.validation_guidance_scale,
                 seed=config.seed + row,
-                each_step=leave_if_asked,
+                each_step=each_step,
             )
             for row, sample in enumerate(samples)
         ]
@@ -76,14 +76,14 @@ def make_validation(
     before: list[Image.Image] = []
     if accelerator.is_main_process:
         transformer.disable_adapters()
-        before = draw()
+        before = draw(None)
         transformer.enable_adapters()
 
     def look(step: int) -> None:
         losses = validation_loss(transformer, val_latents, prompts, guidance=config.guidance_scale, seed=config.seed)
         log_metrics(accelerator, run, step, losses)
-        grid = validation_grid(samples, before, draw())
-        path = run / "validation" / f"step-{step:06d}.png"
+        grid = validation_grid(samples, before, draw(leave_if_asked))
+        path = validation_picture(run, step)
         path.parent.mkdir(parents=True, exist_ok=True)
         grid.save(path)
         log_picture(accelerator, "validation", grid, step)
@@ -101,6 +101,11 @@ def make_validation(
         accelerator.wait_for_everyone()
 
     return validate
+
+
+def validation_picture(run: Path, step: int) -> Path:
+    """Where the grid of a step lies."""
+    return run / "validation" / f"step-{step:06d}.png"
 
 
 def leave_if_asked() -> None:

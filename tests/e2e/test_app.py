@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import urlopen
@@ -17,11 +18,11 @@ import pytest
 import torch
 from PIL import Image
 
-from app_lora import PAINT_IS_MASK, PAINT_IS_WORN, dress, main, painted_mask
+from app_lora import PAINT_IS_MASK, PAINT_IS_WORN, dress, load_rule, main, painted_mask
 from conftest import PROJECT
 from tryon.config import TryOnConfig
 from tryon.lora import read_facts
-from tryon.masks import MaskRule, agnostic_mask
+from tryon.masks import agnostic_mask
 from tryon.pipeline import load_try_on
 from tryon.runs import find_lora
 from tryon.sample import fit_mask, fit_picture, to_picture
@@ -171,9 +172,17 @@ def test_what_is_worn_is_hidden_by_the_rule_of_the_training(run: Path, data_cach
     for choice, hidden in ((PAINT_IS_MASK, worn), (PAINT_IS_WORN, agnostic_mask(worn, "lower"))):
         mask = fit_mask(Image.fromarray(hidden[0].numpy()), 96, 64)[0].bool().numpy()
         garment = Image.open(drawn / "garment.png")
-        picture, seed = dress(model, (96, 64), MaskRule(), editor, garment, "lower", choice, 1, 1.0, 3, False)
+        hide = load_rule(replace(read_facts(lora), mask_rule="rectangle"), None)
+        picture, seed = dress(model, (96, 64), hide, editor, garment, "lower", choice, 1, 1.0, 3, False)
         changed = (np.asarray(picture) != before).any(-1)
         assert seed == 3 and not changed[~mask].any() and changed[mask].mean() > 0.9
+
+
+def test_a_rule_that_nobody_here_can_follow_is_not_offered(run: Path) -> None:
+    facts = read_facts(find_lora(str(run)))
+    assert load_rule(facts, None) is None, "its data had masks of its own"
+    assert load_rule(replace(facts, mask_rule="hull"), None) is None, "its data had label maps"
+    assert load_rule(None, None) is not None
 
 
 def test_what_is_missing_is_named(run: Path, data_cache: Path) -> None:

@@ -57,7 +57,7 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
         "transformer/pytorch_lora_weights.safetensors",
     }  # fmt: skip
     assert files - events == {
-        "config.json", "metrics.jsonl", "train.log", "evaluation.json", "evaluation-paired.png",
+        ".lock", "config.json", "metrics.jsonl", "train.log", "evaluation.json", "evaluation-paired.png",
         "evaluation-unpaired.png",
         "validation/step-000000.png", "validation/step-000002.png", "validation/step-000003.png",
         *(f"checkpoint-{step}/{name}" for step in (2, 3) for name in checkpoint_files),
@@ -263,9 +263,10 @@ def test_three_kills_lose_nothing_that_was_saved(tmp_path: Path, data_cache: Pat
         run = only_run(runs)
         wait_until(lambda run=run, steps=steps: (run / "metrics.jsonl").is_file()
                    and max(metrics(run), default=0) >= steps, 120)  # fmt: skip
+        driver = driver_of(run)
         if number == 2:
             wait_until(lambda run=run: any(run.glob(".checkpoint-*.partial")), every=0.0005)
-        os.kill(driver_of(run), signal.SIGKILL)
+        os.kill(driver, signal.SIGKILL)
         read_until(controller, "was killed from outside")
         assert process.wait(timeout=30) == 1
         os.close(controller)

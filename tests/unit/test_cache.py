@@ -141,7 +141,7 @@ def test_a_damaged_file_is_not_taken_for_latents(vae: AutoencoderKL, toy: ToyFol
     data = cached(ListSource([make_sample(0)]), vae, toy, config)
     content = data.files[0].read_bytes()
     data.files[0].write_bytes(content[:-100])
-    with pytest.raises(ValueError, match="are damaged"):
+    with pytest.raises(ValueError, match="is damaged"):
         read_latents(data.files[0])
 
 
@@ -149,13 +149,15 @@ def test_damaged_files_are_encoded_anew_and_counted(
     vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     source = ListSource([make_sample(seed) for seed in range(3)])
-    whole = {path: path.read_bytes() for path in cached(source, vae, toy, config).files}
-    cut, flipped, _ = whole
-    cut.write_bytes(whole[cut][:-100])
-    flipped.write_bytes(whole[flipped][:-1] + bytes([whole[flipped][-1] ^ 1]))
+    data = cached(source, vae, toy, config)
+    expected = [data[index].target for index in range(3)]
+    cut, flipped, _ = data.files
+    cut.write_bytes(cut.read_bytes()[:-100])
+    content = flipped.read_bytes()
+    flipped.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     cached(source, vae, toy, config)
     assert "2 of 3 encoded samples were damaged and are encoded anew" in caplog.text
-    assert {path: path.read_bytes() for path in whole} == whole
+    assert all(torch.equal(data[index].target, target) for index, target in enumerate(expected))
 
 
 def test_too_little_disk_is_refused_before_encoding(

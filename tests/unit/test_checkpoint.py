@@ -19,6 +19,7 @@ from tryon.lora import LoraFacts, add_lora
 from tryon.models import load_transformer
 from tryon.runs import (
     SAME_WHEN_RESUMED,
+    Refused,
     checkpoints,
     find_lora,
     locked,
@@ -184,6 +185,9 @@ def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         run_folder(named, "lora")
     elsewhere = TrainConfig(resume_from_checkpoint=str(newest / "checkpoint-5"), output_dir=str(tmp_path / "new"))
     assert run_folder(elsewhere, "lora") == tmp_path / "new"
+    make_run(tmp_path / "new")
+    with pytest.raises(ValueError, match="holds checkpoints of another run than"):
+        run_folder(elsewhere, "lora")
 
 
 def test_a_run_that_has_nothing_left_to_do_is_not_resumed(tmp_path: Path) -> None:
@@ -221,5 +225,9 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, caplog: pytest.LogCaptu
 
     settings.write_text("{}")
     with caplog.at_level(logging.INFO), pytest.raises(ValueError), told_how_to_go_on(config, settings):
-        raise ValueError("refused")
+        raise ValueError("the disk is full")
+    assert "saved up to step 25" in caplog.text and settings.exists()
+    caplog.clear()
+    with caplog.at_level(logging.INFO), pytest.raises(ValueError), told_how_to_go_on(config, settings):
+        raise Refused("another run")
     assert not caplog.text and not settings.exists()

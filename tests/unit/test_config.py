@@ -58,6 +58,14 @@ def test_profiles_are_those_of_the_readme(profile: str, expected: dict) -> None:
         assert config.train_batch_size * config.gradient_accumulation_steps == 8
 
 
+def test_each_machine_counts_its_own_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"profile": "h100", "num_processes": 16}
+    with pytest.raises(ValueError, match="there are 8 CUDA devices"):
+        resolve(given, cuda_devices=8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert resolve(given, cuda_devices=8).num_processes == 16
+
+
 def test_quick_test_falls_back_to_the_toy_only_without_a_gpu() -> None:
     assert resolve({"profile": "quick_test"}, cuda_devices=0).toy
     assert not resolve({"profile": "quick_test"}, cuda_devices=1).toy
