@@ -146,7 +146,12 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
         accelerator.wait_for_everyone()  # until all have found the checkpoint
         if accelerator.is_main_process:
             tidy(run, checkpoint)
-        run_training(config, train_data, val_data, accelerator, checkpoint)
+        try:
+            run_training(config, train_data, val_data, accelerator, checkpoint)
+        finally:  # the curves' last points are still in memory
+            with_trackers(accelerator, lambda tracker: tracker.finish())
+            accelerator.trackers.clear()
+        accelerator.end_training()
     return run
 
 
@@ -200,10 +205,10 @@ def run_training(
         logger.info("resumed from %s at step %d", checkpoint, state.step)
     lr_scheduler = make_lr_scheduler(config, optimizer, state.step, max_steps)
 
+    seen = validation_picture(run, state.step).exists()  # asked by all before one can draw it
     model = accelerator.prepare(transformer)  # autocast and, with several processes, DDP
     pipeline = build_pipeline(transformer, vae, load_scheduler(files.base))
     validate = make_validation(config, accelerator, pipeline, val_data, val_latents, prompts, run)
-    seen = validation_picture(run, state.step).exists()
     if state.step == 0 or (state.step % config.validation_steps == 0 and not seen):  # it was stopped before it looked
         validate(state.step)
 
@@ -245,9 +250,6 @@ def run_training(
     bar.close()
     drawn = count_draws(train_latents, config.balance, config.seed, first_step, state.step, samples_per_step)
     logger.info("drawn: %s", ", ".join(f"{count} {category}" for category, count in drawn.items()))
-    with_trackers(accelerator, lambda tracker: tracker.finish())
-    accelerator.trackers.clear()
-    accelerator.end_training()
 
 
 def agreed_stop(accelerator: Accelerator) -> int:
