@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 TOY = "toy-model"
 NOTICE = "a tiny model stands in for FLUX and CatVTON-Flux"
-MODEL_VERSION = 3
+MODEL_VERSION = 4
 MODEL_SEED = 0
 WEIGHTS = Path(__file__).parent / "weights"
 TEXT_WIDTH = 64
@@ -237,7 +237,7 @@ def new_transformer() -> FluxTransformer2DModel:
         num_layers=2,
         num_single_layers=4,
         attention_head_dim=32,
-        num_attention_heads=6,
+        num_attention_heads=7,
         joint_attention_dim=TEXT_WIDTH,
         pooled_projection_dim=TEXT_WIDTH,
         axes_dims_rope=(8, 12, 12),
