@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from deepfashion_training.train_deepfashion_lora import TOY_CATEGORIES
 from tryon.config import TryOnConfig, on_toy, quick_test
 from tryon.evaluate import evaluate
 from tryon.lora import read_facts
@@ -38,7 +39,7 @@ def test_a_lora_dresses_people_in_lower_and_full_body_garments(tmp_path: Path, d
     size = (config.height, config.width)
     train(
         config,
-        DrawnData(PAIRS, 2 * EVALUATION_SEED, CATEGORIES, *size),
+        DrawnData(PAIRS, 2 * EVALUATION_SEED, TOY_CATEGORIES, *size),
         DrawnData(3, EVALUATION_SEED, CATEGORIES, *size),
     )
 
