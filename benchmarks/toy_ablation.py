@@ -127,6 +127,9 @@ class VariantData:
     def category(self, index: int) -> Category:
         return self.drawings.category(index)
 
+    def name(self, index: int) -> str:
+        return self.drawings.name(index)
+
     def key(self, index: int) -> str:
         return f"{self.drawings.key(index)} {self.variant.reference} {self.variant.mask}"
 

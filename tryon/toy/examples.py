@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from tryon.evaluate import Case
-from tryon.masks import PARTS, MaskRule, agnostic_mask
+from tryon.masks import MASK_VERSION, PARTS, MaskRule, agnostic_mask
 from tryon.sample import Category, TryOnSample, fit_mask, fit_picture, to_picture
 from tryon.toy.drawing import Drawing, draw_garment, draw_person, edge_colour
 from tryon.toy.world import (
@@ -99,7 +99,7 @@ class DrawnData:
 
     def key(self, index: int) -> str:
         """A hash of all that pair `index` is drawn from."""
-        return sha256(repr((WORLD_VERSION, self, index)).encode()).hexdigest()
+        return sha256(repr((WORLD_VERSION, MASK_VERSION, self, index)).encode()).hexdigest()
 
     def category(self, index: int) -> Category:
         return self.categories[index % len(self.categories)]

@@ -10,7 +10,7 @@ import numpy as np
 
 from tryon.sample import CATEGORIES, Category
 
-WORLD_VERSION = 4  # raise it whenever a drawing, or what is hidden of it, changes: caches are named after it
+WORLD_VERSION = 4  # raise it whenever a drawing changes: caches are named after it
 VIEWS = ("front", "side", "back", "full", "additional")
 TEXTURES = ("plain", "stripes", "checks", "dots", "blocks", "logo")
 SYMBOLS = ("disc", "diamond", "star", "heart")
