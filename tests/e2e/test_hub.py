@@ -100,7 +100,7 @@ def test_what_is_downloaded_refused_and_used_again(hub: StubHub, hub_home: Path)
     for sentence, words in zip(refused, expected, strict=True):
         assert words in sentence and "\n" not in sentence
 
-    assert "downloading 21.1MB of somebody/catvton into " in said and "downloaded somebody/catvton" in said
+    assert "downloading 28.6MB of somebody/catvton into " in said and "downloaded somebody/catvton" in said
     assert "Traceback" not in said and "%" not in said, "no bars where there is no terminal"
     assert not [path for path in hub.asked if path.endswith((".bin", "other.safetensors", "flux1-fill.safetensors"))]
     assert not [path for path in hub.asked if path.startswith("somebody/flux/transformer")], "FLUX.1's own 24 GB"
