@@ -100,7 +100,7 @@ from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, tid
 from tryon.encode import to_device
 from tryon.evaluate import paired_cases
 from tryon.evaluation import evaluate_run
-from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate, loss_weight
+from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate, loss_weight, seed_of
 from tryon.lora import LoraFacts, add_lora, load_lora
 from tryon.models import (
     TEXT_PARTS,
@@ -185,7 +185,7 @@ def run_training(
 
     transformer = load_transformer(files.transformer, dtype)
     transformer.to(accelerator.device)
-    parameters = add_lora(transformer, config.lora_rank, config.lora_alpha, config.seed)
+    parameters = add_lora(transformer, config.lora_rank, config.lora_alpha, config.seed, config.lora_dropout)
     if config.init_lora:
         load_lora(transformer, find_lora(config.init_lora))
     if config.gradient_checkpointing == "full":
@@ -242,6 +242,7 @@ def run_training(
             if stop == TIME_IS_UP:
                 logger.info("--max_time %s is over", config.max_time)
             if stop > 128 or (stop and state.step < max_steps):
+                bar.close()
                 raise SystemExit(stop)
             if state.step % config.validation_steps == 0 or state.step == max_steps:
                 validate(state.step)
@@ -363,6 +364,8 @@ def batch_loss(
     )
     sigma, noise = sigma.to(accelerator.device), noise.to(accelerator.device)
     x_t, velocity = interpolate(batch.x0.float(), noise, sigma)
+    if config.lora_dropout:  # it draws from torch's own generator
+        torch.manual_seed(seed_of((config.seed, step, micro, first)))
     losses = fill_loss(model, batch, x_t, velocity, sigma, config.guidance_scale)
     return (loss_weight(config.weighting_scheme, sigma) * losses).mean()
 

@@ -102,6 +102,7 @@ class TrainConfig:
 
     lora_rank: int = setting(64, "rank of the LoRA", 1)
     lora_alpha: int | None = setting(None, "alpha of the LoRA; its rank if not given, which loads everywhere", 1)
+    lora_dropout: float = setting(0.0, "share of the LoRA's inputs that training leaves out at random", 0, 0.99)
     init_lora: str | None = setting(None, "start from this LoRA: a run, a checkpoint, a folder or a .safetensors file")
 
     validation_steps: int = setting(500, "validate every N optimiser steps, and at the end", 1)

@@ -112,8 +112,10 @@ def _stop(number: int, frame: FrameType | None) -> None:
         _received.append(number)
         _received_at = time.monotonic()
         if os.environ.get("RANK", "0") == "0":  # one of several processes speaks; print may have been interrupted
-            words = f"{signal.Signals(number).name}: saving after this step; a second one stops at once\n"
-            os.write(2, words.encode())
+            words = f"{signal.Signals(number).name}: saving after this step; a second one stops at once"
+            if os.environ.get("TRAIN_TERMINAL") == "1" or os.isatty(2):
+                words = f"\r{words:<110}"  # over the progress bar
+            os.write(2, f"{words}\n".encode())
         return
     for each in STOP_SIGNALS:
         signal.signal(each, signal.SIG_IGN)

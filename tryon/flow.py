@@ -25,6 +25,12 @@ def sigma_from_density(u: Tensor) -> Tensor:
     return (NUM_TRAIN_TIMESTEPS - index).float() / NUM_TRAIN_TIMESTEPS
 
 
+def seed_of(draw: tuple[int, ...]) -> int:
+    """The seed of a draw that integers name. They are mixed, so that neighbouring steps and indices get unrelated
+    generators."""
+    return int(np.random.SeedSequence(draw).generate_state(1, np.uint64)[0])
+
+
 def draw_sigma_and_noise(
     shape: tuple[int, int],
     weighting_scheme: str,
@@ -40,9 +46,7 @@ def draw_sigma_and_noise(
     """
     sigmas, noises = [], []
     for draw in draws:
-        # SeedSequence mixes the integers, so that neighbouring steps and indices get unrelated generators.
-        seed = int(np.random.SeedSequence(draw).generate_state(1, np.uint64)[0])
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed_of(draw))
         u = compute_density_for_timestep_sampling(
             weighting_scheme, 1, logit_mean, logit_std, MODE_SCALE, generator=generator
         )

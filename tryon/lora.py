@@ -54,12 +54,21 @@ class LoraFacts:
     mask_parser: str | None = None  # that told the rule the person's parts
 
 
-def add_lora(transformer: FluxTransformer2DModel, rank: int, alpha: int, seed: int) -> list[torch.nn.Parameter]:
+def add_lora(
+    transformer: FluxTransformer2DModel, rank: int, alpha: int, seed: int, dropout: float = 0.0
+) -> list[torch.nn.Parameter]:
     """Adds a fresh LoRA, which changes nothing yet, and returns its parameters: float32, the only trainable ones.
 
+    dropout: share of the inputs of the LoRA's layers that training leaves out at random, from torch's own generator.
     In bf16 an update of 1e-4 would mostly be rounded away.
     """
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(TARGET_MODULES), init_lora_weights="gaussian")
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=list(TARGET_MODULES),
+        init_lora_weights="gaussian",
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer.add_adapter(config)

@@ -37,7 +37,7 @@ CHECKPOINT = re.compile(r"checkpoint-\d+")
 SAME_WHEN_RESUMED = (
     "prompt", "max_sequence_length", "height", "width", "seed", "num_processes", "train_batch_size",
     "gradient_accumulation_steps", "weighting_scheme", "logit_mean", "logit_std", "guidance_scale", "optimizer",
-    "lora_rank", "lora_alpha", "balance",
+    "lora_rank", "lora_alpha", "lora_dropout", "balance",
 )  # fmt: skip
 
 

@@ -70,11 +70,23 @@ def test_losses_are_those_of_the_record(config: TrainConfig) -> None:
 
 
 def test_training_is_deterministic_and_resume_is_exact(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, lora_dropout=0.2)
     whole = train(config, TRAIN_DATA, VAL_DATA)
     first_half = replace(config, output_dir=str(tmp_path / "halves"), max_train_steps=3, dataloader_num_workers=2)
     train(first_half, TRAIN_DATA, VAL_DATA)
     halves = train(replace(first_half, max_train_steps=6, resume_from_checkpoint="latest"), TRAIN_DATA, VAL_DATA)
     assert_same_run(halves, whole)
+
+
+def test_dropout_is_drawn_anew_in_each_step_and_never_validated_with(config: TrainConfig, tmp_path: Path) -> None:
+    # At a rate that changes nothing, so that what differs is the dropout alone.
+    still = replace(config, learning_rate=1e-30, lr_warmup_steps=0, init_lora=None)
+    first = train(replace(config, max_train_steps=1, learning_rate=0.1, lr_warmup_steps=0), TRAIN_DATA, VAL_DATA)
+    still = replace(still, init_lora=str(first), max_train_steps=2, validation_steps=1)
+    plain = train(replace(still, output_dir=str(tmp_path / "plain")), TRAIN_DATA, VAL_DATA)
+    dropped = train(replace(still, output_dir=str(tmp_path / "dropped"), lora_dropout=0.5), TRAIN_DATA, VAL_DATA)
+    assert all(metrics(plain)[step] != metrics(dropped)[step] for step in (1, 2))
+    assert metrics(plain, "validation/loss") == metrics(dropped, "validation/loss")
 
 
 def test_another_seed_trains_something_else(config: TrainConfig, tmp_path: Path) -> None:
