@@ -164,7 +164,7 @@ def run_variant(name: str, seed: int, config: AblationConfig) -> dict[str, float
     settings = use_toy_model(settings_of(name, seed, config), asked_for=True)
     shutil.rmtree(settings.output_dir, ignore_errors=True)  # an older run's checkpoints
     size = (settings.height, settings.width)
-    held_out = DrawnData(len(CATEGORIES) * config.cases, EVALUATION_SEED + seed, CATEGORIES, *size)
+    held_out = DrawnData(len(CATEGORIES) * config.cases, EVALUATION_SEED, CATEGORIES, *size)
     trained_on = DrawnData(config.pairs, 2 * EVALUATION_SEED + seed, variant.categories, *size)
     train(settings, VariantData(trained_on, variant), VariantData(replace(held_out, count=3), variant))
 

@@ -71,7 +71,7 @@ def evaluate_on_drawings(run: Path, config: TrainConfig, rule: "MaskRule") -> No
 
     count = len(CATEGORIES) * config.num_evaluation_samples
     size = config.height, config.width
-    paired = DrawnData(count, EVALUATION_SEED + config.seed, CATEGORIES, *size, mask_rule=rule)
+    paired = DrawnData(count, EVALUATION_SEED, CATEGORIES, *size, mask_rule=rule)
     unpaired = replace(paired, unpaired=True)
     cases = {"paired": drawn_cases(paired), "unpaired": drawn_cases(unpaired)}
     evaluate_run(run, config, cases, partial(lengths_right, unpaired))

@@ -26,7 +26,7 @@ from tryon.toy.world import (
 
 VIEW = "front"  # of all examples
 OTHER_LENGTH = {"trousers": "shorts", "shorts": "trousers"}
-EVALUATION_SEED = 10_000  # added to a run's: nobody has seen these drawings, and another seed gets others
+EVALUATION_SEED = 10_000  # no run has seen these drawings; they are the same for all, so that numbers can be compared
 LENGTH_TOLERANCE = 0.1  # of the true length
 DISTINCT = 90  # in RGB: garments whose length is measured keep so far from skin, shoes and background
 LEGGINGS = Garment("lower", "trousers", 0.95, 0.0, "none", 0.0, 0.0, "plain", 0.1, 0.0, "disc", ((0, 0, 0), (0, 0, 0)))
