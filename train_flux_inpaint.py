@@ -80,27 +80,23 @@ if __name__ == "__main__":
 import logging
 import math
 import time
-from collections.abc import Iterator
+from collections import Counter
 from contextlib import nullcontext
 from datetime import timedelta
+from functools import partial
 from hashlib import sha256
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration
-from diffusers.optimization import get_scheduler
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from folder_datasets import load_dresscode, load_viton_hd
 from tryon.batches import count_draws, drawn_in_step, load_batches
-from tryon.cache import LatentData, cache_latents, cache_prompts, latent_files
+from tryon.cache import cache_latents, cache_prompts, latent_files
 from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, tidy, verify
-from tryon.encode import to_device
 from tryon.evaluate import paired_cases
 from tryon.evaluation import evaluate_run
-from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate, loss_weight, seed_of
 from tryon.lora import LoraFacts, add_lora, load_lora
 from tryon.models import (
     TEXT_PARTS,
@@ -112,7 +108,9 @@ from tryon.models import (
     load_vae,
 )
 from tryon.pipeline import build_pipeline
-from tryon.sample import CATEGORIES, Category, FillBatch, PromptEmbedding, SampleSource, prompt_for
+from tryon.sample import CATEGORIES, Category, PromptEmbedding, SampleSource, prompt_for
+from tryon.step import make_lr_scheduler, make_optimizer, optimiser_step
+from tryon.timing import Clock, shares
 from tryon.toy.model import toy_name, use_toy_model
 from tryon.tracking import (
     forget_metrics_after,
@@ -177,8 +175,7 @@ def run_training(
     # Text encoders and VAE first: the prompts and pictures never change, so they are encoded once, and the text
     # encoders are gone before the transformer arrives. The VAE stays, for the validation pictures.
     prompts = encode_prompts(config, files, dtype, accelerator)
-    # Channels last: the convolutions are half as fast again on a CPU.
-    vae = load_vae(files.base, dtype).to(accelerator.device, memory_format=torch.channels_last)
+    vae = load_vae(files.base, dtype).to(accelerator.device)
     val_files = latent_files(val_data, files, config, dtype)
     train_latents = cache_latents(train_data, train_files, "training samples", vae, config, accelerator)
     val_latents = cache_latents(val_data, val_files, "validation samples", vae, config, accelerator)
@@ -209,17 +206,21 @@ def run_training(
     model = accelerator.prepare(transformer)  # autocast and, with several processes, DDP
     pipeline = build_pipeline(transformer, vae, load_scheduler(files.base))
     validate = make_validation(config, accelerator, pipeline, val_data, val_latents, prompts, run)
+    clock, begun = Clock(accelerator.device), time.monotonic()
     if state.step == 0 or (state.step % config.validation_steps == 0 and not seen):  # it was stopped before it looked
-        validate(state.step)
+        with clock.part("validation"):
+            validate(state.step)
 
     model.train()
     batches = iter(load_batches(config, train_latents, prompts, accelerator, state.step, max_steps))
     bar = progress_bar(max_steps, "training", accelerator.is_main_process, initial=state.step)
     started, first_step = time.monotonic(), state.step
+    spent: Counter[str] = Counter()  # seconds by part
     with finishing_steps():
         while state.step < max_steps:
+            samples = partial(drawn_in_step, train_latents, config, state.step, accelerator.num_processes)
             metrics = optimiser_step(
-                config, state.step, model, batches, optimizer, lr_scheduler, accelerator, train_latents
+                config, state.step, model, batches, optimizer, lr_scheduler, accelerator, clock, samples
             )
             state = replace(state, step=state.step + 1)
             log_metrics(accelerator, run, state.step, metrics)
@@ -230,25 +231,32 @@ def run_training(
             if state.step % LOG_EVERY == 0 or state.step == max_steps:
                 left = (time.monotonic() - started) / (state.step - first_step) * (max_steps - state.step)
                 logger.info("step %d/%d: %s, %s left", state.step, max_steps, words, timedelta(seconds=round(left)))
+                seconds = clock.take()
+                spent.update(seconds)
+                log_metrics(accelerator, run, state.step, {f"time/{part}": each for part, each in seconds.items()})
 
             # Once in a while: save, then look. A picture that fails must not cost the weights it shows.
             stop = agreed_stop(accelerator)
             if state.step % config.checkpointing_steps == 0 or state.step == max_steps or stop:
-                if accelerator.is_main_process:
-                    facts, keep = lora_facts(config, train_data, state.step), config.checkpoints_total_limit
-                    checkpoint = save_checkpoint(run, state, facts, transformer, optimizer, keep)
-                    logger.info("saved %s", lora_file(checkpoint))
-                accelerator.wait_for_everyone()
+                with clock.part("checkpoint"):
+                    if accelerator.is_main_process:
+                        facts, keep = lora_facts(config, train_data, state.step), config.checkpoints_total_limit
+                        checkpoint = save_checkpoint(run, state, facts, transformer, optimizer, keep)
+                        logger.info("saved %s", lora_file(checkpoint))
+                    accelerator.wait_for_everyone()
             if stop == TIME_IS_UP:
                 logger.info("--max_time %s is over", config.max_time)
             if stop > 128 or (stop and state.step < max_steps):
                 bar.close()
                 raise SystemExit(stop)
             if state.step % config.validation_steps == 0 or state.step == max_steps:
-                validate(state.step)
+                with clock.part("validation"):
+                    validate(state.step)
     if (stop := asked_to_stop()) > 128:  # while the last pictures were drawn
         raise SystemExit(stop)
     bar.close()
+    spent.update(clock.take())
+    logger.info("where time went: %s", shares(spent, time.monotonic() - begun))
     drawn = count_draws(train_latents, config.balance, config.seed, first_step, state.step, samples_per_step)
     logger.info("drawn: %s", ", ".join(f"{count} {category}" for category, count in drawn.items()))
 
@@ -260,50 +268,6 @@ def agreed_stop(accelerator: Accelerator) -> int:
     if accelerator.num_processes > 1:
         code = int(accelerator.gather(torch.tensor([code], device=accelerator.device)).max())
     return code
-
-
-def optimiser_step(
-    config: TrainConfig,
-    step: int,
-    model: torch.nn.Module,
-    batches: Iterator[FillBatch],
-    optimizer: Optimizer,
-    lr_scheduler: LRScheduler,
-    accelerator: Accelerator,
-    data: LatentData,
-) -> dict[str, float]:
-    """One update from gradient_accumulation_steps batches of `data`, and what the curves show of it.
-
-    Raises ValueError before the update where loss or gradient is not finite on any process.
-    """
-    started = time.monotonic()
-    total = torch.zeros((), device=accelerator.device)
-    for micro in range(config.gradient_accumulation_steps):
-        batch = to_device(next(batches), accelerator.device)
-        last = micro == config.gradient_accumulation_steps - 1
-        with nullcontext() if last else accelerator.no_sync(model):
-            loss = batch_loss(config, model, batch, step, micro, accelerator) / config.gradient_accumulation_steps
-            accelerator.backward(loss)
-        total += loss.detach()
-
-    mean_loss = accelerator.reduce(total, "mean").item()
-    grad_norm = torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], config.max_grad_norm).item()
-    if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
-        samples = ", ".join(dict.fromkeys(drawn_in_step(data, config, step, accelerator.num_processes)))
-        raise ValueError(
-            f"the loss is {mean_loss} and the gradient's norm {grad_norm} at step {step + 1}, so this update was not "
-            f"made: lower --learning_rate or look at its samples ({samples}), then resume from the newest checkpoint"
-        )
-    learning_rate = lr_scheduler.get_last_lr()[0]
-    optimizer.step()
-    lr_scheduler.step()
-    optimizer.zero_grad(set_to_none=True)
-    return {
-        "train/loss": mean_loss,
-        "train/learning_rate": learning_rate,
-        "train/grad_norm": grad_norm,
-        "train/seconds": time.monotonic() - started,
-    }
 
 
 def start_accelerator(config: TrainConfig, run: Path, first_step: int) -> Accelerator:
@@ -347,56 +311,6 @@ def encode_prompts(
             Path(config.data_cache_dir),
         )
     return {category: embeddings[text] for category, text in texts.items()}
-
-
-def batch_loss(
-    config: TrainConfig, model: torch.nn.Module, batch: FillBatch, step: int, micro: int, accelerator: Accelerator
-) -> torch.Tensor:
-    """The weighted flow-matching loss of one micro-batch: a scalar."""
-    size = len(batch.x0)
-    first = accelerator.process_index * size
-    sigma, noise = draw_sigma_and_noise(
-        batch.x0.shape[1:],
-        config.weighting_scheme,
-        config.logit_mean,
-        config.logit_std,
-        draws=[(config.seed, step, micro, first + index) for index in range(size)],
-    )
-    sigma, noise = sigma.to(accelerator.device), noise.to(accelerator.device)
-    x_t, velocity = interpolate(batch.x0.float(), noise, sigma)
-    if config.lora_dropout:  # it draws from torch's own generator
-        torch.manual_seed(seed_of((config.seed, step, micro, first)))
-    losses = fill_loss(model, batch, x_t, velocity, sigma, config.guidance_scale)
-    return (loss_weight(config.weighting_scheme, sigma) * losses).mean()
-
-
-def make_optimizer(config: TrainConfig, parameters: list[torch.nn.Parameter]) -> Optimizer:
-    """AdamW, with moments in float32 or in 8 bits."""
-    if config.optimizer == "adamw8bit":
-        from bitsandbytes.optim import AdamW8bit as AdamW
-    else:
-        from torch.optim import AdamW
-    return AdamW(
-        parameters,
-        lr=config.learning_rate,
-        betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.adam_weight_decay,
-        eps=config.adam_epsilon,
-    )
-
-
-def make_lr_scheduler(config: TrainConfig, optimizer: Optimizer, step: int, max_steps: int) -> LRScheduler:
-    """diffusers' schedule over optimiser steps, `step` of which are done; "constant" warms up too, if asked to."""
-    for group in optimizer.param_groups:
-        group["initial_lr"] = config.learning_rate  # what a schedule that does not begin at 0 starts from
-    warm_up = config.lr_scheduler == "constant" and config.lr_warmup_steps > 0
-    return get_scheduler(
-        "constant_with_warmup" if warm_up else config.lr_scheduler,
-        optimizer,
-        num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=max_steps,
-        last_epoch=step - 1,
-    )
 
 
 def run_identity(config: TrainConfig, files: ModelFiles, train_files: list[Path]) -> dict[str, Any]:

@@ -12,7 +12,6 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from conftest import PROJECT
-from train_flux_inpaint import make_optimizer
 from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, verify
 from tryon.config import TrainConfig
 from tryon.lora import LoraFacts, add_lora
@@ -28,6 +27,7 @@ from tryon.runs import (
     told_how_to_go_on,
     with_paths,
 )
+from tryon.step import make_optimizer
 from tryon.toy.model import ToyFolders
 
 IDENTITY = {"data": "5 samples", "seed": 0}
