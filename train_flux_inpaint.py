@@ -97,7 +97,8 @@ from tryon.cache import cache_latents, cache_prompts, latent_files
 from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, tidy, verify
 from tryon.evaluate import paired_cases
 from tryon.evaluation import evaluate_run
-from tryon.lora import LoraFacts, add_lora, load_lora
+from tryon.lora import LoraFacts
+from tryon.memory import choose_quantization
 from tryon.models import (
     TEXT_PARTS,
     ModelFiles,
@@ -108,6 +109,7 @@ from tryon.models import (
     load_vae,
 )
 from tryon.pipeline import build_pipeline
+from tryon.prepare import prepare_transformer
 from tryon.sample import CATEGORIES, Category, PromptEmbedding, SampleSource, prompt_for
 from tryon.step import make_lr_scheduler, make_optimizer, optimiser_step
 from tryon.timing import Clock, shares
@@ -162,6 +164,7 @@ def run_training(
 ) -> None:
     """Encodes, loads and trains, from the checkpoint where one is given."""
     run = Path(config.output_dir)
+    config = replace(config, quantization=choose_quantization(config.quantization, accelerator.device))
     dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
 
     with accelerator.main_process_first():  # one downloads, the others find it
@@ -181,14 +184,8 @@ def run_training(
     val_latents = cache_latents(val_data, val_files, "validation samples", vae, config, accelerator)
 
     transformer = load_transformer(files.transformer, dtype)
-    transformer.to(accelerator.device)
-    parameters = add_lora(transformer, config.lora_rank, config.lora_alpha, config.seed, config.lora_dropout)
-    if config.init_lora:
-        load_lora(transformer, find_lora(config.init_lora))
-    if config.gradient_checkpointing == "full":
-        transformer.enable_gradient_checkpointing()
-    logger.info("LoRA: rank %d, %.1f M parameters", config.lora_rank, sum(p.numel() for p in parameters) / 1e6)
-
+    init_lora = find_lora(config.init_lora) if config.init_lora else None
+    parameters = prepare_transformer(transformer, config, accelerator.device, init_lora)
     optimizer = make_optimizer(config, parameters)
     samples_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
     max_steps = config.max_train_steps
@@ -321,6 +318,7 @@ def run_identity(config: TrainConfig, files: ModelFiles, train_files: list[Path]
         "data": f"{len(train_files)} samples {digest[:12]}",
         "text encoders": files_fingerprint(*(files.base / part for part in TEXT_PARTS))[:12],
         "transformer": files_fingerprint(files.transformer)[:12],
+        "quantization": config.quantization,  # what "auto" means here
         **{name: getattr(config, name) for name in SAME_WHEN_RESUMED},
     }
 

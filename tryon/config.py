@@ -24,6 +24,7 @@ FLUX_BASE = "black-forest-labs/FLUX.1-dev"
 CATVTON_TRANSFORMER = "xiaozaa/catvton-flux-alpha"
 
 MaskRuleName = Literal["rectangle", "hull", "parsing"]
+Quantization = Literal["none", "fp8", "int8", "nf4", "auto"]
 
 # The toy's panel: the smallest at which a texture survives the VAE's 8x compression.
 TOY_HEIGHT, TOY_WIDTH = 192, 144
@@ -78,9 +79,20 @@ class TrainConfig:
     )
     train_batch_size: int = setting(1, "samples per process and forward pass", 1)
     gradient_accumulation_steps: int = setting(8, "forward passes per optimiser step", 1)
-    gradient_checkpointing: Literal["none", "full"] = setting(
-        "full", "recompute activations in the backward pass: slower, much less memory"
+    gradient_checkpointing: str = setting(
+        "auto",
+        "which blocks recompute their activations in the backward pass, which takes time and saves memory: none, full "
+        "(all), a number N (every N-th), or auto, as few as fit on the GPU",
     )
+    quantization: Quantization = setting(
+        "auto",
+        "how the frozen weights are kept on the GPU: in full (none), in 8 bits (fp8, int8), in 4 (nf4), or auto, as "
+        "the GPU's memory asks for",
+    )
+    offload: bool = setting(
+        False, "keep the frozen weights in the host's memory and fetch each block when it runs: slow, for small GPUs"
+    )
+    compile: bool = setting(False, "compile the transformer's blocks: a minute at the start, faster steps")
     weighting_scheme: Literal["none", "logit_normal", "mode", "cosmap", "sigma_sqrt"] = setting(
         "none", "how noise levels are drawn and losses weighted; none is uniform and unweighted"
     )
@@ -287,6 +299,13 @@ def mistakes(config: Any) -> typing.Iterator[str]:
     for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
         if getattr(config, name) == 0:
             yield f"--{name} must be greater than 0"
+    asked = config.gradient_checkpointing
+    if asked not in ("none", "auto", "full") and not (asked.isdigit() and int(asked) > 0):
+        yield f"--gradient_checkpointing {asked} is neither none, auto, full nor a number of blocks from 1"
+    if config.offload and asked not in ("auto", "full"):
+        yield f"--offload recomputes every block: leave --gradient_checkpointing {asked} out"
+    if config.offload and config.compile:
+        yield "--offload and --compile do not go together: give one of them"
     if config.max_time is not None and not re.fullmatch(r"\d+:[0-5]\d", config.max_time):
         yield f"--max_time {config.max_time} is not hh:mm, such as 11:30"
     if config.init_lora and config.resume_from_checkpoint:

@@ -10,6 +10,11 @@ from torch import Tensor
 PIXELS_PER_TOKEN = 16
 
 
+def count_tokens(height: int, width: int) -> int:
+    """Image tokens of a diptych of two panels of height x width pixels."""
+    return (height // PIXELS_PER_TOKEN) * (2 * width // PIXELS_PER_TOKEN)
+
+
 def pack_latents(x: Tensor) -> Tensor:
     """[B, C, h, w] -> [B, L, 4C]; h and w even."""
     b, c, h, w = x.shape

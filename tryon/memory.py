@@ -1,56 +1,274 @@
-"""What fits on the GPU, known before anything large is downloaded, encoded or loaded."""
+"""What training needs of the GPU's memory, known before anything large is downloaded, encoded or loaded."""
 
+import logging
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from tqdm import tqdm
 
-from tryon.config import TrainConfig
+from tryon.config import Quantization, TrainConfig
+from tryon.geometry import count_tokens
 from tryon.lora import add_lora
+from tryon.quantize import weight_bytes
+
+logger = logging.getLogger(__name__)
+
+GB = 10**9
+VAE_PARAMETERS = 83_800_000  # FLUX's; it stays on the GPU for the validation's pictures
+CONTEXT = 600 * 10**6  # bytes that CUDA and its libraries take beside our tensors
+SLACK = 0.05  # of all tensors: what the allocator cannot use between them
+# Every N-th block recomputes its activations: tried from the least to the most that is recomputed.
+RECOMPUTED: tuple[int | None, ...] = (None, 8, 6, 5, 4, 3, 2, 1)
+# GPUs with at least so many bytes hold the frozen weights so ("auto").
+QUANTIZED_BELOW: tuple[tuple[int, Quantization], ...] = ((60 * GB, "none"), (32 * GB, "fp8"), (0, "nf4"))
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes on the GPU at the fullest moment of a step, by what they are for.
+
+    weights: frozen ones and the VAE's. lora: its float32 weights and their gradients. optimizer: moments.
+    activations: what the forward pass keeps for the backward pass. work: what a block computes with meanwhile.
+    """
+
+    weights: int
+    lora: int
+    optimizer: int
+    activations: int
+    work: int
+
+    @property
+    def total(self) -> int:
+        """All of it, with what the allocator cannot use and what CUDA takes."""
+        return round((1 + SLACK) * sum(getattr(self, each.name) for each in fields(self))) + CONTEXT
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of parameters: frozen ones, those of them in the linear layers of blocks, in those of a double block, in
+    the largest layer; and trained ones."""
+
+    frozen: int
+    in_blocks: int
+    in_double_block: int
+    largest: int
+    trained: int
+
+
+@dataclass(frozen=True)
+class BlockCosts:
+    """Of one transformer block, in bytes. inputs: what is kept of it where it recomputes its activations. saved: what
+    it keeps for its backward pass where it does not."""
+
+    inputs: int
+    saved: int
+
+
+@dataclass(frozen=True)
+class TransformerCosts:
+    """The transformer's sizes, and what its blocks, in their order, cost in a micro-batch."""
+
+    sizes: Sizes
+    blocks: list[BlockCosts]
+
+
+def transformer_costs(config: TrainConfig, transformer_config: dict[str, Any]) -> TransformerCosts:
+    """Counted on the real model with its LoRA, made without memory; takes about a second."""
+    one_of_each = {**transformer_config, "num_layers": 1, "num_single_layers": 1}
+    transformer = empty_transformer(one_of_each, config.lora_rank)
+    double = _trace(transformer.transformer_blocks[0], config, transformer.inner_dim)
+    single = _trace(transformer.single_transformer_blocks[0], config, transformer.inner_dim)
+    blocks = [double] * transformer_config["num_layers"] + [single] * transformer_config["num_single_layers"]
+    return TransformerCosts(count_parameters(transformer_config, config.lora_rank), blocks)
+
+
+def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | None) -> TrainingMemory:
+    """What a training step needs where every `every`-th block recomputes its activations, or none.
+
+    config.quantization must be resolved (see choose_quantization). A compiler may keep fewer activations.
+    """
+    sizes, itemsize, quantized = costs.sizes, _dtype(config).itemsize, config.quantization != "none"
+    each = weight_bytes(config.quantization) if quantized else itemsize
+    held = 2 * sizes.in_double_block if config.offload else sizes.in_blocks  # the block that runs, and the next
+    recomputed = costs.blocks[::every] if every else []
+    kept = [each for index, each in enumerate(costs.blocks) if not every or index % every]
+    activations = sum(each.saved for each in kept) + sum(each.inputs for each in recomputed)
+    activations += max((each.saved for each in recomputed), default=0)
+    moment = 1 if config.optimizer == "adamw8bit" else 4
+    return TrainingMemory(
+        weights=round(held * each) + (sizes.frozen - sizes.in_blocks + VAE_PARAMETERS) * itemsize,
+        lora=8 * sizes.trained,
+        optimizer=2 * moment * sizes.trained,
+        activations=activations,
+        work=max(block.saved for block in costs.blocks) + (itemsize * sizes.largest if quantized else 0),
+    )
+
+
+def choose_quantization(asked: Quantization, device: torch.device) -> Quantization:
+    """What "auto" means on the device: as little as its memory allows. Anything else is returned as it is."""
+    if asked != "auto":
+        return asked
+    if device.type != "cuda":
+        return "none"
+    size = total_memory(device)
+    return next(kind for least, kind in QUANTIZED_BELOW if size >= least)
+
+
+def recomputed_every(config: TrainConfig, costs: TransformerCosts, free: int) -> int | None:
+    """What --gradient_checkpointing means: every how many-th block recomputes its activations, or None for none. "auto"
+    is the least with which a step fits into `free` bytes, or 1, all of them."""
+    asked = config.gradient_checkpointing
+    if config.offload or asked == "full":
+        return 1
+    if asked == "auto":
+        return next((every for every in RECOMPUTED if training_memory(config, costs, every).total <= free), 1)
+    return None if asked == "none" else int(asked)
 
 
 def check_training_fits(config: TrainConfig, transformer_config: dict[str, Any], device: torch.device) -> None:
-    """Raises ValueError where weights, LoRA, gradients and optimiser alone need more than the GPU has free."""
-    frozen, trained = count_parameters(transformer_config, config.lora_rank)
-    need = training_bytes(frozen, trained, config.mixed_precision, config.optimizer)
+    """Raises ValueError where weights, LoRA and optimiser alone need more than the GPU has free; warns where activations
+    may not fit beside them: those are planned to 15 %."""
+    if device.type != "cuda":
+        return
+    config = replace(config, quantization=choose_quantization(config.quantization, device))
+    free = free_memory(device)
+    costs = transformer_costs(config, transformer_config)
+    every = recomputed_every(config, costs, free)
+    need = training_memory(config, costs, every)
+    helps = ", or ".join(what_helps(config, every)) or "use a GPU with more"
     check_gpu_memory(
-        f"training at rank {config.lora_rank} with {config.optimizer}",
-        need,
-        "use a GPU with more, a smaller --lora_rank, or --optimizer adamw8bit",
+        f"training at rank {config.lora_rank} with {config.optimizer}, activations aside,",
+        need.weights + need.lora + need.optimizer,
+        helps,
         device,
     )
+    if need.total > free:
+        in_words = [tqdm.format_sizeof(amount, "B") for amount in (need.total, free)]
+        words = "a step is planned to need %s of GPU memory and %s are free; should it not fit: %s"
+        logger.warning(words, *in_words, helps)
+
+
+def what_helps(config: TrainConfig, every: int | None) -> list[str]:
+    """Flags that need less memory than the configuration, what helps most first."""
+    samples = config.train_batch_size * config.gradient_accumulation_steps
+    advice = {
+        "--gradient_checkpointing full": every != 1,
+        "--quantization nf4": config.quantization != "nf4",
+        f"--train_batch_size 1 --gradient_accumulation_steps {samples}": config.train_batch_size > 1,
+        "--optimizer adamw8bit": config.optimizer != "adamw8bit",
+        "a smaller --lora_rank": config.lora_rank > 16,
+        "--offload": not config.offload,
+    }
+    return [f"give {flag}" for flag, there in advice.items() if there]
 
 
 def check_inference_fits(transformer_config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
     """Raises ValueError where the transformer's weights alone need more than the GPU has free."""
-    frozen, _ = count_parameters(transformer_config, rank=1)
+    frozen = count_parameters(transformer_config, rank=1).frozen
     check_gpu_memory("try-on", frozen * dtype.itemsize, "use a GPU with more", device)
 
 
-def count_parameters(transformer_config: dict[str, Any], rank: int) -> tuple[int, int]:
-    """Parameters of the frozen transformer and of a LoRA of this rank, counted without allocating any."""
+def count_parameters(transformer_config: dict[str, Any], rank: int) -> Sizes:
+    """Of the transformer with a LoRA of this rank, counted without allocating any."""
+    transformer = empty_transformer(transformer_config, rank)
+    trained = sum(each.numel() for each in transformer.parameters() if each.requires_grad)
+    linear = [
+        [
+            layer.weight.numel()
+            for name, layer in block.named_modules()
+            if isinstance(layer, nn.Linear) and "lora_" not in name
+        ]
+        for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+    ]
+    frozen = sum(each.numel() for each in transformer.parameters()) - trained
+    return Sizes(frozen, sum(map(sum, linear)), sum(linear[0]), max(map(max, linear)), trained)
+
+
+def empty_transformer(transformer_config: dict[str, Any], rank: int) -> FluxTransformer2DModel:
+    """The transformer with a LoRA, without memory: on the meta device."""
     with torch.device("meta"):
         transformer = FluxTransformer2DModel.from_config(transformer_config).requires_grad_(False)
-        frozen = sum(parameter.numel() for parameter in transformer.parameters())
-        trained = add_lora(transformer, rank, rank, seed=0)
-    return frozen, sum(parameter.numel() for parameter in trained)
+        add_lora(transformer, rank, rank, seed=0)
+    return transformer
 
 
-def training_bytes(frozen: int, trained: int, precision: str, optimizer: str) -> int:
-    """A lower bound, activations aside: frozen weights in 2 or 4 bytes; float32 LoRA weights and gradients; two moments
-    in 4 bytes each, or in 1."""
-    moments = 2 * (1 if optimizer == "adamw8bit" else 4)
-    return frozen * (2 if precision == "bf16" else 4) + trained * (4 + 4 + moments)
+def _trace(block: nn.Module, config: TrainConfig, width: int) -> BlockCosts:
+    """Runs the block forward on tensors that have shapes and no memory, and adds up what autograd would keep."""
+    dtype, batch = _dtype(config), config.train_batch_size
+    image, text, head = count_tokens(config.height, config.width), config.max_sequence_length, block.attn.head_dim
+    saved: dict[int, int] = {}
+
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16")
+    with FakeTensorMode(allow_non_fake_inputs=True), autocast, _LikeCuda():
+        weights = {
+            name: torch.empty(
+                each.shape, dtype=torch.float32 if each.requires_grad else dtype, requires_grad=each.requires_grad
+            )
+            for name, each in block.named_parameters()
+        }
+        inputs = {
+            "hidden_states": torch.empty(batch, image, width, dtype=dtype, requires_grad=True),
+            "encoder_hidden_states": torch.empty(batch, text, width, dtype=dtype, requires_grad=True),
+            "temb": torch.empty(batch, width, dtype=dtype),
+            "image_rotary_emb": (torch.empty(image + text, head), torch.empty(image + text, head)),
+        }
+        own = {each.untyped_storage()._cdata for each in weights.values()}
+        alive: list[Tensor] = []  # a storage that is freed would lend its name to the next
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                saved[storage._cdata] = storage.nbytes()
+                alive.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            torch.func.functional_call(block, weights, (), inputs)
+    return BlockCosts(inputs=batch * (image + text) * width * dtype.itemsize, saved=sum(saved.values()))
+
+
+class _LikeCuda(TorchFunctionMode):
+    """Autocast on a CPU leaves normalisation in bfloat16, on a CUDA device it is done in float32."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        if function is nn.functional.layer_norm and torch.is_autocast_enabled("cpu"):
+            args = (args[0].float(), *args[1:])
+        return function(*args, **(kwargs or {}))
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that this process may use on a CUDA device, in use or not."""
+    share = torch.cuda.get_per_process_memory_fraction(device)
+    return round(share * torch.cuda.get_device_properties(device).total_memory)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes on a CUDA device that this process could still allocate; of the host where the device is a CPU."""
+    if device.type != "cuda":
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(free + unused, total_memory(device) - torch.cuda.memory_allocated(device))
 
 
 def check_gpu_memory(what: str, need: int, what_helps: str, device: torch.device) -> None:
     """Raises ValueError where a CUDA device has less than `need` bytes free."""
     if device.type != "cuda":
         return
-    free, _ = torch.cuda.mem_get_info(device)
+    free = free_memory(device)
     if need > free:
         in_words = [tqdm.format_sizeof(amount, "B") for amount in (need, free)]
         raise ValueError(
             f"{what} needs at least {in_words[0]} of GPU memory and this GPU has {in_words[1]} free: {what_helps}"
         )
+
+
+def _dtype(config: TrainConfig) -> torch.dtype:
+    return torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32

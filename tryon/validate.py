@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -73,10 +74,13 @@ def make_validation(
             for row, sample in enumerate(samples)
         ]
 
+    # Where blocks are compiled: for other shapes, without gradients or LoRA, each would be compiled again.
+    eagerly = partial(torch.compiler.set_stance, "force_eager")
     before: list[Image.Image] = []
     if accelerator.is_main_process:
         transformer.disable_adapters()
-        before = draw(None)
+        with eagerly():
+            before = draw(None)
         transformer.enable_adapters()
 
     def look(step: int) -> None:
@@ -94,7 +98,8 @@ def make_validation(
         if accelerator.is_main_process:
             transformer.eval()
             try:
-                look(step)
+                with eagerly():
+                    look(step)
             except CutShort:
                 logger.info("validation at step %d given up", step)
             transformer.train()

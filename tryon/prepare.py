@@ -1,0 +1,74 @@
+"""The transformer made ready for training: its LoRA, how its frozen weights are kept, what is recomputed, compiled."""
+
+import logging
+from pathlib import Path
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import nn
+from tqdm import tqdm
+
+from tryon.attention import choose_attention
+from tryon.blocks import checkpoint_blocks, offload_blocks
+from tryon.config import TrainConfig
+from tryon.lora import add_lora, load_lora
+from tryon.memory import free_memory, recomputed_every, training_memory, transformer_costs
+from tryon.quantize import quantize_blocks
+
+logger = logging.getLogger(__name__)
+
+
+def prepare_transformer(
+    transformer: FluxTransformer2DModel, config: TrainConfig, device: torch.device, init_lora: Path | None
+) -> list[nn.Parameter]:
+    """Gives the transformer, which lies in the host's memory, its LoRA, and brings it to the device as the
+    configuration says: quantised block by block, so that the whole never has to fit there. Returns what is trained.
+
+    config.quantization must be resolved. init_lora: a LoRA's file that training starts from.
+    """
+    parameters = add_lora(transformer, config.lora_rank, config.lora_alpha, config.seed, config.lora_dropout)
+    if init_lora:
+        load_lora(transformer, init_lora)
+    count = sum(parameter.numel() for parameter in parameters) / 1e6
+    logger.info("LoRA: rank %d, %.1f M parameters", config.lora_rank, count)
+    if config.quantization != "none":
+        home = torch.device("cpu") if config.offload else device
+        quantize_blocks(transformer, config.quantization, device, home)
+        logger.info("frozen weights: %s", config.quantization)
+    if config.offload:
+        offload_blocks(transformer, device)
+    else:
+        transformer.to(device)
+        recompute(transformer, config, device)
+    choose_attention(transformer, config, device)
+    if config.compile and (problem := no_compiler(device)):
+        logger.warning("--compile is left out, as nothing can be compiled here: %s", problem)
+    elif config.compile:
+        transformer.compile_repeated_blocks(fullgraph=True)
+    return parameters
+
+
+def recompute(transformer: FluxTransformer2DModel, config: TrainConfig, device: torch.device) -> None:
+    """Lets as many blocks recompute their activations as the configuration says, and says which where it chose."""
+    if config.gradient_checkpointing == "none":
+        return
+    costs = transformer_costs(config, dict(transformer.config))
+    there = training_memory(config, costs, None)  # what is on the device already is not free any more
+    free = free_memory(device) + there.weights
+    every = recomputed_every(config, costs, free)
+    if every:
+        checkpoint_blocks(transformer, every)
+    if config.gradient_checkpointing == "auto":
+        need = training_memory(config, costs, every).total
+        which = {None: "no block", 1: "every block"}.get(every, f"every {every}th block")
+        in_words = [tqdm.format_sizeof(amount, "B") for amount in (need, free)]
+        logger.info("%s recomputes its activations: planned %s of %s", which, *in_words)
+
+
+def no_compiler(device: torch.device) -> str | None:
+    """Why nothing can be compiled for the device, in a line; None where it can."""
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
+    except Exception as error:  # whatever a missing or broken toolchain raises
+        return str(error).strip().splitlines()[0]
+    return None
