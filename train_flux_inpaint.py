@@ -89,7 +89,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from folder_datasets import load_dresscode, load_viton_hd
 from tryon.batches import count_draws, drawn_in_step, load_batches
@@ -111,6 +111,7 @@ from tryon.models import (
 from tryon.pipeline import build_pipeline
 from tryon.prepare import prepare_transformer
 from tryon.sample import CATEGORIES, Category, PromptEmbedding, SampleSource, prompt_for
+from tryon.speed import remember_speed
 from tryon.step import make_lr_scheduler, make_optimizer, optimiser_step
 from tryon.timing import Clock, shares
 from tryon.toy.model import toy_name, use_toy_model
@@ -126,6 +127,7 @@ from tryon.validate import make_validation, validation_picture
 
 logger = logging.getLogger(__name__)
 
+WORTH_REMEMBERING = 20  # steps: fewer say little about a run's speed
 LOG_EVERY = 10  # optimiser steps between two plain lines in the log; metrics.jsonl gets every step
 
 
@@ -207,12 +209,13 @@ def run_training(
     if state.step == 0 or (state.step % config.validation_steps == 0 and not seen):  # it was stopped before it looked
         with clock.part("validation"):
             validate(state.step)
+    spent = Counter(clock.take())  # seconds by part
+    looked = spent["validation"]  # before the first step
 
     model.train()
     batches = iter(load_batches(config, train_latents, prompts, accelerator, state.step, max_steps))
     bar = progress_bar(max_steps, "training", accelerator.is_main_process, initial=state.step)
     started, first_step = time.monotonic(), state.step
-    spent: Counter[str] = Counter()  # seconds by part
     with finishing_steps():
         while state.step < max_steps:
             samples = partial(drawn_in_step, train_latents, config, state.step, accelerator.num_processes)
@@ -253,6 +256,9 @@ def run_training(
         raise SystemExit(stop)
     bar.close()
     spent.update(clock.take())
+    trained = time.monotonic() - started - spent["validation"] - spent["checkpoint"] + looked
+    if accelerator.is_main_process and state.step - first_step >= WORTH_REMEMBERING:
+        remember_speed(config, accelerator.device, trained / (state.step - first_step))
     logger.info("where time went: %s", shares(spent, time.monotonic() - begun))
     drawn = count_draws(train_latents, config.balance, config.seed, first_step, state.step, samples_per_step)
     logger.info("drawn: %s", ", ".join(f"{count} {category}" for category, count in drawn.items()))
@@ -278,6 +284,8 @@ def start_accelerator(config: TrainConfig, run: Path, first_step: int) -> Accele
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=config.mixed_precision,
+        # The buffers are frozen weights, the same everywhere: they need not be sent around before every step.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
     )

@@ -13,11 +13,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from tryon.config import MaskConfig, TrainConfig, cuda_device_count, mistakes, parse_flags, resolve, setting
+from tryon.config import (
+    MaskConfig,
+    PlanConfig,
+    TrainConfig,
+    cuda_device_count,
+    mistakes,
+    parse_flags,
+    resolve,
+    setting,
+)
 from tryon.entry import run_script
 from tryon.runs import locked, with_paths
 
 DEEPFASHION = "SaffalPoosh/deepFashion-with-masks"
+DEEPFASHION_ROWS = 40_658
 COMMAND = "bash ./train_deepfashion_lora.sh"
 DESCRIPTION = (
     "LoRA fine-tuning of CatVTON-Flux. Defaults shown are the full profile's; a flag beats the profile. "
@@ -47,11 +57,15 @@ class DataConfig:
     )
 
 
-def read_settings(argv: list[str]) -> tuple[TrainConfig, DataConfig, MaskConfig]:
+def read_settings(argv: list[str]) -> tuple[TrainConfig, DataConfig, MaskConfig, PlanConfig]:
     """The run's resolved configuration, paths made absolute. Raises ValueError, in one sentence, for every mistake."""
-    given, data_given, mask_given = parse_flags(argv, COMMAND, DESCRIPTION, TrainConfig, DataConfig, MaskConfig)
-    config, masks = resolve(given, cuda_device_count()), MaskConfig(**mask_given)
-    return with_paths(config, "deepfashion_lora"), checked_data(DataConfig(**data_given), masks, config.toy), masks
+    given, data_given, mask_given, plan_given = parse_flags(
+        argv, COMMAND, DESCRIPTION, TrainConfig, DataConfig, MaskConfig, PlanConfig
+    )
+    plan, masks = PlanConfig(**plan_given), MaskConfig(**mask_given)
+    config = resolve(given, cuda_device_count(), plan)
+    data = checked_data(DataConfig(**data_given), masks, config.toy)
+    return with_paths(config, "deepfashion_lora"), data, masks, plan
 
 
 def checked_data(data: DataConfig, masks: MaskConfig, toy: bool) -> DataConfig:
@@ -91,7 +105,7 @@ def checked_data_path(name: str) -> str:
 
 
 def main(argv: list[str]) -> None:
-    config, _, _ = read_settings(argv)
+    config, *_ = read_settings(argv)
     folder = Path(config.output_dir)
     try:
         with locked(folder):  # another training's log is not to be written into

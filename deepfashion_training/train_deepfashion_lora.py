@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepfashion_training.preflight import read_settings
-from tryon.config import TrainConfig
+from deepfashion_training.preflight import DEEPFASHION, DEEPFASHION_ROWS, DataConfig, read_settings
+from tryon.config import MaskConfig, PlanConfig, TrainConfig
 from tryon.entry import run_script
 from tryon.runs import own_run
 
@@ -26,7 +26,10 @@ TOY_VIEWS = ("front",)
 
 
 def main(argv: list[str]) -> None:
-    config, data, masks = read_settings(argv)
+    config, data, masks, plan = read_settings(argv)
+    if plan.plan:
+        print("\n".join(plan_of(config, data, masks, plan)))
+        return
     drawn = data.dataset_name is None  # the toy's own data
 
     # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
@@ -61,6 +64,30 @@ def main(argv: list[str]) -> None:
     if config.num_evaluation_samples and state.is_main_process:
         evaluate_on_drawings(run, config, val_data.mask_rule) if drawn else evaluate_on(val_data, run, config)
     logger.info("finished: %s", run)
+
+
+def plan_of(config: TrainConfig, data: DataConfig, masks: MaskConfig, plan: PlanConfig) -> list[str]:
+    """What the run will need and take, in lines. Of the models only the transformer's config.json is read."""
+    import torch
+
+    from tryon.models import FILL_CONFIG, read_transformer_config
+    from tryon.plan import plan_lines
+    from tryon.toy.model import use_toy_model
+
+    lines = []
+    if config.toy:
+        config = use_toy_model(config, asked_for=True)
+    try:
+        transformer = read_transformer_config(config.pretrained_inpaint_model_name_or_path, config.cache_dir)
+    except ValueError as error:
+        lines.append(f"planned for FLUX-Fill's own size, as {error}")
+        transformer = FILL_CONFIG
+    rows = {None: TOY_ITEMS, DEEPFASHION: DEEPFASHION_ROWS}.get(data.dataset_name)
+    pairs = min(filter(None, (rows, config.max_train_samples)), default=None)
+    device = None if plan.gpu_memory else torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    memory = (plan.gpu_memory or 0) * 1e9
+    samples = pairs and pairs * masks.variants
+    return [*lines, *plan_lines(config, transformer, samples, device, memory, plan.price_per_hour)]
 
 
 def evaluate_on_drawings(run: Path, config: TrainConfig, rule: "MaskRule") -> None:

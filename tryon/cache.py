@@ -237,10 +237,14 @@ def _digest(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def latents_bytes(height: int, width: int, itemsize: int) -> int:
+    """What a diptych of height x width pixels takes in the cache: twice 16 channels of latents, and a bit a pixel."""
+    return 2 * 16 * (height // 8) * (width // 8) * itemsize + height * width // 8
+
+
 def _check_disk(folder: Path, count: int, height: int, width: int, itemsize: int) -> None:
     """Says how much disk `count` diptychs of height x width pixels need. Raises ValueError where there is less."""
-    latents = 2 * 16 * (height // 8) * (width // 8) * itemsize
-    need = count * (latents + height * width // 8)
+    need = count * latents_bytes(height, width, itemsize)
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
     in_words = [tqdm.format_sizeof(amount, "B") for amount in (need, free)]

@@ -20,8 +20,8 @@ from typing import NoReturn
 from tryon.config import PROJECT
 
 MEMORY_ADVICE = (
-    "give smaller panels with --height and --width, in training a smaller --train_batch_size or --lora_rank or "
-    "--gradient_checkpointing full, or use a GPU with more"
+    "give --quantization nf4, in training --gradient_checkpointing full and --train_batch_size 1, smaller panels with "
+    "--height and --width, or --offload"
 )
 PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "Socket closed", "Broken pipe")
 GRACE_SECONDS = 10  # between a signal and leaving whatever still runs

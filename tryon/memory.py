@@ -113,12 +113,14 @@ def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | N
 
 def choose_quantization(asked: Quantization, device: torch.device) -> Quantization:
     """What "auto" means on the device: as little as its memory allows. Anything else is returned as it is."""
-    if asked != "auto":
-        return asked
-    if device.type != "cuda":
-        return "none"
-    size = total_memory(device)
-    return next(kind for least, kind in QUANTIZED_BELOW if size >= least)
+    if asked == "auto" and device.type == "cuda":
+        return quantization_for(asked, total_memory(device))
+    return "none" if asked == "auto" else asked
+
+
+def quantization_for(asked: Quantization, memory: float) -> Quantization:
+    """The same for a GPU of so many bytes."""
+    return next(kind for least, kind in QUANTIZED_BELOW if memory >= least) if asked == "auto" else asked
 
 
 def recomputed_every(config: TrainConfig, costs: TransformerCosts, free: int) -> int | None:
@@ -133,8 +135,8 @@ def recomputed_every(config: TrainConfig, costs: TransformerCosts, free: int) ->
 
 
 def check_training_fits(config: TrainConfig, transformer_config: dict[str, Any], device: torch.device) -> None:
-    """Raises ValueError where weights, LoRA and optimiser alone need more than the GPU has free; warns where activations
-    may not fit beside them: those are planned to 15 %."""
+    """Raises ValueError where weights, LoRA and optimiser alone need more than the GPU has free; warns where the plan
+    with activations does."""
     if device.type != "cuda":
         return
     config = replace(config, quantization=choose_quantization(config.quantization, device))
@@ -169,10 +171,14 @@ def what_helps(config: TrainConfig, every: int | None) -> list[str]:
     return [f"give {flag}" for flag, there in advice.items() if there]
 
 
-def check_inference_fits(transformer_config: dict[str, Any], dtype: torch.dtype, device: torch.device) -> None:
+def check_inference_fits(
+    transformer_config: dict[str, Any], quantization: Quantization, dtype: torch.dtype, device: torch.device
+) -> None:
     """Raises ValueError where the transformer's weights alone need more than the GPU has free."""
-    frozen = count_parameters(transformer_config, rank=1).frozen
-    check_gpu_memory("try-on", frozen * dtype.itemsize, "use a GPU with more", device)
+    sizes = count_parameters(transformer_config, rank=1)
+    each = dtype.itemsize if quantization == "none" else weight_bytes(quantization)
+    need = round(sizes.in_blocks * each) + (sizes.frozen - sizes.in_blocks) * dtype.itemsize
+    check_gpu_memory("try-on", need, "give --quantization nf4 or --offload, or use a GPU with more", device)
 
 
 def count_parameters(transformer_config: dict[str, Any], rank: int) -> Sizes:

@@ -18,8 +18,9 @@ from tryon.geometry import pack_latents, unpack_latents
 from tryon.hub import hub_or_folder
 from tryon.lora import LoraFacts, attach_lora, read_facts
 from tryon.masks import MaskRule
-from tryon.memory import check_inference_fits
+from tryon.memory import check_inference_fits, choose_quantization
 from tryon.models import fetch_models, load_scheduler, load_transformer, load_vae, read_transformer_config
+from tryon.prepare import compile_blocks, place
 from tryon.runs import LORA_FILE, find_lora
 from tryon.sample import (
     CATEGORIES,
@@ -106,7 +107,9 @@ def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    check_inference_fits(read_transformer_config(transformer, hub_cache), dtype, device)
+    quantization = choose_quantization(config.quantization, device)
+    if not config.offload:
+        check_inference_fits(read_transformer_config(transformer, hub_cache), quantization, dtype, device)
     texts = {category: prompt_for(kind, category) for category in CATEGORIES}
     logger.info("loading %s, %s and %s", base, transformer, lora)
     files = fetch_models(base, transformer, hub_cache)
@@ -115,8 +118,10 @@ def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:
     model = load_transformer(files.transformer, dtype)
     attach_lora(model, lora, config.lora_scale)
     vae, scheduler = load_vae(files.base, dtype), load_scheduler(files.base)
-    model.to(device, dtype)  # the LoRA too: one precision throughout
-    pipeline = build_pipeline(model.eval(), vae.to(device), scheduler)
+    place(model.eval().to(dtype), quantization, config.offload, device)  # the LoRA too: one precision throughout
+    if config.compile:
+        compile_blocks(model, device)
+    pipeline = build_pipeline(model, vae.to(device), scheduler)
     return TryOnModel(pipeline, {category: embeddings[text] for category, text in texts.items()})
 
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from tryon.attention import choose_attention
 from tryon.blocks import checkpoint_blocks, offload_blocks
-from tryon.config import TrainConfig
+from tryon.config import Quantization, TrainConfig
 from tryon.lora import add_lora, load_lora
 from tryon.memory import free_memory, recomputed_every, training_memory, transformer_costs
 from tryon.quantize import quantize_blocks
@@ -31,21 +31,33 @@ def prepare_transformer(
         load_lora(transformer, init_lora)
     count = sum(parameter.numel() for parameter in parameters) / 1e6
     logger.info("LoRA: rank %d, %.1f M parameters", config.lora_rank, count)
-    if config.quantization != "none":
-        home = torch.device("cpu") if config.offload else device
-        quantize_blocks(transformer, config.quantization, device, home)
-        logger.info("frozen weights: %s", config.quantization)
-    if config.offload:
+    place(transformer, config.quantization, config.offload, device)
+    if not config.offload:
+        recompute(transformer, config, device)
+    choose_attention(transformer, config, device)
+    if config.compile:
+        compile_blocks(transformer, device)
+    return parameters
+
+
+def place(transformer: FluxTransformer2DModel, quantization: Quantization, offload: bool, device: torch.device) -> None:
+    """Brings a transformer that lies in the host's memory, its LoRA on it, to the device: quantised block by block, so
+    that the whole never has to fit there, and offloaded where that is wanted. quantization: resolved."""
+    if quantization != "none":
+        quantize_blocks(transformer, quantization, device, torch.device("cpu") if offload else device)
+        logger.info("frozen weights: %s", quantization)
+    if offload:
         offload_blocks(transformer, device)
     else:
         transformer.to(device)
-        recompute(transformer, config, device)
-    choose_attention(transformer, config, device)
-    if config.compile and (problem := no_compiler(device)):
+
+
+def compile_blocks(transformer: FluxTransformer2DModel, device: torch.device) -> None:
+    """Compiles the blocks, each kind once; where nothing can be compiled it says so, and they stay as they are."""
+    if problem := no_compiler(device):
         logger.warning("--compile is left out, as nothing can be compiled here: %s", problem)
-    elif config.compile:
+    else:
         transformer.compile_repeated_blocks(fullgraph=True)
-    return parameters
 
 
 def recompute(transformer: FluxTransformer2DModel, config: TrainConfig, device: torch.device) -> None:

@@ -43,7 +43,7 @@ def given(*argv: str) -> dict:
             "h100",
             {
                 "height": 768, "width": 576, "max_train_samples": None, "max_validation_samples": 64,
-                "max_train_steps": 8000, "train_batch_size": 4, "gradient_accumulation_steps": 2, "lora_rank": 128,
+                "max_train_steps": 8000, "train_batch_size": 1, "gradient_accumulation_steps": 8, "lora_rank": 128,
                 "lora_alpha": 128, "lr_warmup_steps": 100, "validation_steps": 500, "checkpointing_steps": 500,
             },
         ),

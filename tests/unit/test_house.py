@@ -13,7 +13,7 @@ FLOORS = [
     {"tryon.manifest", "tryon.runs", "tryon.entry", "tryon.tracking", "tryon.hub", "tryon.memory", "tryon.models",
      "tryon.lora", "tryon.parsing", "tryon.encode", "tryon.cache", "tryon.checkpoint", "tryon.batches",
      "tryon.metrics", "tryon.timing", "tryon.step", "tryon.quantize", "tryon.blocks",
-     "tryon.attention", "tryon.prepare"},
+     "tryon.attention", "tryon.prepare", "tryon.speed", "tryon.plan"},
     {"tryon.pipeline", "tryon.validate", "tryon.evaluate", "tryon.evaluation"},
     {"train_flux_inpaint", "folder_datasets", "tryon_inference_lora", "app_lora", "pretrain_toy"},
     {"deepfashion_training.preflight", "deepfashion_training.references", "deepfashion_training.pairing",

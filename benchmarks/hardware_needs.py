@@ -1,0 +1,48 @@
+"""Prints the README's table of what each profile needs on GPUs of several sizes: planned, where nothing was measured.
+
+python -m benchmarks.hardware_needs
+"""
+
+from dataclasses import replace
+
+from tryon.config import PROFILES, TrainConfig
+from tryon.memory import (
+    TransformerCosts,
+    quantization_for,
+    recomputed_every,
+    training_memory,
+    transformer_costs,
+)
+from tryon.models import FILL_CONFIG
+
+GIB = 2**30
+CARDS = (12, 16, 24, 32, 48, 80)  # GiB of memory
+
+
+def lines() -> list[str]:
+    """The table in Markdown."""
+    configs = {name: make() for name, make in PROFILES.items()}
+    costs = {name: transformer_costs(config, FILL_CONFIG) for name, config in configs.items()}
+    rows = ["| GPU | " + " | ".join(f"`{name}`" for name in configs) + " |", "|---" * (len(configs) + 1) + "|"]
+    for card in CARDS:
+        cells = [_cell(config, costs[name], card * GIB) for name, config in configs.items()]
+        rows.append(f"| {card} GB | " + " | ".join(cells) + " |")
+    return rows
+
+
+def _cell(config: TrainConfig, costs: TransformerCosts, memory: int) -> str:
+    """What "auto" chooses, with --offload where nothing else fits."""
+    config = replace(config, quantization=quantization_for(config.quantization, memory))
+    for offload in (False, True):
+        config = replace(config, offload=offload)
+        every = recomputed_every(config, costs, memory)
+        need = training_memory(config, costs, every).total
+        if need <= memory:
+            kept = {"none": "bf16"}.get(config.quantization, config.quantization) + (" `--offload`" if offload else "")
+            which = {None: "nothing", 1: "all", 2: "every 2nd block"}.get(every, f"every {every}th block")
+            return f"{need / GIB:.0f} GB: {kept}, recomputes {which}"
+    return "does not fit"
+
+
+if __name__ == "__main__":
+    print("\n".join(lines()))

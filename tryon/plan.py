@@ -1,0 +1,116 @@
+"""What a run will need and take, said before anything is loaded: GPU memory, disk, hours, money."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from tryon.cache import latents_bytes
+from tryon.config import TrainConfig
+from tryon.memory import (
+    choose_quantization,
+    free_memory,
+    quantization_for,
+    recomputed_every,
+    training_memory,
+    transformer_costs,
+    what_helps,
+)
+from tryon.speed import device_name, peak_flops, remembered_speed, step_flops
+
+TEXT_ENCODERS_AND_VAE = 9.9e9  # bytes of FLUX.1-dev's parts on the hub: T5 9.5 GB, CLIP 0.25 GB, VAE 0.17 GB
+
+
+def plan_lines(
+    config: TrainConfig,
+    transformer_config: dict[str, Any],
+    samples: int | None,
+    device: torch.device | None,
+    memory: float,
+    price_per_hour: float | None,
+) -> list[str]:
+    """The plan in words, a line each.
+
+    samples: at most so many are encoded, where it is known. device: the one that trains; None where it is another
+    machine's, which has `memory` bytes. price_per_hour: of the machine, in any currency.
+    """
+    if device:
+        config = replace(config, quantization=choose_quantization(config.quantization, device))
+        free = free_memory(device)
+    else:
+        free = memory
+        config = replace(config, quantization=quantization_for(config.quantization, memory))
+    costs = transformer_costs(config, transformer_config)
+    every = recomputed_every(config, costs, free)
+    need = training_memory(config, costs, every)
+    where = "memory" if device and device.type == "cpu" else "GPU memory"
+
+    recomputing = {None: "no block recomputes", 1: "every block recomputes"}.get(every, f"every {every}th recomputes")
+    lines = [f"planned, {where}: {_size(need.total)} of {_size(free)} {'free' if device else 'in all'}"]
+    lines += [f"  {name:12} {_size(size):>8}" for name, size in vars(need).items()]
+    lines.append(f"  frozen weights: {config.quantization}, offload: {config.offload}, {recomputing} its activations")
+    if need.total > free:
+        lines.append(f"  it does not fit: {', or '.join(what_helps(config, every)) or 'use a GPU with more'}")
+
+    each = latents_bytes(config.height, 2 * config.width, 2 if config.mixed_precision == "bf16" else 4)
+    kept = (config.checkpoints_total_limit or config.max_train_steps // config.checkpointing_steps) + 1
+    checkpoint = need.lora // 2 + need.optimizer
+    models = costs.sizes.frozen * 2 + TEXT_ENCODERS_AND_VAE
+    cached = (
+        f"{_size(samples * each)} at most, for {samples:,} pairs and variants"
+        if samples
+        else f"{_size(1000 * each)} per 1,000 pairs"
+    )
+    lines.append("planned, disk:")
+    lines.append(f"  latents      {cached}")
+    lines.append(f"  checkpoints  {_size(kept * checkpoint)}: {kept} of {_size(checkpoint)}")
+    if not config.toy:
+        lines.append(f"  models       {_size(models)}, where they are not there yet")
+
+    lines += _time_lines(config, transformer_config, every, samples, device, price_per_hour)
+    return lines
+
+
+def _time_lines(
+    config: TrainConfig,
+    transformer_config: dict[str, Any],
+    every: int | None,
+    samples: int | None,
+    device: torch.device | None,
+    price_per_hour: float | None,
+) -> list[str]:
+    per_step = config.train_batch_size * config.gradient_accumulation_steps * config.num_processes
+    steps = config.max_train_steps
+    if config.num_train_epochs and samples:
+        steps = -(-config.num_train_epochs * samples // per_step)
+    per_device = step_flops(config, transformer_config, every).total * per_step / config.num_processes
+    lines = [
+        f"planned, time: {steps:,} steps of {per_step} samples, {per_device / 1e12:,.3g} TFLOP each on each device"
+    ]
+    measured, peak = (remembered_speed(config, device), peak_flops(device)) if device else (None, None)
+    if measured:
+        hours = steps * measured / 3600
+        lines.append(
+            f"  {_hours(hours)}, at {measured:.3g} s a step: measured on {device_name(device)} in a run like this"
+        )
+    elif peak:
+        hours = steps * per_device / peak / 3600
+        lines.append(
+            f"  at least {_hours(hours)}, at the data sheet's {peak / 1e12:.0f} TFLOP/s: nothing was measured yet"
+        )
+    else:
+        lines.append("  nothing measured yet: the first run of this kind leaves its speed to later plans")
+        return lines
+    lines.append("  validation, checkpoints and the encoding of the pictures come on top")
+    if price_per_hour is not None:
+        lines.append(f"  {'' if measured else 'at least '}{hours * price_per_hour:,.2f} at {price_per_hour:g} an hour")
+    return lines
+
+
+def _size(count: float) -> str:
+    return tqdm.format_sizeof(count, "B")
+
+
+def _hours(hours: float) -> str:
+    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
