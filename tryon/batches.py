@@ -1,6 +1,5 @@
 """Which samples make up each batch: a pure function of the seed and the position in the run."""
 
-import signal
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
@@ -13,7 +12,7 @@ from torch.utils.data import DataLoader
 from tryon.cache import LatentData
 from tryon.config import TrainConfig
 from tryon.encode import collate
-from tryon.entry import STOP_SIGNALS
+from tryon.entry import leave_signals_to_the_process
 from tryon.sample import CATEGORIES, Category, PromptEmbedding
 
 POWER = {"none": 1.0, "sqrt": 0.5, "equal": 0.0}  # a category with n rows gets a share proportional to n ** POWER
@@ -42,12 +41,6 @@ def load_batches(
         worker_init_fn=leave_signals_to_the_process,
         pin_memory=accelerator.device.type == "cuda",
     )
-
-
-def leave_signals_to_the_process(worker: int) -> None:
-    """A worker goes on at a signal: the process that it reads for decides when to stop."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
 
 
 def drawn_in_step(data: LatentData, config: TrainConfig, step: int, processes: int) -> list[str]:

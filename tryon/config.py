@@ -63,7 +63,7 @@ class TrainConfig:
     max_train_samples: int | None = setting(None, "train on the first N samples only", 1)
     max_validation_samples: int = setting(64, "validate on at most N samples", 1)
     data_cache_dir: str = setting(str(PROJECT / "cache"), "where latents and the toy's files are kept between runs")
-    dataloader_num_workers: int = setting(2, "processes that read latents while the model works; 0: none", 0)
+    dataloader_num_workers: int = setting(2, "processes that read data while the model works; 0: none", 0)
 
     output_dir: str | None = setting(None, "the run's folder; by default a new one, named after profile and time")
     seed: int = setting(0, "seed of the split, the shuffling, the noise and the LoRA's first weights", 0)

@@ -9,12 +9,12 @@ from tryon.sample import Category, FillBatch, LatentSample, PromptEmbedding, Try
 
 
 @torch.no_grad()
-def encode_picture(vae: AutoencoderKL, image: Tensor) -> Tensor:
-    """[3, H, W] in [-1, 1] -> [16, h, w]: the posterior's mode, shifted and scaled as the transformer wants it.
+def encode_pictures(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """[B, 3, H, W] in [-1, 1] -> [B, 16, h, w]: the posterior's mode, shifted and scaled as the transformer wants it.
 
     The mode, not a sample: the same picture always gives the same latents, so they can be cached.
     """
-    mode = vae.encode(image[None].to(vae.device, vae.dtype)).latent_dist.mode()[0]
+    mode = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode()
     return (mode - vae.config.shift_factor) * vae.config.scaling_factor
 
 
@@ -25,16 +25,17 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return vae.decode(latents).sample.float().cpu()
 
 
-def encode_sample(vae: AutoencoderKL, sample: TryOnSample) -> LatentSample:
-    """The diptych and the masked diptych as latents on the CPU, in the VAE's dtype."""
-    image, masked, mask = make_diptych(sample)
-    return LatentSample(
-        key=sample.key,
-        target=encode_picture(vae, image).cpu(),
-        masked=encode_picture(vae, masked).cpu(),
-        mask=mask.bool(),
-        category=sample.category,
-    )
+def encode_samples(vae: AutoencoderKL, samples: list[TryOnSample], at_once: int = 1) -> list[LatentSample]:
+    """Diptychs and masked diptychs of samples of one size as latents on the CPU, in the VAE's dtype.
+
+    at_once: how many pictures go through the VAE together, of the two that each sample has. Rounding differs with it.
+    """
+    images, masked, masks = zip(*(make_diptych(sample.to(vae.device)) for sample in samples), strict=True)
+    latents = torch.cat([encode_pictures(vae, batch) for batch in torch.stack(images + masked).split(at_once)]).cpu()
+    return [
+        LatentSample(sample.key, target, masked_target, mask.bool().cpu(), sample.category)
+        for sample, target, masked_target, mask in zip(samples, *latents.chunk(2), masks, strict=True)
+    ]
 
 
 @torch.no_grad()

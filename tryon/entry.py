@@ -79,6 +79,12 @@ def _join_launcher(status: Path) -> None:
     (status / f"{os.getpid()}.pid").touch()
 
 
+def leave_signals_to_the_process(worker: int) -> None:
+    """A worker goes on at a signal: the process that it reads for decides when to stop."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def finishing_steps() -> Iterator[None]:
     """Around a loop that asks `asked_to_stop` after each step, and then saves and leaves: the first signal only asks; a
@@ -148,8 +154,8 @@ def _exit_code(error: BaseException) -> int:
         print(f"error: {said.strip().splitlines()[-1].removeprefix('ValueError: ')}", file=sys.stderr)
     elif isinstance(error, RuntimeError) and said.startswith(worker):
         print(
-            f"error: a process that reads latents was ended from outside ({said.splitlines()[0]}), most likely for "
-            "want of memory: resume, perhaps with fewer --dataloader_num_workers",
+            f"error: a process that reads data was ended from outside ({said.splitlines()[0]}), most likely for "
+            "want of memory: resume or start again, perhaps with fewer --dataloader_num_workers",
             file=sys.stderr,
         )
     elif isinstance(error, RuntimeError) and any(words in said for words in PEER_IS_GONE):

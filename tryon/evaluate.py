@@ -16,7 +16,7 @@ from diffusers import FluxFillPipeline
 from PIL import Image
 from torch import Tensor
 
-from tryon.encode import decode_latents, encode_picture
+from tryon.encode import decode_latents, encode_pictures
 from tryon.metrics import psnr, ssim
 from tryon.pipeline import TryOnModel, try_on_batch
 from tryon.sample import (
@@ -115,7 +115,7 @@ def filled(sample: TryOnSample) -> Tensor:
 def through_vae(pipeline: FluxFillPipeline, case: Case) -> tuple[Tensor, float]:
     """The truth as the VAE can show it, inside the mask: [3, H, W/2]. And the PSNR of the whole diptych."""
     diptych = torch.cat([case.sample.garment, case.truth], dim=-1)
-    decoded = decode_latents(pipeline.vae, encode_picture(pipeline.vae, diptych)[None]).clamp(-1, 1)
+    decoded = decode_latents(pipeline.vae, encode_pictures(pipeline.vae, diptych[None])).clamp(-1, 1)
     quality = psnr(decoded, diptych[None], torch.ones_like(diptych[None, :1])).item()
     return torch.where(case.sample.mask.bool(), split_diptych(decoded[0])[1], case.sample.person), quality
 

@@ -5,7 +5,7 @@ image tokens; T text tokens.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, get_args
 
@@ -47,6 +47,19 @@ class TryOnSample:
     mask: Tensor
     category: Category
     mask_was_resized: bool = False
+
+    def pin_memory(self) -> "TryOnSample":
+        """The sample in pinned memory: what a DataLoader calls, so that copies to the GPU need not be waited for."""
+        return replace(
+            self, garment=self.garment.pin_memory(), person=self.person.pin_memory(), mask=self.mask.pin_memory()
+        )
+
+    def to(self, device: torch.device) -> "TryOnSample":
+        """The same sample on another device."""
+        garment, person, mask = (
+            tensor.to(device, non_blocking=True) for tensor in (self.garment, self.person, self.mask)
+        )
+        return replace(self, garment=garment, person=person, mask=mask)
 
 
 @dataclass(frozen=True)

@@ -188,7 +188,7 @@ def test_a_killed_worker(faults, undisturbed: Path, tmp_path: Path, data_cache: 
         said = read_until(controller, "go on with the same flags")
         said += read_until(controller, "closed by the launcher's end", 30)
         assert process.wait(timeout=30) == 1
-        assert "a process that reads latents was ended from outside" in said and "Traceback" not in said
+        assert "a process that reads data was ended from outside" in said and "Traceback" not in said
         os.close(controller)
         step = step_of(newest_checkpoint(run))
         steps = (*RUN, "--max_train_steps", str(step + 3))

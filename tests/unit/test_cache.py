@@ -11,11 +11,14 @@ import pytest
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
+from torch.utils.data import get_worker_info
+from tqdm import tqdm
 
 from conftest import PROJECT, ListSource, make_sample
-from tryon.cache import cache_latents, cache_prompts, latent_files, read_latents
+from tryon.cache import cache_latents, cache_prompts, encode_to_files, latent_files, read_latents
 from tryon.config import TrainConfig, on_toy
-from tryon.encode import encode_sample
+from tryon.encode import encode_samples
+from tryon.masks import MaskRule
 from tryon.models import ModelFiles, load_vae
 from tryon.sample import FIXED_PROMPT, TryOnSample, UnreadablePicture
 from tryon.toy.model import ToyFolders
@@ -31,6 +34,19 @@ class Faulty(ListSource):
     def __getitem__(self, index: int) -> TryOnSample:
         if index in self.bad:
             raise UnreadablePicture(f"row {index}: broken")
+        return super().__getitem__(index)
+
+
+class ByWorkers(Faulty):
+    """Samples that only so many workers may read, and none but them."""
+
+    def __init__(self, samples: list[TryOnSample], bad: set[int], workers: int):
+        super().__init__(samples, bad)
+        self.workers = workers
+
+    def __getitem__(self, index: int) -> TryOnSample:
+        worker = get_worker_info()
+        assert (worker.num_workers if worker else 0) == self.workers
         return super().__getitem__(index)
 
 
@@ -53,7 +69,7 @@ def test_what_is_read_is_what_was_encoded(vae: AutoencoderKL, toy: ToyFolders, c
     samples = [make_sample(seed) for seed in range(3)]
     data = cached(ListSource(samples), vae, toy, config)
     for index, sample in enumerate(samples):
-        expected, found = encode_sample(vae, sample), data[index]
+        expected, found = encode_samples(vae, [sample])[0], data[index]
         for name in ("target", "masked", "mask"):
             assert torch.equal(getattr(found, name), getattr(expected, name)), name
         assert (found.key, found.category) == (sample.key, sample.category)
@@ -119,6 +135,61 @@ def test_one_unreadable_sample_is_skipped_and_named(
     assert [data[index].key for index in range(len(data))] == ["sample 0", "sample 1", "sample 3"]
     assert "skipped: row 2: broken" in caplog.text
     assert "1 of 4 samples" in caplog.text
+
+
+def test_workers_encode_the_same_bits_and_name_what_they_cannot_read(
+    vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = ByWorkers([make_sample(seed) for seed in range(9)], bad={4}, workers=0)
+    alone = cached(source, vae, toy, config)
+    config = replace(config, data_cache_dir=str(tmp_path / "by workers"), dataloader_num_workers=2)
+    source.workers = 2
+    with caplog.at_level(logging.INFO):
+        data = cached(source, vae, toy, config)
+    assert (data.categories, data.names) == (alone.categories, alone.names) and len(data) == 8
+    for index in range(8):
+        assert data.files[index].name == alone.files[index].name
+        assert (data[index].key, data[index].category) == (alone[index].key, alone[index].category)
+        for name in ("target", "masked", "mask"):
+            assert torch.equal(getattr(data[index], name), getattr(alone[index], name)), name
+    assert "skipped: row 4: broken" in caplog.text and "1 of 9 samples" in caplog.text
+    assert "encoded 8 samples: " in caplog.text
+
+
+def test_a_parser_reads_in_the_process_that_has_the_gpu(
+    vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig
+) -> None:
+    source = ByWorkers([make_sample(0)], bad=set(), workers=0)
+    source.mask_rule = MaskRule("hull", parser="some/parser")
+    cached(source, vae, toy, replace(config, dataloader_num_workers=2))
+
+
+@pytest.mark.parametrize("bad", [set(), {1}, {4}, {0, 1, 2, 3, 4}])
+def test_batches_reach_the_files_of_their_samples(
+    bad: set[int], vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig
+) -> None:
+    samples = [make_sample(seed) for seed in range(5)]
+    paths = latent_files(ListSource(samples), ModelFiles(toy.base, toy.transformer), config, vae.dtype)
+    with tqdm(disable=True) as bar:
+        encode_to_files(Faulty(samples, bad), [4, 0, 3, 1], paths, "samples", vae, workers=0, at_once=4, bar=bar)
+    there = sorted({0, 1, 3, 4} - bad)
+    assert files(config) == sorted(paths[index] for index in there)
+    for index in there:
+        (expected,) = encode_samples(vae, [samples[index]])
+        found = read_latents(paths[index])
+        assert found.key == expected.key
+        torch.testing.assert_close(found.target, expected.target, rtol=0, atol=1e-5)
+
+
+def test_latents_of_a_batch_are_those_of_single_pictures(vae: AutoencoderKL) -> None:
+    samples = [make_sample(seed) for seed in range(3)]
+    single = encode_samples(vae, samples)
+    for at_once in (2, 4, 6):
+        for found, expected in zip(encode_samples(vae, samples, at_once), single, strict=True):
+            assert (found.key, found.category) == (expected.key, expected.category)
+            assert torch.equal(found.mask, expected.mask)
+            torch.testing.assert_close(found.target, expected.target, rtol=0, atol=1e-5)
+            torch.testing.assert_close(found.masked, expected.masked, rtol=0, atol=1e-5)
 
 
 def test_resized_masks_are_counted(

@@ -90,7 +90,7 @@ entry.run_script(lambda argv: list(DataLoader(Latents(), num_workers=1)))
 """
     for mode, sentence in (
         ("damaged", "error: the cached latents are damaged\n"),
-        ("killed", "error: a process that reads latents was ended from outside (DataLoader worker"),
+        ("killed", "error: a process that reads data was ended from outside (DataLoader worker"),
     ):
         done = subprocess.run(
             [sys.executable, "-c", f"MODE = {mode!r}\n{code}"], cwd=PROJECT, capture_output=True, text=True, check=False

@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 
-from tryon.encode import decode_latents, encode_picture
+from tryon.encode import decode_latents, encode_pictures
 from tryon.sample import fit_picture
 from tryon.toy.examples import DISTINCT, OTHER_LENGTH, DrawnData, distance, drawn_cases, lengths_right, surroundings
 
@@ -57,7 +57,7 @@ def test_lengths_are_right_on_the_truth_and_wrong_on_what_was_worn() -> None:
 def test_lengths_survive_the_vae(vae: AutoencoderKL) -> None:
     data = DrawnData(60, 8, ("lower",), *SIZE, unpaired=True)
     truths = (fit_picture(data.truth(index).image, *SIZE) for index in range(len(data)))
-    decoded = [decode_latents(vae, encode_picture(vae, truth)[None])[0].clamp(-1, 1) for truth in truths]
+    decoded = [decode_latents(vae, encode_pictures(vae, truth[None]))[0].clamp(-1, 1) for truth in truths]
     right = lengths_right(data, decoded)
     assert len(right) > 35 and np.mean(right) >= 0.95
 

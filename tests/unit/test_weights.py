@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from pretrain_toy import draw_diptychs, measure_vae
 from tryon.cache import cache_prompts
-from tryon.encode import decode_latents, encode_picture
+from tryon.encode import decode_latents, encode_pictures
 from tryon.manifest import MANIFEST
 from tryon.sample import CATEGORIES, Category, prompt_for
 from tryon.toy.examples import DrawnData
@@ -47,7 +47,7 @@ def test_flat_colours_come_through_the_vae(vae: AutoencoderKL) -> None:
         colour = torch.tensor(colorsys.hsv_to_rgb(hue / 8, saturation, value))
         picture = torch.ones(3, 96, 96)
         picture[:, 24:72, 24:72] = 2 * colour[:, None, None] - 1
-        seen = decode_latents(vae, encode_picture(vae, picture)[None])[0, :, 32:64, 32:64].clamp(-1, 1).mean((1, 2))
+        seen = decode_latents(vae, encode_pictures(vae, picture[None]))[0, :, 32:64, 32:64].clamp(-1, 1).mean((1, 2))
         errors.append(((seen + 1) / 2 - colour).abs().max().item())
     assert max(errors) < 0.1 and sum(errors) / len(errors) < 0.04, errors
 
