@@ -196,6 +196,24 @@ def test_a_killed_worker(faults, undisturbed: Path, tmp_path: Path, data_cache: 
         assert_same_run(run, whole(tmp_path / "whole", data_cache, *steps))
 
 
+def test_a_worker_killed_while_it_reads_pictures(faults, tmp_path: Path, data_cache: Path) -> None:
+    with faults():
+        cache = Path(shutil.copytree(data_cache, tmp_path / "cache"))
+        flags = (*SHORT, "--max_train_samples", "300", "--dataloader_num_workers", "1")
+        expected = whole(tmp_path / "whole", cache, *flags)
+        shutil.rmtree(cache / "latents")
+        process = start(*flags, "--data_cache_dir", cache, runs=tmp_path / "runs")
+        wait_until(lambda: any((cache / "latents").glob("*/*.safetensors")), 120)
+        os.kill(children_of(driver_of(only_run(tmp_path / "runs")))[0], signal.SIGKILL)
+        said, _ = process.communicate(timeout=60)
+        assert process.returncode == 1 and "Traceback" not in said
+        assert "a process that reads data was ended from outside" in said
+        encoded = set((cache / "latents").glob("*/*"))
+        assert encoded and all(file.suffix == ".safetensors" and file.name[0] != "." for file in encoded)
+        shutil.rmtree(tmp_path / "runs")
+        assert_same_run(whole(tmp_path / "runs", cache, *flags), expected)
+
+
 def test_a_removed_output_folder(faults, tmp_path: Path, data_cache: Path) -> None:
     """The weights to come are not lost with it: they are those of an undisturbed run."""
     with faults():

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from conftest import PROJECT, ListSource, make_sample
 from tryon.cache import cache_latents, cache_prompts, encode_to_files, latent_files, read_latents
 from tryon.config import TrainConfig, on_toy
 from tryon.encode import encode_samples
+from tryon.entry import stop_after
 from tryon.masks import MaskRule
 from tryon.models import ModelFiles, load_vae
 from tryon.sample import FIXED_PROMPT, TryOnSample, UnreadablePicture
@@ -162,6 +164,26 @@ def test_a_parser_reads_in_the_process_that_has_the_gpu(
     source = ByWorkers([make_sample(0)], bad=set(), workers=0)
     source.mask_rule = MaskRule("hull", parser="some/parser")
     cached(source, vae, toy, replace(config, dataloader_num_workers=2))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_deadline_while_encoding_leaves_whole_files(
+    workers: int, vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig
+) -> None:
+    source = ListSource([make_sample(seed) for seed in range(9)])
+    config = replace(config, dataloader_num_workers=workers)
+    pictures = count(1)
+    hook = vae.encoder.register_forward_hook(lambda *_: stop_after(0) if next(pictures) == 6 else None)
+    try:
+        with pytest.raises(SystemExit) as left:
+            cached(source, vae, toy, config)
+    finally:
+        hook.remove()
+        stop_after(None)
+    assert left.value.code == 124
+    assert [path.suffix for path in Path(config.data_cache_dir).glob("latents/*/*")] == [".safetensors"] * 3
+    data = cached(Faulty(source.samples, bad={0, 1, 2}), vae, toy, config)  # would fail if they were read again
+    assert [data[index].key for index in range(9)] == [sample.key for sample in source.samples]
 
 
 @pytest.mark.parametrize("bad", [set(), {1}, {4}, {0, 1, 2, 3, 4}])
