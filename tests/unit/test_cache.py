@@ -39,17 +39,12 @@ class Faulty(ListSource):
         return super().__getitem__(index)
 
 
-class ByWorkers(Faulty):
-    """Samples that only so many workers may read, and none but them."""
-
-    def __init__(self, samples: list[TryOnSample], bad: set[int], workers: int):
-        super().__init__(samples, bad)
-        self.workers = workers
+class ToldWhoReads(Faulty):
+    """Samples whose keys say how many workers read them."""
 
     def __getitem__(self, index: int) -> TryOnSample:
         worker = get_worker_info()
-        assert (worker.num_workers if worker else 0) == self.workers
-        return super().__getitem__(index)
+        return replace(super().__getitem__(index), key=f"{worker.num_workers if worker else 0} workers")
 
 
 @pytest.fixture
@@ -142,16 +137,16 @@ def test_one_unreadable_sample_is_skipped_and_named(
 def test_workers_encode_the_same_bits_and_name_what_they_cannot_read(
     vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    source = ByWorkers([make_sample(seed) for seed in range(9)], bad={4}, workers=0)
+    source = ToldWhoReads([make_sample(seed) for seed in range(9)], bad={4})
     alone = cached(source, vae, toy, config)
     config = replace(config, data_cache_dir=str(tmp_path / "by workers"), dataloader_num_workers=2)
-    source.workers = 2
     with caplog.at_level(logging.INFO):
         data = cached(source, vae, toy, config)
     assert (data.categories, data.names) == (alone.categories, alone.names) and len(data) == 8
     for index in range(8):
         assert data.files[index].name == alone.files[index].name
-        assert (data[index].key, data[index].category) == (alone[index].key, alone[index].category)
+        assert (alone[index].key, data[index].key) == ("0 workers", "2 workers")
+        assert data[index].category == alone[index].category
         for name in ("target", "masked", "mask"):
             assert torch.equal(getattr(data[index], name), getattr(alone[index], name)), name
     assert "skipped: row 4: broken" in caplog.text and "1 of 9 samples" in caplog.text
@@ -161,9 +156,10 @@ def test_workers_encode_the_same_bits_and_name_what_they_cannot_read(
 def test_a_parser_reads_in_the_process_that_has_the_gpu(
     vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig
 ) -> None:
-    source = ByWorkers([make_sample(0)], bad=set(), workers=0)
+    source = ToldWhoReads([make_sample(0)], bad=set())
     source.mask_rule = MaskRule("hull", parser="some/parser")
-    cached(source, vae, toy, replace(config, dataloader_num_workers=2))
+    data = cached(source, vae, toy, replace(config, dataloader_num_workers=2))
+    assert data[0].key == "0 workers"
 
 
 @pytest.mark.parametrize("workers", [0, 2])
