@@ -217,9 +217,9 @@ def on_toy(config: TrainConfig) -> TrainConfig:
     if config.profile == "quick_test":
         config = replace(
             config,
-            max_train_samples=900,
+            max_train_samples=720,
             balance="none",
-            max_train_steps=400,
+            max_train_steps=300,
             train_batch_size=8,
             gradient_accumulation_steps=1,
             learning_rate=4e-3,
@@ -227,9 +227,9 @@ def on_toy(config: TrainConfig) -> TrainConfig:
             # The toy denoises in few steps, most of them at high noise: there it has to be right.
             weighting_scheme="logit_normal",
             logit_mean=-1.0,
-            validation_steps=200,
+            validation_steps=150,
             num_evaluation_samples=32,
-            checkpointing_steps=200,
+            checkpointing_steps=150,
         )
     return replace(
         config,

@@ -48,6 +48,7 @@ def place(transformer: FluxTransformer2DModel, quantization: Quantization, offlo
         logger.info("frozen weights: %s", quantization)
     if offload:
         offload_blocks(transformer, device)
+        logger.info("frozen weights: in the host's memory, fetched block by block")
     else:
         transformer.to(device)
 
@@ -65,8 +66,8 @@ def recompute(transformer: FluxTransformer2DModel, config: TrainConfig, device: 
     if config.gradient_checkpointing == "none":
         return
     costs = transformer_costs(config, dict(transformer.config))
-    there = training_memory(config, costs, None)  # what is on the device already is not free any more
-    free = free_memory(device) + there.weights
+    there = training_memory(config, costs, None)
+    free = free_memory(device) + there.weights + there.lora // 2  # both are on the device already, gradients are not
     every = recomputed_every(config, costs, free)
     if every:
         checkpoint_blocks(transformer, every)

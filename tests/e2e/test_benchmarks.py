@@ -21,7 +21,7 @@ def run(*arguments: str) -> str:
 
 def test_a_step_beside_the_reference_has_its_loss_and_a_ratio(tmp_path: Path) -> None:
     file = tmp_path / "step.json"
-    shown = run("benchmarks.train_step", "--size", "toy", "--batch", "2", "--rank", "4", "--steps", "2", "--warm_up", "1",
+    shown = run("benchmarks.train_step", "--batch", "2", "--rank", "4", "--steps", "2", "--warm_up", "1",
                 "--variants", "none,nf4_offload", "--json", str(file))  # fmt: skip
     result = json.loads(file.read_text())
     reference, plain, offloaded = result["rows"]

@@ -12,7 +12,7 @@ from deepfashion_training.inspect_dataset import InspectConfig
 from deepfashion_training.preflight import DataConfig
 from pretrain_toy import PretrainConfig
 from train_flux_inpaint import FolderConfig
-from tryon.config import PROFILES, MaskConfig, TrainConfig, TryOnConfig, on_toy, parse_flags, resolve
+from tryon.config import PROFILES, MaskConfig, PlanConfig, TrainConfig, TryOnConfig, on_toy, parse_flags, resolve
 from tryon_inference_lora import PictureConfig
 
 
@@ -146,6 +146,35 @@ def test_all_mistakes_come_in_one_message() -> None:
         assert name in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--gradient_checkpointing", "0"], "--gradient_checkpointing 0 is neither none, auto, full nor a number"),
+        (
+            ["--gradient_checkpointing", "half"],
+            "--gradient_checkpointing half is neither none, auto, full nor a number",
+        ),
+        (["--offload", "--gradient_checkpointing", "2"], "leave --gradient_checkpointing 2 out"),
+        (["--offload", "--compile"], "--offload and --compile do not go together: give one of them"),
+    ],
+)
+def test_what_does_not_save_memory_is_refused(argv: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve(given(*argv), cuda_devices=1)
+    resolve(given(*argv[:1], *(["auto"] if argv[0] != "--offload" else [])), cuda_devices=1)
+
+
+def test_a_plan_is_made_for_other_machines_too() -> None:
+    plan = PlanConfig(plan=True, gpu_memory=24.0)
+    config = resolve({"profile": "quick_test", "num_processes": 4}, cuda_devices=0, plan=plan)
+    assert not config.toy and config.num_processes == 4
+    assert resolve({"profile": "quick_test"}, cuda_devices=0, plan=PlanConfig(plan=True)).toy
+    with pytest.raises(ValueError, match="--plan --gpu_memory 24 to see what it would need"):
+        resolve({}, cuda_devices=0, plan=PlanConfig(plan=True))
+    with pytest.raises(ValueError, match="are for --plan: add it"):
+        resolve({"profile": "quick_test"}, cuda_devices=0, plan=PlanConfig(price_per_hour=2.0))
+
+
 def test_more_processes_than_devices_are_refused() -> None:
     with pytest.raises(ValueError, match="at most one process per device"):
         resolve({"num_processes": 2}, cuda_devices=1)
@@ -158,7 +187,7 @@ def test_every_setting_is_read_somewhere() -> None:
     shapes = {
         TrainConfig: "config", TryOnConfig: "config", ExportConfig: "config", PretrainConfig: "config",
         PictureConfig: "pictures", PageConfig: "page", FolderConfig: "folders", DataConfig: "data",
-        MaskConfig: "masks", InspectConfig: "config",
+        MaskConfig: "masks", InspectConfig: "config", PlanConfig: "plan",
     }  # fmt: skip
     for shape, name in shapes.items():
         unread = [each.name for each in dataclasses.fields(shape) if not re.search(rf"{name}\.{each.name}\b", source)]

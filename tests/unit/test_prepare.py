@@ -1,0 +1,61 @@
+"""The transformer as training gets it: what it keeps, recomputes, compiles."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from torch._inductor import config as inductor
+from torch._inductor.utils import fresh_cache
+
+from tryon.config import TrainConfig, full, on_toy
+from tryon.lora import _state
+from tryon.models import load_transformer
+from tryon.prepare import no_compiler, prepare_transformer
+from tryon.quantize import QuantizedLinear
+from tryon.toy.model import ToyFolders
+
+CPU = torch.device("cpu")
+
+
+def prepared(toy: ToyFolders, **changes: object) -> tuple[torch.nn.Module, TrainConfig]:
+    config = replace(on_toy(full()), lora_rank=2, lora_alpha=2, quantization="none", **changes)
+    transformer = load_transformer(toy.transformer, torch.float32)
+    parameters = prepare_transformer(transformer, config, CPU, None)
+    assert all(each.requires_grad and each.dtype == torch.float32 for each in parameters)
+    return transformer, config
+
+
+def test_auto_says_what_it_chose(
+    toy: ToyFolders, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with caplog.at_level(logging.INFO):
+        transformer, _ = prepared(toy, gradient_checkpointing="auto")
+    assert not transformer.is_gradient_checkpointing
+    assert "no block recomputes its activations: planned" in caplog.text
+    monkeypatch.setattr("tryon.prepare.free_memory", lambda device: 0)
+    with caplog.at_level(logging.INFO):
+        transformer, _ = prepared(toy, gradient_checkpointing="auto")
+    assert transformer.is_gradient_checkpointing and "every block recomputes its activations" in caplog.text
+
+
+def test_quantised_and_offloaded_blocks_keep_the_loras_keys(toy: ToyFolders) -> None:
+    plain, _ = prepared(toy)
+    transformer, _ = prepared(toy, offload=True)
+    assert _state(transformer).keys() == _state(plain).keys()
+    config = replace(on_toy(full()), lora_rank=2, lora_alpha=2, quantization="int8", offload=True)
+    transformer = load_transformer(toy.transformer, torch.float32)
+    prepare_transformer(transformer, config, CPU, None)
+    assert any(isinstance(module, QuantizedLinear) for module in transformer.modules())
+    assert _state(transformer).keys() == _state(plain).keys()
+
+
+def test_where_no_compiler_is_found_it_is_said_and_training_goes_on(
+    toy: ToyFolders, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
+    with fresh_cache():
+        assert "no-such-compiler" in (no_compiler(CPU) or "")
+        transformer, _ = prepared(toy, compile=True)
+    assert "--compile is left out, as nothing can be compiled here: " in caplog.text
+    assert transformer.transformer_blocks[0]._compiled_call_impl is None
