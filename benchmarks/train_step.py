@@ -18,7 +18,7 @@ time of a step; the share is of the data sheet's peak.
 import json
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -85,7 +85,13 @@ from diffusers.training_utils import free_memory
 
 from tryon.encode import collate, encode_picture
 from tryon.geometry import pack_latents, pack_mask
-from tryon.memory import choose_quantization
+from tryon.memory import (
+    choose_quantization,
+    free_before_training,
+    recomputed_every,
+    training_memory,
+    transformer_costs,
+)
 from tryon.models import FILL_CONFIG, load_transformer, load_vae
 from tryon.prepare import prepare_transformer
 from tryon.sample import FillBatch, LatentSample, PromptEmbedding
@@ -119,13 +125,14 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Row:
-    """One variant's figures. seconds: of each timed step. peak: bytes on the GPU, None on a CPU. parts: mean seconds.
-    loss: of the first step."""
+    """One variant's figures. seconds: of each timed step. peak: bytes of tensors on the GPU, None on a CPU; planned:
+    what tryon.memory said. parts: mean seconds. loss: of the first step."""
 
     name: str
     seconds: list[float]
     batch: int
     peak: int | None
+    planned: int
     flops: float
     parts: dict[str, float]
     loss: float
@@ -203,6 +210,9 @@ def time_ours(name: str, config: TrainConfig, batch: FillBatch, accelerator: Acc
     config = replace(config, quantization=choose_quantization(config.quantization, accelerator.device))
     transformer = make_transformer(config)
     parameters = prepare_transformer(transformer, config, accelerator.device, None)
+    costs = transformer_costs(config, dict(transformer.config))
+    every = recomputed_every(config, costs, free_before_training(config, costs, accelerator.device))
+    planned = training_memory(config, costs, every).tensors
     optimizer = make_optimizer(config, parameters)
     lr_scheduler = make_lr_scheduler(config, optimizer, 0, steps.warm_up + steps.steps)
     model, clock = accelerator.prepare(transformer).train(), Clock(accelerator.device)
@@ -219,7 +229,8 @@ def time_ours(name: str, config: TrainConfig, batch: FillBatch, accelerator: Acc
         )
         losses.append(metrics["train/loss"])
 
-    return measure(name, step, losses, clock, config, transformer, accelerator.device, steps)
+    flops = step_flops(config, dict(transformer.config), None).total * config.train_batch_size
+    return measure(Row(name, [], config.train_batch_size, None, planned, flops, {}, 0.0), step, losses, clock, steps)
 
 
 def time_reference(
@@ -266,51 +277,42 @@ def time_reference(
             optimizer.zero_grad(set_to_none=True)
             losses.append(loss.item())
 
-    return measure("reference", step, losses, clock, config, transformer, device, steps)
+    costs = transformer_costs(config, dict(transformer.config))
+    planned = training_memory(config, costs, 1).tensors
+    flops = step_flops(config, dict(transformer.config), None).total * config.train_batch_size
+    return measure(Row("reference", [], len(batch.x0), None, planned, flops, {}, 0.0), step, losses, clock, steps)
 
 
-def measure(
-    name: str,
-    step: Any,
-    losses: list[float],
-    clock: Clock,
-    config: TrainConfig,
-    transformer: FluxTransformer2DModel,
-    device: torch.device,
-    steps: StepConfig,
-) -> Row:
-    """Takes the steps, the first ones untimed, and frees what they needed."""
-    on_gpu = device.type == "cuda"
+def measure(row: Row, step: Callable[[int], None], losses: list[float], clock: Clock, steps: StepConfig) -> Row:
+    """Takes the steps, the first ones untimed; the row with what they took. losses: where step leaves them."""
+    on_gpu = torch.cuda.is_available()
     for index in range(steps.warm_up):
         step(index)
     clock.take()
     if on_gpu:
-        torch.cuda.reset_peak_memory_stats(device)
+        torch.cuda.reset_peak_memory_stats()
     seconds = []
     for index in range(steps.steps):
         started = time.perf_counter()
         step(steps.warm_up + index)
         if on_gpu:
-            torch.cuda.synchronize(device)
+            torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
     parts = {part: spent / steps.steps for part, spent in clock.take().items()}
-    peak = torch.cuda.max_memory_allocated(device) if on_gpu else None
-    flops = step_flops(config, dict(transformer.config), None).total * config.train_batch_size
-    return Row(name, seconds, config.train_batch_size, peak, flops, parts, losses[0])
+    peak = torch.cuda.max_memory_allocated() if on_gpu else None
+    return replace(row, seconds=seconds, peak=peak, parts=parts, loss=losses[0])
 
 
 def table(rows: list[Row], peak: float | None) -> list[str]:
     """The rows in words."""
-    lines = [
-        f"{'variant':18}{'s/step':>9}{'least':>9}{'most':>9}{'samples/s':>11}{'peak GB':>9}{'TFLOP/s':>9}{'share':>7}"
-    ]
+    titles = ("s/step", 9), ("least", 9), ("most", 9), ("samples/s", 11), ("peak GB", 9), ("planned", 9), ("TFLOP/s", 9)
+    lines = [f"{'variant':18}" + "".join(f"{title:>{width}}" for title, width in (*titles, ("share", 7)))]
     for row in rows:
-        memory = f"{row.peak / 1e9:.1f}" if row.peak else "-"
+        rates = f"{row.batch / row.median:11.2f}", f"{row.flops / row.median / 1e12:9.2f}"
+        memory = f"{row.peak / 1e9:9.1f}{row.planned / 1e9:9.1f}" if row.peak else f"{'-':>9}{'-':>9}"
         share = f"{100 * row.flops / row.median / peak:.0f} %" if peak else "-"
-        lines.append(
-            f"{row.name:18}{row.median:9.3f}{min(row.seconds):9.3f}{max(row.seconds):9.3f}"
-            f"{row.batch / row.median:11.2f}{memory:>9}{row.flops / row.median / 1e12:9.2f}{share:>7}"
-        )
+        seconds = "".join(f"{each:9.3f}" for each in (row.median, min(row.seconds), max(row.seconds)))
+        lines.append(f"{row.name:18}{seconds}{rates[0]}{memory}{rates[1]}{share:>7}")
     parts = [", ".join(f"{part} {spent:.3f} s" for part, spent in row.parts.items()) for row in rows]
     return [*lines, *(f"{row.name}: {words}" for row, words in zip(rows, parts, strict=True))]
 

@@ -45,9 +45,14 @@ class TrainingMemory:
     work: int
 
     @property
+    def tensors(self) -> int:
+        """All of it: what torch.cuda.max_memory_allocated will say."""
+        return sum(getattr(self, each.name) for each in fields(self))
+
+    @property
     def total(self) -> int:
-        """All of it, with what the allocator cannot use and what CUDA takes."""
-        return round((1 + SLACK) * sum(getattr(self, each.name) for each in fields(self))) + CONTEXT
+        """The same with what the allocator cannot use and what CUDA takes: what the GPU must have."""
+        return round((1 + SLACK) * self.tensors) + CONTEXT
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,12 @@ def recomputed_every(config: TrainConfig, costs: TransformerCosts, free: int) ->
     if asked == "auto":
         return next((every for every in RECOMPUTED if training_memory(config, costs, every).total <= free), 1)
     return None if asked == "none" else int(asked)
+
+
+def free_before_training(config: TrainConfig, costs: TransformerCosts, device: torch.device) -> int:
+    """What the device had free before the transformer, prepared for training, came to lie there."""
+    there = training_memory(config, costs, None)
+    return free_memory(device) + there.weights + there.lora // 2  # without gradients yet
 
 
 def check_training_fits(config: TrainConfig, transformer_config: dict[str, Any], device: torch.device) -> None:

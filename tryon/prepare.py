@@ -12,7 +12,7 @@ from tryon.attention import choose_attention
 from tryon.blocks import checkpoint_blocks, offload_blocks
 from tryon.config import Quantization, TrainConfig
 from tryon.lora import add_lora, load_lora
-from tryon.memory import free_memory, recomputed_every, training_memory, transformer_costs
+from tryon.memory import free_before_training, recomputed_every, training_memory, transformer_costs
 from tryon.quantize import quantize_blocks
 
 logger = logging.getLogger(__name__)
@@ -66,8 +66,7 @@ def recompute(transformer: FluxTransformer2DModel, config: TrainConfig, device: 
     if config.gradient_checkpointing == "none":
         return
     costs = transformer_costs(config, dict(transformer.config))
-    there = training_memory(config, costs, None)
-    free = free_memory(device) + there.weights + there.lora // 2  # both are on the device already, gradients are not
+    free = free_before_training(config, costs, device)
     every = recomputed_every(config, costs, free)
     if every:
         checkpoint_blocks(transformer, every)

@@ -33,7 +33,7 @@ def test_auto_says_what_it_chose(
         transformer, _ = prepared(toy, gradient_checkpointing="auto")
     assert not transformer.is_gradient_checkpointing
     assert "no block recomputes its activations: planned" in caplog.text
-    monkeypatch.setattr("tryon.prepare.free_memory", lambda device: 0)
+    monkeypatch.setattr("tryon.prepare.free_before_training", lambda *of: 0)
     with caplog.at_level(logging.INFO):
         transformer, _ = prepared(toy, gradient_checkpointing="auto")
     assert transformer.is_gradient_checkpointing and "every block recomputes its activations" in caplog.text
