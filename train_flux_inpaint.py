@@ -255,7 +255,9 @@ def run_training(
     if (stop := asked_to_stop()) > 128:  # while the last pictures were drawn
         raise SystemExit(stop)
     bar.close()
-    spent.update(clock.take())
+    seconds = clock.take()
+    spent.update(seconds)
+    log_metrics(accelerator, run, state.step, {f"time/{part}": each for part, each in seconds.items()})
     trained = time.monotonic() - started - spent["validation"] - spent["checkpoint"] + looked
     if accelerator.is_main_process and state.step - first_step >= WORTH_REMEMBERING:
         remember_speed(config, accelerator.device, trained / (state.step - first_step))

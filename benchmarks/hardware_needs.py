@@ -12,6 +12,7 @@ from tryon.memory import (
     recomputed_every,
     training_memory,
     transformer_costs,
+    which_recompute,
 )
 from tryon.models import FILL_CONFIG
 
@@ -39,8 +40,7 @@ def _cell(config: TrainConfig, costs: TransformerCosts, memory: int) -> str:
         need = training_memory(config, costs, every).total
         if need <= memory:
             kept = {"none": "bf16"}.get(config.quantization, config.quantization) + (" `--offload`" if offload else "")
-            which = {None: "nothing", 1: "all", 2: "every 2nd block"}.get(every, f"every {every}th block")
-            return f"{need / GIB:.0f} GB: {kept}, recomputes {which}"
+            return f"{need / GIB:.0f} GB: {kept}, {which_recompute(every)} recomputes"
     return "does not fit"
 
 

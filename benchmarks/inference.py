@@ -61,13 +61,13 @@ import torch
 from diffusers import FluxFillPipeline
 from diffusers.training_utils import free_memory
 
-from benchmarks.train_step import StepConfig, make_pictures, make_prompt, make_transformer, make_vae, train_config
+from benchmarks.train_step import StepConfig, make_prompt, make_samples, make_transformer, make_vae, train_config
 from tryon.attention import choose_attention
 from tryon.lora import add_lora
 from tryon.models import FILL_CONFIG
 from tryon.pipeline import build_pipeline, try_on_batch
 from tryon.prepare import compile_blocks, place
-from tryon.sample import PromptEmbedding, TryOnSample, split_diptych
+from tryon.sample import PromptEmbedding, TryOnSample, make_diptych
 from tryon.speed import device_name
 from tryon.toy.model import scheduler
 from tryon.tracking import set_up_logging
@@ -78,13 +78,10 @@ def main(argv: list[str]) -> None:
     set_up_logging(is_main_process=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = train_config(StepConfig(size=asked.size, batch=1))
-    pictures, vae = make_pictures(config), make_vae(config, device)
+    (sample,), vae = make_samples(config), make_vae(config, device)
     transformer = make_transformer(config)
     shapes = FILL_CONFIG if asked.size == "full" else dict(transformer.config)
     prompt = make_prompt(config, shapes, transformer.dtype)
-    garment, person = split_diptych(pictures.image[0])
-    mask = split_diptych(pictures.mask[0])[1]
-    sample = TryOnSample("", garment, person, mask, "upper")
 
     pipeline = stock_pipeline(transformer.to(device), vae)
     seconds = {
@@ -135,8 +132,7 @@ def stock_pipeline(transformer: Any, vae: Any) -> FluxFillPipeline:
 
 def stock(pipeline: FluxFillPipeline, sample: TryOnSample, prompt: PromptEmbedding, steps: int) -> Any:
     """A picture, as whoever calls the pipeline by hand gets it."""
-    image = torch.cat([sample.garment, sample.person], dim=-1)[None]
-    mask = torch.cat([torch.zeros_like(sample.mask), sample.mask], dim=-1)[None]
+    image, _, mask = (part[None] for part in make_diptych(sample))
     device, dtype = pipeline.transformer.device, pipeline.transformer.dtype
     return pipeline(
         image=(image + 1) / 2,

@@ -83,7 +83,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from diffusers.training_utils import free_memory
 
-from tryon.encode import collate, encode_picture
+from tryon.encode import collate, encode_pictures, encode_samples
 from tryon.geometry import pack_latents, pack_mask
 from tryon.memory import (
     choose_quantization,
@@ -94,7 +94,7 @@ from tryon.memory import (
 )
 from tryon.models import FILL_CONFIG, load_transformer, load_vae
 from tryon.prepare import prepare_transformer
-from tryon.sample import FillBatch, LatentSample, PromptEmbedding
+from tryon.sample import FillBatch, PromptEmbedding, TryOnSample, make_diptych
 from tryon.speed import device_name, peak_flops, step_flops
 from tryon.step import batch_loss, draw_noise, draws_of, make_lr_scheduler, make_optimizer, on_device, optimiser_step
 from tryon.timing import Clock
@@ -112,15 +112,6 @@ VAE_CONFIG = {  # FLUX.1-dev's
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
-
-
-@dataclass(frozen=True)
-class Pictures:
-    """What a batch is made of. image, masked: diptychs [B, 3, H, W] in [-1, 1]. mask: [B, 1, H, W] of 0 and 1."""
-
-    image: torch.Tensor
-    masked: torch.Tensor
-    mask: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -176,13 +167,16 @@ def make_vae(config: TrainConfig, device: torch.device) -> AutoencoderKL:
     return vae.to(device, torch.bfloat16, memory_format=torch.channels_last)
 
 
-def make_pictures(config: TrainConfig) -> Pictures:
-    """Random ones, the right panel's lower half hidden."""
-    height, width = config.height, 2 * config.width
-    image = torch.rand(config.train_batch_size, 3, height, width, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    mask = torch.zeros(config.train_batch_size, 1, height, width)
-    mask[..., height // 2 :, width // 2 :] = 1
-    return Pictures(image, image * (1 - mask), mask)
+def make_samples(config: TrainConfig) -> list[TryOnSample]:
+    """A batch of random pictures, the person's lower half hidden."""
+    generator, size = torch.Generator().manual_seed(0), (3, config.height, config.width)
+    mask = torch.zeros(1, *size[1:])
+    mask[:, config.height // 2 :] = 1
+
+    def picture() -> torch.Tensor:
+        return torch.rand(size, generator=generator) * 2 - 1
+
+    return [TryOnSample(str(i), picture(), picture(), mask, "upper") for i in range(config.train_batch_size)]
 
 
 def make_prompt(config: TrainConfig, transformer_config: dict[str, Any], dtype: torch.dtype) -> PromptEmbedding:
@@ -194,13 +188,9 @@ def make_prompt(config: TrainConfig, transformer_config: dict[str, Any], dtype: 
     )
 
 
-def encoded(vae: AutoencoderKL, pictures: Pictures, prompt: PromptEmbedding) -> FillBatch:
+def encoded(vae: AutoencoderKL, samples: list[TryOnSample], prompt: PromptEmbedding) -> FillBatch:
     """The batch as it comes out of the cache, on the CPU."""
-    samples = [
-        LatentSample("", encode_picture(vae, image).cpu(), encode_picture(vae, masked).cpu(), mask.bool(), "upper")
-        for image, masked, mask in zip(pictures.image, pictures.masked, pictures.mask, strict=True)
-    ]
-    batch = collate(samples, {"upper": prompt})
+    batch = collate(encode_samples(vae, samples), {"upper": prompt})
     return batch.pin_memory() if vae.device.type == "cuda" else batch
 
 
@@ -236,7 +226,7 @@ def time_ours(name: str, config: TrainConfig, batch: FillBatch, accelerator: Acc
 def time_reference(
     config: TrainConfig,
     vae: AutoencoderKL,
-    pictures: Pictures,
+    samples: list[TryOnSample],
     batch: FillBatch,
     accelerator: Accelerator,
     steps: StepConfig,
@@ -253,18 +243,13 @@ def time_reference(
     lr_scheduler = make_lr_scheduler(config, optimizer, 0, steps.warm_up + steps.steps)
     model, clock = accelerator.prepare(transformer).train(), Clock(device)
     prompt = {name: getattr(batch, name).to(device) for name in ("prompt", "pooled", "img_ids", "txt_ids")}
+    image, masked, mask = (torch.stack(parts) for parts in zip(*map(make_diptych, samples), strict=True))
     losses = []
-
-    @torch.no_grad()
-    def encode(images: torch.Tensor) -> torch.Tensor:
-        mode = vae.encode(images.to(device, vae.dtype)).latent_dist.mode()
-        return pack_latents((mode - vae.config.shift_factor) * vae.config.scaling_factor)
 
     def step(index: int) -> None:
         with clock.part("VAE"):
-            x0, masked = encode(pictures.image), encode(pictures.masked)
-            cond = torch.cat([masked, pack_mask(pictures.mask).to(device, masked.dtype)], dim=2)
-        whole = FillBatch(x0=x0, cond=cond, **prompt)
+            x0, hidden = (pack_latents(encode_pictures(vae, pictures)) for pictures in (image, masked))
+        whole = FillBatch(x0=x0, cond=torch.cat([hidden, pack_mask(mask).to(hidden)], dim=2), **prompt)
         with clock.part("forward"):
             sigma, noise = on_device(draw_noise(config, whole, draws_of(config.seed, index, 0, 0, len(x0))), device)
             loss = batch_loss(config, model, whole, sigma, noise)
@@ -327,13 +312,13 @@ def main(argv: list[str]) -> None:
         share = steps.memory_limit * 1e9 / torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(share, device)
 
-    vae, pictures = make_vae(config, device), make_pictures(config)
+    vae, samples = make_vae(config, device), make_samples(config)
     transformer_config = FILL_CONFIG if steps.size == "full" else dict(make_transformer(config).config)
     dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
-    batch = encoded(vae, pictures, make_prompt(config, transformer_config, dtype))
+    batch = encoded(vae, samples, make_prompt(config, transformer_config, dtype))
     rows = []
     if steps.reference == "yes":
-        rows.append(time_reference(config, vae, pictures, batch, accelerator, steps))
+        rows.append(time_reference(config, vae, samples, batch, accelerator, steps))
         free_memory()
     del vae
     for name in steps.variants.split(","):

@@ -139,6 +139,13 @@ def recomputed_every(config: TrainConfig, costs: TransformerCosts, free: int) ->
     return None if asked == "none" else int(asked)
 
 
+def which_recompute(every: int | None) -> str:
+    """The blocks that recompute their activations, in words."""
+    return {None: "no block", 1: "every block", 2: "every 2nd block", 3: "every 3rd block"}.get(
+        every, f"every {every}th block"
+    )
+
+
 def free_before_training(config: TrainConfig, costs: TransformerCosts, device: torch.device) -> int:
     """What the device had free before the transformer, prepared for training, came to lie there."""
     there = training_memory(config, costs, None)

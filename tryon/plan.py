@@ -1,9 +1,12 @@
 """What a run will need and take, said before anything is loaded: GPU memory, disk, hours, money."""
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import constants
 from tqdm import tqdm
 
 from tryon.cache import latents_bytes
@@ -16,6 +19,7 @@ from tryon.memory import (
     training_memory,
     transformer_costs,
     what_helps,
+    which_recompute,
 )
 from tryon.speed import device_name, peak_flops, remembered_speed, step_flops
 
@@ -46,10 +50,10 @@ def plan_lines(
     need = training_memory(config, costs, every)
     where = "memory" if device and device.type == "cpu" else "GPU memory"
 
-    recomputing = {None: "no block recomputes", 1: "every block recomputes"}.get(every, f"every {every}th recomputes")
     lines = [f"planned, {where}: {_size(need.total)} of {_size(free)} {'free' if device else 'in all'}"]
     lines += [f"  {name:12} {_size(size):>8}" for name, size in vars(need).items()]
-    lines.append(f"  frozen weights: {config.quantization}, offload: {config.offload}, {recomputing} its activations")
+    kept = f"{config.quantization}, in the host's memory" if config.offload else config.quantization
+    lines.append(f"  frozen weights: {kept}; {which_recompute(every)} recomputes its activations")
     if need.total > free:
         lines.append(f"  it does not fit: {', or '.join(what_helps(config, every)) or 'use a GPU with more'}")
 
@@ -62,11 +66,14 @@ def plan_lines(
         if samples
         else f"{_size(1000 * each)} per 1,000 pairs"
     )
+    hub = Path(config.cache_dir or constants.HF_HUB_CACHE)
     lines.append("planned, disk:")
-    lines.append(f"  latents      {cached}")
-    lines.append(f"  checkpoints  {_size(kept * checkpoint)}: {kept} of {_size(checkpoint)}")
+    lines.append(f"  latents      {cached}; {_free(Path(config.data_cache_dir))}")
+    if config.output_dir:
+        runs = _free(Path(config.output_dir))
+        lines.append(f"  checkpoints  {_size(kept * checkpoint)}: {kept} of {_size(checkpoint)}; {runs}")
     if not config.toy:
-        lines.append(f"  models       {_size(models)}, where they are not there yet")
+        lines.append(f"  models       {_size(models)}, where they are not there yet; {_free(hub)}")
 
     lines += _time_lines(config, transformer_config, every, samples, device, price_per_hour)
     return lines
@@ -106,6 +113,11 @@ def _time_lines(
     if price_per_hour is not None:
         lines.append(f"  {'' if measured else 'at least '}{hours * price_per_hour:,.2f} at {price_per_hour:g} an hour")
     return lines
+
+
+def _free(folder: Path) -> str:
+    existing = next(path for path in (folder, *folder.expanduser().absolute().parents) if path.exists())
+    return f"{_size(shutil.disk_usage(existing).free)} free in {folder}"
 
 
 def _size(count: float) -> str:

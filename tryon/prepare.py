@@ -12,7 +12,7 @@ from tryon.attention import choose_attention
 from tryon.blocks import checkpoint_blocks, offload_blocks
 from tryon.config import Quantization, TrainConfig
 from tryon.lora import add_lora, load_lora
-from tryon.memory import free_before_training, recomputed_every, training_memory, transformer_costs
+from tryon.memory import free_before_training, recomputed_every, training_memory, transformer_costs, which_recompute
 from tryon.quantize import quantize_blocks
 
 logger = logging.getLogger(__name__)
@@ -72,9 +72,8 @@ def recompute(transformer: FluxTransformer2DModel, config: TrainConfig, device: 
         checkpoint_blocks(transformer, every)
     if config.gradient_checkpointing == "auto":
         need = training_memory(config, costs, every).total
-        which = {None: "no block", 1: "every block"}.get(every, f"every {every}th block")
         in_words = [tqdm.format_sizeof(amount, "B") for amount in (need, free)]
-        logger.info("%s recomputes its activations: planned %s of %s", which, *in_words)
+        logger.info("%s recomputes its activations: planned %s of %s", which_recompute(every), *in_words)
 
 
 def no_compiler(device: torch.device) -> str | None:

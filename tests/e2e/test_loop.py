@@ -1,7 +1,9 @@
 """`train()` called as a library, on small samples in memory: what it trains, and what stops it."""
 
+import logging
 import math
 import pickle
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -76,6 +78,41 @@ def test_training_is_deterministic_and_resume_is_exact(config: TrainConfig, tmp_
     train(first_half, TRAIN_DATA, VAL_DATA)
     halves = train(replace(first_half, max_train_steps=6, resume_from_checkpoint="latest"), TRAIN_DATA, VAL_DATA)
     assert_same_run(halves, whole)
+
+
+def test_compiled_blocks_train_as_others_do(config: TrainConfig, tmp_path: Path) -> None:
+    config = replace(config, max_train_steps=2, gradient_checkpointing="2")
+    plain = train(config, TRAIN_DATA, VAL_DATA)
+    compiled = train(replace(config, compile=True, output_dir=str(tmp_path / "compiled")), TRAIN_DATA, VAL_DATA)
+    for curve in ("train/loss", "train/grad_norm", "validation/loss"):
+        assert metrics(compiled, curve) == pytest.approx(metrics(plain, curve), rel=1e-4), curve
+    assert weights(compiled).keys() == weights(plain).keys()
+
+
+def test_what_saves_memory_changes_little_or_nothing(
+    config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = replace(config, max_train_steps=2, report_to="none")
+    plain = metrics(train(config, TRAIN_DATA, VAL_DATA))
+    offloaded = replace(config, offload=True, gradient_checkpointing="full", output_dir=str(tmp_path / "offloaded"))
+    assert metrics(train(offloaded, TRAIN_DATA, VAL_DATA)) == plain
+    with caplog.at_level(logging.INFO):
+        quantised = replace(config, quantization="int8", output_dir=str(tmp_path / "int8"))
+        assert metrics(train(quantised, TRAIN_DATA, VAL_DATA)) == pytest.approx(plain, rel=0.05)
+    assert "frozen weights: int8" in caplog.text
+    with pytest.raises(ValueError, match="quantization was int8 and is none"):
+        train(replace(quantised, quantization="auto", max_train_steps=3, resume_from_checkpoint="latest"), TRAIN_DATA,
+              VAL_DATA)  # fmt: skip
+
+
+def test_where_time_went_is_said_and_kept(config: TrainConfig, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        run = train(config, TRAIN_DATA, VAL_DATA)
+    assert re.search(r"where time went: validation \d+ %, data \d+ %, .*forward \d+ %, .*rest \d+ %", caplog.text)
+    parts = ("data", "transfer", "forward", "backward", "optimiser", "checkpoint")
+    seconds = {part: sum(metrics(run, f"time/{part}").values()) for part in parts}
+    assert 0 < seconds["forward"] < sum(metrics(run, "train/seconds").values())
+    assert set(metrics(run, "time/forward")) == {6}
 
 
 def test_dropout_is_drawn_anew_in_each_step_and_never_validated_with(config: TrainConfig, tmp_path: Path) -> None:
