@@ -161,7 +161,7 @@ def prepare_transformer(config: PretrainConfig, device: torch.device) -> Stage:
     texts = {category: prompt_for("category", category) for category in CATEGORIES}
     embeddings = cache_prompts(sorted(texts.values()), toy.base, TOY_MAX_SEQUENCE_LENGTH, torch.float32, device, output)
     prompts = {category: embeddings[text] for category, text in texts.items()}
-    vae = load_vae(toy.base, torch.float32).to(device)
+    vae = load_vae(toy.base, torch.float32, device)
     accelerator = Accelerator(cpu=device.type == "cpu")
 
     def encoded(pairs: DrawnData, what: str) -> LatentData:

@@ -98,7 +98,7 @@ from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, tid
 from tryon.evaluate import paired_cases
 from tryon.evaluation import evaluate_run
 from tryon.lora import LoraFacts
-from tryon.memory import choose_quantization
+from tryon.memory import resolved
 from tryon.models import (
     TEXT_PARTS,
     ModelFiles,
@@ -166,7 +166,7 @@ def run_training(
 ) -> None:
     """Encodes, loads and trains, from the checkpoint where one is given."""
     run = Path(config.output_dir)
-    config = replace(config, quantization=choose_quantization(config.quantization, accelerator.device))
+    config = resolved(config, accelerator.device)
     dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
 
     with accelerator.main_process_first():  # one downloads, the others find it
@@ -180,7 +180,7 @@ def run_training(
     # Text encoders and VAE first: the prompts and pictures never change, so they are encoded once, and the text
     # encoders are gone before the transformer arrives. The VAE stays, for the validation pictures.
     prompts = encode_prompts(config, files, dtype, accelerator)
-    vae = load_vae(files.base, dtype).to(accelerator.device)
+    vae = load_vae(files.base, dtype, accelerator.device)
     val_files = latent_files(val_data, files, config, dtype)
     train_latents = cache_latents(train_data, train_files, "training samples", vae, config, accelerator)
     val_latents = cache_latents(val_data, val_files, "validation samples", vae, config, accelerator)
@@ -286,8 +286,9 @@ def start_accelerator(config: TrainConfig, run: Path, first_step: int) -> Accele
     accelerator = Accelerator(
         cpu=not torch.cuda.is_available(),
         mixed_precision=config.mixed_precision,
-        # The buffers are frozen weights, the same everywhere: they need not be sent around before every step.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        # The buffers are frozen weights, the same everywhere: they need not be sent around before every step. Nor need
+        # gradients be there twice.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
         log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
     )
@@ -385,6 +386,7 @@ def main(argv: list[str]) -> None:
     if config.toy:
         with state.main_process_first():
             config = use_toy_model(config, asked_for="--toy" in argv)
+    config = resolved(config, state.device)
     others = [folders, masks] if is_dresscode(folders.dataroot) else [folders]
     with own_run(config, state.is_main_process, *others):
         run = train(config, train_data, val_data)

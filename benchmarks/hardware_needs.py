@@ -18,6 +18,7 @@ from tryon.models import FILL_CONFIG
 
 GIB = 2**30
 CARDS = (12, 16, 24, 32, 48, 80)  # GiB of memory
+USABLE = 0.96  # of it; the driver and the screen take the rest
 
 
 def lines() -> list[str]:
@@ -26,7 +27,7 @@ def lines() -> list[str]:
     costs = {name: transformer_costs(config, FILL_CONFIG) for name, config in configs.items()}
     rows = ["| GPU | " + " | ".join(f"`{name}`" for name in configs) + " |", "|---" * (len(configs) + 1) + "|"]
     for card in CARDS:
-        cells = [_cell(config, costs[name], card * GIB) for name, config in configs.items()]
+        cells = [_cell(config, costs[name], round(USABLE * card * GIB)) for name, config in configs.items()]
         rows.append(f"| {card} GB | " + " | ".join(cells) + " |")
     return rows
 

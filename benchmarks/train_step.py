@@ -81,9 +81,8 @@ if __name__ == "__main__":
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, FluxTransformer2DModel
-from diffusers.training_utils import free_memory
 
-from tryon.encode import collate, encode_pictures, encode_samples
+from tryon.encode import collate, encode_pictures, encode_sample
 from tryon.geometry import pack_latents, pack_mask
 from tryon.memory import (
     choose_quantization,
@@ -162,9 +161,8 @@ def make_transformer(config: TrainConfig) -> FluxTransformer2DModel:
 
 def make_vae(config: TrainConfig, device: torch.device) -> AutoencoderKL:
     if config.toy:
-        return load_vae(toy_model(Path(config.data_cache_dir)).base, torch.float32).to(device)
-    vae = AutoencoderKL.from_config(VAE_CONFIG).requires_grad_(False).eval()
-    return vae.to(device, torch.bfloat16, memory_format=torch.channels_last)
+        return load_vae(toy_model(Path(config.data_cache_dir)).base, torch.float32, device)
+    return AutoencoderKL.from_config(VAE_CONFIG).requires_grad_(False).eval().to(device, torch.bfloat16)
 
 
 def make_samples(config: TrainConfig) -> list[TryOnSample]:
@@ -190,7 +188,7 @@ def make_prompt(config: TrainConfig, transformer_config: dict[str, Any], dtype: 
 
 def encoded(vae: AutoencoderKL, samples: list[TryOnSample], prompt: PromptEmbedding) -> FillBatch:
     """The batch as it comes out of the cache, on the CPU."""
-    batch = collate(encode_samples(vae, samples), {"upper": prompt})
+    batch = collate([encode_sample(vae, sample) for sample in samples], {"upper": prompt})
     return batch.pin_memory() if vae.device.type == "cuda" else batch
 
 
@@ -310,7 +308,7 @@ def main(argv: list[str]) -> None:
     device = accelerator.device
     if steps.memory_limit and device.type == "cuda":
         share = steps.memory_limit * 1e9 / torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(share, device)
+        torch.cuda.set_per_process_memory_fraction(min(share, 1.0), torch.cuda.current_device())
 
     vae, samples = make_vae(config, device), make_samples(config)
     transformer_config = FILL_CONFIG if steps.size == "full" else dict(make_transformer(config).config)
@@ -319,14 +317,14 @@ def main(argv: list[str]) -> None:
     rows = []
     if steps.reference == "yes":
         rows.append(time_reference(config, vae, samples, batch, accelerator, steps))
-        free_memory()
+        accelerator.free_memory()
     del vae
     for name in steps.variants.split(","):
         try:
             rows.append(time_ours(name, config, batch, accelerator, steps))
         except torch.OutOfMemoryError:
             print(f"{name}: does not fit", flush=True)
-        free_memory()
+        accelerator.free_memory()  # it keeps what it prepared
         torch.compiler.reset()
 
     size = f"{config.height} x {2 * config.width}, batch {config.train_batch_size}, rank {config.lora_rank}"

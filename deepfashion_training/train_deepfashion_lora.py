@@ -48,8 +48,10 @@ def main(argv: list[str]) -> None:
                 data = replace(data, dataset_name=str(toy_data(config)))
 
     from train_flux_inpaint import evaluate_on, train
+    from tryon.memory import resolved
     from tryon.models import fetch_training_models
 
+    config = resolved(config, state.device)
     with own_run(config, state.is_main_process, data, masks):
         with state.main_process_first():
             fetch_training_models(config, state.device)  # what cannot be had or does not fit is refused before the data

@@ -42,7 +42,7 @@ def transformer(toy: ToyFolders) -> FluxTransformer2DModel:
 
 @pytest.fixture(scope="session")
 def vae(toy: ToyFolders) -> AutoencoderKL:
-    return load_vae(toy.base, torch.float32)
+    return load_vae(toy.base, torch.float32, torch.device("cpu"))
 
 
 def make_sample(seed: int, height: int = 96, width: int = 64, least: int = 0) -> TryOnSample:

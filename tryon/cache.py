@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from tryon.config import TrainConfig
-from tryon.encode import encode_prompt, encode_samples
+from tryon.encode import encode_prompt, encode_sample
 from tryon.entry import asked_to_stop, leave_signals_to_the_process
 from tryon.models import TEXT_PARTS, ModelFiles, files_fingerprint, load_text_encoders
 from tryon.sample import (
@@ -49,9 +49,6 @@ logger = logging.getLogger(__name__)
 # Bump when the way from picture to latents or from prompt to embedding changes: every file is made anew.
 CACHE_VERSION = 2
 LOG_EVERY = 60  # seconds between two plain lines while encoding
-# Pictures that a GPU encodes together, those of four pairs: so many are read ahead by two workers. Not measured yet. A
-# CPU is several times faster with one at a time.
-GPU_PICTURES = 8
 PENDING_WRITES = 8  # files that may wait to be written while the VAE goes on
 
 
@@ -188,9 +185,8 @@ def cache_latents(
     accelerator.wait_for_everyone()  # all have looked before the first writes
     started = time.monotonic()
     own = missing[accelerator.process_index :: accelerator.num_processes]
-    at_once = GPU_PICTURES if vae.device.type == "cuda" else 1
     bar = progress_bar(len(own), f"encoding {what}", accelerator.is_main_process)
-    waited = encode_to_files(samples, own, paths, what, vae, config.dataloader_num_workers, at_once, bar)
+    waited = encode_to_files(samples, own, paths, what, vae, config.dataloader_num_workers, bar)
     bar.close()
     accelerator.wait_for_everyone()
     if missing:
@@ -212,16 +208,13 @@ def encode_to_files(
     what: str,
     vae: AutoencoderKL,
     workers: int,
-    at_once: int,
     bar: tqdm,
 ) -> float:
     """Encodes the samples of the indices `own`, each into its file; unreadable ones are named in the log.
 
-    at_once: how many pictures go through the VAE together. Returns for how many seconds the VAE waited for pictures.
-    Raises ValueError where a file cannot be written.
+    Returns for how many seconds the VAE waited for pictures. Raises ValueError where a file cannot be written.
     """
     reading = read_ahead(samples, own, workers, vae.device)
-    read: list[tuple[Path, TryOnSample]] = []
     writes: deque[Future[None]] = deque()
     started = said = asked = time.monotonic()
     waited, resized = 0.0, 0
@@ -234,12 +227,7 @@ def encode_to_files(
                 logger.warning("skipped: %s", sample)
             else:
                 resized += sample.mask_was_resized
-                read.append((paths[index], sample))
-            if read and (2 * len(read) >= at_once or done == len(own)):
-                latents = encode_samples(vae, [sample for _, sample in read], at_once)
-                for (path, _), encoded in zip(read, latents, strict=True):
-                    writes.append(writer.submit(write_latents, path, encoded))
-                read.clear()
+                writes.append(writer.submit(write_latents, paths[index], encode_sample(vae, sample)))
             while len(writes) > PENDING_WRITES:
                 writes.popleft().result()
             bar.update()

@@ -25,17 +25,16 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return vae.decode(latents).sample.float().cpu()
 
 
-def encode_samples(vae: AutoencoderKL, samples: list[TryOnSample], at_once: int = 1) -> list[LatentSample]:
-    """Diptychs and masked diptychs of samples of one size as latents on the CPU, in the VAE's dtype.
+def encode_sample(vae: AutoencoderKL, sample: TryOnSample) -> LatentSample:
+    """The diptych and the masked diptych as latents on the CPU, in the VAE's dtype.
 
-    at_once: how many pictures go through the VAE together, of the two that each sample has. Rounding differs with it.
+    On a GPU both at once, and never those of other samples with them: rounding differs with the batch, and what is
+    cached must not depend on what was encoded beside it. On a CPU one picture at a time is several times faster.
     """
-    images, masked, masks = zip(*(make_diptych(sample.to(vae.device)) for sample in samples), strict=True)
-    latents = torch.cat([encode_pictures(vae, batch) for batch in torch.stack(images + masked).split(at_once)]).cpu()
-    return [
-        LatentSample(sample.key, target, masked_target, mask.bool().cpu(), sample.category)
-        for sample, target, masked_target, mask in zip(samples, *latents.chunk(2), masks, strict=True)
-    ]
+    image, masked, mask = make_diptych(sample.to(vae.device))
+    batches = torch.stack([image, masked]).split(2 if vae.device.type == "cuda" else 1)
+    target, masked_target = torch.cat([encode_pictures(vae, batch) for batch in batches]).cpu()
+    return LatentSample(sample.key, target, masked_target, mask.bool().cpu(), sample.category)
 
 
 @torch.no_grad()

@@ -41,6 +41,8 @@ def evaluate_run(
         base=config.pretrained_model_name_or_path,
         transformer=config.pretrained_inpaint_model_name_or_path,
         toy=config.toy,
+        quantization=config.quantization,
+        offload=config.offload,
         cache_dir=config.cache_dir,
         data_cache_dir=config.data_cache_dir,
     )

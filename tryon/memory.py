@@ -1,11 +1,11 @@
 """What training needs of the GPU's memory, known before anything large is downloaded, encoded or loaded."""
 
 import logging
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+import psutil
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
@@ -123,6 +123,11 @@ def choose_quantization(asked: Quantization, device: torch.device) -> Quantizati
     return "none" if asked == "auto" else asked
 
 
+def resolved(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """The configuration with what "auto" means on the device for the frozen weights, which a resumed run must share."""
+    return replace(config, quantization=choose_quantization(config.quantization, device))
+
+
 def quantization_for(asked: Quantization, memory: float) -> Quantization:
     """The same for a GPU of so many bytes."""
     return next(kind for least, kind in QUANTIZED_BELOW if memory >= least) if asked == "auto" else asked
@@ -157,7 +162,7 @@ def check_training_fits(config: TrainConfig, transformer_config: dict[str, Any],
     with activations does."""
     if device.type != "cuda":
         return
-    config = replace(config, quantization=choose_quantization(config.quantization, device))
+    config = resolved(config, device)
     free = free_memory(device)
     costs = transformer_costs(config, transformer_config)
     every = recomputed_every(config, costs, free)
@@ -184,7 +189,7 @@ def what_helps(config: TrainConfig, every: int | None) -> list[str]:
         f"--train_batch_size 1 --gradient_accumulation_steps {samples}": config.train_batch_size > 1,
         "--optimizer adamw8bit": config.optimizer != "adamw8bit",
         "a smaller --lora_rank": config.lora_rank > 16,
-        "--offload": not config.offload,
+        "--offload" + (" instead of --compile" if config.compile else ""): not config.offload,
     }
     return [f"give {flag}" for flag, there in advice.items() if there]
 
@@ -196,7 +201,7 @@ def check_inference_fits(
     sizes = count_parameters(transformer_config, rank=1)
     each = dtype.itemsize if quantization == "none" else weight_bytes(quantization)
     need = round(sizes.in_blocks * each) + (sizes.frozen - sizes.in_blocks) * dtype.itemsize
-    check_gpu_memory("try-on", need, "give --quantization nf4 or --offload, or use a GPU with more", device)
+    check_gpu_memory("try-on", need, "give --offload" if quantization == "nf4" else "give --quantization nf4", device)
 
 
 def count_parameters(transformer_config: dict[str, Any], rank: int) -> Sizes:
@@ -269,14 +274,15 @@ class _LikeCuda(TorchFunctionMode):
 
 def total_memory(device: torch.device) -> int:
     """Bytes that this process may use on a CUDA device, in use or not."""
-    share = torch.cuda.get_per_process_memory_fraction(device)
+    index = torch.cuda.current_device() if device.index is None else device.index  # it takes no device without one
+    share = torch.cuda.get_per_process_memory_fraction(index)
     return round(share * torch.cuda.get_device_properties(device).total_memory)
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes on a CUDA device that this process could still allocate; of the host where the device is a CPU."""
     if device.type != "cuda":
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return psutil.virtual_memory().available
     free, _ = torch.cuda.mem_get_info(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return min(free + unused, total_memory(device) - torch.cuda.memory_allocated(device))

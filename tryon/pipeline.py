@@ -10,11 +10,12 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPi
 from PIL import Image
 from torch import Tensor
 
+from tryon.attention import choose_attention
 from tryon.cache import cache_prompts
 from tryon.checkpoint import verify_lora
 from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, TryOnConfig
 from tryon.encode import decode_latents
-from tryon.geometry import pack_latents, unpack_latents
+from tryon.geometry import count_tokens, pack_latents, unpack_latents
 from tryon.hub import hub_or_folder
 from tryon.lora import LoraFacts, attach_lora, read_facts
 from tryon.masks import MaskRule
@@ -117,11 +118,13 @@ def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:
     embeddings = cache_prompts(sorted(set(texts.values())), files.base, length, dtype, device, data_cache)
     model = load_transformer(files.transformer, dtype)
     attach_lora(model, lora, config.lora_scale)
-    vae, scheduler = load_vae(files.base, dtype), load_scheduler(files.base)
+    vae, scheduler = load_vae(files.base, dtype, device), load_scheduler(files.base)
     place(model.eval().to(dtype), quantization, config.offload, device)  # the LoRA too: one precision throughout
+    tokens = count_tokens(*panel_size(config, facts)) + length
+    choose_attention(model, 1, tokens, device, autocast=False)
     if config.compile:
         compile_blocks(model, device)
-    pipeline = build_pipeline(model, vae.to(device), scheduler)
+    pipeline = build_pipeline(model, vae, scheduler)
     return TryOnModel(pipeline, {category: embeddings[text] for category, text in texts.items()})
 
 

@@ -12,10 +12,10 @@ from tqdm import tqdm
 from tryon.cache import latents_bytes
 from tryon.config import TrainConfig
 from tryon.memory import (
-    choose_quantization,
     free_memory,
     quantization_for,
     recomputed_every,
+    resolved,
     training_memory,
     transformer_costs,
     what_helps,
@@ -40,7 +40,7 @@ def plan_lines(
     machine's, which has `memory` bytes. price_per_hour: of the machine, in any currency.
     """
     if device:
-        config = replace(config, quantization=choose_quantization(config.quantization, device))
+        config = resolved(config, device)
         free = free_memory(device)
     else:
         free = memory

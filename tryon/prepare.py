@@ -11,6 +11,7 @@ from tqdm import tqdm
 from tryon.attention import choose_attention
 from tryon.blocks import checkpoint_blocks, offload_blocks
 from tryon.config import Quantization, TrainConfig
+from tryon.geometry import count_tokens
 from tryon.lora import add_lora, load_lora
 from tryon.memory import free_before_training, recomputed_every, training_memory, transformer_costs, which_recompute
 from tryon.quantize import quantize_blocks
@@ -34,7 +35,8 @@ def prepare_transformer(
     place(transformer, config.quantization, config.offload, device)
     if not config.offload:
         recompute(transformer, config, device)
-    choose_attention(transformer, config, device)
+    tokens = count_tokens(config.height, config.width) + config.max_sequence_length
+    choose_attention(transformer, config.train_batch_size, tokens, device, config.mixed_precision == "bf16")
     if config.compile:
         compile_blocks(transformer, device)
     return parameters

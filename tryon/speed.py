@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,10 @@ from tryon.geometry import count_tokens
 SPEEDS = "speeds.json"  # in the data cache
 ATTENTION_BACKWARD = 2.5  # times the forward pass: it recomputes the scores, https://arxiv.org/abs/2205.14135
 # Dense bfloat16 with float32 accumulation, TFLOP/s, by the makers' data sheets.
-PEAK_TFLOPS = {"H100 PCIe": 756, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "RTX 4090": 165, "RTX 3090": 71}
+PEAK_TFLOPS = {
+    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "RTX 4090": 165,
+    "RTX 3090": 71,
+}  # fmt: skip
 # What two runs must share for the one's speed to be the other's.
 SAME_SPEED = (
     "toy", "height", "width", "max_sequence_length", "mixed_precision", "num_processes", "train_batch_size",
@@ -63,7 +67,7 @@ def device_name(device: torch.device) -> str:
 def peak_flops(device: torch.device) -> float | None:
     """Operations per second that the data sheet promises of the device's bfloat16; None where it is not known."""
     name = device_name(device)
-    return next((1e12 * peak for kind, peak in PEAK_TFLOPS.items() if kind in name), None)
+    return next((1e12 * peak for kind, peak in PEAK_TFLOPS.items() if re.search(rf"\b{kind}\b", name)), None)
 
 
 def remember_speed(config: TrainConfig, device: torch.device, seconds: float) -> None:

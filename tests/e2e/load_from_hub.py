@@ -23,7 +23,7 @@ for base, transformer in json.load(sys.stdin):
         loaded = (
             texts.text_encoder,
             texts.text_encoder_2,
-            load_vae(files.base, torch.float32),
+            load_vae(files.base, torch.float32, torch.device("cpu")),
             load_transformer(files.transformer, torch.float32),
         )
         results.append(sum(parameter.numel() for model in loaded for parameter in model.parameters()))

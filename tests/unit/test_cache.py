@@ -13,12 +13,11 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from torch.utils.data import get_worker_info
-from tqdm import tqdm
 
 from conftest import PROJECT, ListSource, make_sample
-from tryon.cache import cache_latents, cache_prompts, encode_to_files, latent_files, read_latents
+from tryon.cache import cache_latents, cache_prompts, latent_files, read_latents
 from tryon.config import TrainConfig, on_toy
-from tryon.encode import encode_samples
+from tryon.encode import encode_sample
 from tryon.entry import stop_after
 from tryon.masks import MaskRule
 from tryon.models import ModelFiles, load_vae
@@ -66,7 +65,7 @@ def test_what_is_read_is_what_was_encoded(vae: AutoencoderKL, toy: ToyFolders, c
     samples = [make_sample(seed) for seed in range(3)]
     data = cached(ListSource(samples), vae, toy, config)
     for index, sample in enumerate(samples):
-        expected, found = encode_samples(vae, [sample])[0], data[index]
+        expected, found = encode_sample(vae, sample), data[index]
         for name in ("target", "masked", "mask"):
             assert torch.equal(getattr(found, name), getattr(expected, name)), name
         assert (found.key, found.category) == (sample.key, sample.category)
@@ -113,7 +112,7 @@ def test_another_content_setting_or_model_is_a_miss(
     assert len(files(config)) == 1
     cached(ListSource([replace(sample, key="other content")]), vae, toy, config)
     assert len(files(config)) == 2
-    half = load_vae(toy.base, torch.bfloat16)
+    half = load_vae(toy.base, torch.bfloat16, torch.device("cpu"))
     cached(ListSource([sample]), half, toy, config)
     assert len(files(config)) == 3
     other_model = tmp_path / "other" / "vae"
@@ -180,34 +179,6 @@ def test_a_deadline_while_encoding_leaves_whole_files(
     assert [path.suffix for path in Path(config.data_cache_dir).glob("latents/*/*")] == [".safetensors"] * 3
     data = cached(Faulty(source.samples, bad={0, 1, 2}), vae, toy, config)  # would fail if they were read again
     assert [data[index].key for index in range(9)] == [sample.key for sample in source.samples]
-
-
-@pytest.mark.parametrize("bad", [set(), {1}, {4}, {0, 1, 2, 3, 4}])
-def test_batches_reach_the_files_of_their_samples(
-    bad: set[int], vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig
-) -> None:
-    samples = [make_sample(seed) for seed in range(5)]
-    paths = latent_files(ListSource(samples), ModelFiles(toy.base, toy.transformer), config, vae.dtype)
-    with tqdm(disable=True) as bar:
-        encode_to_files(Faulty(samples, bad), [4, 0, 3, 1], paths, "samples", vae, workers=0, at_once=4, bar=bar)
-    there = sorted({0, 1, 3, 4} - bad)
-    assert files(config) == sorted(paths[index] for index in there)
-    for index in there:
-        (expected,) = encode_samples(vae, [samples[index]])
-        found = read_latents(paths[index])
-        assert found.key == expected.key
-        torch.testing.assert_close(found.target, expected.target, rtol=0, atol=1e-5)
-
-
-def test_latents_of_a_batch_are_those_of_single_pictures(vae: AutoencoderKL) -> None:
-    samples = [make_sample(seed) for seed in range(3)]
-    single = encode_samples(vae, samples)
-    for at_once in (2, 4, 6):
-        for found, expected in zip(encode_samples(vae, samples, at_once), single, strict=True):
-            assert (found.key, found.category) == (expected.key, expected.category)
-            assert torch.equal(found.mask, expected.mask)
-            torch.testing.assert_close(found.target, expected.target, rtol=0, atol=1e-5)
-            torch.testing.assert_close(found.masked, expected.masked, rtol=0, atol=1e-5)
 
 
 def test_resized_masks_are_counted(

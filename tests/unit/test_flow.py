@@ -6,7 +6,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from diffusers.training_utils import compute_loss_weighting_for_sd3
 
 from conftest import make_sample
-from tryon.encode import collate, encode_samples
+from tryon.encode import collate, encode_sample
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate, loss_weight, sigma_from_density
 from tryon.sample import CATEGORIES, FillBatch, PromptEmbedding
 from tryon.toy.model import scheduler
@@ -22,7 +22,7 @@ def random_batch(transformer: FluxTransformer2DModel, vae, count: int = 2) -> Fi
         )
         for category in CATEGORIES
     }
-    return collate(encode_samples(vae, [make_sample(seed) for seed in range(count)]), prompts)
+    return collate([encode_sample(vae, make_sample(seed)) for seed in range(count)], prompts)
 
 
 def test_sigmas_are_those_of_the_scheduler() -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,8 @@ from tryon.models import (
     read_transformer_config,
 )
 from tryon.toy.model import ToyFolders
+
+LOADERS = {"vae": partial(load_vae, device=torch.device("cpu")), "transformer": load_transformer}
 
 
 def test_a_transformer_at_the_root_or_in_its_subfolder(toy: ToyFolders, tmp_path: Path) -> None:
@@ -100,7 +103,7 @@ def test_incomplete_weights_are_refused(part: str, toy: ToyFolders, tmp_path: Pa
     state = load_file(file)
     state.pop(sorted(key for key in state if "layer" in key or "block" in key)[0])
     save_file(state, file, {"format": "pt"})
-    load = {"vae": load_vae, "transformer": load_transformer}.get(part, load_text_encoders)
+    load = LOADERS.get(part, load_text_encoders)
     with pytest.raises(ValueError, match="are incomplete: 1 are missing"):
         load(folder if part == "transformer" else folder.parent, torch.float32)
 
@@ -110,7 +113,7 @@ def test_cut_or_missing_weights_are_refused(part: str, toy: ToyFolders, tmp_path
     shutil.copytree(toy.base.parent, tmp_path / "toy")
     folder = tmp_path / "toy" / (part if part == "transformer" else f"base/{part}")
     (file,) = folder.glob("*.safetensors")
-    load = {"vae": load_vae, "transformer": load_transformer}.get(part, load_text_encoders)
+    load = LOADERS.get(part, load_text_encoders)
     file.write_bytes(file.read_bytes()[:-100])
     with pytest.raises(ValueError, match=f"the weights in {folder} cannot be loaded"):
         load(folder if part == "transformer" else folder.parent, torch.float32)
@@ -122,7 +125,7 @@ def test_cut_or_missing_weights_are_refused(part: str, toy: ToyFolders, tmp_path
 def test_bf16_is_honoured(toy: ToyFolders) -> None:
     transformer: FluxTransformer2DModel = load_transformer(toy.transformer, torch.bfloat16)
     assert {parameter.dtype for parameter in transformer.parameters()} == {torch.bfloat16}
-    assert load_vae(toy.base, torch.bfloat16).dtype == torch.bfloat16
+    assert load_vae(toy.base, torch.bfloat16, torch.device("cpu")).dtype == torch.bfloat16
     assert load_text_encoders(toy.base, torch.bfloat16).text_encoder_2.dtype == torch.bfloat16
 
 

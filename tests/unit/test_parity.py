@@ -6,7 +6,7 @@ from diffusers import FluxFillPipeline, FluxTransformer2DModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from conftest import make_sample
-from tryon.encode import collate, encode_prompt, encode_samples
+from tryon.encode import collate, encode_prompt, encode_sample
 from tryon.geometry import image_ids, pack_latents, text_ids, unpack_latents
 from tryon.models import load_text_encoders
 from tryon.pipeline import build_pipeline, try_on
@@ -36,7 +36,7 @@ def test_conditioning_of_training_is_that_of_inference(
         build_pipeline(transformer, vae, scheduler()), sample, prompts[sample.category], steps=1, guidance=30, seed=0
     )
 
-    batch = collate(encode_samples(vae, [sample]), prompts)
+    batch = collate([encode_sample(vae, sample)], prompts)
     at_inference = caught[0]
     assert torch.equal(at_inference["hidden_states"][:, :, 64:], batch.cond)
     assert torch.equal(at_inference["encoder_hidden_states"], batch.prompt)
@@ -55,7 +55,7 @@ def test_a_picture_without_dark_pixels_is_not_normalised_twice(
         lambda module, args, kwargs: caught.append(kwargs["hidden_states"]), with_kwargs=True
     )
     try_on(build_pipeline(transformer, vae, scheduler()), bright, prompts["upper"], steps=1, guidance=30, seed=0)
-    assert torch.equal(caught[0][:, :, 64:], collate(encode_samples(vae, [bright]), prompts).cond)
+    assert torch.equal(caught[0][:, :, 64:], collate([encode_sample(vae, bright)], prompts).cond)
 
 
 def test_packing_is_the_pipelines() -> None:

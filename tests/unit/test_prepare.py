@@ -51,10 +51,10 @@ def test_quantised_and_offloaded_blocks_keep_the_loras_keys(toy: ToyFolders) -> 
 
 
 def test_where_no_compiler_is_found_it_is_said_and_training_goes_on(
-    toy: ToyFolders, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    toy: ToyFolders, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
-    with fresh_cache():
+    torch.compiler.reset()
+    with inductor.patch({"cpp.cxx": ("no-such-compiler",)}), fresh_cache():
         assert "no-such-compiler" in (no_compiler(CPU) or "")
         transformer, _ = prepared(toy, compile=True)
     assert "--compile is left out, as nothing can be compiled here: " in caplog.text
