@@ -29,15 +29,17 @@ TEXT_ENCODERS_AND_VAE = 9.9e9  # bytes of FLUX.1-dev's parts on the hub: T5 9.5 
 def plan_lines(
     config: TrainConfig,
     transformer_config: dict[str, Any],
-    samples: int | None,
+    pairs: int | None,
+    variants: int,
     device: torch.device | None,
     memory: float,
     price_per_hour: float | None,
 ) -> list[str]:
     """The plan in words, a line each.
 
-    samples: at most so many are encoded, where it is known. device: the one that trains; None where it is another
-    machine's, which has `memory` bytes. price_per_hour: of the machine, in any currency.
+    pairs: of the training data, where their number is known. variants: of a pair in which something is random. device:
+    the one that trains; None where it is another machine's, which has `memory` bytes. price_per_hour: of the machine,
+    in any currency.
     """
     if device:
         config = resolved(config, device)
@@ -57,15 +59,18 @@ def plan_lines(
     if need.total > free:
         lines.append(f"  it does not fit: {', or '.join(what_helps(config, every)) or 'use a GPU with more'}")
 
+    per_step = config.train_batch_size * config.gradient_accumulation_steps * config.num_processes
+    steps = config.max_train_steps
+    if config.num_train_epochs and pairs:
+        steps = -(-config.num_train_epochs * pairs // per_step)
     each = latents_bytes(config.height, 2 * config.width, 2 if config.mixed_precision == "bf16" else 4)
-    kept = (config.checkpoints_total_limit or config.max_train_steps // config.checkpointing_steps) + 1
+    kept = (config.checkpoints_total_limit or steps // config.checkpointing_steps) + 1
     checkpoint = need.lora // 2 + need.optimizer
     models = costs.sizes.frozen * 2 + TEXT_ENCODERS_AND_VAE
-    cached = (
-        f"{_size(samples * each)} at most, for {samples:,} pairs and variants"
-        if samples
-        else f"{_size(1000 * each)} per 1,000 pairs"
-    )
+    if pairs:
+        cached = f"{_size(pairs * variants * each)} at most: {pairs:,} pairs, in up to {variants} variants"
+    else:
+        cached = f"{_size(1000 * each)} per 1,000 pairs and variants"
     hub = Path(config.cache_dir or constants.HF_HUB_CACHE)
     lines.append("planned, disk:")
     lines.append(f"  latents      {cached}; {_free(Path(config.data_cache_dir))}")
@@ -75,40 +80,24 @@ def plan_lines(
     if not config.toy:
         lines.append(f"  models       {_size(models)}, where they are not there yet; {_free(hub)}")
 
-    lines += _time_lines(config, transformer_config, every, samples, device, price_per_hour)
+    flops = steps * per_step / config.num_processes * step_flops(config, transformer_config, every).total
+    lines.append(f"planned, time: {steps:,} steps of {per_step} samples, {flops / 1e12:,.0f} TFLOP on each device")
+    lines += _time_lines(config, steps, flops, device, price_per_hour)
     return lines
 
 
 def _time_lines(
-    config: TrainConfig,
-    transformer_config: dict[str, Any],
-    every: int | None,
-    samples: int | None,
-    device: torch.device | None,
-    price_per_hour: float | None,
+    config: TrainConfig, steps: int, flops: float, device: torch.device | None, price_per_hour: float | None
 ) -> list[str]:
-    per_step = config.train_batch_size * config.gradient_accumulation_steps * config.num_processes
-    steps = config.max_train_steps
-    if config.num_train_epochs and samples:
-        steps = -(-config.num_train_epochs * samples // per_step)
-    per_device = step_flops(config, transformer_config, every).total * per_step / config.num_processes
-    lines = [
-        f"planned, time: {steps:,} steps of {per_step} samples, {per_device / 1e12:,.3g} TFLOP each on each device"
-    ]
     measured, peak = (remembered_speed(config, device), peak_flops(device)) if device else (None, None)
     if measured:
         hours = steps * measured / 3600
-        lines.append(
-            f"  {_hours(hours)}, at {measured:.3g} s a step: measured on {device_name(device)} in a run like this"
-        )
+        lines = [f"  {_hours(hours)}, at {measured:.3g} s a step, measured on {device_name(device)}"]
     elif peak:
-        hours = steps * per_device / peak / 3600
-        lines.append(
-            f"  at least {_hours(hours)}, at the data sheet's {peak / 1e12:.0f} TFLOP/s: nothing was measured yet"
-        )
+        hours = flops / peak / 3600
+        lines = [f"  at least {_hours(hours)}, at the data sheet's {peak / 1e12:.0f} TFLOP/s: not measured yet"]
     else:
-        lines.append("  nothing measured yet: the first run of this kind leaves its speed to later plans")
-        return lines
+        return ["  nothing measured yet: the first run of this kind leaves its speed to later plans"]
     lines.append("  validation, checkpoints and the encoding of the pictures come on top")
     if price_per_hour is not None:
         lines.append(f"  {'' if measured else 'at least '}{hours * price_per_hour:,.2f} at {price_per_hour:g} an hour")

@@ -111,6 +111,15 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
     assert "holds checkpoints of another run" in over.stderr
 
 
+def test_a_plan_is_printed_and_nothing_is_left_behind(tmp_path: Path, data_cache: Path) -> None:
+    done = launch("--h100", "--plan", "--gpu_memory", "24", "--price_per_hour", "2", "--data_cache_dir", data_cache,
+                  runs=tmp_path)  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "planned for FLUX-Fill's own size, as xiaozaa/catvton-flux-alpha is not downloaded yet" in done.stdout
+    assert "GB of 24.0GB in all" in done.stdout and "frozen weights: nf4; every block recomputes" in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_h100_profile_runs_on_the_toy(tmp_path: Path, data_cache: Path) -> None:
     """In bf16, as on the GPU, and with activation checkpointing. Small: some CPUs have no instructions for bf16."""
     done = launch(

@@ -38,23 +38,25 @@ def test_a_speed_is_remembered_for_runs_of_its_kind(tmp_path: Path) -> None:
 
 
 def test_the_plan_for_another_machine_says_what_it_needs_and_what_would_help() -> None:
-    lines = plan_lines(full(), FILL_CONFIG, 40_658, None, 24e9, None)
+    lines = plan_lines(full(), FILL_CONFIG, 40_658, 2, None, 24e9, None)
     shown = "\n".join(lines)
     assert re.search(r"^planned, GPU memory: 13.9GB of 24.0GB in all$", shown, re.MULTILINE), shown
     assert "frozen weights: nf4; every block recomputes its activations" in shown
-    assert "40.5GB at most, for 40,658 pairs and variants" in shown
-    assert "8,000 steps of 8 samples" in shown and "1.63e+03 TFLOP" in shown
+    assert "80.9GB at most: 40,658 pairs, in up to 2 variants" in shown
+    assert re.search(r"8,000 steps of 8 samples, 13,0\d\d,\d{3} TFLOP on each device", shown)
+    epochs = replace(full(), num_train_epochs=2)
+    assert "10,165 steps of 8" in "\n".join(plan_lines(epochs, FILL_CONFIG, 40_658, 2, None, 24e9, None))
     assert "it does not fit" not in shown
-    tight = "\n".join(plan_lines(h100(), FILL_CONFIG, None, None, 12e9, None))
+    tight = "\n".join(plan_lines(h100(), FILL_CONFIG, None, 2, None, 12e9, None))
     assert "it does not fit: give --optimizer adamw8bit, or give a smaller --lora_rank, or give --offload" in tight
     assert "995MB per 1,000 pairs" in tight
 
 
 def test_the_plan_of_this_machine_counts_hours_and_money(tmp_path: Path) -> None:
     config = TrainConfig(data_cache_dir=str(tmp_path), max_train_steps=7200)
-    free = plan_lines(config, FILL_CONFIG, None, CPU, 0, None)
+    free = plan_lines(config, FILL_CONFIG, None, 2, CPU, 0, None)
     assert any("nothing measured yet" in line for line in free) and not any(" an hour" in line for line in free)
     remember_speed(replace(config, quantization="none"), CPU, 2.0)
-    lines = plan_lines(config, FILL_CONFIG, None, CPU, 0, 2.5)
+    lines = plan_lines(config, FILL_CONFIG, None, 2, CPU, 0, 2.5)
     assert "  4.0 h, at 2 s a step, measured on CPU" in lines
     assert "  10.00 at 2.5 an hour" in lines
