@@ -273,6 +273,8 @@ def resolve(given: dict[str, Any], cuda_devices: int, plan: PlanConfig = PlanCon
     defaults = PROFILES[given.get("profile", "full")]()
     toy = given.get("toy", False) or (defaults.profile == "quick_test" and cuda_devices == 0)
     config = replace(on_toy(defaults) if toy else defaults, **{**given, "toy": toy})
+    if config.offload and "gradient_checkpointing" not in given:
+        config = replace(config, gradient_checkpointing="full")
     problems = [*mistakes(config), *mistakes(plan)]
     if not plan.plan and (plan.gpu_memory or plan.price_per_hour):
         problems.append("--gpu_memory and --price_per_hour are for --plan: add it, or leave them out")
@@ -324,8 +326,8 @@ def mistakes(config: Any) -> typing.Iterator[str]:
     asked = config.gradient_checkpointing
     if asked not in ("none", "auto", "full") and not (asked.isdigit() and int(asked) > 0):
         yield f"--gradient_checkpointing {asked} is neither none, auto, full nor a number of blocks from 1"
-    if config.offload and asked not in ("auto", "full"):
-        yield f"--offload recomputes every block: leave --gradient_checkpointing {asked} out"
+    if config.offload and asked != "full":
+        yield f"--offload recomputes every block: leave --gradient_checkpointing {asked} out, or say full"
     if config.max_time is not None and not re.fullmatch(r"\d+:[0-5]\d", config.max_time):
         yield f"--max_time {config.max_time} is not hh:mm, such as 11:30"
     if config.init_lora and config.resume_from_checkpoint:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -63,6 +64,7 @@ def quiet_libraries() -> None:
         library.logging.disable_progress_bar()
     for name in ("accelerate", "httpx", "httpx2", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)  # accelerate knows no other name for it yet
 
 
 def log_metrics(accelerator: Accelerator, run: Path, step: int, metrics: dict[str, float]) -> None:

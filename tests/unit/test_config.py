@@ -162,6 +162,7 @@ def test_what_does_not_save_memory_is_refused(argv: list[str], message: str) -> 
     with pytest.raises(ValueError, match=re.escape(message)):
         resolve(given(*argv), cuda_devices=1)
     resolve(given(*argv[:1], *(["auto"] if argv[0] != "--offload" else [])), cuda_devices=1)
+    assert resolve(given("--offload", "--toy"), cuda_devices=0).gradient_checkpointing == "full"
 
 
 def test_a_plan_is_made_for_other_machines_too() -> None:
