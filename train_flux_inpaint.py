@@ -110,8 +110,9 @@ from tryon.models import (
 )
 from tryon.pipeline import build_pipeline
 from tryon.prepare import prepare_transformer
+from tryon.report import write_environment, write_report
 from tryon.sample import CATEGORIES, Category, PromptEmbedding, SampleSource, prompt_for
-from tryon.speed import remember_speed
+from tryon.speed import device_name, remember_speed
 from tryon.step import make_lr_scheduler, make_optimizer, optimiser_step
 from tryon.timing import Clock, shares
 from tryon.toy.model import toy_name, use_toy_model
@@ -204,7 +205,17 @@ def run_training(
     seen = validation_picture(run, state.step).exists()  # asked by all before one can draw it
     model = accelerator.prepare(transformer)  # autocast and, with several processes, DDP
     pipeline = build_pipeline(transformer, vae, load_scheduler(files.base))
-    validate = make_validation(config, accelerator, pipeline, val_data, val_latents, prompts, run)
+    look = make_validation(config, accelerator, pipeline, val_data, val_latents, prompts, run)
+
+    def validate(step: int) -> None:
+        look(step)
+        drawn = count_draws(train_latents, config.balance, config.seed, 0, step, samples_per_step)
+        log_metrics(accelerator, run, step, {f"drawn/{category}": count for category, count in drawn.items()})
+        if accelerator.is_main_process and (run / "config.json").is_file():  # none where train() is called as a library
+            write_report(run)
+
+    if accelerator.is_main_process:
+        write_environment(run, device_name(accelerator.device))
     clock, begun = Clock(accelerator.device), time.monotonic()
     if state.step == 0 or (state.step % config.validation_steps == 0 and not seen):  # it was stopped before it looked
         with clock.part("validation"):

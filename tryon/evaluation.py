@@ -17,6 +17,7 @@ from torch import Tensor
 from tryon.config import TrainConfig, TryOnConfig, save_json
 from tryon.evaluate import Case, Scores, evaluate, evaluation_grid, table
 from tryon.pipeline import load_try_on
+from tryon.report import write_report
 from tryon.runs import find_lora
 from tryon.validate import pick_for_grid
 
@@ -74,3 +75,4 @@ def evaluate_run(
         words = "length of trousers for shorts and the reverse: right in %d of %d, before in %d"
         logger.info(words, sum(right), len(right), sum(before))
     save_json(run / "evaluation.json", {**facts, **results})
+    write_report(run)

@@ -1,28 +1,20 @@
 """The benches run, and say what they are to say. How fast anything is, is not asserted."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from conftest import PROJECT
+from benchmarks import inference, train_step
 
 pytestmark = pytest.mark.e2e
 
 
-def run(*arguments: str) -> str:
-    command = [sys.executable, "-m", *arguments]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
-def test_a_step_beside_the_reference_has_its_loss_and_a_ratio(tmp_path: Path) -> None:
+def test_a_step_beside_the_reference_has_its_loss_and_a_ratio(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = tmp_path / "step.json"
-    shown = run("benchmarks.train_step", "--batch", "2", "--rank", "4", "--steps", "2", "--warm_up", "1",
-                "--variants", "none,nf4_offload", "--json", str(file))  # fmt: skip
+    flags = "--batch 2 --rank 4 --steps 2 --warm_up 1 --variants none,nf4_offload --json"
+    train_step.main([*flags.split(), str(file)])
+    shown = capsys.readouterr().out
     result = json.loads(file.read_text())
     reference, plain, offloaded = result["rows"]
     assert plain["loss"] == pytest.approx(reference["loss"], rel=1e-5)
@@ -34,9 +26,10 @@ def test_a_step_beside_the_reference_has_its_loss_and_a_ratio(tmp_path: Path) ->
     assert f"{result['ratio']:.2f} times as fast as the reference step" in shown
 
 
-def test_try_on_beside_the_stock_pipeline(tmp_path: Path) -> None:
+def test_try_on_beside_the_stock_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = tmp_path / "inference.json"
-    shown = run("benchmarks.inference", "--size", "toy", "--denoising_steps", "1", "--pictures", "1", "--variants",
-                "none,nf4", "--json", str(file))  # fmt: skip
+    flags = "--size toy --denoising_steps 1 --pictures 1 --variants none,nf4 --json"
+    inference.main([*flags.split(), str(file)])
+    shown = capsys.readouterr().out
     result = json.loads(file.read_text())
     assert {"stock", "none", "nf4"} <= result.keys() and "times as fast as the stock pipeline" in shown

@@ -5,7 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -65,6 +68,12 @@ def load(cases: list[tuple[str, str]], home: Path, **variables: str) -> tuple[li
     return json.loads(done.stdout), done.stderr
 
 
+def at_once(run: Callable[[Any], Any], arguments: list[Any]) -> list[Any]:
+    """What run gives for each, two at a time: most of a short command's time is importing."""
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(run, arguments))
+
+
 def test_what_is_downloaded_refused_and_used_again(hub: StubHub, hub_home: Path) -> None:
     flux, catvton = "somebody/flux", "somebody/catvton"
     with serve(hub):
@@ -108,8 +117,10 @@ def test_what_is_downloaded_refused_and_used_again(hub: StubHub, hub_home: Path)
         "somebody/plain/config.json"
     ]
 
-    for variables in ({"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}):
-        results, said = load([(flux, catvton), ("somebody/later", catvton)], hub_home, **variables)
+    def load_again(variables: dict[str, str]) -> tuple[list, str]:
+        return load([(flux, catvton), ("somebody/later", catvton)], hub_home, **variables)
+
+    for results, said in at_once(load_again, [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}]):
         assert results[0] == root
         assert "somebody/later is not downloaded yet and the hub cannot be reached" in results[1]
         assert "downloading" not in said and "Traceback" not in said
@@ -151,16 +162,15 @@ def test_a_data_set_from_the_hub(hub: StubHub, tmp_path: Path) -> None:
         )  # fmt: skip
 
     with serve(hub):
-        done = export("somebody/data", "from the hub", HF_ENDPOINT=hub.url)
+        names = [("somebody/data", "from the hub"), ("somebody/pictures", "nothing"), ("nobody/nothing", "nothing")]
+        done, *others = at_once(lambda each: export(*each, HF_ENDPOINT=hub.url), names)
         assert done.returncode == 0 and done.stderr == "", done.stderr
-        refused = [
-            (export("somebody/pictures", "nothing", HF_ENDPOINT=hub.url), "(it has no parquet files)"),
-            (export("nobody/nothing", "nothing", HF_ENDPOINT=hub.url), "nor a repository on the hub that you may read"),
-        ]
+        words = ("(it has no parquet files)", "nor a repository on the hub that you may read")
+        refused = list(zip(others, words, strict=True))
     assert list((tmp_path / "hub files").glob("datasets--somebody--data")), "--cache_dir is where they are"
-    again = export("somebody/data", "again", HF_HUB_OFFLINE="1")
+    names = [("somebody/data", "again"), (str(tmp_path / "data"), "local"), ("somebody/other", "nothing")]
+    again, local, unknown = at_once(lambda each: export(*each, HF_HUB_OFFLINE="1"), names)
     assert again.returncode == 0, again.stderr
-    local = export(str(tmp_path / "data"), "local")
     assert local.returncode == 0
     names = {path.relative_to(tmp_path / "local") for path in (tmp_path / "local").rglob("*.*")}
     assert len(names) > 30
@@ -168,7 +178,7 @@ def test_a_data_set_from_the_hub(hub: StubHub, tmp_path: Path) -> None:
         content = (tmp_path / "local" / name).read_bytes()
         assert (tmp_path / "from the hub" / name).read_bytes() == content == (tmp_path / "again" / name).read_bytes()
 
-    refused.append((export("somebody/other", "nothing", HF_HUB_OFFLINE="1"), "the hub cannot be reached"))
+    refused.append((unknown, "the hub cannot be reached"))
     for done, message in refused:
         assert done.returncode == 1 and message in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert not (tmp_path / "nothing").exists()

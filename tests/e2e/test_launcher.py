@@ -58,6 +58,8 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
     }  # fmt: skip
     assert files - events == {
         ".lock", "config.json", "metrics.jsonl", "train.log", "evaluation.json", "evaluation-paired.png",
+        "environment.json",
+        "report.html",
         "evaluation-unpaired.png",
         "validation/step-000000.png", "validation/step-000002.png", "validation/step-000003.png",
         *(f"checkpoint-{step}/{name}" for step in (2, 3) for name in checkpoint_files),

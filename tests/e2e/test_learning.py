@@ -17,7 +17,7 @@ from tryon.toy.model import use_toy_model, use_toy_model_for_try_on
 
 pytestmark = pytest.mark.e2e
 
-PAIRS, STEPS, CASES = 90, 70, 8  # about a quarter of the quick test's
+PAIRS, STEPS, CASES = 90, 60, 6  # about a fifth of the quick test's
 
 
 def test_a_lora_dresses_people_in_lower_and_full_body_garments(tmp_path: Path, data_cache: Path) -> None:
@@ -59,4 +59,4 @@ def test_a_lora_dresses_people_in_lower_and_full_body_garments(tmp_path: Path, d
     assert gain["lower"] > 2 and gain["full"] > 2 and gain["upper"] > -1, scores
     assert all(each["after"]["psnr"] > each["fill"]["psnr"] + 4 for each in scores.values()), scores
     right = lengths_right(held_out, pictures["after"])
-    assert len(right) >= 4 and sum(right) >= 0.6 * len(right)
+    assert len(right) >= 3 and sum(right) >= 0.6 * len(right)

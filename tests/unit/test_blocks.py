@@ -8,7 +8,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from test_lora import FACTS, disturb, predict
-from test_quantize import CPU, loss_and_gradients, relative_error
+from test_quantize import CPU, loss_and_gradients
 from tryon.blocks import blocks_of, checkpoint_blocks, next_block, offload_blocks
 from tryon.lora import add_lora, attach_lora, load_lora, save_lora
 from tryon.models import load_transformer
@@ -172,14 +172,3 @@ def test_the_next_block_is_foreseen() -> None:
     for following, said in zip(order[1:], foreseen, strict=False):
         assert said in (following, None)
     assert foreseen[:8] == [1, 2, 3, None, 2, 1, 0, None]
-
-
-def test_compiled_blocks_can_be_checkpointed(toy: ToyFolders, vae) -> None:
-    """As one graph each; no machine code is made of it, which would take a minute."""
-    transformer = adapted(toy, "nf4")
-    expected = run(transformer, vae)
-    checkpoint_blocks(transformer, 2)
-    transformer.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
-    loss, gradients = run(transformer, vae)
-    assert relative_error(loss, expected[0]) < 1e-5
-    assert all(relative_error(*pair) < 1e-4 for pair in zip(gradients, expected[1], strict=True))

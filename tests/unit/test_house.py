@@ -14,7 +14,7 @@ FLOORS = [
      "tryon.lora", "tryon.parsing", "tryon.encode", "tryon.cache", "tryon.checkpoint", "tryon.batches",
      "tryon.metrics", "tryon.timing", "tryon.step", "tryon.quantize", "tryon.blocks",
      "tryon.attention", "tryon.prepare", "tryon.speed", "tryon.plan"},
-    {"tryon.pipeline", "tryon.validate", "tryon.evaluate", "tryon.evaluation"},
+    {"tryon.pipeline", "tryon.validate", "tryon.evaluate", "tryon.evaluation", "tryon.report"},
     {"train_flux_inpaint", "folder_datasets", "tryon_inference_lora", "app_lora", "pretrain_toy"},
     {"deepfashion_training.preflight", "deepfashion_training.references", "deepfashion_training.pairing",
      "deepfashion_training.deepfashion_dataset",

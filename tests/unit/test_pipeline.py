@@ -45,8 +45,3 @@ def test_offload_changes_nothing_and_quantisation_little(lora: Path, data_cache:
     assert errors["int8"] < 0.05
     offloaded = picture(lora, data_cache, quantization="int8", offload=True)
     close(offloaded, picture(lora, data_cache, quantization="int8"))
-
-
-def test_compiled_try_on_is_the_same_picture(lora: Path, data_cache: Path) -> None:
-    plain, compiled = picture(lora, data_cache), picture(lora, data_cache, compile=True)
-    assert (compiled - plain).abs().max() < 1e-2

@@ -1,0 +1,214 @@
+"""A run as one page, report.html, made of the files in its folder alone: it opens anywhere and needs no network.
+
+python -m tryon.report runs/<run>
+"""
+
+import base64
+import html
+import io
+import json
+import platform
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from tryon.config import PROFILES, on_toy, save_json
+from tryon.runs import checkpoints, lora_file
+from tryon.timing import OCCASIONAL_PARTS, STEP_PARTS
+
+ENVIRONMENT = "environment.json"
+REPORT = "report.html"
+LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
+SMOOTHED = 25  # steps that a point of the training's loss is the mean of
+GREY = "#888888"  # of a chart's text: readable on light and on dark ground
+STYLE = """
+:root { color-scheme: light dark; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
+  overflow-wrap: anywhere; }
+.sheet { overflow-x: auto; }
+table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
+.number { text-align: right; } .number, th { white-space: nowrap; }
+img, svg { max-width: 100%; min-width: min(100%, 40rem); height: auto; }
+@media (max-width: 44rem) { img, svg { min-width: 36rem; } }
+pre { padding: .75rem; border: 1px solid #8886; overflow-x: auto; }
+"""
+
+
+def write_environment(run: Path, device: str) -> None:
+    """Keeps what the run is trained with: libraries, Python and the device's name."""
+    versions = {name: version(name) for name in LIBRARIES}
+    save_json(run / ENVIRONMENT, {"device": device, "python": platform.python_version(), **versions})
+
+
+def write_report(run: Path) -> Path:
+    """Writes run/report.html from what the run's folder holds by now, and returns its path.
+
+    Raises ValueError where the folder is no run.
+    """
+    if not (run / "config.json").is_file():
+        raise ValueError(f"{run} holds no config.json: name the folder of a run")
+    settings = json.loads((run / "config.json").read_text())
+    rows = _metrics(run)
+    steps = [row for row in rows if "train/loss" in row]
+    sections = [
+        ("", _summary(run, settings, steps)),
+        ("Scores", _scores(run)),
+        ("Curves", _curves(rows, steps)),
+        ("Pictures", _pictures(run)),
+        ("Where time went", _time(rows, steps)),
+        ("What was drawn", _drawn(rows)),
+        ("How to use it", _usage(run)),
+        ("Settings that are not the profile's", _table(_changed(settings))),
+        ("Trained with", _environment(run)),
+    ]
+    body = "".join(f"{f'<h2>{title}</h2>' if title else ''}{content}" for title, content in sections if content)
+    name = html.escape(run.name)
+    page = f"""<!doctype html><html lang="en"><meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1"><title>{name}</title>
+<style>{STYLE}</style><h1>{name}</h1>{body}</html>
+"""
+    staging = run / f".{REPORT}"
+    staging.write_text(page)
+    return staging.replace(run / REPORT)
+
+
+def _metrics(run: Path) -> list[dict[str, Any]]:
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]  # a full disk may have cut the last one short
+
+
+def _summary(run: Path, settings: dict[str, Any], steps: Sequence[dict[str, Any]]) -> str:
+    per_step = settings["train_batch_size"] * settings["gradient_accumulation_steps"] * settings["num_processes"]
+    saved = checkpoints(run)
+    facts = {
+        "steps": f"{steps[-1]['step'] if steps else 0:,} of {settings['max_train_steps']:,}, {per_step} samples each",
+        "panel": f"{settings['height']} x {settings['width']} pixels",
+        "LoRA": f"rank {settings['lora_rank']}, alpha {settings['lora_alpha']}",
+        "model": settings["pretrained_inpaint_model_name_or_path"],
+        "data": settings.get("dataset_name") or settings.get("dataroot") or "drawn",
+        "newest checkpoint": saved[-1].name if saved else "none yet",
+    }
+    return _table(facts.items())
+
+
+def _pictures(run: Path) -> str:
+    """The scored pairs where they were drawn, else the newest validation."""
+    scored = [path for path in (run / "evaluation-unpaired.png", run / "evaluation-paired.png") if path.is_file()]
+    shown = scored or sorted((run / "validation").glob("step-*.png"))[-1:]
+    return "".join(f"<p>{path.name}</p><div class='sheet'>{_image(path)}</div>" for path in shown)
+
+
+def _image(path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
+
+
+def _scores(run: Path) -> str:
+    """evaluation.json as a table: PSNR in dB and SSIM inside the mask."""
+    file = run / "evaluation.json"
+    if not file.is_file():
+        return ""
+    found = json.loads(file.read_text())
+    kinds = [
+        (f"{category}, {kind}", columns)
+        for category, of_category in found.items()
+        if isinstance(of_category, dict)
+        for kind, columns in of_category.items()
+    ]
+    names = list(kinds[0][1])
+    head = "".join(f"<th class='number'>{name}</th>" for name in names)
+    body = "".join(
+        f"<tr><td>{label}</td>"
+        + "".join(
+            f"<td class='number'>{columns[name]['psnr']:.2f} / {columns[name]['ssim']:.3f}</td>" for name in names
+        )
+        + "</tr>"
+        for label, columns in kinds
+    )
+    return f"<div class='sheet'><table><tr><th>PSNR in dB / SSIM inside the mask</th>{head}</tr>{body}</table></div>"
+
+
+def _curves(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> str:
+    if not steps:
+        return ""
+    figure = Figure(figsize=(11, 3.6), layout="constrained")
+    training, validation = figure.subplots(1, 2)
+    size = min(SMOOTHED, max(1, len(steps) // 4))
+    parts = [steps[start : start + size] for start in range(0, len(steps), size)]
+    means = [sum(row["train/loss"] for row in part) / len(part) for part in parts]
+    training.plot([part[-1]["step"] for part in parts], means)
+    training.set_title(f"training loss, means of {size} steps")
+    names = sorted({name for row in rows for name in row if name.startswith("validation/")})
+    for name in names:
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        validation.plot(*zip(*points, strict=True), marker=".", label=name.removeprefix("validation/"))
+    validation.set_title("validation loss")
+    if names:
+        validation.legend(labelcolor=GREY, framealpha=0)
+    for chart in (training, validation):
+        chart.set_xlabel("step", color=GREY)
+        chart.title.set_color(GREY)
+        chart.tick_params(colors=GREY)
+        chart.patch.set_alpha(0)
+        for side in chart.spines.values():
+            side.set_color(GREY)
+    drawn = io.StringIO()
+    figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
+    return f"<div class='sheet'>{drawn.getvalue()[drawn.getvalue().index('<svg') :]}</div>"
+
+
+def _time(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> str:
+    parts = {part: sum(row.get(f"time/{part}", 0.0) for row in rows) for part in (*STEP_PARTS, *OCCASIONAL_PARTS)}
+    total = sum(parts.values())
+    if not total or not steps:
+        return ""
+    seconds = sorted(row["train/seconds"] for row in steps)
+    shares = {part: f"{spent:,.1f} s, {100 * spent / total:.0f} %" for part, spent in parts.items()}
+    return _table({"a step, median": f"{seconds[len(seconds) // 2]:.3g} s", **shares}.items())
+
+
+def _drawn(rows: Sequence[dict[str, Any]]) -> str:
+    newest = next((row for row in reversed(rows) if any(name.startswith("drawn/") for name in row)), {})
+    return _table((name.removeprefix("drawn/"), f"{n:,}") for name, n in newest.items() if name.startswith("drawn/"))
+
+
+def _usage(run: Path) -> str:
+    saved = checkpoints(run)
+    if not saved:
+        return ""
+    command = "python tryon_inference_lora.py --lora {} --image person.jpg --mask mask.png --garment garment.jpg"
+    file = lora_file(saved[-1])
+    lines = [f"python app_lora.py --lora {run}", f"{command.format(run)} --output_tryon out.png"]
+    return f"<p>{html.escape(str(file))}</p><pre>{html.escape(chr(10).join(lines))}</pre>"
+
+
+def _changed(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    """Settings that differ from those of the profile, or of none: the data's."""
+    profile = PROFILES[settings["profile"]]()
+    usual = vars(on_toy(profile) if settings["toy"] else profile)
+    return [
+        (name, f"{value} (profile: {usual[name]})" if name in usual else str(value))
+        for name, value in settings.items()
+        if value != usual.get(name) and name not in ("profile", "output_dir", "data_cache_dir")
+    ]
+
+
+def _environment(run: Path) -> str:
+    file = run / ENVIRONMENT
+    return _table(json.loads(file.read_text()).items()) if file.is_file() else ""
+
+
+def _table(rows: Iterable[tuple[str, str]]) -> str:
+    cells = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(str(value))}</td></tr>" for name, value in rows)
+    return f"<div class='sheet'><table>{cells}</table></div>" if cells else ""
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("error: name the folder of a run")
+    print(write_report(Path(sys.argv[1])))
