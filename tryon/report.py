@@ -14,8 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from tryon.config import PROFILES, on_toy, save_json
 from tryon.runs import checkpoints, lora_file
 from tryon.timing import OCCASIONAL_PARTS, STEP_PARTS
@@ -24,6 +22,7 @@ ENVIRONMENT = "environment.json"
 REPORT = "report.html"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
 SMOOTHED = 25  # steps that a point of the training's loss is the mean of
+FEWEST_POINTS = 10  # steps that make a curve
 GREY = "#888888"  # of a chart's text: readable on light and on dark ground
 STYLE = """
 :root { color-scheme: light dark; }
@@ -134,8 +133,10 @@ def _scores(run: Path) -> str:
 
 
 def _curves(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> str:
-    if not steps:
+    if len(steps) < FEWEST_POINTS:
         return ""
+    from matplotlib.figure import Figure  # half a second, and not before there is something to draw
+
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     training, validation = figure.subplots(1, 2)
     size = min(SMOOTHED, max(1, len(steps) // 4))

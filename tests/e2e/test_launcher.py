@@ -19,6 +19,7 @@ from launch import (
     driver_of,
     interrupt,
     launch,
+    launch_both,
     launch_on_a_terminal,
     metrics,
     only_run,
@@ -200,8 +201,8 @@ def test_ctrl_c_saves_ends_everything_and_the_rest_is_exact(tmp_path: Path, data
     assert f"saved up to step {step}: go on with the same flags and --resume_from_checkpoint" in log.decode()
     assert max(metrics(run)) == step >= 10
     flags += ["--max_train_steps", str(step + 3)]
-    again = launch(*flags, "--resume_from_checkpoint", "latest", runs=tmp_path / "parts")
-    whole = launch(*flags, runs=tmp_path / "whole")
+    resumed = [*flags, "--resume_from_checkpoint", "latest"]
+    again, whole = launch_both(resumed, flags, (tmp_path / "parts", tmp_path / "whole"))
     assert again.returncode == whole.returncode == 0, again.stdout + again.stderr
     assert only_run(tmp_path / "parts") == run
     assert_same_run(run, only_run(tmp_path / "whole"))
@@ -282,7 +283,7 @@ def test_three_kills_lose_nothing_that_was_saved(tmp_path: Path, data_cache: Pat
         assert process.wait(timeout=30) == 1
         os.close(controller)
     flags += ["--max_train_steps", str(step_of(newest_checkpoint(run)) + 3)]
-    again, whole = launch(*flags, *resume, runs=runs), launch(*flags, runs=tmp_path / "whole")
+    again, whole = launch_both([*flags, *resume], flags, (runs, tmp_path / "whole"))
     assert again.returncode == whole.returncode == 0, again.stdout + again.stderr
     assert_same_run(run, only_run(tmp_path / "whole"))
 
