@@ -114,7 +114,7 @@ from tryon.report import write_environment, write_report
 from tryon.sample import CATEGORIES, Category, PromptEmbedding, SampleSource, prompt_for
 from tryon.speed import device_name, remember_speed
 from tryon.step import make_lr_scheduler, make_optimizer, optimiser_step
-from tryon.timing import Clock, shares
+from tryon.timing import STEP_PARTS, Clock, shares
 from tryon.toy.model import toy_name, use_toy_model
 from tryon.tracking import (
     forget_metrics_after,
@@ -220,8 +220,12 @@ def run_training(
     if state.step == 0 or (state.step % config.validation_steps == 0 and not seen):  # it was stopped before it looked
         with clock.part("validation"):
             validate(state.step)
-    spent = Counter(clock.take())  # seconds by part
-    looked = spent["validation"]  # before the first step
+    spent: Counter[str] = Counter()  # seconds by part
+
+    def take_time() -> None:
+        seconds = clock.take()
+        spent.update(seconds)
+        log_metrics(accelerator, run, state.step, {f"time/{part}": each for part, each in seconds.items()})
 
     model.train()
     batches = iter(load_batches(config, train_latents, prompts, accelerator, state.step, max_steps))
@@ -242,9 +246,7 @@ def run_training(
             if state.step % LOG_EVERY == 0 or state.step == max_steps:
                 left = (time.monotonic() - started) / (state.step - first_step) * (max_steps - state.step)
                 logger.info("step %d/%d: %s, %s left", state.step, max_steps, words, timedelta(seconds=round(left)))
-                seconds = clock.take()
-                spent.update(seconds)
-                log_metrics(accelerator, run, state.step, {f"time/{part}": each for part, each in seconds.items()})
+                take_time()
 
             # Once in a while: save, then look. A picture that fails must not cost the weights it shows.
             stop = agreed_stop(accelerator)
@@ -266,11 +268,9 @@ def run_training(
     if (stop := asked_to_stop()) > 128:  # while the last pictures were drawn
         raise SystemExit(stop)
     bar.close()
-    seconds = clock.take()
-    spent.update(seconds)
-    log_metrics(accelerator, run, state.step, {f"time/{part}": each for part, each in seconds.items()})
-    trained = time.monotonic() - started - spent["validation"] - spent["checkpoint"] + looked
+    take_time()
     if accelerator.is_main_process and state.step - first_step >= WORTH_REMEMBERING:
+        trained = sum(spent[part] for part in STEP_PARTS)
         remember_speed(config, accelerator.device, trained / (state.step - first_step))
     logger.info("where time went: %s", shares(spent, time.monotonic() - begun))
     drawn = count_draws(train_latents, config.balance, config.seed, first_step, state.step, samples_per_step)

@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tryon.config import mistakes, parse_flags, setting
+from benchmarks.variants import check_settings
+from tryon.config import parse_flags, setting
 from tryon.entry import check_first, run_script
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -45,11 +46,7 @@ def read_settings(argv: list[str]) -> InferenceConfig:
     description = "Times a try-on in variants, beside diffusers' stock pipeline."
     (given,) = parse_flags(argv, "python -m benchmarks.inference", description, InferenceConfig)
     config = InferenceConfig(**given)
-    problems = list(mistakes(config))
-    if unknown := [name for name in config.variants.split(",") if name not in CHANGES]:
-        problems.append(f"--variants {','.join(unknown)} is not known: name some of {', '.join(CHANGES)}")
-    if problems:
-        raise ValueError("; ".join(problems))
+    check_settings(config, config.variants.split(","), CHANGES)
     return config
 
 

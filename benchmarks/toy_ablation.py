@@ -17,12 +17,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from benchmarks.variants import check_settings
 from deepfashion_training.train_deepfashion_lora import TOY_CATEGORIES
 from tryon.config import (
     PROJECT,
     TrainConfig,
     TryOnConfig,
-    mistakes,
     on_toy,
     parse_flags,
     quick_test,
@@ -78,12 +78,7 @@ def read_settings(argv: list[str]) -> AblationConfig:
     description = "Trains a LoRA per variant and seed on the toy, and prints how well each does."
     (given,) = parse_flags(argv, "python -m benchmarks.toy_ablation", description, AblationConfig)
     config = AblationConfig(**given)
-    problems = list(mistakes(config))
-    unknown = [name for name in names(config) if name not in VARIANTS]
-    if unknown:
-        problems.append(f"--variants {','.join(unknown)} is not known: name some of {', '.join(VARIANTS)}")
-    if problems:
-        raise ValueError("; ".join(problems))
+    check_settings(config, names(config), VARIANTS)
     return config
 
 

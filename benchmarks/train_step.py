@@ -23,7 +23,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from tryon.config import TrainConfig, full, mistakes, on_toy, parse_flags, quick_test, setting
+from benchmarks.variants import check_settings
+from tryon.config import TrainConfig, full, on_toy, parse_flags, quick_test, setting
 from tryon.entry import check_first, run_script
 
 CHANGES: dict[str, dict[str, Any]] = {
@@ -66,11 +67,7 @@ def read_settings(argv: list[str]) -> StepConfig:
     description = "Times a training step in variants, beside the step of today's trainers."
     (given,) = parse_flags(argv, "python -m benchmarks.train_step", description, StepConfig)
     config = StepConfig(**given)
-    problems = list(mistakes(config))
-    if unknown := [name for name in config.variants.split(",") if name not in CHANGES]:
-        problems.append(f"--variants {','.join(unknown)} is not known: name some of {', '.join(CHANGES)}")
-    if problems:
-        raise ValueError("; ".join(problems))
+    check_settings(config, config.variants.split(","), CHANGES)
     return config
 
 

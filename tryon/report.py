@@ -46,7 +46,7 @@ def write_environment(run: Path, device: str) -> None:
 def write_report(run: Path) -> Path:
     """Writes run/report.html from what the run's folder holds by now, and returns its path.
 
-    Raises ValueError where the folder is no run.
+    Raises ValueError where the folder is no run, and where the page cannot be written.
     """
     if not (run / "config.json").is_file():
         raise ValueError(f"{run} holds no config.json: name the folder of a run")
@@ -71,8 +71,11 @@ def write_report(run: Path) -> Path:
 <style>{STYLE}</style><h1>{name}</h1>{body}</html>
 """
     staging = run / f".{REPORT}"
-    staging.write_text(page)
-    return staging.replace(run / REPORT)
+    try:
+        staging.write_text(page)
+        return staging.replace(run / REPORT)
+    except OSError as error:
+        raise ValueError(f"{run / REPORT} cannot be written ({error}): make room on the disk, then resume") from error
 
 
 def _metrics(run: Path) -> list[dict[str, Any]]:
@@ -212,4 +215,7 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("error: name the folder of a run")
-    print(write_report(Path(sys.argv[1])))
+    try:
+        print(write_report(Path(sys.argv[1])))
+    except ValueError as error:
+        sys.exit(f"error: {error}")
