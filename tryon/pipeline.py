@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -22,16 +22,21 @@ from tryon.masks import MaskRule
 from tryon.memory import check_inference_fits, choose_quantization
 from tryon.models import fetch_models, load_scheduler, load_transformer, load_vae, read_transformer_config
 from tryon.prepare import compile_blocks, place
+from tryon.restore import put_back, window_of
 from tryon.runs import LORA_FILE, find_lora
 from tryon.sample import (
     CATEGORIES,
+    EMPTY_MASK,
     Category,
     PromptEmbedding,
     TryOnSample,
+    binary_mask,
     make_diptych,
     prompt_for,
+    sample_of_pictures,
     split_diptych,
     to_picture,
+    upright_rgb,
 )
 
 logger = logging.getLogger(__name__)
@@ -57,10 +62,13 @@ def build_pipeline(
 
 @dataclass(frozen=True)
 class TryOnModel:
-    """Everything that inference needs, loaded: the pipeline with its LoRA, and the prompt of each category."""
+    """Everything that inference needs, loaded. prompts: of each category. size: height and width of the panel."""
 
     pipeline: FluxFillPipeline
     prompts: dict[Category, PromptEmbedding]
+    lora: Path
+    facts: LoraFacts | None  # the LoRA's
+    size: tuple[int, int]
 
 
 def panel_size(config: TryOnConfig, facts: LoraFacts | None) -> tuple[int, int]:
@@ -125,7 +133,41 @@ def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:
     if config.compile:
         compile_blocks(model, device)
     pipeline = build_pipeline(model, vae, scheduler)
-    return TryOnModel(pipeline, {category: embeddings[text] for category, text in texts.items()})
+    prompts = {category: embeddings[text] for category, text in texts.items()}
+    return TryOnModel(pipeline, prompts, lora, facts, panel_size(config, facts))
+
+
+def same_models(model: TryOnModel, facts: LoraFacts | None) -> bool:
+    """Whether a LoRA with these facts can take the place of the model's: trained on the same, with the same prompts."""
+
+    def needed(facts: LoraFacts | None) -> tuple | None:
+        return facts and (facts.base, facts.transformer, facts.prompt, facts.max_sequence_length)
+
+    return needed(model.facts) == needed(facts)
+
+
+def swap_lora(model: TryOnModel, config: TryOnConfig, lora: Path) -> TryOnModel:
+    """The model with another LoRA in place of its own, without loading anything else. See same_models.
+
+    Raises ValueError, and leaves the model as it was, where the LoRA does not fit.
+    """
+    facts, transformer = read_facts(lora), model.pipeline.transformer
+    assert same_models(model, facts)
+
+    def attach(file: Path) -> None:
+        transformer.delete_adapters("default")
+        attach_lora(transformer, file, config.lora_scale)
+        for name, parameter in transformer.named_parameters():
+            if "lora_" in name:  # made where its layer's frozen weights are, which may be offloaded
+                parameter.data = parameter.to(transformer.device, transformer.dtype)
+
+    try:
+        attach(lora)
+    except ValueError:
+        attach(model.lora)
+        raise
+    logger.info("LoRA: %s", lora)
+    return replace(model, lora=lora, facts=facts, size=panel_size(config, facts))
 
 
 def lora_on_disk(name: str, hub_cache: str | None) -> Path:
@@ -143,22 +185,35 @@ def lora_on_disk(name: str, hub_cache: str | None) -> Path:
 
 
 def try_on(
-    pipeline: FluxFillPipeline,
-    sample: TryOnSample,
-    prompt: PromptEmbedding,
+    model: TryOnModel,
+    person: Image.Image,
+    garment: Image.Image,
+    mask: Image.Image,
+    category: Category,
     *,
     steps: int,
     guidance: float,
-    seed: int,
-    each_step: Callable[[], None] | None = None,
-) -> Image.Image:
-    """The person of the sample wearing its garment: an RGB picture of the panel's size.
+    seeds: Sequence[int],
+    each_step: Callable[[int], None] | None = None,
+) -> list[Image.Image]:
+    """The person wearing the garment, once per seed: RGB pictures of the person's size, upright.
 
-    Pixels outside the mask are exactly the person's. The noise comes from a CPU generator, so that every device starts
-    from the same. each_step: called after each denoising step; what it raises ends the try-on.
+    Pictures may have any size and orientation. mask: white = repaint, of the person's shape. Pixels outside it are
+    exactly the person's. All seeds are drawn in one batch; the noise comes from a CPU generator, so that every device
+    starts from the same. each_step: called after each denoising step with how many are done; what it raises ends the
+    try-on. Raises ValueError where the mask is empty or has another shape.
     """
-    worn = try_on_batch(pipeline, [sample], [prompt], steps=steps, guidance=guidance, seeds=[seed], each_step=each_step)
-    return to_picture(worn[0])
+    person = upright_rgb(person)
+    mask = binary_mask(mask, person.size)
+    if mask.getbbox() is None:
+        raise ValueError(EMPTY_MASK)
+    window = window_of(mask, *model.size)
+    sample = sample_of_pictures(garment, person.crop(window), mask.crop(window), category, *model.size)
+    samples, prompts = [sample] * len(seeds), [model.prompts[category]] * len(seeds)
+    panels = try_on_batch(
+        model.pipeline, samples, prompts, steps=steps, guidance=guidance, seeds=seeds, each_step=each_step
+    )
+    return [put_back(person, mask, to_picture(panel), window) for panel in panels]
 
 
 @torch.no_grad()
@@ -170,12 +225,13 @@ def try_on_batch(
     steps: int,
     guidance: float,
     seeds: Sequence[int],
-    each_step: Callable[[], None] | None = None,
+    each_step: Callable[[int], None] | None = None,
 ) -> Tensor:
-    """Samples of one size at once: [B, 3, H, W/2] in [-1, 1], each what `try_on` gives it alone, but for rounding."""
+    """The samples' persons wearing their garments, [B, 3, H, W/2] in [-1, 1]: panels, as training, validation and
+    evaluation see them. A sample gets what it gets alone, but for rounding. The rest is as in `try_on`."""
 
     def after_step(pipeline: FluxFillPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict:
-        each_step()
+        each_step(step + 1)
         return tensors
 
     image, _, mask = (torch.stack(parts) for parts in zip(*map(make_diptych, samples), strict=True))

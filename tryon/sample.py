@@ -118,6 +118,8 @@ class UnreadablePicture(ValueError):
     """A row whose pictures cannot be used: skipped and counted while a data set is encoded."""
 
 
+EMPTY_MASK = "the mask has no white in it: paint what is to be dressed in white on black"
+
 # What Pillow and our own checks raise for a picture that cannot be used.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
@@ -254,7 +256,7 @@ def sample_of_pictures(
     person = upright_rgb(person)
     fitted_mask = fit_mask(binary_mask(mask, person.size), height, width)
     if not fitted_mask.any():
-        raise ValueError("the mask has no white in it: paint what is to be dressed in white on black")
+        raise ValueError(EMPTY_MASK)
     return TryOnSample(
         key="",  # inference caches nothing
         garment=fit_picture(garment, height, width),

@@ -15,7 +15,7 @@ from tryon.config import TrainConfig
 from tryon.encode import collate, to_device
 from tryon.entry import asked_to_stop
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate
-from tryon.pipeline import try_on
+from tryon.pipeline import try_on_batch
 from tryon.sample import (
     CATEGORIES,
     Category,
@@ -60,19 +60,20 @@ def make_validation(
     picked = pick_for_grid([each.category for each in encoded], config.num_validation_images)
     samples = [val_data[by_key[encoded[index].key]] for index in picked]
 
-    def draw(each_step: Callable[[], None] | None) -> list[Image.Image]:
-        return [
-            try_on(
+    def draw(each_step: Callable[[int], None] | None) -> list[Image.Image]:
+        panels = [
+            try_on_batch(
                 pipeline,
-                sample,
-                prompts[sample.category],
+                [sample],
+                [prompts[sample.category]],
                 steps=config.num_inference_steps,
                 guidance=config.validation_guidance_scale,
-                seed=config.seed + row,
+                seeds=[config.seed + row],
                 each_step=each_step,
             )
             for row, sample in enumerate(samples)
         ]
+        return [to_picture(panel[0]) for panel in panels]
 
     # Where blocks are compiled: for other shapes, without gradients or LoRA, each would be compiled again.
     eagerly = partial(torch.compiler.set_stance, "force_eager")
@@ -86,7 +87,7 @@ def make_validation(
     def look(step: int) -> None:
         losses = validation_loss(transformer, val_latents, prompts, guidance=config.guidance_scale, seed=config.seed)
         log_metrics(accelerator, run, step, losses)
-        grid = validation_grid(samples, before, draw(leave_if_asked))
+        grid = validation_grid(samples, before, draw(lambda done: leave_if_asked()))
         path = validation_picture(run, step)
         path.parent.mkdir(parents=True, exist_ok=True)
         grid.save(path)
