@@ -1,42 +1,32 @@
-"""A page in the browser on which a person is dressed with a LoRA that was trained here.
+"""A page in the browser on which people are dressed with LoRAs that were trained here.
 
-    python app_lora.py --lora runs/<run>
+    python app_lora.py --lora runs/
 
-It answers on this machine alone (127.0.0.1), and neither the page nor the server needs a network.
+It answers on this machine alone (127.0.0.1) unless told otherwise, and neither the page nor the server needs a network.
 """
 
 import logging
 import os
-import secrets
 import socket
-from collections.abc import Callable
+import tempfile
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tryon.config import TryOnConfig, mistakes, parse_flags, setting
+from tryon.config import PROJECT, TryOnConfig, mistakes, parse_flags, setting
 from tryon.entry import run_script
 
 if TYPE_CHECKING:
-    import gradio as gr
-    from PIL import Image
-
-    from tryon.lora import LoraFacts
+    from tryon.page import Example
     from tryon.pipeline import TryOnModel
-    from tryon.sample import Category
-
-    HideWorn = Callable[[Image.Image, Image.Image, Category], Image.Image]  # person, what it wears -> mask
 
 logger = logging.getLogger(__name__)
 
-SEEDS = 2**31  # a seed is below; large enough to be unlike the last one, small enough to be typed
-MASK_COLOUR = ("#ff2d9b", 0.7)  # what is painted over still shows
-PAINTED = 64  # alpha, of 255, from which a pixel counts as painted: a stroke's soft edge is left out
-BRUSH_RADIUS = 32  # pixels of the person's picture
-PAINT_IS_WORN = "what the person wears now"
-PAINT_IS_MASK = "exactly what is repainted"
 LARGEST_UPLOAD = "32mb"
 LONGEST_QUEUE = 8  # try-ons that wait; whoever comes later is told
+LOOPBACK = "127.0.0.1"
+EXAMPLE_SEED = 7  # of people and garments that are worth a look
+EXAMPLE_SIZE = 768, 576  # height and width, as photographs have
 FONTS = ("system-ui", "sans-serif")  # the system's: nothing is fetched
 
 
@@ -44,14 +34,20 @@ FONTS = ("system-ui", "sans-serif")  # the system's: nothing is fetched
 class PageConfig:
     """How the page is served, and what it shows at first."""
 
-    port: int = setting(7860, "port on this machine that the page is served at", 1, 65535)
+    host: str = setting(LOOPBACK, "address that the page is served at; 0.0.0.0 answers the whole network")
+    port: int = setting(7860, "port that the page is served at", 1, 65535)
+    share: bool = setting(False, "serve the page at a public address too, through Gradio's servers, for a week")
+    auth: str | None = setting(None, "file with a line name:password for everybody who may use the page")
+    parser: str | None = setting(
+        None, "SegFormer with ATR labels that finds what people wear, by hub name or folder; as trained if not given"
+    )
     steps: int = setting(30, "denoising steps that the page begins with", 1, 100)
     guidance_scale: float = setting(30.0, "guidance that the page begins with", 0, 100)
 
 
 def read_settings(argv: list[str]) -> tuple[TryOnConfig, PageConfig]:
     """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
-    description = "Serves a page on which a person is dressed with a trained LoRA."
+    description = "Serves a page on which people are dressed with trained LoRAs. --lora may be a folder of runs too."
     given, of_page = parse_flags(argv, "python app_lora.py", description, TryOnConfig, PageConfig)
     config, page = TryOnConfig(**given), PageConfig(**of_page)
     problems = ["--lora is missing"] if config.lora is None else []
@@ -61,201 +57,123 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, PageConfig]:
     return config, page
 
 
-def dress(
-    model: "TryOnModel",
-    size: tuple[int, int],
-    hide: "HideWorn | None",
-    editor: dict[str, Any] | None,
-    garment: "Image.Image | None",
-    category: "Category",
-    paint: str,
-    steps: int,
-    guidance: float,
-    seed: int | None,
-    is_random: bool,
-) -> tuple["Image.Image", int]:
-    """The dressed person, and the seed of its noise. What is on the page comes as Gradio gives it.
+def read_users(file: str) -> list[tuple[str, str]]:
+    """Names and passwords of a file with a line name:password each. Raises ValueError where it has another form.
 
-    size: the panel's height and width. hide: makes the mask where what is worn was painted. Raises ValueError, in words
-    for the page, for what is missing or wrong.
+    They are no flags: those end up in logs and in the list of processes.
     """
-    from tryon.pipeline import try_on
-    from tryon.sample import sample_of_pictures, upright_rgb
-
-    if editor is None or editor["background"] is None:
-        raise ValueError("Give a picture of the person first.")
-    if garment is None:
-        raise ValueError("Give a picture of the garment first.")
-    if is_random:
-        seed = secrets.randbelow(SEEDS)
-    elif seed is None or not 0 <= seed < SEEDS:
-        raise ValueError(f"The seed must be a whole number from 0 to {SEEDS - 1}.")
-    mask = painted_mask(editor["background"].size, editor["layers"])
-    if mask.getbbox() is None:
-        raise ValueError("Paint over the part of the person that is to be dressed.")
-    person = upright_rgb(editor["background"])
-    if paint == PAINT_IS_WORN:
-        mask = hide(person, mask, category)
-    sample = sample_of_pictures(garment, person, mask, category, *size)
-    prompt = model.prompts[category]
-    return try_on(model.pipeline, sample, prompt, steps=steps, guidance=guidance, seed=seed), seed
-
-
-def load_rule(facts: "LoraFacts | None", hub_cache: str | None) -> "HideWorn | None":
-    """What makes the mask of a person and the region of what it wears, as in the LoRA's training; None where nobody
-    here can: the data had masks, or label maps, of its own."""
-    import torch
-
-    from tryon.parsing import hide_worn, load_parser
-    from tryon.pipeline import trained_rule
-
-    if facts is not None and facts.mask_rule == "given":
-        return None
-    rule = trained_rule(facts)
-    if rule.name != "rectangle" and rule.parser is None:
-        return None
-    parser = load_parser(rule.parser, hub_cache, torch.device("cpu")) if rule.parser else None
-    return partial(hide_worn, rule=rule, parser=parser)
-
-
-def build_page(
-    model: "TryOnModel",
-    facts: "LoraFacts | None",
-    size: tuple[int, int],
-    hide: "HideWorn | None",
-    page: PageConfig,
-) -> "gr.Blocks":
-    """The page: pictures and settings on the left, the result on the right. size: the panel's height and width."""
-    import gradio as gr
-    import torch
-
-    from tryon.sample import CATEGORIES
-
-    per_category = facts is not None and facts.prompt == "category"
-
-    def answer(*asked: Any) -> tuple["Image.Image", int, str]:
-        try:
-            picture, seed = dress(model, size, hide, *asked)
-        except (ValueError, torch.OutOfMemoryError) as error:  # said on the page, where the user is
-            logger.warning("%s", error)
-            gr.Warning(str(error))
-            return gr.skip(), gr.skip(), str(error)
-        return picture, seed, f"Seed {seed}, {picture.height} x {picture.width} pixels (height x width)."
-
-    with gr.Blocks(title="Try-on", analytics_enabled=False) as blocks:
-        gr.Markdown(f"# Try-on\n{describe(facts, size)}")
-        with gr.Row():
-            with gr.Column():
-                gr.Markdown("1. Give a picture of the person and paint over all of the garment it wears.")
-                person = gr.ImageEditor(
-                    label="Person",
-                    type="pil",
-                    image_mode="RGBA",
-                    sources=["upload"],
-                    brush=gr.Brush(default_size=BRUSH_RADIUS, colors=[MASK_COLOUR], color_mode="fixed"),
-                    transforms=[],
-                    layers=False,
-                    height=560,
-                    elem_id="person",
-                )
-                paint = gr.Radio(
-                    [PAINT_IS_WORN, PAINT_IS_MASK], value=PAINT_IS_WORN if hide else PAINT_IS_MASK,
-                    label="The paint shows", visible=hide is not None, elem_id="paint",
-                    info="From what is worn the mask is made that the LoRA learnt with: roomier than the garment.",
-                )  # fmt: skip
-            with gr.Column():
-                gr.Markdown("2. Give a picture of the garment.")
-                garment = gr.Image(label="Garment", type="pil", sources=["upload"], height=280, elem_id="garment")
-                category = gr.Radio(
-                    list(CATEGORIES), value=CATEGORIES[0], label="The garment is for this part of the body",
-                    visible=per_category or hide is not None, elem_id="category",
-                )  # fmt: skip
-                steps = gr.Slider(1, 100, value=page.steps, step=1, label="Steps")
-                guidance = gr.Slider(0, 100, value=page.guidance_scale, step=0.5, label="Guidance")
-                with gr.Row():
-                    seed = gr.Number(0, label="Seed", precision=0, elem_id="seed")
-                    is_random = gr.Checkbox(True, label="A new seed each time", elem_id="random")
-                button = gr.Button("Dress", variant="primary", elem_id="dress")
-            with gr.Column():
-                gr.Markdown("3. Dress.")
-                result = gr.Image(
-                    label="Result",
-                    type="pil",
-                    format="png",
-                    interactive=False,
-                    height=560,
-                    buttons=["download", "fullscreen"],
-                    elem_id="result",
-                )
-                words = gr.Markdown(elem_id="words")
-        button.click(
-            answer,
-            inputs=[person, garment, category, paint, steps, guidance, seed, is_random],
-            outputs=[result, seed, words],
-        )
-    return blocks
-
-
-def painted_mask(size: tuple[int, int], layers: list["Image.Image"]) -> "Image.Image":
-    """ "L" of 0 and 255 at `size` (width, height): 255 wherever any layer of the editor has paint."""
-    from PIL import Image, ImageChops
-
-    mask = Image.new("L", size)
-    for layer in layers:
-        paint = layer.getchannel("A").resize(size).point(lambda alpha: 255 if alpha >= PAINTED else 0)
-        mask = ImageChops.lighter(mask, paint)
-    return mask
-
-
-def describe(facts: "LoraFacts | None", size: tuple[int, int]) -> str:
-    """One line about the LoRA."""
-    pixels = f"{size[0]} x {size[1]} pixels (height x width)"
-    if facts is None:
-        return f"The LoRA does not say how it was trained; pictures of {pixels}."
-    return f"LoRA of the {facts.profile} profile at step {facts.step}; pictures of {pixels}."
-
-
-def check_port(port: int) -> None:
-    """Raises ValueError where the page cannot be served at the port: before the models are loaded."""
     try:
-        socket.create_server(("127.0.0.1", port)).close()
+        lines = [line.strip() for line in Path(file).expanduser().read_text().splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--auth {file} cannot be read ({error}): name a file with lines of name:password") from error
+    users = [tuple(line.split(":", 1)) for line in lines]
+    if not users or any(len(user) != 2 or not all(user) for user in users):
+        raise ValueError(f"--auth {file} has to hold a line name:password for everybody who may use the page")
+    return users
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises ValueError where the page cannot be served there: before the models are loaded."""
+    try:
+        socket.create_server((host, port)).close()
     except OSError as error:
-        raise ValueError(f"port {port} cannot be used ({error.strerror}): give another with --port") from error
+        raise ValueError(
+            f"port {port} of {host} cannot be used ({error.strerror}): give another with --port or --host"
+        ) from error
+
+
+def first_lora(config: TryOnConfig) -> tuple[Path, Path]:
+    """The LoRA that the page begins with, and the folder of runs whose LoRAs it offers besides.
+
+    Of a folder of runs it is the newest. Raises ValueError where there is none.
+    """
+    from tryon.pipeline import lora_on_disk
+    from tryon.runs import CHECKPOINT, all_loras
+
+    folder = Path(config.lora).expanduser()
+    if loras := all_loras(folder):
+        return loras[0], folder
+    file = lora_on_disk(config.lora, config.cache_dir).absolute()
+    if CHECKPOINT.fullmatch(file.parents[1].name):
+        return file, file.parents[3]
+    return file, Path(os.environ.get("RUNS_DIR") or PROJECT / "runs").expanduser()
+
+
+def write_examples(folder: Path) -> "list[Example]":
+    """Drawn people and garments of the toy's world, two of each category, as pictures in the folder."""
+    from tryon.page import Example
+    from tryon.sample import CATEGORIES
+    from tryon.toy.drawing import draw_garment, draw_person
+    from tryon.toy.examples import VIEW, random_example
+
+    examples = []
+    for index, category in enumerate(2 * CATEGORIES):
+        drawn = random_example(EXAMPLE_SEED, index, category)
+        person, garment = folder / f"person-{index}.png", folder / f"garment-{index}.png"
+        draw_person(drawn.person, drawn.outfit, VIEW, *EXAMPLE_SIZE).image.save(person)
+        draw_garment(drawn.other, *EXAMPLE_SIZE).image.save(garment)
+        examples.append(Example(person, garment, category))
+    return examples
 
 
 def main(argv: list[str]) -> None:
     config, page = read_settings(argv)
-    check_port(page.port)
+    users = read_users(page.auth) if page.auth else None
+    check_port(page.host, page.port)
 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported
     for name in ("no_proxy", "NO_PROXY"):  # Gradio looks for its own page, which no proxy can see
-        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), LOOPBACK, page.host]))
     import gradio as gr
 
     from tryon.lora import read_facts
-    from tryon.pipeline import load_try_on, lora_on_disk, panel_size
-    from tryon.toy.model import use_toy_model_for_try_on
+    from tryon.page import STYLE, build_page
+    from tryon.pipeline import load_try_on
+    from tryon.studio import Studio
+    from tryon.toy.model import is_for_toy, toy_parser, use_toy_model_for_try_on
     from tryon.tracking import set_up_logging
 
     set_up_logging(is_main_process=True)
-    lora = lora_on_disk(config.lora, config.cache_dir)
-    facts = read_facts(lora)
-    model = load_try_on(use_toy_model_for_try_on(config, facts), lora)
-    hide = load_rule(facts, config.cache_dir)
-    blocks = build_page(model, facts, panel_size(config, facts), hide, page)
-    blocks.queue(max_size=LONGEST_QUEUE)
-    blocks.launch(
-        max_file_size=LARGEST_UPLOAD,
-        prevent_thread_lock=True,
-        server_name="127.0.0.1",
-        server_port=page.port,
-        share=False,
-        quiet=True,
-        footer_links=[],
-        theme=gr.themes.Default(font=FONTS, font_mono="monospace"),
-    )
-    logger.info("serving: open http://127.0.0.1:%d in a browser; Ctrl-C ends it", page.port)
-    blocks.block_thread()
+    lora, runs = first_lora(config)
+    parser = page.parser
+    if parser is None and is_for_toy(config, read_facts(lora)):
+        parser = str(toy_parser(Path(config.data_cache_dir).expanduser()))
+
+    def load(lora: Path) -> "TryOnModel":
+        return load_try_on(use_toy_model_for_try_on(config, read_facts(lora)), lora)
+
+    studio = Studio(config, load, parser)
+    studio.take(lora)
+    with tempfile.TemporaryDirectory() as name:  # whatever was uploaded and made is gone with the page
+        os.environ["GRADIO_TEMP_DIR"] = name
+        shown, examples = Path(name) / "shown", Path(name) / "examples"
+        shown.mkdir()
+        examples.mkdir()
+        blocks = build_page(studio, lora, runs, shown, write_examples(examples), page.steps, page.guidance_scale)
+        blocks.queue(max_size=LONGEST_QUEUE)
+        _, _, public = blocks.launch(
+            max_file_size=LARGEST_UPLOAD,
+            prevent_thread_lock=True,
+            server_name=page.host,
+            server_port=page.port,
+            share=page.share,
+            auth=users,
+            quiet=True,
+            footer_links=[],
+            theme=gr.themes.Default(font=FONTS, font_mono="monospace"),
+            css=STYLE,
+        )
+        if page.share and not public:
+            raise ValueError("no public address could be had from Gradio's servers: leave --share out, or go online")
+        if (page.share or page.host != LOOPBACK) and not users:
+            logger.warning("whoever finds this page may use it: --auth asks for a name and a password")
+        if public:
+            logger.info("public address: %s", public)
+        logger.info("serving: open http://%s:%d in a browser; Ctrl-C ends it", page.host, page.port)
+        try:
+            blocks.block_thread()
+        finally:
+            blocks.close(verbose=False)
 
 
 if __name__ == "__main__":

@@ -1,141 +1,341 @@
-"""Dresses the person of one picture in the garment of another, with a LoRA that was trained here.
+"""Dresses the person of one picture in the garment of another, with a LoRA that was trained here; or many of them.
 
-    python tryon_inference_lora.py --lora runs/<run> --image person.jpg --mask mask.png --garment garment.jpg \
+    python tryon_inference_lora.py --lora runs/<run> --image person.jpg --garment garment.jpg --category lower \
         --output_tryon out.png
+    python tryon_inference_lora.py --lora runs/<run> --pairs pairs.csv
 
-The mask is white where the person is to be repainted. Instead, --worn may give the region of what the person wears: the
-mask is then made from it by the rule that the LoRA was trained with.
+What is repainted: --mask, white there; or --worn, the region of what the person wears, from which the mask is made by
+the rule that the LoRA was trained with; or, with --category alone, a human parser finds that region.
 """
 
+import csv
 import logging
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tryon.config import TryOnConfig, mistakes, parse_flags, setting
 from tryon.entry import run_script
 
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from tryon.lora import LoraFacts
+    from tryon.parsing import Parser
+    from tryon.pipeline import TryOnModel
+    from tryon.sample import Category
+
+    MakeMask = Callable[[Image.Image, Image.Image | None, Category | None], Image.Image]
+
 logger = logging.getLogger(__name__)
 
 PICTURE_KINDS = (".png", ".jpg", ".jpeg", ".webp")
+COLUMNS = {"person": True, "garment": True, "mask": False, "category": False, "output": True}  # whether each is needed
+GRID_ROWS = 20  # more would be a picture that few programs open
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureConfig:
-    """Which pictures are read and written, and how the new one is drawn."""
+    """Which pictures are read and written, and how the new ones are drawn."""
 
-    image: str | None = setting(None, "picture of the person; needed")
-    mask: str | None = setting(None, "mask of the person's picture, white where it is repainted; needed, or --worn")
+    image: str | None = setting(None, "picture of the person; needed, or --pairs")
+    garment: str | None = setting(None, "picture of the garment; needed, or --pairs")
+    mask: str | None = setting(None, "mask of the person's picture, white where it is repainted")
     worn: str | None = setting(
-        None, "region, in white, of what the person wears: the LoRA's rule makes the mask from it"
+        None, "instead: region, in white, of what the person wears: the LoRA's rule makes the mask from it"
     )
     parser: str | None = setting(
-        None, "SegFormer that labels people's parts, where the LoRA's rule follows the body; as trained if not given"
+        None, "SegFormer with ATR labels that finds what is worn where no --mask is given; as trained if not given"
     )
-    garment: str | None = setting(None, "picture of the garment; needed")
-    output_tryon: str | None = setting(None, "where the dressed person is written; needed")
-    output_diptych: str | None = setting(None, "where garment and dressed person, side by side, are written")
     category: Literal["upper", "lower", "full"] | None = setting(
-        None, "the garment's category; needed by a LoRA that was trained with one prompt per category"
+        None, "the garment's category; needed without --mask, and by a LoRA that has one prompt per category"
     )
-    seed: int = setting(0, "seed of the noise", 0)
+    output_tryon: str | None = setting(None, "where the dressed person is written; needed, or --pairs")
+    pairs: str | None = setting(
+        None,
+        "CSV file with the columns person, garment and output, and perhaps mask and category: a try-on a line; paths "
+        "are taken from the file's folder",
+    )
+    output_grid: str | None = setting(None, "where garment, person, masked person and results are written side by side")
+    num_results: int = setting(1, "results of each try-on, of which the seeds follow each other", 1, 16)
+    seed: int = setting(0, "seed of the first result's noise", 0)
     steps: int = setting(30, "denoising steps", 1)
     guidance_scale: float = setting(30.0, "guidance", 0)
 
 
+@dataclass(frozen=True)
+class Request:
+    """One try-on as it was asked for."""
+
+    person: Path
+    garment: Path
+    mask: Path | None
+    worn: Path | None
+    category: "Category | None"
+    output: Path
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What a try-on starts from. mask: "L" of 0 and 255, of the person's size."""
+
+    person: "Image.Image"
+    garment: "Image.Image"
+    mask: "Image.Image"
+    category: "Category"
+
+
 def read_settings(argv: list[str]) -> tuple[TryOnConfig, PictureConfig]:
     """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
-    description = "Dresses a person in a garment with a trained LoRA."
+    description = "Dresses people in garments with a trained LoRA."
     given, of_pictures = parse_flags(argv, "python tryon_inference_lora.py", description, TryOnConfig, PictureConfig)
     config, pictures = TryOnConfig(**given), PictureConfig(**of_pictures)
     problems = ["--lora is missing"] if config.lora is None else []
-    needed = ("image", "garment", "output_tryon")
-    problems += [f"--{name} is missing" for name in needed if getattr(pictures, name) is None]
-    if (pictures.mask is None) == (pictures.worn is None):
-        problems.append("give either --mask or --worn")
-    if pictures.parser and not pictures.worn:
-        problems.append("--parser has no use without --worn")
-    if pictures.worn and pictures.category is None:
-        problems.append("--worn needs to know what it is: say --category upper, lower or full")
-    for name in ("image", "mask", "worn", "garment"):
-        path = getattr(pictures, name)
-        if path is not None and not Path(path).expanduser().is_file():
-            problems.append(f"--{name} {path} is no file")
-    for name in ("output_tryon", "output_diptych"):
-        path = getattr(pictures, name)
-        if path is not None and not Path(path).expanduser().absolute().parent.is_dir():
-            problems.append(f"--{name} {path} lies in a folder that does not exist")
-        if path is not None and Path(path).suffix.lower() not in PICTURE_KINDS:
-            problems.append(f"--{name} {path} must end in one of {', '.join(PICTURE_KINDS)}")
-    if pictures.output_diptych and pictures.output_diptych == pictures.output_tryon:
-        problems.append("--output_tryon and --output_diptych name the same file")
+    if pictures.pairs:
+        alone = ("image", "garment", "mask", "worn", "output_tryon")
+        problems += [f"--{name} has no place beside --pairs" for name in alone if getattr(pictures, name)]
+    else:
+        problems += mistakes_of_one(pictures)
+    if pictures.output_grid:
+        problems += unwritable("--output_grid", Path(pictures.output_grid))
     problems += [*mistakes(config), *mistakes(pictures)]
     if problems:
         raise ValueError("; ".join(problems))
     return config, pictures
 
 
-def main(argv: list[str]) -> None:
-    config, pictures = read_settings(argv)
+def mistakes_of_one(pictures: PictureConfig) -> list[str]:
+    """What is wrong with a try-on that is asked for by flags."""
+    problems = [f"--{name} is missing" for name in ("image", "garment", "output_tryon") if not getattr(pictures, name)]
+    if pictures.mask and pictures.worn:
+        problems.append("give either --mask or --worn")
+    if pictures.mask and pictures.parser:
+        problems.append("--parser has no use with --mask")
+    if not pictures.mask and pictures.category is None:
+        problems.append("give --mask, or say --category upper, lower or full, from which one is made")
+    for name in ("image", "mask", "worn", "garment"):
+        path = getattr(pictures, name)
+        if path is not None and not Path(path).expanduser().is_file():
+            problems.append(f"--{name} {path} is no file")
+    if pictures.output_tryon:
+        problems += unwritable("--output_tryon", Path(pictures.output_tryon))
+        if pictures.output_grid == pictures.output_tryon:
+            problems.append("--output_tryon and --output_grid name the same file")
+    return problems
 
-    # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
-    import torch
-    from PIL import Image
 
-    from tryon.lora import read_facts
-    from tryon.parsing import hide_worn, load_parser
-    from tryon.pipeline import load_try_on, lora_on_disk, panel_size, prompt_category, trained_rule, try_on
-    from tryon.sample import UNREADABLE, read_mask, read_picture, sample_of_pictures, to_picture
-    from tryon.toy.model import use_toy_model_for_try_on
-    from tryon.tracking import on_terminal, set_up_logging
+def unwritable(what: str, path: Path) -> list[str]:
+    """Why no picture can be written there."""
+    problems = []
+    if not path.expanduser().absolute().parent.is_dir():
+        problems.append(f"{what} {path} lies in a folder that does not exist")
+    if path.suffix.lower() not in PICTURE_KINDS:
+        problems.append(f"{what} {path} must end in one of {', '.join(PICTURE_KINDS)}")
+    return problems
 
-    set_up_logging(is_main_process=True)
-    opened = {}
-    for name in filter(lambda name: getattr(pictures, name), ("garment", "image", "mask", "worn")):
-        path = Path(getattr(pictures, name)).expanduser()
-        try:
-            is_mask = name in ("mask", "worn")
-            opened[name] = read_mask(path, opened["image"].size) if is_mask else read_picture(path)
-        except UNREADABLE as error:
-            raise ValueError(f"--{name} {path} cannot be used ({error}): give another file") from error
-    lora = lora_on_disk(config.lora, config.cache_dir)
-    facts = read_facts(lora)
-    category = prompt_category(facts, pictures.category)
-    if pictures.worn:
-        rule = trained_rule(facts)
-        if pictures.parser and rule.name == "rectangle":
-            raise ValueError("--parser has no use: this LoRA was trained with rectangles, which need none")
-        name = pictures.parser or rule.parser
-        parser = load_parser(name, config.cache_dir, torch.device("cpu")) if name else None
-        opened["mask"] = hide_worn(opened["image"], opened["worn"], category, rule, parser)
-    sample = sample_of_pictures(
-        opened["garment"], opened["image"], opened["mask"], category, *panel_size(config, facts)
+
+def request_of_flags(pictures: PictureConfig) -> Request:
+    """The try-on that the flags ask for."""
+    person, garment, output, mask, worn = (
+        Path(path).expanduser() if path else None
+        for path in (pictures.image, pictures.garment, pictures.output_tryon, pictures.mask, pictures.worn)
     )
+    return Request(person, garment, mask, worn, pictures.category, output)
 
-    if sample.mask.all():
+
+def read_pairs(path: Path) -> list[dict[str, str]]:
+    """The lines of a CSV file of try-ons below its first, which names COLUMNS. Raises ValueError for what is wrong with
+    the file as a whole."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
+            reader = csv.DictReader(file)
+            lines = list(reader)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"--pairs {path} cannot be read ({error}): give a CSV file in UTF-8") from error
+    columns = set(reader.fieldnames or [])
+    if missing := [name for name, needed in COLUMNS.items() if needed and name not in columns]:
+        raise ValueError(f"--pairs {path} has no column {', '.join(missing)}: its first line names the columns")
+    if unknown := sorted(columns - COLUMNS.keys()):
+        raise ValueError(f"--pairs {path} has the column {unknown[0]}: there may be {', '.join(COLUMNS)}")
+    if not lines:
+        raise ValueError(f"--pairs {path} has no line below its first: give a try-on a line")
+    outputs = Counter(line["output"] for line in lines if line["output"])
+    if twice := [output for output, count in outputs.items() if count > 1]:
+        raise ValueError(f"--pairs {path} writes {twice[0]} more than once: give each line an output of its own")
+    return lines
+
+
+def request_of_line(line: dict[str, str], folder: Path, category: "Category | None") -> Request:
+    """The try-on that a line asks for, with paths from the file's folder; category: where the line names none.
+
+    Makes the folder of its output. Raises ValueError for what is missing or wrong.
+    """
+    if None in line or None in line.values():  # as DictReader tells of a line that is longer or shorter
+        raise ValueError("it has not as many cells as the first line: a path with a comma wants quotation marks")
+    cells = {name: text.strip() for name, text in line.items()}
+    if empty := [name for name, needed in COLUMNS.items() if needed and not cells[name]]:
+        raise ValueError(f"its {empty[0]} is empty: name a file")
+    paths = {
+        name: folder / Path(cells[name]).expanduser() if cells.get(name) else None
+        for name in ("person", "garment", "mask", "output")
+    }
+    paths["output"].parent.mkdir(parents=True, exist_ok=True)
+    if problems := unwritable("its output", paths["output"]):
+        raise ValueError(problems[0])
+    return Request(**paths, worn=None, category=cells.get("category") or category)
+
+
+def mask_maker(config: TryOnConfig, pictures: PictureConfig, facts: "LoraFacts | None") -> "MakeMask":
+    """A function of the person, the region of what it wears, or None, and the category: the mask by the LoRA's rule.
+
+    The parser is loaded when it is first needed. The function raises ValueError where no mask can be made.
+    """
+    from tryon.parsing import hide_worn, mask_for, parser_for_masks
+    from tryon.pipeline import trained_rule
+    from tryon.toy.model import toy_parser
+
+    @cache
+    def parser(named: str | None) -> "Parser":
+        name = pictures.parser or named
+        if config.toy and not name:
+            name = str(toy_parser(Path(config.data_cache_dir).expanduser()))
+        return parser_for_masks(name, config.cache_dir)
+
+    def make_mask(person: "Image.Image", worn: "Image.Image | None", category: "Category | None") -> "Image.Image":
+        rule = trained_rule(facts)
+        if category is None:
+            raise ValueError("to make a mask the garment's category must be known: give it, or a mask")
+        if worn is None:
+            return mask_for(person, category, rule, parser(rule.parser))
+        if rule.name != "rectangle":
+            return hide_worn(person, worn, category, rule, parser(rule.parser))
+        if pictures.parser:
+            raise ValueError("--parser has no use: this LoRA was trained with rectangles, which need none")
+        return hide_worn(person, worn, category, rule, None)
+
+    return make_mask
+
+
+def open_pictures(request: Request, facts: "LoraFacts | None", make_mask: "MakeMask") -> Pictures:
+    """What the try-on starts from. Raises ValueError for what cannot be used."""
+    from tryon.pipeline import prompt_category
+    from tryon.sample import CATEGORIES, UNREADABLE, read_mask, read_picture
+
+    def opened(what: str, path: Path | None, size: tuple[int, int] | None = None) -> "Image.Image | None":
+        try:
+            if path is None:
+                return None
+            return read_mask(path, size) if size else read_picture(path)
+        except UNREADABLE as error:
+            raise ValueError(f"the {what} {path} cannot be used ({error}): give another file") from error
+
+    if request.category not in (None, *CATEGORIES):
+        raise ValueError(f"the category {request.category} is none of {', '.join(CATEGORIES)}: give one of them")
+    person, garment = opened("person", request.person), opened("garment", request.garment)
+    mask, worn = opened("mask", request.mask, person.size), opened("region", request.worn, person.size)
+    category = prompt_category(facts, request.category)
+    if mask is None:
+        mask = make_mask(person, worn, request.category)
+    if mask.getextrema() == (255, 255):
         logger.warning("the mask is white all over: the whole picture is repainted, the face too")
+    return Pictures(person, garment, mask, category)
 
-    model = load_try_on(use_toy_model_for_try_on(config, facts), lora)
-    logger.info("dressing, %d steps at guidance %g", pictures.steps, pictures.guidance_scale)
-    if on_terminal():
-        model.pipeline.set_progress_bar_config(disable=False, desc="dressing", leave=False, ncols=110)
-    picture = try_on(
-        model.pipeline,
-        sample,
-        model.prompts[sample.category],
+
+def dress(model: "TryOnModel", opened: Pictures, pictures: PictureConfig, output: Path) -> "list[Image.Image]":
+    """Writes the try-on's results and returns them. Several are named after their seeds."""
+    from tryon.pipeline import try_on
+
+    seeds = range(pictures.seed, pictures.seed + pictures.num_results)
+    results = try_on(
+        model,
+        opened.person,
+        opened.garment,
+        opened.mask,
+        opened.category,
         steps=pictures.steps,
         guidance=pictures.guidance_scale,
-        seed=pictures.seed,
+        seeds=seeds,
     )
-    picture.save(Path(pictures.output_tryon).expanduser())
-    size = f"{picture.height} x {picture.width} pixels, height x width"
-    logger.info("wrote %s (seed %d; %s)", pictures.output_tryon, pictures.seed, size)
-    if pictures.output_diptych:
-        diptych = Image.new("RGB", (2 * picture.width, picture.height))
-        diptych.paste(to_picture(sample.garment), (0, 0))
-        diptych.paste(picture, (picture.width, 0))
-        diptych.save(Path(pictures.output_diptych).expanduser())
-        logger.info("wrote %s", pictures.output_diptych)
+    for seed, result in zip(seeds, results, strict=True):
+        file = output if len(seeds) == 1 else output.with_stem(f"{output.stem}-seed{seed}")
+        result.save(file, quality=95)  # PNG knows none
+        logger.info("wrote %s (seed %d; %d x %d pixels, height x width)", file, seed, result.height, result.width)
+    return results
+
+
+def grid_row(opened: Pictures, results: "list[Image.Image]", size: tuple[int, int]) -> "tuple[str, list[Image.Image]]":
+    """A try-on as a row of the grid, everything fitted into panels of a size, height and width."""
+    from PIL import Image
+
+    from tryon.sample import fit_picture, to_picture
+
+    masked = Image.composite(Image.new("RGB", opened.mask.size, "grey"), opened.person, opened.mask)
+    shown = (opened.garment, opened.person, masked, *results)
+    return opened.category, [to_picture(fit_picture(picture, *size)) for picture in shown]
+
+
+def dress_pairs(
+    model: "TryOnModel", lines: list[dict[str, str]], pictures: PictureConfig, make_mask: "MakeMask"
+) -> "tuple[list[tuple[str, list[Image.Image]]], list[str]]":
+    """Dresses line by line; returns the grid's rows, and what is wrong with the lines that could not be."""
+    from tryon.tracking import progress_bar
+
+    folder, rows, failed = Path(pictures.pairs).expanduser().parent, [], []
+    bar = progress_bar(len(lines), "dressing", visible=True)
+    for number, line in enumerate(lines, 2):  # the first line names the columns
+        try:
+            request = request_of_line(line, folder, pictures.category)
+            opened = open_pictures(request, model.facts, make_mask)
+            results = dress(model, opened, pictures, request.output)
+        except ValueError as error:
+            logger.warning("line %d: %s", number, error)
+            failed.append(f"line {number}: {error}")
+        else:
+            if pictures.output_grid and len(rows) < GRID_ROWS:
+                rows.append(grid_row(opened, results, model.size))
+        bar.update()
+    bar.close()
+    return rows, failed
+
+
+def main(argv: list[str]) -> None:
+    config, pictures = read_settings(argv)
+    lines = read_pairs(Path(pictures.pairs).expanduser()) if pictures.pairs else []
+
+    # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
+    from tryon.lora import read_facts
+    from tryon.pipeline import load_try_on, lora_on_disk
+    from tryon.toy.model import use_toy_model_for_try_on
+    from tryon.tracking import on_terminal, set_up_logging
+    from tryon.validate import draw_grid
+
+    set_up_logging(is_main_process=True)
+    lora = lora_on_disk(config.lora, config.cache_dir)
+    facts = read_facts(lora)
+    config = use_toy_model_for_try_on(config, facts)
+    make_mask = mask_maker(config, pictures, facts)
+    if pictures.pairs:
+        model = load_try_on(config, lora)
+        logger.info("%d pairs, %d steps at guidance %g", len(lines), pictures.steps, pictures.guidance_scale)
+        rows, failed = dress_pairs(model, lines, pictures, make_mask)
+    else:
+        request, failed = request_of_flags(pictures), []
+        opened = open_pictures(request, facts, make_mask)  # before the models, which take minutes to load
+        model = load_try_on(config, lora)
+        logger.info("dressing, %d steps at guidance %g", pictures.steps, pictures.guidance_scale)
+        if on_terminal():
+            model.pipeline.set_progress_bar_config(disable=False, desc="dressing", leave=False, ncols=110)
+        rows = [grid_row(opened, dress(model, opened, pictures, request.output), model.size)]
+
+    if pictures.output_grid and rows:
+        seeds = [f"seed {pictures.seed + index}" for index in range(pictures.num_results)]
+        draw_grid(["garment", "person", "masked", *seeds], rows).save(Path(pictures.output_grid).expanduser())
+        logger.info("wrote %s", pictures.output_grid)
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(lines)} pairs were not dressed: {'; '.join(failed)}")
 
 
 if __name__ == "__main__":

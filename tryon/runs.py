@@ -261,3 +261,10 @@ def find_lora(name: str) -> Path:
     if not (found := checkpoints(path)):
         raise ValueError(f"{path} has no checkpoint: name a run, a checkpoint or a LoRA's file")
     return lora_file(found[-1])
+
+
+def all_loras(folder: Path) -> list[Path]:
+    """The LoRAs of every whole checkpoint of every run in a folder, the newest first."""
+    runs = [path for path in folder.absolute().iterdir() if path.is_dir()] if folder.is_dir() else []
+    found = [lora_file(checkpoint) for run in runs for checkpoint in checkpoints(run)]
+    return sorted((file for file in found if file.is_file()), key=lambda file: file.stat().st_mtime, reverse=True)

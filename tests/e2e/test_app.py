@@ -1,4 +1,4 @@
-"""The app in a real browser: one try-on, the messages, and nothing from any network."""
+"""The app in a real browser and through its client: try-ons, masks, the history, messages, nothing from any network."""
 
 import io
 import os
@@ -15,20 +15,18 @@ from urllib.request import urlopen
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import ExifTags, Image
 
-from app_lora import PAINT_IS_MASK, PAINT_IS_WORN, dress, load_rule, main, painted_mask
+from app_lora import first_lora, main, read_users, write_examples
 from conftest import PROJECT
 from tryon.config import TryOnConfig
 from tryon.lora import read_facts
-from tryon.masks import agnostic_mask
-from tryon.pipeline import load_try_on
+from tryon.masks import MaskRule
+from tryon.page import as_paint, describe, lora_name, painted_mask, panel_sizes
 from tryon.runs import find_lora
-from tryon.sample import fit_mask, fit_picture, to_picture
-from tryon.toy.drawing import draw_garment, draw_person
-from tryon.toy.model import use_toy_model_for_try_on
-from tryon.toy.world import VIEWS, random_outfit, random_person
+from tryon.studio import rule_of
 
 pytestmark = pytest.mark.e2e
 
@@ -36,14 +34,26 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
 @pytest.fixture(scope="module")
-def page_url(run: Path, data_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def loras(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of two runs with a LoRA each, the newer one at another step."""
+    folder = tmp_path_factory.mktemp("runs")
+    shutil.copytree(run / "checkpoint-1", folder / "older" / "checkpoint-1")
+    shutil.copytree(run / "checkpoint-1", folder / "newer" / "checkpoint-2")
+    for name, age in (("older/checkpoint-1", 100), ("newer/checkpoint-2", 0)):
+        file = find_lora(str(folder / name))
+        os.utime(file, (file.stat().st_mtime - age,) * 2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page_url(loras: Path, data_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The app, started as a user starts it, and ended by Ctrl-C."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     process = subprocess.Popen(
         [
-            sys.executable, "app_lora.py", "--lora", str(run), "--port", str(port), "--steps", "2",
+            sys.executable, "app_lora.py", "--lora", str(loras), "--port", str(port), "--steps", "2",
             "--data_cache_dir", str(data_cache),
         ],
         cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -62,15 +72,19 @@ def page_url(run: Path, data_cache: Path, tmp_path_factory: pytest.TempPathFacto
     assert "Traceback" not in said and "Warning" not in said, said
 
 
-@pytest.fixture
-def drawn(tmp_path: Path) -> Path:
-    """A folder with person.png and garment.png of the toy's world, in the size of photographs."""
-    rng = np.random.default_rng(5)
-    outfit = random_outfit(rng, "lower")
-    person = draw_person(random_person(rng), outfit, VIEWS[0], 768, 576).image
-    person.save(tmp_path / "person.png")
-    draw_garment(outfit[0], 768, 576).image.save(tmp_path / "garment.png")
-    return tmp_path
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the page's examples, in the size of photographs: person-1.png wears something lower-body."""
+    folder = tmp_path_factory.mktemp("drawn")
+    write_examples(folder)
+    (folder / "words.png").write_text("no picture")
+    return folder
+
+
+def picture_of(page, selector: str) -> np.ndarray:
+    """The picture that an <img> of the page shows."""
+    source = page.locator(selector).first.get_attribute("src")
+    return np.asarray(Image.open(io.BytesIO(page.request.get(source).body())).convert("RGB"))
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
@@ -80,66 +94,147 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
     expect.set_options(timeout=120_000)  # a machine may be busy
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1400, "height": 1000})
+        page = browser.new_page(viewport={"width": 1280, "height": 1000})
         page.set_default_timeout(120_000)
         asked: list[str] = []
         errors: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(page_url)
-        dress = page.locator("#dress")
+        dress, said = page.locator("#dress"), page.locator("#said")
 
+        def screenshot(name: str) -> None:
+            if folder := os.environ.get("TRYON_SCREENSHOTS"):
+                page.wait_for_timeout(1000)
+                page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+        # What is missing is said, one thing after the other.
         dress.click()
-        expect(page.locator("#words")).to_contain_text("Give a picture of the person first.")
-        page.locator("#person input[type=file]").first.set_input_files(str(drawn / "person.png"))
-        dress_until(page, "Give a picture of the garment first.")
-        page.locator("#garment input[type=file]").first.set_input_files(str(drawn / "garment.png"))
-        dress_until(page, "Paint over the part of the person that is to be dressed.")
+        expect(said).to_contain_text("Give a picture of the person first.")
+        page.locator("#person input[type=file]").first.set_input_files(str(drawn / "person-1.png"))
+        press_until(page, dress, "Give a picture of the garment first.")
+        garment = page.locator("#garment input[type=file]").first
+        garment.set_input_files(str(drawn / "words.png"))
+        expect(page.get_by_text("This file is no picture that can be read")).to_be_visible()
+        page.locator("#garment input[type=file]").first.set_input_files(str(drawn / "garment-1.png"))
+        press_until(page, dress, "Press Make a mask, or paint over")
 
+        # The parser makes a mask; a slider makes it larger; the brush adds to it.
+        page.locator("#category").get_by_text("lower").click()
+        page.locator("#find").click()
+        page.get_by_text("Mask reaches further").click()
+        up = page.locator("#further-up input[type=number]")
+        up.fill("10")
+        up.press("Tab")
         box = page.locator("#person canvas").first.bounding_box()
-        middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+        middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.2)
+        page.wait_for_timeout(2000)  # nothing on the page says when the editor has drawn
         page.mouse.move(*middle)
         page.mouse.down()
-        page.mouse.move(middle[0] + 10, middle[1] + 60, steps=8)
+        page.mouse.move(middle[0] + 10, middle[1] + 8, steps=4)
         page.mouse.up()
-        page.locator("#category").get_by_text("lower").click()
+
+        # Two results of a seed, at the photograph's own size.
         page.locator("#random input").uncheck()
         page.locator("#seed input").fill("7")
-        if folder := os.environ.get("TRYON_SCREENSHOTS"):
-            page.screenshot(path=Path(folder) / "app_before.png")
+        page.locator("#count input[type=number]").fill("2")
+        page.locator("#count input[type=number]").press("Tab")
         dress.click()
-        expect(page.locator("#words")).to_contain_text("Seed 7, 96 x 64 pixels (height x width).")
-        shown = page.locator("#result img")
-        expect(shown).to_be_visible()
-        picture = Image.open(io.BytesIO(page.request.get(shown.get_attribute("src")).body())).convert("RGB")
+        expect(said).to_contain_text("Seeds 7 to 8; 768 x 576 pixels (height x width).")
+        expect(page.locator("#results img")).to_have_count(2)
+        expect(dress).to_be_enabled()
+        person = np.asarray(Image.open(drawn / "person-1.png").convert("RGB"))
+        first = picture_of(page, "#results img")
+        changed = (first != person).any(-1)
+        rows = np.flatnonzero(changed[:, 200:376].mean(1) > 0.5)
+        assert changed[-20:, 200:376].mean() > 0.9, "down to the lower edge"
+        assert 270 < rows[rows > 200][0] < 380, "from the waist up by a tenth"
+        assert changed[60:250].any() and not changed[:40].any(), "a stroke of the brush above, and nothing else"
+        page.locator("#results img").nth(1).click()
+        screenshot("app_desktop")
 
+        # Another LoRA, another seed each time, then back to the first try-on.
+        page.locator("#lora input").click()
+        page.get_by_text("older, step 1").click()
+        expect(page.locator("#about")).to_contain_text("step 1;")
         page.locator("#random input").check()
         dress.click()
-        expect(page.locator("#words")).not_to_contain_text("Seed 7,")
-        expect(page.locator("#seed input")).not_to_have_value("7")
-        expect(page.locator("#words")).to_contain_text("96 x 64 pixels (height x width).")
-        page.wait_for_timeout(2000)  # the editor may still upload, and a broken upload is a traceback in the app's log
-        if folder := os.environ.get("TRYON_SCREENSHOTS"):
-            page.screenshot(path=Path(folder) / "app_after.png")
-        browser.close()
+        expect(said).not_to_contain_text("Seeds 7 to 8")
+        expect(page.locator("#history img")).to_have_count(2)
+        page.locator("#history img").nth(1).click()
+        expect(said).to_contain_text("Seeds 7 to 8")
+        expect(page.locator("#seed input")).to_have_value("7")
+        expect(page.locator("#random input")).not_to_be_checked()
+        expect(page.locator("#lora input")).to_have_value("newer, step 2")
+        page.wait_for_timeout(2000)  # as above
+        dress.click()
+        expect(page.locator("#history img")).to_have_count(3)
+        assert (picture_of(page, "#results img") == first).all(), "what is restored gives the same again"
 
-    person = to_picture(fit_picture(Image.open(drawn / "person.png"), 96, 64))
-    changed = (np.asarray(picture) != np.asarray(person)).any(-1)
-    assert changed[48, 32], "what was painted is repainted"
-    assert not changed[:16].any() and not changed[-16:].any(), "what was not painted stays"
+        # A long one is stopped; the button is locked meanwhile.
+        page.get_by_text("More settings").click()
+        page.locator("#steps input[type=number]").fill("100")
+        page.locator("#steps input[type=number]").press("Tab")
+        dress.click()
+        expect(dress).to_be_disabled()
+        expect(page.locator("#result")).to_contain_text("/100")
+        page.locator("#stop").click()
+        expect(said).to_contain_text("Stopped: nothing was made.")
+        expect(dress).to_be_enabled()
+
+        # An example, on a phone, in the dark.
+        page.emulate_media(color_scheme="dark")
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.locator("#examples img").nth(2).click()
+        expect(page.locator("#category input[value=full]")).to_be_checked()
+        assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing is wider than a phone"
+        screenshot("app_phone")
+        page.wait_for_timeout(1000)  # the editor may still upload, and a broken upload is a traceback in the app's log
+        browser.close()
     assert errors == []
     assert [url for url in asked if not url.startswith((page_url, "data:", "blob:"))] == []
 
 
-def dress_until(page, words: str) -> None:
+def press_until(page, button, words: str) -> None:
     """Presses the button until the page answers with these words: it says nowhere when a picture has arrived."""
     for _ in range(60):
-        page.locator("#dress").click()
+        button.click()
         for _ in range(10):
             page.wait_for_timeout(200)
-            if words in page.locator("#words").inner_text():
+            if words in page.locator("#said").inner_text():
                 return
-    raise AssertionError(f"the page says {page.locator('#words').inner_text()!r}, not {words!r}")
+    raise AssertionError(f"the page says {page.locator('#said').inner_text()!r}, not {words!r}")
+
+
+def test_programs_use_the_named_endpoint(page_url: str, drawn: Path, tmp_path: Path) -> None:
+    client = Client(page_url, verbose=False, download_files=tmp_path)
+    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/try_on"]
+    picture = Image.open(drawn / "person-1.png").convert("RGB")
+    lying = Image.Exif()
+    lying[ExifTags.Base.Orientation] = 6
+    picture.rotate(90, expand=True).save(tmp_path / "person.png", exif=lying)
+    mask = Image.new("L", picture.size)
+    mask.paste(255, (150, 400, 400, 768))
+    mask.save(tmp_path / "mask.png")
+    asked = {
+        "person": handle_file(tmp_path / "person.png"), "garment": handle_file(drawn / "garment-1.png"),
+        "category": "lower", "steps": 1, "count": 2, "seed": 3, "is_random": False, "api_name": "/try_on",
+    }  # fmt: skip
+    results, seed = client.predict(mask=handle_file(tmp_path / "mask.png"), **asked)
+    assert seed == 3 and len(results) == 2
+    result = np.asarray(Image.open(results[0]["image"]).convert("RGB"))
+    changed, hidden = (result != np.asarray(picture)).any(-1), np.asarray(mask) > 0
+    assert not changed[~hidden].any() and changed[hidden].mean() > 0.9
+
+    results, _ = client.predict(mask=None, **asked)
+    made = (np.asarray(Image.open(results[0]["image"]).convert("RGB")) != np.asarray(picture)).any(-1)
+    assert made[400:].any() and not made[:300].any(), "without a mask the parser makes one"
+    with pytest.raises(AppError, match="The seed must be a whole number"):
+        client.predict(mask=None, **{**asked, "seed": -1})
+    with pytest.raises(AppError, match="Give a picture of the person and one of the garment"):
+        client.predict(mask=None, **{**asked, "garment": None})
+    with pytest.raises(AppError):
+        client.predict(mask=None, lora="/etc/hostname", **asked)
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", str(PROJECT / "README.md"), "../README.md"])
@@ -152,45 +247,41 @@ def test_the_page_serves_none_of_the_machines_files(page_url: str, path: str) ->
 def test_what_is_painted_on_any_layer_is_the_mask() -> None:
     layers = [Image.new("RGBA", (6, 4)) for _ in range(2)]
     layers[0].putpixel((1, 1), (255, 0, 0, 255))
-    layers[1].putpixel((5, 3), (255, 0, 0, 178))
+    layers[1].putpixel((5, 3), (255, 0, 0, 140))
     layers[1].putpixel((0, 0), (255, 0, 0, 20))
-    mask = np.asarray(painted_mask((6, 4), layers))
-    assert {(int(x), int(y)) for y, x in zip(*mask.nonzero(), strict=True)} == {(1, 1), (5, 3)}
-    assert painted_mask((6, 4), []).getbbox() is None
+    mask = painted_mask({"background": Image.new("RGB", (6, 4)), "layers": layers})
+    assert {(int(x), int(y)) for y, x in zip(*np.asarray(mask).nonzero(), strict=True)} == {(1, 1), (5, 3)}
+    again = painted_mask({"background": Image.new("RGB", (6, 4)), "layers": [as_paint(mask)]})
+    assert again.tobytes() == mask.tobytes()
 
 
-def test_what_is_worn_is_hidden_by_the_rule_of_the_training(run: Path, data_cache: Path, drawn: Path) -> None:
-    lora = find_lora(str(run))
-    config = TryOnConfig(lora=str(run), data_cache_dir=str(data_cache))
-    model = load_try_on(use_toy_model_for_try_on(config, read_facts(lora)), lora)
-    person, paint = Image.open(drawn / "person.png"), Image.new("RGBA", (576, 768))
-    paint.paste((255, 0, 200, 200), (200, 300, 376, 420))
-    editor = {"background": person.convert("RGBA"), "layers": [paint]}
-    worn = torch.zeros(1, 768, 576, dtype=torch.bool)
-    worn[:, 300:420, 200:376] = True
-    before = np.asarray(to_picture(fit_picture(person, 96, 64)))
-    for choice, hidden in ((PAINT_IS_MASK, worn), (PAINT_IS_WORN, agnostic_mask(worn, "lower"))):
-        mask = fit_mask(Image.fromarray(hidden[0].numpy()), 96, 64)[0].bool().numpy()
-        garment = Image.open(drawn / "garment.png")
-        hide = load_rule(replace(read_facts(lora), mask_rule="rectangle"), None)
-        picture, seed = dress(model, (96, 64), hide, editor, garment, "lower", choice, 1, 1.0, 3, False)
-        changed = (np.asarray(picture) != before).any(-1)
-        assert seed == 3 and not changed[~mask].any() and changed[mask].mean() > 0.9
+def test_loras_are_named_described_and_chosen(run: Path, loras: Path, tmp_path: Path) -> None:
+    newest, folder = first_lora(TryOnConfig(lora=str(loras)))
+    assert folder == loras and lora_name(newest) == "newer, step 2"
+    named, folder = first_lora(TryOnConfig(lora=str(loras / "older")))
+    assert folder == loras and lora_name(named) == "older, step 1"
+    facts = read_facts(newest)
+    assert "masks of its data's own" in describe(facts, (96, 64)) and rule_of(facts) == MaskRule()
+    moved = replace(facts, mask_rule="hull", mask_offsets=(0.1, 0.0, 0.0, 0.0), mask_parser="some/parser")
+    assert rule_of(moved) == MaskRule("hull", 0.1, parser="some/parser")
+    assert list(panel_sizes((768, 576)).values()) == [(768, 576), (512, 384), (1024, 768)]
+    assert list(panel_sizes((16, 16)).values()) == [(16, 16)]
+    shutil.copyfile(newest, tmp_path / "lora.safetensors")
+    assert first_lora(TryOnConfig(lora=str(tmp_path / "lora.safetensors")))[0].name == "lora.safetensors"
 
 
-def test_a_rule_that_nobody_here_can_follow_is_not_offered(run: Path) -> None:
-    facts = read_facts(find_lora(str(run)))
-    assert load_rule(facts, None) is None, "its data had masks of its own"
-    assert load_rule(replace(facts, mask_rule="hull"), None) is None, "its data had label maps"
-    assert load_rule(None, None) is not None
-
-
-def test_what_is_missing_is_named(run: Path, data_cache: Path) -> None:
+def test_what_is_missing_is_named(run: Path, data_cache: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--lora is missing; --port 0 is too small"):
         main(["--port", "0"])
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=f"port {port} cannot be used"):
+        with pytest.raises(ValueError, match=f"port {port} of 127.0.0.1 cannot be used"):
             main(["--lora", str(run), "--port", str(port), "--data_cache_dir", str(data_cache)])
+    (tmp_path / "users").write_text("ada:secret\n\ngrace:with:colon\n")
+    assert read_users(str(tmp_path / "users")) == [("ada", "secret"), ("grace", "with:colon")]
+    (tmp_path / "users").write_text("ada\n")
+    for file, message in (("users", "has to hold a line name:password"), ("nobody", "cannot be read")):
+        with pytest.raises(ValueError, match=message):
+            read_users(str(tmp_path / file))

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -17,6 +17,8 @@ from tryon.lora import ADAPTER_KEY, FACTS_KEY, read_facts
 from tryon.masks import agnostic_mask
 from tryon.parsing import ATR
 from tryon.runs import find_lora
+from tryon.sample import to_picture
+from tryon.toy.examples import EVALUATION_SEED, DrawnData
 from tryon.toy.model import ToyFolders
 from tryon_inference_lora import main
 
@@ -32,59 +34,126 @@ def flags_for(folder: Path, data_cache: Path, *flags: str | Path) -> list[str]:
     return [str(flag) for flag in (*needed, *flags)]
 
 
-def test_a_person_is_dressed_and_the_lora_is_used(
+@pytest.fixture(scope="module")
+def by_rule(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's LoRA, as if its masks had been rectangles."""
+    return with_rule(run, "rectangle", tmp_path_factory.mktemp("loras"))
+
+
+def with_rule(run: Path, rule: str, folder: Path) -> Path:
+    file = find_lora(str(run))
+    header = {"format": "pt", FACTS_KEY: json.dumps(asdict(replace(read_facts(file), mask_rule=rule)))}
+    with safe_open(file, framework="pt") as opened:
+        header[ADAPTER_KEY] = opened.metadata()[ADAPTER_KEY]
+    save_file(load_file(file), folder / f"{rule}.safetensors", header)
+    return folder / f"{rule}.safetensors"
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+def test_a_photograph_of_any_size_is_dressed_and_the_lora_is_used(
     run: Path, pictures: Path, data_cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, plain, diptych = pictures / "out.png", pictures / "plain.png", pictures / "diptych.png"
+    rng = np.random.default_rng(1)
+    person = Image.fromarray(rng.integers(0, 256, (517, 803, 3), dtype=np.uint8))
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # a portrait that the camera wrote lying on its side
+    person.save(pictures / "person.png", exif=turned)
+    mask = Image.new("L", (517, 803))
+    mask.paste(255, (100, 200, 400, 803))
+    mask.save(pictures / "mask.png")
+
+    out, grid = pictures / "out.png", pictures / "grid.png"
     flags = flags_for(pictures, data_cache, "--lora", run, "--category", "lower")
-    main([*flags, "--output_tryon", str(out), "--output_diptych", str(diptych)])
-    person, dressed = (np.asarray(Image.open(path).convert("RGB")) for path in (pictures / "person.png", out))
-    hidden = np.asarray(Image.open(pictures / "mask.png")) > 0
-    assert (person == dressed)[~hidden].all()
-    assert (person != dressed)[hidden].any(-1).mean() > 0.9
-    assert Image.open(diptych).size == (128, 96)
+    main([*flags, "--output_tryon", str(out), "--output_grid", str(grid), "--num_results", "2", "--seed", "4"])
+    upright, hidden = np.asarray(person.rotate(-90, expand=True)), np.asarray(mask) > 0
+    results = [pixels(pictures / f"out-seed{seed}.png") for seed in (4, 5)]
+    for result in results:
+        assert result.shape == (803, 517, 3)
+        assert (result == upright)[~hidden].all(), "nothing outside the mask changes, not by one level"
+        assert (result != upright)[hidden].any(-1).mean() > 0.9
+    assert (results[0] != results[1]).any()
+    assert Image.open(grid).size == (24 + 5 * 68, 24 + 100) and not out.exists()
     said = capsys.readouterr().out
     assert "TOY MODEL, because the LoRA was trained on it" in said and "loading " in said and "2 steps" in said
     assert "this LoRA was trained for" not in said and "white all over" not in said
 
-    Image.new("L", (64, 96), 255).save(pictures / "white.png")
+    plain = pictures / "plain.png"
+    Image.new("L", (517, 803), 255).save(pictures / "white.png")
     main([*flags, "--output_tryon", str(plain), "--steps", "1", "--mask", str(pictures / "white.png")])
     assert "the mask is white all over" in capsys.readouterr().out
-    main([*flags, "--output_tryon", str(plain), "--lora_scale", "0", "--toy"])
-    assert (np.asarray(Image.open(plain)) != dressed).any()
+    main([*flags, "--output_tryon", str(plain), "--seed", "4", "--lora_scale", "0", "--toy"])
+    assert (pixels(plain) != results[0]).any()
 
 
-def test_the_mask_is_made_from_what_is_worn_by_the_rule_of_the_training(
-    run: Path, pictures: Path, data_cache: Path, tmp_path: Path
+def test_the_mask_is_made_by_the_rule_of_the_training(
+    run: Path, by_rule: Path, pictures: Path, data_cache: Path, tmp_path: Path
 ) -> None:
     out, worn = pictures / "out.png", Image.new("L", (64, 96))
     worn.paste(255, (20, 40, 44, 60))
     worn.save(pictures / "worn.png")
-    flags = flags_for(
-        pictures, data_cache, "--category", "lower", "--output_tryon", out, "--worn", pictures / "worn.png"
-    )
+    flags = flags_for(pictures, data_cache, "--category", "lower", "--output_tryon", out, "--steps", "1")
     del flags[flags.index("--mask") : flags.index("--mask") + 2]
+    of_worn = [*flags, "--worn", str(pictures / "worn.png")]
     with pytest.raises(ValueError, match="was trained with masks that its data set had: give a --mask"):
-        main([*flags, "--lora", str(run)])
-    state, facts = load_file(find_lora(str(run))), read_facts(find_lora(str(run)))
-    for rule, name in (("rectangle", "by_rule"), ("hull", "by_body")):
-        header = {"format": "pt", FACTS_KEY: json.dumps(asdict(replace(facts, mask_rule=rule)))}
-        with safe_open(find_lora(str(run)), framework="pt") as file:
-            header[ADAPTER_KEY] = file.metadata()[ADAPTER_KEY]
-        save_file(state, tmp_path / f"{name}.safetensors", header)
-    main([*flags, "--lora", str(tmp_path / "by_rule.safetensors")])
+        main([*of_worn, "--lora", str(run)])
+    main([*of_worn, "--lora", str(by_rule)])
     hidden = agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], "lower")[0].numpy()
-    person, dressed = (np.asarray(Image.open(path).convert("RGB")) for path in (pictures / "person.png", out))
+    person, dressed = pixels(pictures / "person.png"), pixels(out)
     assert (person == dressed)[~hidden].all() and (person != dressed)[hidden].any(-1).mean() > 0.9
 
+    parser = write_parser(tmp_path / "parser", ATR)
     with pytest.raises(ValueError, match="--parser has no use: this LoRA was trained with rectangles"):
-        main([*flags, "--lora", str(tmp_path / "by_rule.safetensors"), "--parser", "somebody/parser"])
+        main([*of_worn, "--lora", str(by_rule), "--parser", parser])
+    main([*of_worn, "--lora", str(with_rule(run, "hull", tmp_path)), "--parser", parser])
+    assert (person != pixels(out)).any()
 
-    by_body = [*flags, "--lora", str(tmp_path / "by_body.safetensors")]
-    with pytest.raises(ValueError, match="the mask rule hull needs to know the person's parts: name a parser"):
-        main(by_body)
-    main([*by_body, "--parser", write_parser(tmp_path / "parser", ATR)])
-    assert (person != np.asarray(Image.open(out).convert("RGB"))).any()
+
+def test_a_category_is_enough(by_rule: Path, data_cache: Path, tmp_path: Path) -> None:
+    """The toy's parser finds what a drawn person wears."""
+    data = DrawnData(2, EVALUATION_SEED, ("upper", "lower"), 192, 144)
+    sample = data[1]
+    to_picture(sample.person).save(tmp_path / "person.png")
+    to_picture(sample.garment).save(tmp_path / "garment.png")
+    flags = flags_for(tmp_path, data_cache, "--lora", by_rule, "--category", "lower", "--steps", "1")
+    del flags[flags.index("--mask") : flags.index("--mask") + 2]
+    out = tmp_path / "out.png"
+    main([*flags, "--output_tryon", str(out)])
+    changed = (pixels(tmp_path / "person.png") != pixels(out)).any(-1)
+    true = sample.mask[0].bool().numpy()
+    assert (changed & true).sum() / (changed | true).sum() > 0.85
+    with pytest.raises(ValueError, match="no mask can be made without a human parser: no/parser is .*, or give a mask"):
+        main([*flags, "--output_tryon", str(out), "--parser", "no/parser"])
+
+
+def test_pairs_of_a_file_are_dressed_and_bad_lines_listed(
+    run: Path, pictures: Path, data_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "words.png").write_text("no picture")
+    (pictures / "pairs.csv").write_text(
+        "person,garment,mask,category,output\n"
+        "person.png,garment.png,mask.png,lower,made/first.png\n"
+        "words.png,garment.png,mask.png,lower,made/second.png\n"
+        "person.png,garment.png,mask.png,trousers,made/third.png\n"
+        "person.png,garment.png,,upper,made/fourth.png\n"
+        "person.png,,mask.png,upper,made/fifth.png\n"
+        "person.png,garment.png,mask.png\n"
+        "person.png,garment.png,mask.png,full,made/last.jpg\n"
+    )
+    flags = ["--lora", str(run), "--pairs", str(pictures / "pairs.csv"), "--steps", "1"]
+    flags += ["--data_cache_dir", str(data_cache), "--output_grid", str(pictures / "grid.png")]
+    with pytest.raises(
+        ValueError, match="5 of 7 pairs were not dressed: line 3: the person .*words.png cannot"
+    ) as error:
+        main(flags)
+    for words in ("line 4: the category trousers is none of", "line 5: this LoRA was trained with masks", "line 6: its "
+                  "garment is empty", "line 7: it has not as many cells"):  # fmt: skip
+        assert words in str(error.value)
+    assert sorted(path.name for path in (pictures / "made").iterdir()) == ["first.png", "last.jpg"]
+    assert Image.open(pictures / "grid.png").size == (24 + 4 * 68, 24 + 2 * 100)
+    assert "line 3: the person" in capsys.readouterr().out
 
 
 def test_what_is_refused(run: Path, pictures: Path, data_cache: Path, toy: ToyFolders) -> None:
@@ -99,17 +168,34 @@ def test_what_is_refused(run: Path, pictures: Path, data_cache: Path, toy: ToyFo
     damaged[-1] ^= 1
     find_lora(str(pictures / "checkpoint-1")).write_bytes(damaged)
     Image.new("RGBA", (64, 96), (255, 255, 255, 0)).save(pictures / "clear.png")
+    Image.new("L", (96, 64), 255).save(pictures / "lying.png")
+    (pictures / "odd.csv").write_text("person,garment,output,colour\na,b,c,d\n")
+    (pictures / "short.csv").write_text("person,garment\na,b\n")
+    (pictures / "none.csv").write_text("person,garment,output\n")
+    (pictures / "twice.csv").write_text("person,garment,output\na,b,c.png\na,b,c.png\n")
     for flags, message in (
         (("--lora", run, *out), "say --category upper, lower or full"),
         (("--lora", run, "--category", "upper", *out, "--mask", pictures / "black.png"), "the mask has no white in it"),
         (("--lora", run, "--category", "upper", *out, "--mask", pictures / "clear.png"), "the mask has no white in it"),
-        (("--lora", run, *out, "--output_diptych", pictures / "out.png"), "name the same file"),
+        (("--lora", run, "--category", "upper", *out, "--mask", pictures / "lying.png"), "another shape"),
+        (("--lora", run, *out, "--output_grid", pictures / "out.png"), "name the same file"),
         (("--lora", run, *out, "--garment", pictures / "words.png"), "words.png cannot be used"),
         (("--lora", pictures / "odd.safetensors", *out, *toy_flags, "--height", "96", "--width", "64"), "does not fit"),
         (("--lora", pictures / "checkpoint-1", "--category", "upper", *out), "weights.safetensors is damaged"),
-        (("--lora", run, *out, "--worn", pictures / "mask.png"), "either --mask or --worn; --worn needs to know"),
+        (("--lora", run, *out, "--worn", pictures / "mask.png"), "either --mask or --worn"),
+        (("--lora", run, *out, "--parser", "some/parser"), "--parser has no use with --mask"),
         (("--lora", run, "--image", "nowhere.png"), "--output_tryon is missing; --image nowhere.png is no file"),
+        (("--lora", run, "--pairs", pictures / "odd.csv"), "--image has no place beside --pairs"),
     ):
         with pytest.raises(ValueError, match=message):
             main(flags_for(pictures, data_cache, *flags))
+    for name, message in (
+        ("odd", "has the column colour: there may be person, garment, mask, category, output"),
+        ("short", "has no column output"),
+        ("none", "has no line below its first"),
+        ("twice", "writes c.png more than once"),
+        ("nowhere", "cannot be read"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            main(["--lora", str(run), "--pairs", str(pictures / f"{name}.csv")])
     assert not (pictures / "out.png").exists()

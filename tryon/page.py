@@ -1,0 +1,520 @@
+"""The page of app_lora.py: what it shows, and what happens when something on it is pressed."""
+
+import logging
+import secrets
+import threading
+import time
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+import torch
+from PIL import Image, ImageChops, ImageColor
+
+from tryon.lora import LoraFacts, read_facts
+from tryon.pipeline import panel_size
+from tryon.runs import CHECKPOINT, all_loras, step_of
+from tryon.sample import CATEGORIES, UNREADABLE, Category, read_picture, upright_rgb
+from tryon.studio import Studio, Wish, rule_of
+
+logger = logging.getLogger(__name__)
+
+MOST_RESULTS = 4
+SEEDS = 2**31 - MOST_RESULTS  # a seed is below; large enough to be unlike the last one, small enough to be typed
+MASK_COLOUR, MASK_OPACITY = "#ff2d9b", 0.6  # what is painted over still shows
+PAINTED = 64  # alpha, of 255, from which a pixel counts as painted: a stroke's soft edge is left out
+LONGEST_HISTORY = 24
+KEPT_SECONDS = 24 * 60 * 60  # of what a session has seen, and of uploads and results on the disk
+CLEANED_EVERY = 60 * 60  # seconds
+STYLE = """
+.gradio-container { max-width: 1500px !important; margin: 0 auto !important; }
+#title h1 { margin: 0; }
+@media (max-width: 640px) {
+  .gradio-container { padding: 8px !important; }
+  #examples .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
+  #examples, #examples .grid-wrap { height: auto !important; max-height: none !important; }
+}
+"""
+Editor = dict[str, Any]  # of Gradio: {"background": picture or None, "layers": [RGBA of its size], "composite": ...}
+UNCHANGED = gr.skip()
+PROGRESS = gr.Progress()  # as a default Gradio gives a handler one of its own
+
+
+@dataclass(frozen=True)
+class Example:
+    """A person and a garment to begin with."""
+
+    person: Path
+    garment: Path
+    category: Category
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A try-on in a session's history: what was asked for, and what came of it."""
+
+    wish: Wish
+    results: list[Image.Image]
+
+
+class Stopped(Exception):
+    """A try-on that somebody stopped."""
+
+
+def lora_name(file: Path) -> str:
+    """What the page calls a LoRA."""
+    checkpoint = file.parents[1]
+    if CHECKPOINT.fullmatch(checkpoint.name):
+        return f"{checkpoint.parent.name}, step {step_of(checkpoint)}"
+    return f"{file.parent.name}/{file.name}"
+
+
+def describe(facts: LoraFacts | None, size: tuple[int, int]) -> str:
+    """A line about a LoRA. size: height and width of the panel."""
+    pixels = f"panels of {size[0]} x {size[1]} pixels (height x width)"
+    if facts is None:
+        return f"This LoRA does not say how it was trained; {pixels}."
+    rules = {
+        "rectangle": "roomy rectangles as masks",
+        "given": "masks of its data's own; those made here are rectangles",
+    }
+    masks = rules.get(facts.mask_rule, f"masks by the rule {facts.mask_rule}")
+    return f"{facts.profile} profile, step {facts.step}; {pixels}; {masks}."
+
+
+def panel_sizes(size: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """The sizes that the page offers, by name: as trained, two thirds and four thirds of it, in multiples of 16."""
+
+    def scaled(scale: float) -> tuple[int, int]:
+        return max(16, 16 * round(scale * size[0] / 16)), max(16, 16 * round(scale * size[1] / 16))
+
+    words = {size: "as trained", scaled(2 / 3): "faster", scaled(4 / 3): "finer"}
+    return {f"{height} x {width}, {word}": (height, width) for (height, width), word in words.items()}
+
+
+def painted_mask(editor: Editor) -> Image.Image:
+    """ "L" of 0 and 255 at the size of the editor's picture: 255 wherever any of its layers has paint."""
+    mask = Image.new("L", editor["background"].size)
+    for layer in editor["layers"]:
+        paint = layer.getchannel("A").resize(mask.size).point(lambda alpha: 255 if alpha >= PAINTED else 0)
+        mask = ImageChops.lighter(mask, paint)
+    return mask
+
+
+def as_paint(mask: Image.Image) -> Image.Image:
+    """A mask, "L" of 0 and 255, as a layer of the editor: paint, which can be erased."""
+    layer = Image.new("RGBA", mask.size, ImageColor.getrgb(MASK_COLOUR))
+    layer.putalpha(mask.point(lambda value: round(value * MASK_OPACITY)))
+    return layer
+
+
+def person_of(editor: Editor | None) -> Image.Image:
+    """The editor's picture, RGB. Raises ValueError where there is none."""
+    if editor is None or editor["background"] is None:
+        raise ValueError("Give a picture of the person first.")
+    return upright_rgb(editor["background"])
+
+
+def caption(wish: Wish, index: int) -> str:
+    return f"{wish.category}, {wish.seeds[index]}"
+
+
+def words(entry: Entry) -> str:
+    """What the page says of a result."""
+    seeds, result = entry.wish.seeds, entry.results[0]
+    which = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
+    return f"{which}; {result.height} x {result.width} pixels (height x width)."
+
+
+def thumbnail(example: Example) -> Image.Image:
+    """Person and garment of an example, side by side."""
+    person, garment = (Image.open(path).convert("RGB").resize((144, 192)) for path in (example.person, example.garment))
+    both = Image.new("RGB", (288, 192))
+    both.paste(person, (0, 0))
+    both.paste(garment, (144, 0))
+    return both
+
+
+@dataclass
+class Page:
+    """What is behind the page. first: the LoRA that it begins with; runs: the folder of the others; folder: of pictures
+    on their way to the page. Its methods are called by Gradio, with what the components hold; what is wrong with that
+    is said on the page."""
+
+    studio: Studio
+    first: Path
+    runs: Path
+    folder: Path
+    examples: list[Example]
+    stops: dict[str, threading.Event] = field(default_factory=dict)  # by session, while it is dressing somebody
+
+    def loras(self) -> list[tuple[str, str]]:
+        """Names and paths of the LoRAs to choose from."""
+        return [(lora_name(file), str(file)) for file in dict.fromkeys([self.first, *all_loras(self.runs)])]
+
+    def chosen(self, lora: str) -> Path:
+        """A LoRA's file. Raises ValueError where it is none of those to choose from."""
+        if lora not in [path for _, path in self.loras()]:
+            raise ValueError("This LoRA is not there any more: reload the page and choose another.")
+        return Path(lora)
+
+    def trained_size(self, lora: Path) -> tuple[int, int]:
+        return panel_size(self.studio.config, read_facts(lora))
+
+    def file(self, picture: Image.Image) -> str:
+        """The picture as a PNG file for the page, the same for equal pictures; what is older than a day is removed.
+
+        Gradio would write a picture anew each time it is shown, while a browser may still be reading it.
+        """
+        for old in self.folder.glob("*.png"):
+            if old.stat().st_mtime < time.time() - KEPT_SECONDS:
+                old.unlink(missing_ok=True)
+        pixels = picture.tobytes() + repr((picture.mode, picture.size)).encode()
+        file = self.folder / f"{sha256(pixels).hexdigest()}.png"
+        if not file.exists():
+            staging = file.with_suffix(f".{threading.get_ident()}")
+            picture.save(staging, "PNG", compress_level=1)
+            staging.replace(file)
+        file.touch()
+        return str(file)
+
+    def editor(self, person: Image.Image, mask: Image.Image | None) -> Editor:
+        """What the editor shows: a person, and its mask as paint."""
+        layers = [] if mask is None else [self.file(as_paint(mask))]
+        return {"background": self.file(person), "layers": layers, "composite": None}
+
+    def refresh(self) -> gr.Dropdown:
+        """When the page is opened: trainings go on meanwhile."""
+        return gr.Dropdown(self.loras())
+
+    def choose_lora(self, lora: str) -> tuple:
+        """What the page says of the LoRA, the sizes it offers for it, and the offsets that it was trained with."""
+        try:
+            file = self.chosen(lora)
+            facts, size = read_facts(file), self.trained_size(file)
+        except ValueError as error:
+            gr.Warning(str(error))
+            return (UNCHANGED,) * 6
+        sizes = list(panel_sizes(size))
+        rule = rule_of(facts)
+        return describe(facts, size), gr.Dropdown(sizes, value=sizes[0]), *(100 * share for share in rule.offsets)
+
+    def make_mask(
+        self, lora: str, editor: Editor | None, category: Category, worn: Image.Image | None, *offsets: float
+    ) -> Editor:
+        """The editor with a mask on it. offsets: MaskRule's, in percent. Raises ValueError where none can be made."""
+        person = person_of(editor)
+        rule = rule_of(read_facts(self.chosen(lora)))
+        top, bottom, left, right = (percent / 100 for percent in offsets)
+        rule = replace(rule, top=top, bottom=bottom, left=left, right=right)
+        return self.editor(person, self.studio.make_mask(person, worn, category, rule))
+
+    def mask_of_person(self, lora: str, editor: Editor | None, category: Category, *offsets: float) -> tuple:
+        """The editor with a mask of what the parser finds; that there is one now, and that it is not made of paint."""
+        try:
+            return self.make_mask(lora, editor, category, None, *offsets), True, None
+        except ValueError as error:
+            gr.Warning(str(error))
+            return (UNCHANGED,) * 3
+
+    def mask_of_paint(self, lora: str, editor: Editor | None, category: Category, *offsets: float) -> tuple:
+        """The editor with a mask of what is painted over; that there is one now, and the paint."""
+        try:
+            person_of(editor)
+            paint = painted_mask(editor)
+            if paint.getbbox() is None:
+                raise ValueError("Paint over all of the garment that the person wears first.")
+            return self.make_mask(lora, editor, category, paint, *offsets), True, paint
+        except ValueError as error:
+            gr.Warning(str(error))
+            return (UNCHANGED,) * 3
+
+    def mask_anew(
+        self, is_made: bool, worn: Image.Image | None, lora: str, editor: Editor | None, category: Category, *offsets
+    ) -> Any:
+        """The same where category or offsets have changed; a mask that was painted stays."""
+        if not is_made:
+            return UNCHANGED
+        try:
+            return self.make_mask(lora, editor, category, worn, *offsets)
+        except ValueError as error:
+            gr.Warning(str(error))
+            return UNCHANGED
+
+    def refuse_unreadable(self, upload: dict | None) -> Any:
+        """A garment that was uploaded, or nothing in its place where it is no picture."""
+        try:
+            if upload is not None:
+                read_picture(Path(upload["path"]))
+            return UNCHANGED
+        except UNREADABLE:
+            gr.Warning("This file is no picture that can be read: give a PNG, JPEG or WebP.")
+            return None
+
+    def begin(self, request: gr.Request) -> tuple:
+        self.stops[request.session_hash] = threading.Event()
+        return gr.Button("Dressing ...", interactive=False), gr.Button(interactive=True)
+
+    def stop(self, request: gr.Request) -> str:
+        if stop := self.stops.get(request.session_hash):
+            stop.set()
+        return "Stopping after this step."
+
+    def end(self, request: gr.Request) -> tuple:
+        self.stops.pop(request.session_hash, None)
+        return gr.Button("Dress", interactive=True), gr.Button(interactive=False)
+
+    def leave(self, request: gr.Request) -> None:
+        """Somebody closed the page: nobody waits for what is being made."""
+        self.stop(request)
+
+    def dress(
+        self,
+        history: list[Entry],
+        lora: str,
+        editor: Editor | None,
+        garment: Image.Image | None,
+        category: Category,
+        size: str,
+        steps: int,
+        guidance: float,
+        count: int,
+        seed: int | None,
+        is_random: bool,
+        request: gr.Request,
+        progress: gr.Progress = PROGRESS,
+    ) -> tuple:
+        """The slider, the results and what they are of, the seed, the history and its pictures, and words."""
+        stop = self.stops.get(request.session_hash) or threading.Event()
+        try:
+            person, mask = person_of(editor), painted_mask(editor)
+            if garment is None:
+                raise ValueError("Give a picture of the garment first.")
+            if mask.getbbox() is None:
+                raise ValueError("Press Make a mask, or paint over the part of the person that is to be dressed.")
+            wish = self.wish(lora, person, garment, mask, category, size, steps, guidance, count, seed, is_random)
+            entry = self.fulfil(wish, stop, progress)
+        except Stopped:
+            return (UNCHANGED,) * 6 + ("Stopped: nothing was made.",)
+        except (ValueError, torch.OutOfMemoryError) as error:
+            logger.warning("%s", error)
+            gr.Warning(str(error))
+            return (UNCHANGED,) * 6 + (str(error),)
+        history = [entry, *history][:LONGEST_HISTORY]
+        past = [(self.file(each.results[0]), caption(each.wish, 0)) for each in history]
+        return *self.shown(entry), wish.seeds[0], history, past, words(entry)
+
+    def try_on(
+        self,
+        lora: str,
+        person: Image.Image | None,
+        mask: Image.Image | None,
+        garment: Image.Image | None,
+        category: Category,
+        size: str,
+        steps: int,
+        guidance: float,
+        count: int,
+        seed: int | None,
+        is_random: bool,
+        progress: gr.Progress = PROGRESS,
+    ) -> tuple[list[str], int]:
+        """For programs: the results, and the first one's seed. Without a mask one is made."""
+        try:
+            if person is None or garment is None:
+                raise ValueError("Give a picture of the person and one of the garment.")
+            person = upright_rgb(person)
+            if mask is None:
+                rule = rule_of(read_facts(self.chosen(lora)))
+                mask = self.studio.make_mask(person, None, category, rule)
+            wish = self.wish(lora, person, garment, mask, category, size, steps, guidance, count, seed, is_random)
+            entry = self.fulfil(wish, threading.Event(), progress)
+            return [self.file(result) for result in entry.results], wish.seeds[0]
+        except (ValueError, torch.OutOfMemoryError) as error:
+            logger.warning("%s", error)
+            raise gr.Error(str(error)) from error
+
+    def wish(
+        self,
+        lora: str,
+        person: Image.Image,
+        garment: Image.Image,
+        mask: Image.Image,
+        category: Category,
+        size: str,
+        steps: int,
+        guidance: float,
+        count: int,
+        seed: int | None,
+        is_random: bool,
+    ) -> Wish:
+        """What is asked for. Raises ValueError for a LoRA or a seed that there is not."""
+        file = self.chosen(lora)
+        panel = panel_sizes(self.trained_size(file)).get(size, self.trained_size(file))
+        if is_random:
+            seed = secrets.randbelow(SEEDS)
+        elif seed is None or not 0 <= seed < SEEDS:
+            raise ValueError(f"The seed must be a whole number from 0 to {SEEDS - 1}.")
+        return Wish(file, person, garment, mask, category, panel, steps, guidance, range(seed, seed + count))
+
+    def fulfil(self, wish: Wish, stop: threading.Event, progress: gr.Progress) -> Entry:
+        """Dresses, step by step. Raises Stopped where that is asked for meanwhile, and ValueError as Studio.dress."""
+
+        def each_step(done: int) -> None:
+            if stop.is_set():
+                raise Stopped
+            progress((done, wish.steps), desc="dressing" if done else "preparing")
+
+        return Entry(wish, self.studio.dress(wish, each_step))
+
+    def shown(self, entry: Entry) -> tuple:
+        """The slider between before and after, the results where there are several, and what they are of."""
+        results = [(self.file(result), caption(entry.wish, index)) for index, result in enumerate(entry.results)]
+        slider = self.file(entry.wish.person), results[0][0]
+        return slider, gr.Gallery(results, visible=len(results) > 1), entry
+
+    def compare(self, entry: Entry, event: gr.SelectData) -> tuple[str, str]:
+        """The slider between the person and the result that was picked."""
+        return self.file(entry.wish.person), self.file(entry.results[event.index])
+
+    def restore(self, history: list[Entry], event: gr.SelectData) -> tuple:
+        """Everything as it was when a picture of the history was made; the next one would be the same."""
+        entry = history[event.index]
+        wish = entry.wish
+        facts, trained = read_facts(wish.lora), self.trained_size(wish.lora)
+        sizes = panel_sizes(trained)
+        size = next(name for name, each in sizes.items() if each == wish.size)
+        return (
+            str(wish.lora), describe(facts, trained), self.editor(wish.person, wish.mask), self.file(wish.garment),
+            wish.category,
+            gr.Dropdown(list(sizes), value=size), wish.steps, wish.guidance, len(wish.seeds), wish.seeds[0], False,
+            False, *self.shown(entry), words(entry),
+        )  # fmt: skip
+
+    def show_example(self, event: gr.SelectData) -> tuple:
+        """Person, garment and category of the example; no mask is made yet."""
+        example = self.examples[event.index]
+        person = {"background": str(example.person), "layers": [], "composite": None}
+        return person, str(example.garment), example.category, False
+
+
+def build_page(
+    studio: Studio, first: Path, runs: Path, folder: Path, examples: list[Example], steps: int, guidance: float
+) -> gr.Blocks:
+    """The page. first: the LoRA that it begins with. runs: the folder of runs whose LoRAs it offers besides. folder: an
+    empty one, for pictures on their way to it. steps, guidance: what it begins with."""
+    page = Page(studio, first, runs, folder, examples)
+    facts, size = read_facts(first), page.trained_size(first)
+    sizes, offsets = list(panel_sizes(size)), rule_of(facts).offsets
+    kept = {"time_to_live": KEPT_SECONDS}
+    private = {"api_visibility": "private"}
+    with gr.Blocks(title="Try-on", analytics_enabled=False, delete_cache=(CLEANED_EVERY, KEPT_SECONDS)) as blocks:
+        history, entry = gr.State([], **kept), gr.State(None, **kept)
+        worn, is_made = gr.State(None, **kept), gr.State(False)
+        with gr.Row(equal_height=False):
+            gr.Markdown("# Try-on", elem_id="title")
+            with gr.Column(scale=3):
+                lora = gr.Dropdown(page.loras(), value=str(first), label="LoRA", elem_id="lora")
+                about = gr.Markdown(describe(facts, size), elem_id="about")
+        with gr.Row(equal_height=False):
+            with gr.Column(min_width=320, scale=5):
+                gr.Markdown("### 1. Who is dressed, and where")
+                person = gr.ImageEditor(
+                    label="Person",
+                    type="pil",
+                    format="png",
+                    sources=["upload", "clipboard"],
+                    brush=gr.Brush(colors=[(MASK_COLOUR, MASK_OPACITY)], color_mode="fixed"),
+                    transforms=[],
+                    layers=False,
+                    height=520,
+                    elem_id="person",
+                )
+                category = gr.Radio(list(CATEGORIES), value=CATEGORIES[0], label="Part of the body", elem_id="category")
+                with gr.Row():
+                    find = gr.Button("Make a mask", elem_id="find")
+                    grow = gr.Button("Mask from my paint", elem_id="grow")
+                gr.Markdown(
+                    "Pink is repainted; brush and eraser change it. Let it reach well beyond the old garment. If you "
+                    "paint over that alone, *Mask from my paint* makes it as roomy as in training."
+                )
+                with gr.Accordion("Mask reaches further, in %", open=False):
+                    sliders = [
+                        gr.Slider(0, 50, value=100 * share, step=1, label=label, elem_id=f"further-{label.lower()}")
+                        for label, share in zip(("Up", "Down", "Left", "Right"), offsets, strict=True)
+                    ]
+            with gr.Column(min_width=320, scale=4):
+                gr.Markdown("### 2. In what")
+                garment = gr.Image(
+                    label="Garment", type="pil", sources=["upload", "clipboard"], height=320, elem_id="garment"
+                )
+                with gr.Row():
+                    button = gr.Button("Dress", variant="primary", elem_id="dress", scale=2)
+                    stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
+                count = gr.Slider(1, MOST_RESULTS, value=1, step=1, label="Results", elem_id="count")
+                with gr.Row():
+                    seed = gr.Number(0, label="Seed", precision=0, elem_id="seed")
+                    is_random = gr.Checkbox(True, label="New each time", elem_id="random")
+                with gr.Accordion("More settings", open=False):
+                    size_name = gr.Dropdown(sizes, value=sizes[0], label="Size of what is painted", elem_id="size")
+                    steps_taken = gr.Slider(1, 100, value=steps, step=1, label="Steps", elem_id="steps")
+                    strength = gr.Slider(0, 100, value=guidance, step=0.5, label="Guidance", elem_id="guidance")
+            with gr.Column(min_width=320, scale=5):
+                gr.Markdown("### 3. Before and after")
+                slider = gr.ImageSlider(
+                    label="Before and after", format="png", interactive=False, max_height=520, elem_id="result"
+                )
+                said = gr.Markdown("Give a person and a garment, or press an example below.", elem_id="said")
+                results = gr.Gallery(
+                    label="Results", format="png", columns=MOST_RESULTS, height=220, object_fit="contain",
+                    visible=False, interactive=False, allow_preview=False, elem_id="results",
+                )  # fmt: skip
+                past = gr.Gallery(
+                    label="What you made: press one to go back to it", format="png", columns=3, height=300,
+                    object_fit="contain", fit_columns=False, interactive=False, allow_preview=False, elem_id="history",
+                )  # fmt: skip
+        shelf = gr.Gallery(
+            [(thumbnail(example), example.category) for example in examples], label="Examples, drawn", columns=6,
+            height=260, object_fit="contain", interactive=False, allow_preview=False, elem_id="examples", format="png",
+        )  # fmt: skip
+
+        settings = [category, size_name, steps_taken, strength, count, seed, is_random]
+        blocks.load(page.refresh, outputs=lora, **private)
+        lora.input(page.choose_lora, lora, [about, size_name, *sliders], **private)
+        for event in (person.upload, person.clear):
+            event(lambda: (False, None), outputs=[is_made, worn], **private)
+        find.click(page.mask_of_person, [lora, person, category, *sliders], [person, is_made, worn], **private)
+        grow.click(page.mask_of_paint, [lora, person, category, *sliders], [person, is_made, worn], **private)
+        for event in (category.input, *(each.release for each in sliders)):
+            event(page.mask_anew, [is_made, worn, lora, person, category, *sliders], person, **private)
+        garment.upload(page.refuse_unreadable, garment, garment, preprocess=False, **private)
+        dressing = button.click(page.begin, outputs=[button, stop], queue=False, **private).then(
+            page.dress,
+            [history, lora, person, garment, *settings],
+            [slider, results, entry, seed, history, past, said],
+            show_progress_on=slider,
+            **private,
+        )
+        dressing.then(page.end, outputs=[button, stop], queue=False, **private)
+        stop.click(page.stop, outputs=said, queue=False, **private)
+        results.select(page.compare, entry, slider, **private)
+        past.select(
+            page.restore,
+            history,
+            [lora, about, person, garment, category, size_name, steps_taken, strength, count, seed, is_random, is_made,
+             slider, results, entry, said],
+            **private,
+        )  # fmt: skip
+        shelf.select(page.show_example, outputs=[person, garment, category, is_made], **private)
+        blocks.unload(page.leave)
+
+        # What a program calls, with pictures as files: /try_on.
+        for_programs = {"type": "pil", "visible": False}
+        sent, sent_mask = gr.Image(label="Person", **for_programs), gr.Image(label="Mask", **for_programs)
+        returned = gr.Gallery(label="Results", format="png", visible=False)
+        gr.Button(visible=False).click(
+            page.try_on, [lora, sent, sent_mask, garment, *settings], [returned, seed], api_name="try_on"
+        )
+    return blocks
