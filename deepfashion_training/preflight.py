@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from tryon.config import (
+    DEFAULT_PARSER,
     MaskConfig,
     PlanConfig,
     TrainConfig,
@@ -53,7 +54,7 @@ class DataConfig:
         "another view, cut out of the same picture",
     )
     parser: str | None = setting(
-        None, "hub name or folder of a SegFormer that labels people's parts, such as mattmdjaga/segformer_b2_clothes"
+        None, f"hub name or folder of a SegFormer that labels people's parts, such as {DEFAULT_PARSER}"
     )
 
 

@@ -102,7 +102,7 @@ def agnostic_mask(
             f"the mask rule {rule.name} needs to know the person's parts: name a parser, or use the rule rectangle"
         )
     reach = max(1, round(SMOOTHING * garment_mask.shape[1] / 2))
-    region = garment_mask | _without_specks(among(labels, REPAINTED[category]))
+    region = garment_mask | without_specks(among(labels, REPAINTED[category]))
     region = _shrunk(_grown(region, 2 * reach), reach)  # closes gaps, leaves the outline rounded and a little larger
     if rule.name == "hull":
         region = _hulls(region)
@@ -175,7 +175,8 @@ def _shrunk(mask: Tensor, reach: int) -> Tensor:
     return ~_grown(~mask, reach)
 
 
-def _without_specks(mask: Tensor) -> Tensor:
+def without_specks(mask: Tensor) -> Tensor:
+    """The mask [1, H, W] bool without connected regions that are smaller than SPECK."""
     numbers, _ = label(mask[0].numpy())
     large = np.bincount(numbers.ravel()) >= SPECK * numbers.size
     large[0] = False

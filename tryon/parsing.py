@@ -1,5 +1,6 @@
 """Label maps of people: which pixel is head, arm or leg, which garment. By a SegFormer with ATR labels, or a file."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,9 +12,9 @@ from torch.nn.functional import interpolate
 from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
 from tryon.hub import hub_or_folder
-from tryon.masks import PARTS, MaskRule, agnostic_mask
+from tryon.masks import PARTS, MaskRule, agnostic_mask, among, without_specks
 from tryon.models import files_fingerprint
-from tryon.sample import Category
+from tryon.sample import CATEGORIES, Category
 
 # The labels of the ATR data set, which human parsers are trained on and DressCode's label maps use, in their order.
 ATR = (
@@ -40,7 +41,14 @@ PART_OF_LABEL = {
     "Bag": "other",
     "Scarf": "other",
 }
-_PART_OF_ATR = torch.tensor([PARTS.index(PART_OF_LABEL[name]) for name in ATR])
+
+
+def parts_of(labels: Sequence[str]) -> Tensor:
+    """[labels], the places in PARTS of ATR labels."""
+    return torch.tensor([PARTS.index(PART_OF_LABEL[label]) for label in labels])
+
+
+_PART_OF_ATR = parts_of(ATR)
 
 
 @dataclass(frozen=True)
@@ -71,8 +79,7 @@ def load_parser(name: str, cache_dir: str | None, device: torch.device) -> Parse
     labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
     if unknown := sorted(set(labels) - set(PART_OF_LABEL)):
         raise ValueError(f"the parser {name} has the labels {', '.join(unknown)}: name a SegFormer with ATR labels")
-    parts = torch.tensor([PARTS.index(PART_OF_LABEL[label]) for label in labels])
-    return Parser(files_fingerprint(folder), model.to(device).eval(), processor, parts)
+    return Parser(files_fingerprint(folder), model.to(device).eval(), processor, parts_of(labels))
 
 
 @torch.no_grad()
@@ -83,6 +90,28 @@ def parse(parser: Parser, person: Image.Image) -> Tensor:
     return parser.parts[logits[0].argmax(0).cpu()]
 
 
+def find_worn(labels: Tensor, category: Category) -> Tensor:
+    """[1, H, W] bool: the garment of a category that a person wears, by its labels, [H, W] of places in PARTS.
+
+    Raises ValueError where it wears none of that category, but for specks.
+    """
+    seen = {each: without_specks(among(labels, (each,))) for each in CATEGORIES}
+    if seen[category].any():
+        return seen[category]
+    if others := [each for each in CATEGORIES if seen[each].any()]:
+        advice = f"give a mask, or choose the category {' or '.join(others)}"
+        raise ValueError(f"the parser sees no {category}-body garment on this person: {advice}")
+    raise ValueError("the parser sees no garment on this person: give a mask, or another picture")
+
+
+def mask_for(person: Image.Image, category: Category, rule: MaskRule, parser: Parser) -> Image.Image:
+    """The mask that training would have made of a person, RGB, in a garment of the category, from its picture alone:
+    "L" of 0 and 255 of the same size. Raises ValueError as find_worn does.
+    """
+    labels = parse(parser, person)
+    return _to_picture(agnostic_mask(find_worn(labels, category), category, rule, labels))
+
+
 def hide_worn(
     person: Image.Image, worn: Image.Image, category: Category, rule: MaskRule, parser: Parser | None
 ) -> Image.Image:
@@ -90,8 +119,12 @@ def hide_worn(
     same size: likewise "L". Raises ValueError as agnostic_mask does.
     """
     labels = parse(parser, person) if parser else None
-    hidden = agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], category, rule, labels)
-    return Image.fromarray(hidden[0].numpy().astype(np.uint8) * 255)
+    return _to_picture(agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], category, rule, labels))
+
+
+def _to_picture(mask: Tensor) -> Image.Image:
+    """[1, H, W] bool -> "L" of 0 and 255."""
+    return Image.fromarray(mask[0].numpy().astype(np.uint8) * 255)
 
 
 def read_label_map(file: Path, size: tuple[int, int]) -> Tensor:
