@@ -1,15 +1,16 @@
 """Trains the toy's weights from nothing: a VAE on all its drawings, then a FLUX-Fill transformer on upper-body garments
-only, as catvton-flux-alpha was.
+only, as catvton-flux-alpha was; and a SegFormer that labels the parts of drawn people.
 
     python pretrain_toy.py --stage vae
     python pretrain_toy.py --stage transformer
+    python pretrain_toy.py --stage parser
 
 Everything follows from the seed and the step, so an interrupted stage goes on as if it had not been: start it again,
 with the same flags.
 The result, half-precision weights and a manifest, lies in <output_dir>/weights; the project's own is tryon/toy/weights.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -32,11 +33,11 @@ from tryon.entry import check_first, run_script
 class PretrainConfig:
     """The flags of this script."""
 
-    stage: Literal["vae", "transformer"] = setting("vae", "what is trained; the transformer needs the VAE")
+    stage: Literal["vae", "transformer", "parser"] = setting("vae", "what is trained; the transformer needs the VAE")
     output_dir: str = setting(str(PROJECT / "runs" / "pretrain_toy"), "where log, state and weights are written")
     seed: int = setting(0, "seed of drawings, weights and noise", 0)
-    drawings: int = setting(12000, "diptychs drawn for training", 1)
-    held_out: int = setting(32, "diptychs drawn for the measurements", 1)
+    drawings: int = setting(12000, "diptychs drawn for training; the parser never sees a drawing twice", 1)
+    held_out: int = setting(32, "diptychs, or people, drawn for the measurements", 1)
     save_every: int = setting(500, "steps between two measurements, and two states that can be gone on from", 1)
 
     vae_steps: int = setting(3000, "optimiser steps of the VAE", 1)
@@ -47,6 +48,10 @@ class PretrainConfig:
     transformer_steps: int = setting(9500, "optimiser steps of the transformer", 1)
     transformer_batch_size: int = setting(16, "diptychs per step", 1)
     transformer_learning_rate: float = setting(8e-3, "peak learning rate of Muon, for the transformer's matrices", 0)
+
+    parser_steps: int = setting(2000, "optimiser steps of the parser", 1)
+    parser_batch_size: int = setting(8, "drawn people per step", 1)
+    parser_learning_rate: float = setting(8e-3, "peak learning rate of Muon, for the parser's matrices", 0)
 
 
 def read_settings(argv: list[str]) -> PretrainConfig:
@@ -68,19 +73,23 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL
+from PIL import Image
 from torch import Tensor
+from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
 from tryon.cache import LatentData, cache_latents, cache_prompts, latent_files
 from tryon.encode import collate, to_device
 from tryon.flow import draw_sigma_and_noise, fill_error, interpolate
 from tryon.geometry import PIXELS_PER_TOKEN
+from tryon.masks import PARTS
 from tryon.metrics import psnr
 from tryon.models import ModelFiles, load_scheduler, load_vae
+from tryon.parsing import Parser, parse, parts_of
 from tryon.pipeline import build_pipeline, try_on_batch
 from tryon.sample import CATEGORIES, Category, FillBatch, make_diptych, prompt_for
-from tryon.toy.examples import DrawnData
+from tryon.toy.examples import DrawnData, labelled_person
 from tryon.toy.initial import start_with_what_is_known
-from tryon.toy.model import new_transformer, new_vae, toy_model
+from tryon.toy.model import PARSER_LABELS, new_parser, new_transformer, new_vae, parser_processor, toy_model
 from tryon.toy.stage import Stage, train
 from tryon.toy.world import WORLD_VERSION
 from tryon.tracking import progress_bar, set_up_logging
@@ -207,6 +216,30 @@ def prepare_transformer(config: PretrainConfig, device: torch.device) -> Stage:
     return Stage("transformer", transformer, config.transformer_steps, optimizers, loss, measure, identity(config))
 
 
+def prepare_parser(config: PretrainConfig, device: torch.device) -> Stage:
+    """The parser, on people of all categories, views and sizes."""
+    held_out = [labelled_person(config.seed + 5, index) for index in range(config.held_out)]
+    processor = parser_processor()
+    torch.manual_seed(config.seed)
+    model = new_parser().to(device).train()
+
+    def loss(step: int) -> Tensor:
+        first = step * config.parser_batch_size
+        indices = range(first, first + config.parser_batch_size)
+        people = [labelled_person(config.seed + 4, index) for index in indices]
+        with mixed_precision(device):
+            return parser_loss(model, processor, people)
+
+    def measure() -> dict[str, float]:
+        parser = Parser("", model.eval(), processor, parts_of(PARSER_LABELS))
+        measured = measure_parser(parser, held_out)
+        model.train()
+        return measured
+
+    optimizers = muon_and_adamw(model, config.parser_learning_rate)
+    return Stage("parser", model, config.parser_steps, optimizers, loss, measure, identity(config))
+
+
 def adamw(parameters: Iterable[torch.nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.99), weight_decay=0)
 
@@ -214,7 +247,7 @@ def adamw(parameters: Iterable[torch.nn.Parameter], learning_rate: float) -> tor
 def muon_and_adamw(model: torch.nn.Module, learning_rate: float) -> tuple[torch.optim.Optimizer, ...]:
     """Muon for the matrices inside blocks, but for those of modulations, and AdamW for all else."""
     named = dict(model.named_parameters())
-    inside = [name for name in named if "blocks." in name and "norm" not in name and named[name].ndim == 2]
+    inside = [name for name in named if "block" in name and "norm" not in name and named[name].ndim == 2]
     muon = torch.optim.Muon(
         [named[name] for name in inside], lr=learning_rate, weight_decay=0, adjust_lr_fn="match_rms_adamw"
     )
@@ -267,6 +300,34 @@ def measure_vae(vae: AutoencoderKL, held_out: Drawn) -> dict[str, float]:
     }
 
 
+def parser_loss(
+    model: SegformerForSemanticSegmentation,
+    processor: SegformerImageProcessorPil,
+    people: Sequence[tuple[Image.Image, Tensor]],
+) -> Tensor:
+    """Cross-entropy of the labels [H, W] of people, all brought to the size that the processor makes of pictures."""
+    pictures, labels = zip(*people, strict=True)
+    inputs = processor(list(pictures), segmentation_maps=list(labels), return_tensors="pt")
+    return model(**inputs.to(model.device)).loss
+
+
+def measure_parser(parser: Parser, people: Sequence[tuple[Image.Image, Tensor]]) -> dict[str, float]:
+    """Over all pixels of the people, at their own sizes: the share whose part is right, and the intersection over union
+    of parts, the mean over all there are and over the three of garments."""
+    confusion = torch.zeros(len(PARTS), len(PARTS))
+    for picture, labels in people:
+        pairs = parser.parts[labels] * len(PARTS) + parse(parser, picture)
+        confusion += torch.bincount(pairs.flatten(), minlength=len(PARTS) ** 2).view_as(confusion)
+    right = confusion.diag()
+    iou = right / (confusion.sum(0) + confusion.sum(1) - right)  # nan where a part is nowhere
+    worn = iou[[PARTS.index(category) for category in CATEGORIES]]
+    return {
+        "accuracy": (right.sum() / confusion.sum()).item(),
+        "iou": iou.nanmean().item(),
+        "iou_worn": worn.nanmean().item(),
+    }
+
+
 def pick_crops(rng: np.random.Generator, pictures: Tensor, count: int) -> Tensor:
     """[count, 3, CROP, CROP]: of two random places each the one with more in it, or backgrounds would outweigh all."""
     crops = []
@@ -287,7 +348,7 @@ def decibels(error: float) -> float:
 
 def identity(config: PretrainConfig) -> dict[str, Any]:
     """What the states of a stage belong to."""
-    own = ("seed", "drawings", f"{config.stage}_")
+    own = ("seed", f"{config.stage}_") if config.stage == "parser" else ("seed", "drawings", f"{config.stage}_")
     settings = {name: value for name, value in asdict(config).items() if name.startswith(own)}
     settings["world"] = WORLD_VERSION
     if config.stage == "transformer":
@@ -300,7 +361,8 @@ def main(argv: list[str]) -> None:
     set_up_logging(is_main_process=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     Path(config.output_dir).mkdir(parents=True, exist_ok=True)
-    stage = (prepare_vae if config.stage == "vae" else prepare_transformer)(config, device)
+    prepare = {"vae": prepare_vae, "transformer": prepare_transformer, "parser": prepare_parser}[config.stage]
+    stage = prepare(config, device)
     command = " ".join(["python pretrain_toy.py", *argv])
     facts = {"command": command, "seed": config.seed, "world": WORLD_VERSION}
     train(stage, Path(config.output_dir), config.save_every, facts)

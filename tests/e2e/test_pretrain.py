@@ -1,4 +1,4 @@
-"""The toy's pretraining, a few steps of it: both stages, going on after an interruption, and the model that results."""
+"""The toy's pretraining, a few steps of it: all stages, going on after an interruption, and the models that result."""
 
 import json
 from pathlib import Path
@@ -11,29 +11,30 @@ from safetensors.torch import load_file
 from pretrain_toy import main, read_settings
 from tryon.geometry import image_ids
 from tryon.models import load_transformer, load_vae
+from tryon.parsing import load_parser
 from tryon.toy.examples import DrawnData
 from tryon.toy.initial import start_with_what_is_known
-from tryon.toy.model import new_transformer, toy_model
+from tryon.toy.model import new_transformer, toy_model, toy_parser
 
 pytestmark = pytest.mark.e2e
 
 SMALL = ("--drawings", "3", "--held_out", "1", "--vae_batch_size", "2", "--transformer_batch_size", "2", "--vae_steps",
-         "7", "--transformer_steps", "3")  # fmt: skip
+         "7", "--transformer_steps", "3", "--parser_steps", "3", "--parser_batch_size", "2")  # fmt: skip
+STAGES = {"vae": "vae_loss", "transformer": "fill_error", "parser": "parser_loss"}  # and what is called at every step
 
 
-def test_both_stages_and_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_stages_and_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for folder in (whole, stopped):
-        for stage in ("vae", "transformer"):
+        for stage, name in STAGES.items():
             flags = ["--stage", stage, "--output_dir", str(folder), *SMALL, "--save_every", "2"]
             if folder == stopped:  # by an error at the third step, after the state of the second was written
-                name = "vae_loss" if stage == "vae" else "fill_error"
                 with monkeypatch.context() as patched, pytest.raises(InterruptedError):
                     patched.setattr(f"pretrain_toy.{name}", failing_after(2, name))
                     main(flags)
                 assert not (folder / "weights" / f"{stage}.safetensors").exists()
             main(flags)
-    for stage in ("vae", "transformer"):
+    for stage in STAGES:
         expected, found = (load_file(folder / "weights" / f"{stage}.safetensors") for folder in (whole, stopped))
         assert all(torch.equal(expected[name], found[name]) for name in expected)
 
@@ -41,6 +42,7 @@ def test_both_stages_and_an_interruption(tmp_path: Path, monkeypatch: pytest.Mon
     loaded = {
         "vae": load_vae(toy.base, torch.float32, torch.device("cpu")),
         "transformer": load_transformer(toy.transformer, torch.float32),
+        "parser": load_parser(str(toy_parser(tmp_path / "cache", whole / "weights")), None, torch.device("cpu")).model,
     }
     for stage, model in loaded.items():
         weights = load_file(whole / "weights" / f"{stage}.safetensors")

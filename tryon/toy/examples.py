@@ -12,9 +12,11 @@ from torch import Tensor
 
 from tryon.evaluate import Case
 from tryon.masks import MASK_VERSION, PARTS, MaskRule, agnostic_mask
-from tryon.sample import Category, TryOnSample, fit_mask, fit_picture, to_picture
+from tryon.sample import CATEGORIES, Category, TryOnSample, fit_mask, fit_picture, to_picture
 from tryon.toy.drawing import Drawing, draw_garment, draw_person, edge_colour
+from tryon.toy.model import PARSER_LABELS
 from tryon.toy.world import (
+    VIEWS,
     WORLD_VERSION,
     Colour,
     Garment,
@@ -29,6 +31,7 @@ OTHER_LENGTH = {"trousers": "shorts", "shorts": "trousers"}
 EVALUATION_SEED = 10_000  # no run has seen these drawings; they are the same for all, so that numbers can be compared
 LENGTH_TOLERANCE = 0.1  # of the true length
 DISTINCT = 90  # in RGB: garments whose length is measured keep so far from skin, shoes and background
+PARSED_SIZES = ((96, 64), (96, 72), (192, 144), (384, 288))  # height and width of what the parser learns from
 LEGGINGS = Garment("lower", "trousers", 0.95, 0.0, "none", 0.0, 0.0, "plain", 0.1, 0.0, "disc", ((0, 0, 0), (0, 0, 0)))
 
 
@@ -152,6 +155,26 @@ def label_map(drawing: Drawing) -> Tensor:
     for name, mask in drawing.masks.items():
         labels[np.asarray(mask) > 0] = PARTS.index("arms" if name == "torso" else name)
     return torch.from_numpy(labels)
+
+
+def labelled_person(seed: int, index: int) -> tuple[Image.Image, Tensor]:
+    """A drawn person, RGB, and its labels, [H, W] of places in PARSER_LABELS. Of sixty in a row each is another one of
+    the categories, views and sizes."""
+    example = random_example(seed, index, CATEGORIES[index % len(CATEGORIES)])
+    view, size = VIEWS[index % len(VIEWS)], PARSED_SIZES[index % len(PARSED_SIZES)]
+    drawing = draw_person(example.person, example.outfit, view, *size)
+    label_of_part = {
+        "head": "Face",
+        "arms": "Left-arm",
+        "hands": "Left-arm",
+        "legs": "Left-leg",
+        "shoes": "Left-shoe",
+        "upper": "Upper-clothes",
+        "lower": "Skirt" if any(garment.kind == "skirt" for garment in example.outfit) else "Pants",
+        "full": "Dress",
+    }
+    places = [PARSER_LABELS.index(label_of_part.get(part, "Background")) for part in PARTS]
+    return drawing.image, torch.tensor(places)[label_map(drawing).long()]
 
 
 def _lowest_row(legs: np.ndarray, covered: np.ndarray) -> int:

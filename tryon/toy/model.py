@@ -1,5 +1,5 @@
 """A tiny FLUX-Fill model of the real classes, in the real folder layouts: no download. VAE and transformer have the
-weights that pretrain_toy.py gave them, the text encoders random ones from a seed.
+weights that pretrain_toy.py gave them, the text encoders random ones from a seed. And a human parser for drawn people.
 
 The transformer lies at the root of one folder, as catvton-flux-alpha does; tokenizers, text encoders, VAE and
 scheduler lie in another, as in FLUX.1-dev. Everything downstream treats them as any other model.
@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,7 +18,17 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel, T5Tokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessorPil,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
 from tryon.config import TrainConfig, TryOnConfig, save_json
 from tryon.lora import LoraFacts
@@ -33,6 +44,10 @@ MODEL_VERSION = 5
 MODEL_SEED = 0
 WEIGHTS = Path(__file__).parent / "weights"
 TEXT_WIDTH = 64
+# What of ATR's labels the toy's parser tells apart: drawn people carry nothing, and the parts need no sides.
+PARSER_LABELS = (
+    "Background", "Face", "Left-arm", "Left-leg", "Left-shoe", "Upper-clothes", "Skirt", "Pants", "Dress",
+)  # fmt: skip
 # FLUX.1-dev's, which names a transformer too: pipelines are loaded from it with another one in its place.
 MODEL_INDEX = {
     "_class_name": "FluxPipeline",
@@ -82,7 +97,7 @@ def use_toy_model_for_try_on(config: TryOnConfig, facts: LoraFacts | None) -> Tr
 
 def toy_name(weights: Path = WEIGHTS) -> str:
     """What a LoRA that was trained on the toy calls its models: other weights, another name."""
-    files = sorted(weights.glob("*.safetensors"))
+    files = [file for name in ("transformer", "vae") if (file := weights / f"{name}.safetensors").is_file()]
     digest = files_fingerprint(*files)[:8] if files else "random"
     return f"{TOY}-v{MODEL_VERSION}-{digest}"
 
@@ -93,14 +108,34 @@ def toy_model(cache_dir: Path, weights: Path = WEIGHTS) -> ToyFolders:
     weights: a folder with pretrained weights; a part that has none there stays random.
     """
     folder = cache_dir / "toy" / toy_name(weights)
-    if not folder.exists():
-        staging = folder.with_name(f".{folder.name}.{os.getpid()}")
-        build_toy_model(staging, weights)
-        try:
-            staging.rename(folder)
-        except OSError:  # another process was faster; its files are the same
-            shutil.rmtree(staging)
+    _build_once(folder, lambda staging: build_toy_model(staging, weights))
     return ToyFolders(base=folder / "base", transformer=folder / "transformer")
+
+
+def toy_parser(cache_dir: Path, weights: Path = WEIGHTS) -> Path:
+    """The folder of the human parser for drawn people, which tryon.parsing.load_parser takes, below `cache_dir`; built
+    there where it is not yet. weights: a folder with parser.safetensors."""
+    file = weights / "parser.safetensors"
+    folder = cache_dir / "toy" / f"parser-{files_fingerprint(file)[:8]}"
+
+    def build(staging: Path) -> None:
+        _pretrained(new_parser(), file).save_pretrained(staging)
+        parser_processor().save_pretrained(staging)
+
+    _build_once(folder, build)
+    return folder
+
+
+def _build_once(folder: Path, build: Callable[[Path], None]) -> None:
+    """Builds a folder beside its place and renames it, where it is not there yet."""
+    if folder.exists():
+        return
+    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
+    build(staging)
+    try:
+        staging.rename(folder)
+    except OSError:  # another process was faster; its files are the same
+        shutil.rmtree(staging)
 
 
 def build_toy_model(folder: Path, weights: Path) -> None:
@@ -244,3 +279,25 @@ def new_transformer() -> FluxTransformer2DModel:
         axes_dims_rope=(8, 12, 12),
         guidance_embeds=True,
     )
+
+
+def new_parser() -> SegformerForSemanticSegmentation:
+    """A narrow SegFormer. Without what is drawn at random in training: its steps follow from their number alone."""
+    labels = dict(enumerate(PARSER_LABELS))
+    return SegformerForSemanticSegmentation(
+        SegformerConfig(
+            depths=[1, 1, 2, 2],
+            hidden_sizes=[16, 32, 64, 96],
+            num_attention_heads=[1, 2, 4, 6],
+            decoder_hidden_size=64,
+            classifier_dropout_prob=0.0,
+            drop_path_rate=0.0,
+            id2label=labels,
+            label2id={label: index for index, label in labels.items()},
+        )
+    )
+
+
+def parser_processor() -> SegformerImageProcessorPil:
+    """Pictures as the parser takes them: of the toy's shape, 3 pixels wide for 4 high."""
+    return SegformerImageProcessorPil(size={"height": 192, "width": 144})
