@@ -468,15 +468,17 @@ def build_page(
                 )
                 said = gr.Markdown("Give a person and a garment, or press an example below.", elem_id="said")
                 results = gr.Gallery(
-                    label="Results", format="png", columns=MOST_RESULTS, height=220, object_fit="contain",
+                    show_label=False, format="png", columns=MOST_RESULTS, height=220, object_fit="contain",
                     visible=False, interactive=False, allow_preview=False, elem_id="results",
                 )  # fmt: skip
+                gr.Markdown("#### What you made: press one to go back to it")
                 past = gr.Gallery(
-                    label="What you made: press one to go back to it", format="png", columns=3, height=300,
+                    show_label=False, format="png", columns=3, height=300,
                     object_fit="contain", fit_columns=False, interactive=False, allow_preview=False, elem_id="history",
                 )  # fmt: skip
+        gr.Markdown("#### Drawn examples")
         shelf = gr.Gallery(
-            [(thumbnail(example), example.category) for example in examples], label="Examples, drawn", columns=6,
+            [(thumbnail(example), example.category) for example in examples], show_label=False, columns=6,
             height=260, object_fit="contain", interactive=False, allow_preview=False, elem_id="examples", format="png",
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
+from tryon.config import DEFAULT_PARSER
 from tryon.hub import hub_or_folder
 from tryon.masks import PARTS, MaskRule, agnostic_mask, among, without_specks
 from tryon.models import files_fingerprint
@@ -80,6 +81,15 @@ def load_parser(name: str, cache_dir: str | None, device: torch.device) -> Parse
     if unknown := sorted(set(labels) - set(PART_OF_LABEL)):
         raise ValueError(f"the parser {name} has the labels {', '.join(unknown)}: name a SegFormer with ATR labels")
     return Parser(files_fingerprint(folder), model.to(device).eval(), processor, parts_of(labels))
+
+
+def parser_for_masks(name: str | None, cache_dir: str | None) -> Parser:
+    """The parser, or the default one for photographs, to make a mask with. Raises ValueError, in one sentence, where it
+    cannot be had: then a mask has to be given."""
+    try:
+        return load_parser(name or DEFAULT_PARSER, cache_dir, torch.device("cpu"))
+    except ValueError as error:
+        raise ValueError(f"no mask can be made without a human parser: {error}, or give a mask") from error
 
 
 @torch.no_grad()

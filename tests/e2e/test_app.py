@@ -126,9 +126,10 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         up = page.locator("#further-up input[type=number]")
         up.fill("10")
         up.press("Tab")
-        box = page.locator("#person canvas").first.bounding_box()
-        middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.2)
         page.wait_for_timeout(2000)  # nothing on the page says when the editor has drawn
+        page.evaluate("window.scrollTo(0, 0)")
+        box = page.locator("#person canvas").first.bounding_box()
+        middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.25)
         page.mouse.move(*middle)
         page.mouse.down()
         page.mouse.move(middle[0] + 10, middle[1] + 8, steps=4)

@@ -84,15 +84,21 @@ def use_toy_model(config: TrainConfig, asked_for: bool) -> TrainConfig:
 def use_toy_model_for_try_on(config: TryOnConfig, facts: LoraFacts | None) -> TryOnConfig:
     """Likewise, for whoever uses a LoRA: where the toy is asked for, or the LoRA was trained on it and no other model
     is named. facts: the LoRA's."""
-    trained_on = facts.transformer if facts else ""
-    of_toy = trained_on.startswith(TOY) and not (config.base or config.transformer)
-    if not (config.toy or of_toy):
+    if not is_for_toy(config, facts):
         return config
     logger.info("TOY MODEL, %s: %s", "as asked" if config.toy else "because the LoRA was trained on it", NOTICE)
-    if facts and trained_on != (name := toy_name()):
-        logger.warning("this LoRA was trained for %s and is used with %s: the result may suffer", trained_on, name)
+    if facts and facts.transformer != (name := toy_name()):
+        logger.warning(
+            "this LoRA was trained for %s and is used with %s: the result may suffer", facts.transformer, name
+        )
     folders = toy_model(Path(config.data_cache_dir).expanduser().absolute())
     return replace(config, toy=True, base=str(folders.base), transformer=str(folders.transformer))
+
+
+def is_for_toy(config: TryOnConfig, facts: LoraFacts | None) -> bool:
+    """Whether people are dressed with the toy."""
+    of_toy = facts is not None and facts.transformer.startswith(TOY) and not (config.base or config.transformer)
+    return config.toy or of_toy
 
 
 def toy_name(weights: Path = WEIGHTS) -> str:
