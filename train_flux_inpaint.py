@@ -122,6 +122,7 @@ from tryon.tracking import (
     progress_bar,
     set_up_logging,
     start_processes,
+    start_trackers,
     with_trackers,
 )
 from tryon.validate import make_validation, validation_picture
@@ -287,7 +288,7 @@ def agreed_stop(accelerator: Accelerator) -> int:
 
 
 def start_accelerator(config: TrainConfig, run: Path, first_step: int) -> Accelerator:
-    """Accelerate with the run's folder and tracker, whose curves go on after `first_step`.
+    """Accelerate with the run's folder and trackers, whose curves go on after `first_step`.
 
     Raises ValueError where fewer processes run than were asked for.
     """
@@ -300,7 +301,6 @@ def start_accelerator(config: TrainConfig, run: Path, first_step: int) -> Accele
         # The buffers are frozen weights, the same everywhere: they need not be sent around before every step. Nor need
         # gradients be there twice.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)],
-        log_with=None if config.report_to == "none" else config.report_to,
         project_config=ProjectConfiguration(project_dir=str(run), logging_dir=str(run / "logs")),
     )
     if accelerator.num_processes != config.num_processes:
@@ -310,8 +310,7 @@ def start_accelerator(config: TrainConfig, run: Path, first_step: int) -> Accele
         )
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
-    # What a resumed run measures again is hidden in TensorBoard; forget_metrics_after does the same to metrics.jsonl.
-    accelerator.init_trackers("tryon", init_kwargs={"tensorboard": {"purge_step": first_step + 1}})
+    start_trackers(accelerator, config, run, first_step)
     return accelerator
 
 

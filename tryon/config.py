@@ -14,6 +14,7 @@ import types
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from importlib.metadata import PackageNotFoundError, version
 from os import environ
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +27,9 @@ DEFAULT_PARSER = "mattmdjaga/segformer_b2_clothes"  # of people in photographs
 
 MaskRuleName = Literal["rectangle", "hull", "parsing"]
 Quantization = Literal["none", "fp8", "int8", "nf4", "auto"]
+
+# Trackers that accelerate knows, by the name of their package.
+TRACKERS = ("tensorboard", "wandb", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab", "trackio")
 
 # The toy's panel: the smallest at which a texture survives the VAE's 8x compression.
 TOY_HEIGHT, TOY_WIDTH = 192, 144
@@ -129,7 +133,10 @@ class TrainConfig:
     checkpoints_total_limit: int | None = setting(5, "keep the newest N checkpoints; 'none' keeps all", 2)
     resume_from_checkpoint: str | None = setting(None, "a run, a checkpoint folder, or 'latest'")
     max_time: str | None = setting(None, "save and stop, with exit code 124, this long after the start: hh:mm")
-    report_to: Literal["tensorboard", "none"] = setting("tensorboard", "where curves and pictures go besides the run")
+    report_to: str = setting(
+        "tensorboard",
+        f"where curves and pictures go besides the run: none, or some of {', '.join(TRACKERS)}, separated by commas",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -329,10 +336,29 @@ def mistakes(config: Any) -> typing.Iterator[str]:
         yield f"--gradient_checkpointing {asked} is neither none, auto, full nor a number of blocks from 1"
     if config.offload and asked != "full":
         yield f"--offload recomputes every block: leave --gradient_checkpointing {asked} out, or say full"
+    yield from _mistaken_trackers(config)
     if config.max_time is not None and not re.fullmatch(r"\d+:[0-5]\d", config.max_time):
         yield f"--max_time {config.max_time} is not hh:mm, such as 11:30"
     if config.init_lora and config.resume_from_checkpoint:
         yield "--init_lora starts a run and --resume_from_checkpoint continues one: give one of them"
+
+
+def trackers(config: TrainConfig) -> list[str]:
+    """The names that --report_to gives, each once."""
+    if config.report_to == "none":
+        return []
+    return list(dict.fromkeys(name.strip() for name in config.report_to.split(",")))
+
+
+def _mistaken_trackers(config: TrainConfig) -> typing.Iterator[str]:
+    for name in trackers(config):
+        if name not in TRACKERS:
+            yield f"--report_to {name or 'nothing'} is no tracker: give none, or some of {', '.join(TRACKERS)}"
+            continue
+        try:
+            version(name)  # a folder of that name, which some trackers leave behind, would pass for the module
+        except PackageNotFoundError:
+            yield f"--report_to {name} is not installed: run `pip install {name}` in the environment that trains"
 
 
 def seconds_of(time: str) -> int:

@@ -1,4 +1,4 @@
-"""What a run says while it runs: the progress bar, metrics.jsonl, and TensorBoard through accelerate."""
+"""What a run says while it runs: the progress bar, metrics.jsonl, and accelerate's trackers, such as TensorBoard."""
 
 import json
 import logging
@@ -6,17 +6,23 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.tracking import GeneralTracker
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 from tqdm import tqdm
 
+from tryon.config import TrainConfig, trackers
+
 logger = logging.getLogger(__name__)
+
+PROJECT_NAME = "tryon"  # of the runs of all profiles, in every tracker
 
 
 def on_terminal() -> bool:
@@ -84,17 +90,53 @@ def log_metrics(accelerator: Accelerator, run: Path, step: int, metrics: dict[st
         raise ValueError(
             f"{run}/metrics.jsonl cannot be written ({error}): make room on the disk, then resume"
         ) from error
-    with_trackers(accelerator, lambda tracker: tracker.log(metrics, step=step))
+    if metrics:  # nothing at all is an error to some
+        with_trackers(accelerator, lambda tracker: tracker.log(metrics, step=step))
+
+
+def start_trackers(accelerator: Accelerator, config: TrainConfig, run: Path, first_step: int) -> None:
+    """Starts those of --report_to, whose curves go on after `first_step`, in the main process. One that does not start
+    is left out: accelerate's own `init_trackers` would end the training for a server that does not answer."""
+    for name in trackers(config) if accelerator.is_main_process else ():
+        kind = LOGGER_TYPE_TO_CLASS[name]
+        places = [run / "logs"] if kind.requires_logging_directory else []
+        tracker = kind(PROJECT_NAME, *places, **_tracker_arguments(name, run, first_step))
+        accelerator.trackers.append(tracker)
+        with_tracker(accelerator, tracker, lambda tracker: tracker.start())
+        if name != "tensorboard" and tracker in accelerator.trackers:  # which would show them as a run of its own
+            with_tracker(accelerator, tracker, lambda tracker: tracker.store_init_configuration(asdict(config)))
+
+
+def _tracker_arguments(name: str, run: Path, first_step: int) -> dict[str, Any]:
+    """What makes a tracker call the run by its name and keep its files in the run's folder, as far as it can."""
+    folder = str(run / "logs")
+    arguments: dict[str, dict[str, Any]] = {
+        # What a resumed run measures again is hidden; forget_metrics_after does the same to metrics.jsonl.
+        "tensorboard": {"purge_step": first_step + 1},
+        "wandb": {"name": run.name, "dir": folder},
+        "mlflow": {"run_name": run.name},
+        "clearml": {"task_name": run.name},
+        "dvclive": {"dir": f"{folder}/dvclive"},
+        "swanlab": {"experiment_name": run.name, "logdir": folder},
+        "trackio": {"name": run.name},
+    }
+    return arguments.get(name, {})
 
 
 def with_trackers(accelerator: Accelerator, act: Callable[[GeneralTracker], None]) -> None:
     """Lets each tracker act. One that fails is left out from then on: it must not cost the training."""
     for tracker in list(accelerator.trackers):
-        try:
-            act(tracker)
-        except Exception as error:
-            logger.warning("%s failed (%s) and is left out: metrics.jsonl goes on", tracker.name, error)
-            accelerator.trackers.remove(tracker)
+        with_tracker(accelerator, tracker, act)
+
+
+def with_tracker(accelerator: Accelerator, tracker: GeneralTracker, act: Callable[[GeneralTracker], None]) -> None:
+    """The same for one of them."""
+    try:
+        act(tracker)
+    except Exception as error:
+        words = (str(error).strip() or type(error).__name__).splitlines()[0]
+        logger.warning("%s failed (%s) and is left out: metrics.jsonl goes on", tracker.name, words)
+        accelerator.trackers.remove(tracker)
 
 
 def forget_metrics_after(run: Path, step: int) -> None:
@@ -111,10 +153,14 @@ def forget_metrics_after(run: Path, step: int) -> None:
 
 
 def log_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int) -> None:
-    """The picture among TensorBoard's images, where it is used."""
+    """The picture among the images of every tracker that takes some through accelerate."""
 
     def add(tracker: GeneralTracker) -> None:
         if tracker.name == "tensorboard":
             tracker.writer.add_image(name, np.asarray(picture), step, dataformats="HWC")
+        elif tracker.name in ("aim", "clearml"):  # one picture under a name, where the others take a list
+            tracker.log_images({name: picture}, step=step)
+        elif hasattr(tracker, "log_images"):
+            tracker.log_images({name: [picture]}, step=step)
 
     with_trackers(accelerator, add)

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from PIL import Image
 from safetensors.torch import load_file
 from torch.utils.tensorboard import SummaryWriter
 
@@ -213,6 +215,42 @@ def test_a_deadline_saves_and_goes_on_exactly(config: TrainConfig, tmp_path: Pat
     assert_same_run(run, whole)
 
 
+class Recorder(GeneralTracker):
+    """A tracker that keeps what it is told, with a server that answers."""
+
+    name, requires_logging_directory, started = "recorder", False, []
+
+    def __init__(self, run_name: str) -> None:
+        super().__init__()
+        self.rows, self.pictures, self.settings, self.finished = [], [], {}, False
+
+    @property
+    def tracker(self) -> "Recorder":
+        return self
+
+    def start(self) -> None:
+        self.started.append(self)
+
+    def store_init_configuration(self, values: dict) -> None:
+        self.settings = values
+
+    def log(self, values: dict, step: int | None = None) -> None:
+        self.rows.append((step, values))
+
+    def log_images(self, values: dict, step: int | None = None) -> None:
+        self.pictures += [(step, name, picture) for name, pictures in values.items() for picture in pictures]
+
+    def finish(self) -> None:
+        self.finished = True
+
+
+class NotThere(Recorder):
+    name = "not there"
+
+    def start(self) -> None:
+        raise ConnectionError("no such server\nwith more about it")
+
+
 def test_a_tracker_that_fails_does_not_end_the_training(
     config: TrainConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -221,9 +259,20 @@ def test_a_tracker_that_fails_does_not_end_the_training(
 
     monkeypatch.setattr(SummaryWriter, "add_scalar", fail)
     monkeypatch.setattr(SummaryWriter, "add_scalars", fail)
-    run = train(replace(config, max_train_steps=2), TRAIN_DATA, VAL_DATA)
+    for kind in (Recorder, NotThere):
+        monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, kind.name, kind)
+    run = train(replace(config, max_train_steps=2, report_to="not there,tensorboard,recorder"), TRAIN_DATA, VAL_DATA)
     assert caplog.text.count("tensorboard failed (the tracker's server is gone) and is left out") == 1
+    assert caplog.text.count("not there failed (no such server) and is left out") == 1
     assert set(metrics(run)) == {1, 2} and find_lora(str(run)).is_file()
+
+    recorder = Recorder.started[-1]
+    assert recorder.settings["lora_rank"] == 4 and recorder.finished
+    for curve in ("train/loss", "validation/loss"):
+        assert {step: values[curve] for step, values in recorder.rows if curve in values} == metrics(run, curve)
+    shown = Image.open(run / "validation" / "step-000002.png").tobytes()
+    assert [(step, name) for step, name, _ in recorder.pictures] == [(0, "validation"), (2, "validation")]
+    assert recorder.pictures[-1][2].tobytes() == shown
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update(config: TrainConfig) -> None:

@@ -1,9 +1,11 @@
 """Profiles, flags and the checks of the configuration."""
 
 import dataclasses
+import importlib.util
 import re
 
 import pytest
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from app_lora import PageConfig
 from conftest import PROJECT
@@ -12,7 +14,18 @@ from deepfashion_training.inspect_dataset import InspectConfig
 from deepfashion_training.preflight import DataConfig
 from pretrain_toy import PretrainConfig
 from train_flux_inpaint import FolderConfig
-from tryon.config import PROFILES, MaskConfig, PlanConfig, TrainConfig, TryOnConfig, on_toy, parse_flags, resolve
+from tryon.config import (
+    PROFILES,
+    TRACKERS,
+    MaskConfig,
+    PlanConfig,
+    TrainConfig,
+    TryOnConfig,
+    on_toy,
+    parse_flags,
+    resolve,
+    trackers,
+)
 from tryon_inference_lora import PictureConfig
 
 
@@ -163,6 +176,24 @@ def test_what_does_not_save_memory_is_refused(argv: list[str], message: str) -> 
         resolve(given(*argv), cuda_devices=1)
     resolve(given(*argv[:1], *(["auto"] if argv[0] != "--offload" else [])), cuda_devices=1)
     assert resolve(given("--offload", "--toy"), cuda_devices=0).gradient_checkpointing == "full"
+
+
+def test_trackers_are_named_together_and_known_before_anything_is_loaded() -> None:
+    config = resolve(given("--toy", "--report_to", "tensorboard, tensorboard"), cuda_devices=0)
+    assert trackers(config) == ["tensorboard"]
+    assert trackers(resolve(given("--toy", "--report_to", "none"), cuda_devices=0)) == []
+    absent = next(name for name in TRACKERS if importlib.util.find_spec(name) is None)
+    for value, message in (
+        (absent, f"--report_to {absent} is not installed: run `pip install {absent}`"),
+        ("tensorboard,none", "--report_to none is no tracker: give none, or some of tensorboard, wandb"),
+        ("", "--report_to nothing is no tracker"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            resolve(given("--toy", "--report_to", value), cuda_devices=0)
+
+
+def test_trackers_are_those_of_accelerate() -> None:
+    assert sorted(TRACKERS) == sorted(LOGGER_TYPE_TO_CLASS)
 
 
 def test_a_plan_is_made_for_other_machines_too() -> None:
