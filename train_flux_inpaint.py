@@ -97,6 +97,7 @@ from tryon.cache import cache_latents, cache_prompts, latent_files
 from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, tidy, verify
 from tryon.evaluate import paired_cases
 from tryon.evaluation import evaluate_run
+from tryon.hub import check_login
 from tryon.lora import LoraFacts
 from tryon.memory import resolved
 from tryon.models import (
@@ -112,6 +113,7 @@ from tryon.pipeline import build_pipeline
 from tryon.prepare import prepare_transformer
 from tryon.report import write_environment, write_report
 from tryon.sample import CATEGORIES, Category, PromptEmbedding, SampleSource, prompt_for
+from tryon.share import push
 from tryon.speed import device_name, remember_speed
 from tryon.step import make_lr_scheduler, make_optimizer, optimiser_step
 from tryon.timing import STEP_PARTS, Clock, shares
@@ -392,6 +394,8 @@ def main(argv: list[str]) -> None:
     config, folders, masks = read_settings(argv)
     state = start_processes()
     set_up_logging(state.is_main_process)
+    if config.push_to_hub and state.is_main_process:
+        check_login(config.push_to_hub)  # a run must not fail at its end for want of it
     train_data, val_data = folder_data(folders, masks, config)
     if config.toy:
         with state.main_process_first():
@@ -402,6 +406,8 @@ def main(argv: list[str]) -> None:
         run = train(config, train_data, val_data)
     if config.num_evaluation_samples and state.is_main_process:
         evaluate_on(val_data, run, config)
+    if config.push_to_hub and state.is_main_process:
+        push(run, config.push_to_hub, config.private)
     logger.info("finished: %s", run)
 
 

@@ -7,7 +7,6 @@ processes, CPU threads for each, `cuda` or `cpu`, the precision.
 
 import math
 import os
-import re
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Literal, get_args
 
 from tryon.config import (
     DEFAULT_PARSER,
+    HUB_NAME,
     MaskConfig,
     PlanConfig,
     TrainConfig,
@@ -34,7 +34,6 @@ DESCRIPTION = (
     "LoRA fine-tuning of CatVTON-Flux. Defaults shown are the full profile's; a flag beats the profile. "
     "RUNS_DIR moves the folder that runs are kept in."
 )
-HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 Reference = Literal["column", "flat", "other_view", "same_picture"]

@@ -35,10 +35,13 @@ def main(argv: list[str]) -> None:
     # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
     from deepfashion_training.deepfashion_dataset import load_deepfashion
     from deepfashion_training.inspect_dataset import describe
+    from tryon.hub import check_login
     from tryon.tracking import set_up_logging, start_processes
 
     state = start_processes()
     set_up_logging(state.is_main_process)
+    if config.push_to_hub and state.is_main_process:
+        check_login(config.push_to_hub)  # a run must not fail at its end for want of it
     if config.toy:
         from tryon.toy.model import use_toy_model
 
@@ -50,6 +53,7 @@ def main(argv: list[str]) -> None:
     from train_flux_inpaint import evaluate_on, train
     from tryon.memory import resolved
     from tryon.models import fetch_training_models
+    from tryon.share import push
 
     config = resolved(config, state.device)
     with own_run(config, state.is_main_process, data, masks):
@@ -65,6 +69,8 @@ def main(argv: list[str]) -> None:
         run = train(config, train_data, val_data)
     if config.num_evaluation_samples and state.is_main_process:
         evaluate_on_drawings(run, config, val_data.mask_rule) if drawn else evaluate_on(val_data, run, config)
+    if config.push_to_hub and state.is_main_process:
+        push(run, config.push_to_hub, config.private)
     logger.info("finished: %s", run)
 
 

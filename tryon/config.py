@@ -28,6 +28,8 @@ DEFAULT_PARSER = "mattmdjaga/segformer_b2_clothes"  # of people in photographs
 MaskRuleName = Literal["rectangle", "hull", "parsing"]
 Quantization = Literal["none", "fp8", "int8", "nf4", "auto"]
 
+HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
 # Trackers that accelerate knows, by the name of their package.
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab", "trackio")
 
@@ -137,6 +139,10 @@ class TrainConfig:
         "tensorboard",
         f"where curves and pictures go besides the run: none, or some of {', '.join(TRACKERS)}, separated by commas",
     )
+    push_to_hub: str | None = setting(
+        None, "upload the finished LoRA and a card of it to this repository of the hub: user/name"
+    )
+    private: bool = setting(False, "make that repository private, where it is new")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,6 +343,7 @@ def mistakes(config: Any) -> typing.Iterator[str]:
     if config.offload and asked != "full":
         yield f"--offload recomputes every block: leave --gradient_checkpointing {asked} out, or say full"
     yield from _mistaken_trackers(config)
+    yield from mistaken_upload(config.push_to_hub, config.private)
     if config.max_time is not None and not re.fullmatch(r"\d+:[0-5]\d", config.max_time):
         yield f"--max_time {config.max_time} is not hh:mm, such as 11:30"
     if config.init_lora and config.resume_from_checkpoint:
@@ -359,6 +366,14 @@ def _mistaken_trackers(config: TrainConfig) -> typing.Iterator[str]:
             version(name)  # a folder of that name, which some trackers leave behind, would pass for the module
         except PackageNotFoundError:
             yield f"--report_to {name} is not installed: run `pip install {name}` in the environment that trains"
+
+
+def mistaken_upload(push_to_hub: str | None, private: bool) -> typing.Iterator[str]:
+    """A clause for every mistake in where a LoRA is uploaded to."""
+    if push_to_hub is not None and not HUB_NAME.fullmatch(push_to_hub):
+        yield f"--push_to_hub {push_to_hub} is no name of a repository: give user/name"
+    if private and push_to_hub is None:
+        yield "--private is for --push_to_hub: add it, or leave it out"
 
 
 def seconds_of(time: str) -> int:

@@ -1,4 +1,4 @@
-"""Files from the hub: how much will be downloaded is said first, and every failure is one sentence.
+"""Files from the hub and to it: how much will be downloaded is said first, and every failure is one sentence.
 
 The hub's own variables work: HF_HUB_OFFLINE=1 takes only what is there, HF_HOME says where that is, and the token is
 the one of `hf auth login` or HF_TOKEN. None is ever taken from a flag, which would end up in logs.
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import httpx2
-from huggingface_hub import constants, snapshot_download
+from huggingface_hub import constants, create_repo, get_token, snapshot_download, upload_folder, whoami
 from huggingface_hub.errors import (
     DryRunError,
     GatedRepoError,
@@ -21,6 +21,7 @@ from huggingface_hub.errors import (
     HFValidationError,
     IncompleteSnapshotError,
     LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
     RepositoryNotFoundError,
 )
 from tqdm import tqdm
@@ -110,9 +111,8 @@ def hub_errors_in_words(name: str, kind: Literal["model", "dataset"]) -> Iterato
     except HfHubHTTPError as error:
         raise ValueError(_refused(name, error)) from error
     except (OSError, RuntimeError, httpx2.HTTPError) as error:  # RuntimeError: hf_xet's
-        words = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(
-            f"the download of {name} was cut short ({words[0]}): start again, what is complete is kept"
+            f"the download of {name} was cut short ({_first_line(error)}): start again, what is complete is kept"
         ) from error
 
 
@@ -124,3 +124,61 @@ def _refused(name: str, error: HfHubHTTPError) -> str:
             "repositories included"
         )
     return f"the hub refused {name} ({status}): try again later"
+
+
+def check_login(name: str) -> None:
+    """Raises ValueError where it is known already that nothing can be uploaded to the repository `name`: nobody is
+    logged in, the token is not valid or may not write, or its owner is neither that user nor in that organisation.
+
+    Where the hub cannot be asked, a warning says so.
+    """
+    if get_token() is None:
+        raise ValueError(f"--push_to_hub {name} needs a login: run `hf auth login` with a token that may write")
+    try:
+        owner = whoami()
+    except (OSError, httpx2.HTTPError) as error:
+        if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+            raise ValueError(_not_let_in(name, error.response.status_code)) from error
+        logger.warning(
+            "the hub cannot be asked (%s): whether this login may upload to %s is seen at the upload only",
+            _first_line(error), name,
+        )  # fmt: skip
+        return
+    names = [owner["name"], *(each["name"] for each in owner.get("orgs", []))]
+    if name.partition("/")[0] not in names:
+        raise ValueError(
+            f"--push_to_hub {name} belongs neither to you nor to an organisation of yours: name a repository of "
+            f"{', '.join(names)}"
+        )
+    if owner.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise ValueError(f"--push_to_hub {name} needs a token that may write: make one, then run `hf auth login`")
+
+
+def upload(folder: Path, files: Sequence[str], name: str, private: bool) -> str:
+    """Uploads these files of the folder into the hub's repository `name`, which is made, as a private one if asked for,
+    where it is not there yet. Returns its address. Raises ValueError where that fails, with what to do about it."""
+    try:
+        create_repo(name, private=private or None, exist_ok=True)
+        upload_folder(
+            repo_id=name, folder_path=folder, allow_patterns=list(files), commit_message="A try-on LoRA and its card"
+        )
+    except HFValidationError as error:
+        raise ValueError(f"{name} is no name of a repository ({_first_line(error)}): give another") from error
+    except HfHubHTTPError as error:
+        status = error.response.status_code
+        words = _not_let_in(name, status) if status in (401, 403, 404) else _refused(name, error)
+        raise ValueError(words) from error
+    except OfflineModeIsEnabled as error:
+        raise ValueError(f"HF_HUB_OFFLINE forbids the upload to {name}: unset it") from error
+    except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:
+        words = _first_line(error.__cause__ or error)
+        raise ValueError(f"the upload to {name} failed ({words}): look at the network, and try again") from error
+    return f"{constants.ENDPOINT}/{name}"
+
+
+def _not_let_in(name: str, status: int) -> str:
+    return f"the hub does not let this login write to {name} ({status}): run `hf auth login` with a token that may"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

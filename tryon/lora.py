@@ -1,6 +1,8 @@
 """The LoRA: added to the transformer, saved so that plain diffusers loads it, loaded with every key accounted for."""
 
 import json
+import os
+import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -148,6 +150,43 @@ def attach_lora(transformer: FluxTransformer2DModel, file: Path, scale: float) -
             f"({unknown[0] if unknown else 'it is empty'}): give a LoRA of the same base"
         )
     transformer.set_adapters("default", scale)
+
+
+def export_lora(file: Path, target: Path) -> None:
+    """Writes `target`: a LoRA of this project as every program reads it. The very same file where it is so already.
+
+    ComfyUI reads no header and takes alpha for the rank; so alpha / rank, the factor of peft's B A x, goes into B. Of
+    paths in the header only the last part stays: what lies where on this machine is of no use elsewhere.
+    """
+    header, facts = _header(file), read_facts(file)
+    assert facts is not None, "another project's LoRA is not ours to share"
+    adapter = json.loads(header[ADAPTER_KEY])
+    rank, alpha = adapter[f"{PREFIX}r"], adapter[f"{PREFIX}lora_alpha"]
+    named = replace(
+        facts, base=_last_part(facts.base), transformer=_last_part(facts.transformer),
+        mask_parser=facts.mask_parser and _last_part(facts.mask_parser),
+    )  # fmt: skip
+    target.unlink(missing_ok=True)
+    if alpha == rank and named == facts:
+        try:
+            os.link(file, target)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(file, target)
+        return
+    state = load_file(file)
+    for key, tensor in state.items():
+        if key.endswith(".lora_B.weight"):
+            tensor *= alpha / rank
+    metadata = {
+        **header,
+        ADAPTER_KEY: json.dumps({**adapter, f"{PREFIX}lora_alpha": rank}),
+        FACTS_KEY: json.dumps(asdict(named)),
+    }
+    save_file(state, target, metadata)
+
+
+def _last_part(name: str) -> str:
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def read_facts(file: Path) -> LoraFacts | None:

@@ -18,6 +18,7 @@ from tryon.config import PROFILES, on_toy, save_json
 from tryon.runs import checkpoints, lora_file
 from tryon.timing import OCCASIONAL_PARTS, STEP_PARTS
 
+Scores = dict[str, dict[str, float]]
 ENVIRONMENT = "environment.json"
 REPORT = "report.html"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
@@ -51,7 +52,7 @@ def write_report(run: Path) -> Path:
     if not (run / "config.json").is_file():
         raise ValueError(f"{run} holds no config.json: name the folder of a run")
     settings = json.loads((run / "config.json").read_text())
-    rows = _metrics(run)
+    rows = read_metrics(run)
     steps = [row for row in rows if "train/loss" in row]
     sections = [
         ("", _summary(run, settings, steps)),
@@ -62,7 +63,7 @@ def write_report(run: Path) -> Path:
         ("What was drawn", _drawn(rows)),
         ("How to use it", _usage(run)),
         ("Settings that are not the profile's", _table(_changed(settings))),
-        ("Trained with", _environment(run)),
+        ("Trained with", _table(read_environment(run).items())),
     ]
     body = "".join(f"{f'<h2>{title}</h2>' if title else ''}{content}" for title, content in sections if content)
     name = html.escape(run.name)
@@ -78,7 +79,8 @@ def write_report(run: Path) -> Path:
         raise ValueError(f"{run / REPORT} cannot be written ({error}): make room on the disk, then resume") from error
 
 
-def _metrics(run: Path) -> list[dict[str, Any]]:
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl."""
     file = run / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("}")]  # a full disk may have cut the last one short
@@ -110,18 +112,24 @@ def _image(path: Path) -> str:
     return f'<img alt="{html.escape(path.stem)}" src="data:image/png;base64,{data}">'
 
 
-def _scores(run: Path) -> str:
-    """evaluation.json as a table: PSNR in dB and SSIM inside the mask."""
+def read_scores(run: Path) -> list[tuple[str, Scores]]:
+    """The rows of evaluation.json, such as "upper, paired": {column: {"psnr": dB, "ssim": x}}; none where it is not
+    there."""
     file = run / "evaluation.json"
-    if not file.is_file():
-        return ""
-    found = json.loads(file.read_text())
-    kinds = [
+    found = json.loads(file.read_text()) if file.is_file() else {}
+    return [
         (f"{category}, {kind}", columns)
         for category, of_category in found.items()
         if isinstance(of_category, dict)
         for kind, columns in of_category.items()
     ]
+
+
+def _scores(run: Path) -> str:
+    """evaluation.json as a table: PSNR in dB and SSIM inside the mask."""
+    kinds = read_scores(run)
+    if not kinds:
+        return ""
     names = list(kinds[0][1])
     head = "".join(f"<th class='number'>{name}</th>" for name in names)
     body = "".join(
@@ -187,7 +195,11 @@ def _usage(run: Path) -> str:
         return ""
     command = "python tryon_inference_lora.py --lora {} --image person.jpg --mask mask.png --garment garment.jpg"
     file = lora_file(saved[-1])
-    lines = [f"python app_lora.py --lora {run}", f"{command.format(run)} --output_tryon out.png"]
+    lines = [
+        f"python app_lora.py --lora {run}",
+        f"{command.format(run)} --output_tryon out.png",
+        f"python -m tryon.share {run}",
+    ]
     return f"<p>{html.escape(str(file))}</p><pre>{html.escape(chr(10).join(lines))}</pre>"
 
 
@@ -202,9 +214,10 @@ def _changed(settings: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def _environment(run: Path) -> str:
+def read_environment(run: Path) -> dict[str, str]:
+    """What `write_environment` kept; nothing where it was not called yet."""
     file = run / ENVIRONMENT
-    return _table(json.loads(file.read_text()).items()) if file.is_file() else ""
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def _table(rows: Iterable[tuple[str, str]]) -> str:

@@ -1,11 +1,13 @@
-"""A hub on loopback that serves folders as repositories, through the few addresses that downloading uses."""
+"""A hub on loopback that serves folders as repositories and takes uploads, through the few addresses that are used."""
 
 import json
+import re
 import threading
+from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from hashlib import sha1
+from hashlib import sha1, sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,7 +18,8 @@ COMMIT = "0" * 40
 class StubHub:
     """repositories: name -> folder. gated: those whose files need a licence. cut: those whose files end halfway.
     refusing: name -> the status that every request is answered with. sizes: path -> bytes that a file is said to have.
-    asked: every "<repository>/<path>" of which content was sent."""
+    asked: every "<repository>/<path>" of which content was sent. owners: token -> what the hub says of its owner, who
+    may write. uploaded: repository -> path -> content. private: the repositories that were made so."""
 
     repositories: dict[str, Path]
     gated: set[str] = field(default_factory=set)
@@ -24,12 +27,17 @@ class StubHub:
     refusing: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
+    owners: dict[str, dict] = field(default_factory=dict)
+    uploaded: dict[str, dict[str, bytes]] = field(default_factory=dict)
+    private: set[str] = field(default_factory=set)
     url: str = ""
 
 
 @contextmanager
 def serve(hub: StubHub) -> Iterator[StubHub]:
     """The hub, answering at hub.url."""
+
+    large: dict[str, bytes] = {}  # by sha256
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -44,6 +52,10 @@ def serve(hub: StubHub) -> Iterator[StubHub]:
                 parts = parts[2:] if is_api else parts[1:]
             name, rest = "/".join(parts[:2]), parts[2:]
             folder = hub.repositories.get(name)
+            if self.path == "/api/whoami-v2":
+                owner = hub.owners.get(self.token())
+                self.answer(200 if owner else 401, json.dumps(owner or {"error": "no such token"}).encode())
+                return
             if name in hub.refusing:
                 self.answer(hub.refusing[name], b"refused")
             elif folder is None:
@@ -67,6 +79,71 @@ def serve(hub: StubHub) -> Iterator[StubHub]:
                     headers["X-Linked-Size"] = str(hub.sizes[file])
                 self.answer(200, content, headers, content[: len(content) // 2] if name in hub.cut else None)
 
+        def do_PUT(self) -> None:
+            content = self.body()
+            digest = sha256(content).hexdigest()
+            assert self.path == f"/large/{digest}", "the hub would refuse another content than was announced"
+            large[digest] = content
+            self.answer(200, b"")
+
+        def do_POST(self) -> None:
+            body = self.body()
+            upload = re.fullmatch(r"/api/models/(.+?)/(preupload|commit)/main", self.path)
+            batch = re.fullmatch(r"/(.+)\.git/info/lfs/objects/batch", self.path)
+            asked = {} if upload and upload[2] == "commit" else json.loads(body)
+            created = f"{asked.get('organization')}/{asked.get('name')}"
+            name = upload[1] if upload else batch[1] if batch else created
+            if self.path == "/api/validate-yaml":
+                self.answer(200, b"{}")
+            elif name in hub.refusing:
+                self.answer(hub.refusing[name], b'{"error": "refused"}')
+            elif self.token() not in hub.owners:
+                self.answer(401, b'{"error": "who are you?"}')
+            elif self.path == "/api/repos/create":
+                known = name in hub.uploaded
+                hub.uploaded.setdefault(name, {})
+                if not known and asked.get("visibility") == "private":
+                    hub.private.add(name)
+                self.answer(409 if known else 200, json.dumps({"url": f"{hub.url}/{name}"}).encode())
+            elif batch:
+                found = [
+                    {**each, "actions": {"upload": {"href": f"{hub.url}/large/{each['oid']}"}}}
+                    for each in asked["objects"]
+                ]
+                self.answer(200, json.dumps({"objects": found}).encode())
+            elif upload[2] == "preupload":
+                modes = [
+                    {
+                        "path": file["path"],
+                        "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                        "shouldIgnore": False,
+                    }
+                    for file in asked["files"]
+                ]
+                self.answer(200, json.dumps({"files": modes}).encode())
+            else:
+                for line in map(json.loads, body.splitlines()):
+                    value = line["value"]
+                    if line["key"] == "file":
+                        hub.uploaded[name][value["path"]] = b64decode(value["content"])
+                    elif line["key"] == "lfsFile":
+                        hub.uploaded[name][value["path"]] = large[value["oid"]]
+                found = {"commitUrl": f"{hub.url}/{name}/commit/{COMMIT}", "commitOid": COMMIT}
+                self.answer(200, json.dumps(found).encode())
+
+        def body(self) -> bytes:
+            if self.headers.get("Transfer-Encoding") == "chunked":
+                content = b""
+                while size := int(self.rfile.readline(), 16):
+                    content += self.rfile.read(size)
+                    self.rfile.readline()
+                self.rfile.readline()
+                return content
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+
+        def token(self) -> str:
+            return self.headers.get("Authorization", "").removeprefix("Bearer ")
+
         def entry(self, folder: Path, path: Path) -> dict:
             relative, content = str(path.relative_to(folder)), path.read_bytes()
             size = hub.sizes.get(relative, len(content))
@@ -80,7 +157,7 @@ def serve(hub: StubHub) -> Iterator[StubHub]:
                 self.send_header(key, value)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            if self.command == "GET":
+            if self.command != "HEAD":
                 self.wfile.write(body if sent is None else sent)
                 self.close_connection = sent is not None
 

@@ -26,6 +26,7 @@ from tryon.config import (
     resolve,
     trackers,
 )
+from tryon.share import ShareConfig
 from tryon_inference_lora import PictureConfig
 
 
@@ -219,7 +220,7 @@ def test_every_setting_is_read_somewhere() -> None:
     shapes = {
         TrainConfig: "config", TryOnConfig: "config", ExportConfig: "config", PretrainConfig: "config",
         PictureConfig: "pictures", PageConfig: "page", FolderConfig: "folders", DataConfig: "data",
-        MaskConfig: "masks", InspectConfig: "config", PlanConfig: "plan",
+        MaskConfig: "masks", InspectConfig: "config", PlanConfig: "plan", ShareConfig: "config",
     }  # fmt: skip
     for shape, name in shapes.items():
         unread = [each.name for each in dataclasses.fields(shape) if not re.search(rf"{name}\.{each.name}\b", source)]

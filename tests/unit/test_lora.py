@@ -1,6 +1,7 @@
 """The LoRA: changes nothing when fresh, trains alone, overfits, and loads in plain diffusers with difference 0."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,19 @@ from safetensors.torch import load_file, save_file
 
 from test_flow import random_batch
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate
-from tryon.lora import TARGET_MODULES, LoraFacts, add_lora, attach_lora, load_lora, read_facts, save_lora
+from tryon.lora import (
+    TARGET_MODULES,
+    LoraFacts,
+    add_lora,
+    attach_lora,
+    export_lora,
+    load_lora,
+    read_facts,
+    save_lora,
+)
 from tryon.models import load_transformer
 from tryon.pipeline import build_pipeline
-from tryon.runs import LORA_FILE
+from tryon.runs import LORA_FILE, find_lora
 from tryon.toy.model import ToyFolders, scheduler
 
 FACTS = LoraFacts("base", "transformer", "fixed", 512, 768, 576, "rectangle", "full", 3)
@@ -100,6 +110,44 @@ def test_a_saved_lora_loads_in_plain_diffusers(
     assert not torch.equal(predict(plain, vae), expected)
     build_pipeline(plain, vae, scheduler()).load_lora_weights(tmp_path, weight_name=LORA_FILE)
     assert torch.equal(predict(plain, vae), expected)
+
+
+def test_an_exported_lora_needs_no_alpha(toy: ToyFolders, transformer: FluxTransformer2DModel, vae, tmp_path) -> None:
+    """ComfyUI knows alpha from tensors named `<module>.alpha` alone; without them it takes it for the rank."""
+    disturb(add_lora(transformer, rank=4, alpha=9, seed=0))
+    save_lora(tmp_path, transformer, FACTS)
+    expected = predict(transformer, vae)
+    export_lora(tmp_path / LORA_FILE, tmp_path / "exported.safetensors")
+    assert read_facts(tmp_path / "exported.safetensors") == FACTS
+
+    for metadata in ("kept", "lost"):
+        plain, file = load_transformer(toy.transformer, torch.float32), tmp_path / "exported.safetensors"
+        if metadata == "lost":
+            save_file(load_file(file), file)
+        build_pipeline(plain, vae, scheduler()).load_lora_weights(tmp_path, weight_name=file.name)
+        torch.testing.assert_close(predict(plain, vae), expected, rtol=1e-5, atol=1e-6)
+
+
+# ComfyUI's map of FLUX LoRAs in diffusers' names: `transformer.<block>.<number>.<layer>`, where lora_A and lora_B are.
+COMFY_LAYERS = {
+    "transformer_blocks": {
+        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
+        "attn.to_add_out", "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "norm1.linear",
+        "norm1_context.linear",
+    },
+    "single_transformer_blocks": {"attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out", "norm.linear"},
+}  # fmt: skip
+
+
+def test_every_key_is_one_that_comfyui_knows(run: Path, tmp_path: Path) -> None:
+    export_lora(find_lora(str(run)), tmp_path / LORA_FILE)
+    state = load_file(tmp_path / LORA_FILE)
+    parts = [re.fullmatch(r"transformer\.(\w+)\.\d+\.(.+)\.(lora_[AB])\.weight", key) for key in state]
+    assert all(parts), list(state)
+    assert all(found[2] in COMFY_LAYERS[found[1]] for found in parts)
+    modules = {key.rsplit(".", 2)[0] for key in state}
+    assert len(state) == 2 * len(modules), "each with its A and its B"
+    assert all(state[f"{module}.lora_B.weight"].shape[1] == 4 for module in modules), "the rank, which alpha is then"
 
 
 def test_the_header_is_portable(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:

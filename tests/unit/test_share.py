@@ -1,0 +1,115 @@
+"""A run's card, and its LoRA as other programs read it."""
+
+import json
+import re
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from tryon.config import full, on_toy, save_json
+from tryon.lora import export_lora, read_facts
+from tryon.manifest import write_manifest
+from tryon.runs import LORA_FILE, lora_file
+from tryon.share import write_share
+from tryon.toy.model import ToyFolders
+
+
+@pytest.fixture
+def finished(run: Path, tmp_path: Path) -> Path:
+    """A run with settings and scores, as the drivers leave them."""
+    folder = tmp_path / "finished"
+    shutil.copytree(run, folder)
+    config = replace(full(), num_evaluation_samples=4, num_inference_steps=1)
+    save_json(folder / "config.json", {**asdict(config), "dataset_name": "SaffalPoosh/deepFashion-with-masks"})
+    scores = {"paired": {name: {"psnr": 20.5, "ssim": 0.7} for name in ("before", "after")}}
+    save_json(folder / "evaluation.json", {"seed": 0, "length_ok": None, "lower": scores})
+    return folder
+
+
+def card_of(folder: Path) -> tuple[dict, str]:
+    """The card's metadata and its text."""
+    _, metadata, text = (folder / "README.md").read_text().split("---\n", 2)
+    return yaml.safe_load(metadata), text
+
+
+def trained_on(folder: Path, base: str, transformer: str) -> None:
+    """Lets the run's LoRA say that it was trained on these models."""
+    lora = lora_file(folder / "checkpoint-1")
+    facts = replace(read_facts(lora), base=base, transformer=transformer, prompt="fixed", max_sequence_length=16)
+    change_header(lora, tryon_lora=json.dumps(asdict(facts)))
+    write_manifest(folder / "checkpoint-1")
+
+
+def change_header(file: Path, **entries: str) -> None:
+    with safe_open(file, framework="pt") as opened:
+        header = opened.metadata()
+    save_file(load_file(file), file, {**header, **entries})
+
+
+def test_the_card_says_what_was_trained_and_its_python_runs(
+    finished: Path, toy: ToyFolders, pictures: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"black-forest-labs/FLUX.1-dev": toy.base, "xiaozaa/catvton-flux-alpha": toy.transformer}
+    trained_on(finished, *names)
+    folder = write_share(finished, "user/name")
+    assert sorted(path.name for path in folder.iterdir()) == ["README.md", LORA_FILE]
+    metadata, text = card_of(folder)
+    assert metadata["license_name"] == "flux-1-dev-non-commercial-license" and metadata["license"] == "other"
+    assert metadata["base_model"] == list(names)[::-1] and metadata["library_name"] == "diffusers"
+    assert {"lora", "diffusers", "virtual-try-on"} <= set(metadata["tags"])
+    assert metadata["datasets"] == ["SaffalPoosh/deepFashion-with-masks"]
+    assert "| lower, paired | 20.50 / 0.700 | 20.50 / 0.700 |" in text and "at most 4 of each category" in text
+    losses = [json.loads(line)["validation/loss"] for line in (finished / "metrics.jsonl").read_text().splitlines()
+              if "validation/loss" in line]  # fmt: skip
+    assert f"| loss | {losses[0]:.4f} | {losses[-1]:.4f} |" in text
+    assert "research only" in text and "toy" not in text.lower() and str(finished) not in text
+
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    for name, path in {**names, "user/name": folder, 'pipeline.to("cuda")': ""}.items():
+        assert name in code
+        code = code.replace(name, str(path))
+    monkeypatch.chdir(pictures)
+    for name in ("garment", "person"):
+        (pictures / f"{name}.png").rename(f"{name}.jpg")
+    exec(code.replace("bfloat16", "float32"), {})
+    assert Image.open("dressed.png").size == (64, 96)
+
+
+def test_a_toys_card_says_so_first(finished: Path) -> None:
+    save_json(finished / "config.json", asdict(on_toy(full())))
+    metadata, text = card_of(write_share(finished, None))
+    assert text.split("\n\n")[1].startswith("> **This is a toy.**")
+    assert metadata["license"] == "apache-2.0" and "base_model" not in metadata and "toy" in metadata["tags"]
+    assert "```python" not in text and "FLUX.1-dev" not in text
+
+
+def test_no_path_of_this_machine_is_shared(finished: Path) -> None:
+    trained_on(finished, "/home/somebody/FLUX.1-dev", "/data/fill.safetensors")
+    save_json(finished / "config.json", {**asdict(full()), "dataset_name": "/home/somebody/pictures"})
+    folder = write_share(finished, None)
+    facts = read_facts(folder / LORA_FILE)
+    assert (facts.base, facts.transformer) == ("FLUX.1-dev", "fill.safetensors")
+    metadata, text = card_of(folder)
+    assert "somebody" not in text + str(metadata) and "base_model" not in metadata and "datasets" not in metadata
+
+
+def test_what_is_no_finished_run_is_refused(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no config.json: name the folder of a run"):
+        write_share(tmp_path, None)
+    lora = lora_file(finished / "checkpoint-1")
+    lora.write_bytes(lora.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="has no undamaged checkpoint"):
+        write_share(finished, None)
+
+
+def test_a_file_that_needs_no_change_takes_no_room(run: Path, tmp_path: Path) -> None:
+    file = lora_file(run / "checkpoint-1")
+    for _ in range(2):
+        export_lora(file, tmp_path / LORA_FILE)
+        assert (tmp_path / LORA_FILE).samefile(file)
