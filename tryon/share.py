@@ -119,7 +119,7 @@ def _metadata(settings: dict[str, Any], facts: LoraFacts) -> str:
 
 
 TOY_WARNING = """> **This is a toy.** It belongs to the embedded toy model, a few million parameters that know drawings.
-> It shows that data, training and inference fit together. It can dress nobody in a photograph, and fits no FLUX model."""
+> It shows that data, training and inference fit together. It dresses nobody in photographs, and fits no FLUX model."""
 
 
 def _what_it_is(settings: dict[str, Any], facts: LoraFacts) -> str:

@@ -19,7 +19,8 @@ class StubHub:
     """repositories: name -> folder. gated: those whose files need a licence. cut: those whose files end halfway.
     refusing: name -> the status that every request is answered with. sizes: path -> bytes that a file is said to have.
     asked: every "<repository>/<path>" of which content was sent. owners: token -> what the hub says of its owner, who
-    may write. uploaded: repository -> path -> content. private: the repositories that were made so."""
+    may write. unplugged: tokens whose requests get no answer. uploaded: repository -> path -> content. private: the
+    repositories that were made so."""
 
     repositories: dict[str, Path]
     gated: set[str] = field(default_factory=set)
@@ -28,6 +29,7 @@ class StubHub:
     sizes: dict[str, int] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
     owners: dict[str, dict] = field(default_factory=dict)
+    unplugged: set[str] = field(default_factory=set)
     uploaded: dict[str, dict[str, bytes]] = field(default_factory=dict)
     private: set[str] = field(default_factory=set)
     url: str = ""
@@ -52,6 +54,9 @@ def serve(hub: StubHub) -> Iterator[StubHub]:
                 parts = parts[2:] if is_api else parts[1:]
             name, rest = "/".join(parts[:2]), parts[2:]
             folder = hub.repositories.get(name)
+            if self.token() in hub.unplugged:
+                self.close_connection = True
+                return
             if self.path == "/api/whoami-v2":
                 owner = hub.owners.get(self.token())
                 self.answer(200 if owner else 401, json.dumps(owner or {"error": "no such token"}).encode())
@@ -93,7 +98,9 @@ def serve(hub: StubHub) -> Iterator[StubHub]:
             asked = {} if upload and upload[2] == "commit" else json.loads(body)
             created = f"{asked.get('organization')}/{asked.get('name')}"
             name = upload[1] if upload else batch[1] if batch else created
-            if self.path == "/api/validate-yaml":
+            if self.token() in hub.unplugged:
+                self.close_connection = True
+            elif self.path == "/api/validate-yaml":
                 self.answer(200, b"{}")
             elif name in hub.refusing:
                 self.answer(hub.refusing[name], b'{"error": "refused"}')
