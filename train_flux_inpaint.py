@@ -111,7 +111,7 @@ from tryon.models import (
 )
 from tryon.pipeline import build_pipeline
 from tryon.prepare import prepare_transformer
-from tryon.report import write_environment, write_report
+from tryon.report import write_data, write_environment, write_report
 from tryon.sample import CATEGORIES, Category, PromptEmbedding, SampleSource, prompt_for
 from tryon.share import push
 from tryon.speed import device_name, remember_speed
@@ -390,6 +390,11 @@ def folder_data(folders: FolderConfig, masks: MaskConfig, config: TrainConfig) -
     )
 
 
+def pairs_of(data: SampleSource) -> dict[Category, int]:
+    """How many pairs of each category there are; a pair's variants are one."""
+    return dict(Counter(data.category(index) for index in range(len(data) // data.variants)))
+
+
 def main(argv: list[str]) -> None:
     config, folders, masks = read_settings(argv)
     state = start_processes()
@@ -403,6 +408,9 @@ def main(argv: list[str]) -> None:
     config = resolved(config, state.device)
     others = [folders, masks] if is_dresscode(folders.dataroot) else [folders]
     with own_run(config, state.is_main_process, *others):
+        if state.is_main_process:
+            data = {"training": train_data, "validation": val_data}
+            write_data(Path(config.output_dir), {what: pairs_of(each) for what, each in data.items()})
         run = train(config, train_data, val_data)
     if config.num_evaluation_samples and state.is_main_process:
         evaluate_on(val_data, run, config)

@@ -231,6 +231,19 @@ def find_columns(names: list[str], where: str) -> Columns:
     )
 
 
+def pairs_by_reference(train: DeepFashionData, validation: DeepFashionData) -> dict[str, dict[Category, int]]:
+    """How many pairs of each category there are, the training's apart by how their garments are shown: {what:
+    {category: pairs}}."""
+    found = {
+        f"training, garment from {reference}": Counter(
+            pair.category for pair in train.pairs if pair.reference == reference
+        )
+        for reference in REFERENCES
+    }
+    found["validation"] = Counter(pair.category for pair in validation.pairs)
+    return {what: dict(categories) for what, categories in found.items() if categories}
+
+
 def counts(counter: Counter[str]) -> str:
     """In words: categories or kinds of reference."""
     order = [*CATEGORIES, *REFERENCES]

@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
     drawn = data.dataset_name is None  # the toy's own data
 
     # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
-    from deepfashion_training.deepfashion_dataset import load_deepfashion
+    from deepfashion_training.deepfashion_dataset import load_deepfashion, pairs_by_reference
     from deepfashion_training.inspect_dataset import describe
     from tryon.hub import check_login
     from tryon.tracking import set_up_logging, start_processes
@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
     from train_flux_inpaint import evaluate_on, train
     from tryon.memory import resolved
     from tryon.models import fetch_training_models
+    from tryon.report import write_data
     from tryon.share import push
 
     config = resolved(config, state.device)
@@ -60,6 +61,8 @@ def main(argv: list[str]) -> None:
         with state.main_process_first():
             fetch_training_models(config, state.device)  # what cannot be had or does not fit is refused before the data
             train_data, val_data = load_deepfashion(data, masks, config, state.device)
+        if state.is_main_process:
+            write_data(Path(config.output_dir), pairs_by_reference(train_data, val_data))
         if state.is_main_process and not drawn:
             found = describe(train_data, val_data)
             for line in found.lines:

@@ -9,20 +9,23 @@ import io
 import json
 import platform
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tryon.config import PROFILES, on_toy, save_json
-from tryon.runs import checkpoints, lora_file
+from tryon.config import PROFILES, MaskConfig, on_toy, save_json
+from tryon.runs import WARNINGS, checkpoints, lora_file
+from tryon.sample import CATEGORIES
 from tryon.timing import OCCASIONAL_PARTS, STEP_PARTS
 
 Scores = dict[str, dict[str, float]]
 ENVIRONMENT = "environment.json"
+DATA = "data.json"
 REPORT = "report.html"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
 SMOOTHED = 25  # steps that a point of the training's loss is the mean of
+MOST_WARNINGS = 20
 FEWEST_POINTS = 10  # steps that make a curve
 GREY = "#888888"  # of a chart's text: readable on light and on dark ground
 STYLE = """
@@ -31,9 +34,9 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto
   overflow-wrap: anywhere; }
 .sheet { overflow-x: auto; }
 table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
-.number { text-align: right; } .number, th { white-space: nowrap; }
+.number { text-align: right; } .number, th { white-space: nowrap; } td:not(.number) { min-width: 9rem; }
 img, svg { max-width: 100%; min-width: min(100%, 40rem); height: auto; }
-@media (max-width: 44rem) { img, svg { min-width: 36rem; } }
+@media (max-width: 44rem) { img, svg { min-width: 36rem; } th:not(.number) { white-space: normal; min-width: 8rem; } }
 pre { padding: .75rem; border: 1px solid #8886; overflow-x: auto; }
 """
 
@@ -42,6 +45,11 @@ def write_environment(run: Path, device: str) -> None:
     """Keeps what the run is trained with: libraries, Python and the device's name."""
     versions = {name: version(name) for name in LIBRARIES}
     save_json(run / ENVIRONMENT, {"device": device, "python": platform.python_version(), **versions})
+
+
+def write_data(run: Path, pairs: Mapping[str, Mapping[str, int]]) -> None:
+    """Keeps how many pairs of each category the run's data have: {what, such as "validation": {category: pairs}}."""
+    save_json(run / DATA, dict(pairs))
 
 
 def write_report(run: Path) -> Path:
@@ -56,13 +64,14 @@ def write_report(run: Path) -> Path:
     steps = [row for row in rows if "train/loss" in row]
     sections = [
         ("", _summary(run, settings, steps)),
+        ("Warnings", _warnings(run)),
         ("Scores", _scores(run)),
         ("Curves", _curves(rows, steps)),
         ("Pictures", _pictures(run)),
+        ("Data", _data(run, rows)),
         ("Where time went", _time(rows, steps)),
-        ("What was drawn", _drawn(rows)),
         ("How to use it", _usage(run)),
-        ("Settings that are not the profile's", _table(_changed(settings))),
+        ("Settings that are not the usual ones", _table(_changed(settings))),
         ("Trained with", _table(read_environment(run).items())),
     ]
     body = "".join(f"{f'<h2>{title}</h2>' if title else ''}{content}" for title, content in sections if content)
@@ -184,9 +193,35 @@ def _time(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> st
     return _table({"a step, median": f"{seconds[len(seconds) // 2]:.3g} s", **shares}.items())
 
 
-def _drawn(rows: Sequence[dict[str, Any]]) -> str:
+def _warnings(run: Path) -> str:
+    file = run / WARNINGS
+    lines = [line.replace(" warning: ", " ", 1) for line in file.read_text().splitlines()] if file.is_file() else []
+    more = [f"... and {len(lines) - MOST_WARNINGS} more in {WARNINGS}"] if len(lines) > MOST_WARNINGS else []
+    shown = "".join(f"<li>{html.escape(line)}</li>" for line in [*lines[:MOST_WARNINGS], *more])
+    return f"<ul>{shown}</ul>" if shown else ""
+
+
+def read_data(run: Path) -> dict[str, dict[str, int]]:
+    """What `write_data` kept; nothing where it was not called."""
+    file = run / DATA
+    return json.loads(file.read_text()) if file.is_file() else {}
+
+
+def _data(run: Path, rows: Sequence[dict[str, Any]]) -> str:
+    """Pairs by category: what there is, how its garments are shown, and how often each was drawn."""
     newest = next((row for row in reversed(rows) if any(name.startswith("drawn/") for name in row)), {})
-    return _table((name.removeprefix("drawn/"), f"{n:,}") for name, n in newest.items() if name.startswith("drawn/"))
+    drawn = {name.removeprefix("drawn/"): count for name, count in newest.items() if name.startswith("drawn/")}
+    pairs = {**read_data(run), **({f"drawn by step {newest['step']}": drawn} if drawn else {})}
+    if not pairs:
+        return ""
+    head = "".join(f"<th class='number'>{category}</th>" for category in CATEGORIES)
+    body = "".join(
+        f"<tr><td>{html.escape(what)}</td>"
+        + "".join(f"<td class='number'>{found.get(category, 0):,}</td>" for category in CATEGORIES)
+        + "</tr>"
+        for what, found in pairs.items()
+    )
+    return f"<div class='sheet'><table><tr><th>pairs</th>{head}</tr>{body}</table></div>"
 
 
 def _usage(run: Path) -> str:
@@ -204,11 +239,12 @@ def _usage(run: Path) -> str:
 
 
 def _changed(settings: dict[str, Any]) -> list[tuple[str, str]]:
-    """Settings that differ from those of the profile, or of none: the data's."""
+    """Settings that differ from those of the profile and the masks' usual ones, or of none: the data's."""
     profile = PROFILES[settings["profile"]]()
-    usual = vars(on_toy(profile) if settings["toy"] else profile)
+    usual = {**vars(MaskConfig()), **vars(on_toy(profile) if settings["toy"] else profile)}
+    usual["lora_alpha"] = usual["lora_alpha"] or settings["lora_rank"]
     return [
-        (name, f"{value} (profile: {usual[name]})" if name in usual else str(value))
+        (name, f"{value} (usual: {usual[name]})" if name in usual else str(value))
         for name, value in settings.items()
         if value != usual.get(name) and name not in ("profile", "output_dir", "data_cache_dir")
     ]

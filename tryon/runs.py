@@ -1,7 +1,7 @@
 """Where a run's files lie, and which run or checkpoint a name means. Imports nothing heavy.
 
     runs/<prefix>_<profile>_<YYYYmmdd_HHMMSS>/
-        config.json  metrics.jsonl  train.log  logs/  validation/step-000025.png
+        config.json  metrics.jsonl  train.log  warnings.log  logs/  validation/step-000025.png
         checkpoint-<step>/transformer/pytorch_lora_weights.safetensors  ...  manifest.json
 
 A checkpoint is whole when its manifest is there: it is written last. It is valid when its files are what that says.
@@ -17,7 +17,7 @@ import shlex
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ LORA_FILE = "pytorch_lora_weights.safetensors"
 WHERE_IT_LIES = ("resume_from_checkpoint", "output_dir", "data_cache_dir", "cache_dir")
 STATE_FILE = "trainer_state.json"
 LOCK_FILE = ".lock"
+WARNINGS = "warnings.log"
 _held: set[Path] = set()  # runs that this process keeps
 CHECKPOINT = re.compile(r"checkpoint-\d+")
 # Settings that a resumed run may not change, because the batches or what is learnt from them would be others.
@@ -114,8 +115,27 @@ def own_run(config: TrainConfig, is_main_process: bool, *others: Any) -> Iterato
     log says how to go on. others: the data's dataclasses."""
     with locked(Path(config.output_dir)) if is_main_process else nullcontext():
         settings = announce(config, *others) if is_main_process else None
-        with told_how_to_go_on(config, settings):
+        kept = warnings_kept(Path(config.output_dir)) if is_main_process else nullcontext()
+        with kept, told_how_to_go_on(config, settings):
             yield
+
+
+@contextmanager
+def warnings_kept(run: Path) -> Iterator[None]:
+    """Around a training: what is logged as a warning goes into the run's warnings.log too, a line each, made by the
+    first."""
+
+    class IntoTheRun(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            with suppress(OSError), (run / WARNINGS).open("a") as file:  # it has been logged once already
+                file.write(f"{time.strftime('%H:%M:%S')} {record.getMessage().partition(chr(10))[0]}\n")
+
+    handler = IntoTheRun(logging.WARNING)
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
 
 
 @contextmanager

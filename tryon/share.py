@@ -20,7 +20,7 @@ from tryon.config import HUB_NAME, mistaken_upload, parse_flags, setting
 from tryon.entry import run_script
 from tryon.hub import check_login, upload
 from tryon.lora import LoraFacts, export_lora, read_facts
-from tryon.report import read_environment, read_metrics, read_scores
+from tryon.report import read_data, read_environment, read_metrics, read_scores
 from tryon.runs import LORA_FILE, lora_file, newest_checkpoint
 from tryon.sample import CATEGORIES, prompt_for
 from tryon.tracking import set_up_logging
@@ -243,6 +243,11 @@ def _recipe(run: Path, settings: dict[str, Any], facts: LoraFacts) -> str:
         "base model": "the toy" if settings["toy"] else _link(facts.base),
         "transformer": "the toy" if settings["toy"] else _link(facts.transformer),
         "data": _data(settings),
+        "pairs": "; ".join(
+            f"{what}: {', '.join(f'{count:,} {category}' for category, count in found.items())}"
+            for what, found in read_data(run).items()
+        )
+        or "not known",
         "LoRA": f"rank {settings['lora_rank']}, alpha {settings['lora_alpha']} (attention and feed-forward layers)",
         "steps": f"{facts.step:,} of {batch * parts * processes} samples: batch {batch}, {parts} accumulated, "
         f"{processes} processes",

@@ -1,6 +1,7 @@
 """The run's page: made of its folder alone, needing nothing else."""
 
 import json
+import logging
 import re
 import shutil
 from dataclasses import asdict, replace
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tryon.config import on_toy, quick_test, save_json
-from tryon.report import write_environment, write_report
+from tryon.config import MaskConfig, on_toy, quick_test, save_json
+from tryon.report import write_data, write_environment, write_report
+from tryon.runs import own_run
 
 
 @pytest.fixture
@@ -18,8 +20,9 @@ def run(tmp_path: Path) -> Path:
     """A run of 40 steps, seen twice, in which somebody gave data and a rank of their own."""
     folder = tmp_path / "deepfashion_lora_quick_test_<1>"
     folder.mkdir()
-    config = replace(on_toy(quick_test()), lora_rank=5, max_train_steps=40, output_dir=str(folder))
-    save_json(folder / "config.json", {**asdict(config), "dataset_name": "a & b"})
+    config = replace(on_toy(quick_test()), lora_rank=5, lora_alpha=5, max_train_steps=40, output_dir=str(folder))
+    masks = MaskConfig(mask_left=0.1)
+    save_json(folder / "config.json", {**asdict(config), "dataset_name": "a & b", **asdict(masks)})
     write_environment(folder, "a GPU")
     lines = [{"step": step, "train/loss": 1 / step, "train/seconds": 0.5} for step in range(1, 41)]
     lines += [{"step": step, "time/forward": 3.0, "time/validation": 1.0} for step in (20, 40)]
@@ -36,13 +39,34 @@ def test_the_page_says_what_the_folder_holds(run: Path) -> None:
     page = write_report(run).read_text()
     assert "<h1>deepfashion_lora_quick_test_&lt;1&gt;</h1>" in page and "<td>a &amp; b</td>" in page
     assert "40 of 40, 8 samples each" in page and "none yet" in page
-    assert "5 (profile: 16)" in page and "a GPU" in page
+    assert "5 (usual: 16)" in page and "0.1 (usual: 0.0)" in page and page.count("mask_") == 1
+    assert "lora_alpha" not in page, "it is the rank, as always"
+    assert "a GPU" in page
     assert "6.0 s, 75 %" in page and "2.0 s, 25 %" in page and "0.5 s" in page
-    assert re.search(r"<th>upper</th><td>320</td>.*<th>full</th><td>40</td>", page)
+    cells = "".join(f"<td class='number'>{count}</td>" for count in (320, 0, 40))
+    assert f"<tr><td>drawn by step 40</td>{cells}</tr>" in page
+    assert "<h2>Warnings</h2>" not in page, "there were none"
     assert page.count("<svg") == 1 and "step-000040.png" in page and "step-000000.png" not in page
     assert not re.search(r"<(script|link|iframe)|(src|href)=.https?://|url\(http", page), (
         "it must open without a network"
     )
+
+
+def test_data_and_warnings_are_those_of_the_run(run: Path, tmp_path: Path) -> None:
+    write_data(run, {"training, garment from flat": {"upper": 1200}, "validation": {"full": 3}})
+    config = replace(on_toy(quick_test()), output_dir=str(run), resume_from_checkpoint=None)
+    with own_run(config, True):
+        logging.getLogger("tryon.cache").warning("warning: skipped: %s", "a < b\nTraceback")
+        logging.getLogger("tryon.cache").info("nothing to worry about")
+    logging.getLogger("tryon.cache").warning("of something else")
+    page = write_report(run).read_text()
+    assert "<td>training, garment from flat</td><td class='number'>1,200</td>" in page
+    assert "<td>validation</td><td class='number'>0</td><td class='number'>0</td><td class='number'>3</td>" in page
+    assert re.search(r"<li>\d\d:\d\d:\d\d skipped: a &lt; b</li>", page) and page.count("<li>") == 1
+
+    (run / "warnings.log").write_text("".join(f"12:00:00 warning {number}\n" for number in range(25)))
+    page = write_report(run).read_text()
+    assert "warning 19</li>" in page and "warning 20" not in page and "... and 5 more in warnings.log" in page
 
 
 def test_scores_and_their_pictures_take_the_validations_place(run: Path) -> None:
