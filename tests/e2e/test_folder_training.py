@@ -28,6 +28,7 @@ def test_the_loop_trains_on_a_viton_hd_folder(tmp_path: Path, data_cache: Path) 
     scores = json.loads((run / "evaluation.json").read_text())
     assert list(scores) == ["seed", "vae_psnr", "upper"] and list(scores["upper"]) == ["paired"]
     assert (run / "evaluation-paired.png").is_file() and not (run / "evaluation-unpaired.png").exists()
+    assert json.loads((run / "data.json").read_text()) == {"training": {"upper": 3}, "validation": {"upper": 3}}
     assert set(metrics(run)) == {1, 2}
     assert (run / "checkpoint-2/transformer/pytorch_lora_weights.safetensors").is_file()
 

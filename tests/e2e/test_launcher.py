@@ -60,6 +60,7 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
     assert files - events == {
         ".lock", "config.json", "metrics.jsonl", "train.log", "evaluation.json", "evaluation-paired.png",
         "environment.json",
+        "data.json",
         "report.html",
         "evaluation-unpaired.png",
         "validation/step-000000.png", "validation/step-000002.png", "validation/step-000003.png",
@@ -71,6 +72,9 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
     assert log.decode().splitlines() == done.stdout.splitlines()
     assert set(metrics(run)) == {1, 2, 3}
     assert set(metrics(run, "validation/loss_lower")) == {0, 2, 3}
+    pairs = json.loads((run / "data.json").read_text())
+    assert list(pairs) == ["training, garment from flat", "validation"]
+    assert sum(pairs["training, garment from flat"].values()) == 20
     settings = json.loads((run / "config.json").read_text())
     assert settings["toy"] is True and settings["profile"] == "quick_test"
     for name in ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path", "dataset_name"):
@@ -324,7 +328,8 @@ def test_a_data_set_with_broken_rows_stops_with_its_own_exit_code(tmp_path: Path
     assert done.returncode == 1
     assert "error: " in done.stdout and "cannot be read, more than 1 %" in done.stdout
     assert "Traceback" not in done.stdout + done.stderr and "finished" not in done.stdout
-    assert "skipped: row" in (only_run(tmp_path / "runs") / "train.log").read_text()
+    for name in ("train.log", "warnings.log"):
+        assert "skipped: row" in (only_run(tmp_path / "runs") / name).read_text()
 
 
 def small_data(folder: Path, data_cache: Path) -> Path:

@@ -52,10 +52,10 @@ def test_the_page_says_what_the_folder_holds(run: Path) -> None:
     )
 
 
-def test_data_and_warnings_are_those_of_the_run(run: Path, tmp_path: Path) -> None:
+def test_data_and_warnings_are_those_of_the_run(run: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_data(run, {"training, garment from flat": {"upper": 1200}, "validation": {"full": 3}})
     config = replace(on_toy(quick_test()), output_dir=str(run), resume_from_checkpoint=None)
-    with own_run(config, True):
+    with caplog.at_level(logging.INFO), own_run(config, True):
         logging.getLogger("tryon.cache").warning("warning: skipped: %s", "a < b\nTraceback")
         logging.getLogger("tryon.cache").info("nothing to worry about")
     logging.getLogger("tryon.cache").warning("of something else")
