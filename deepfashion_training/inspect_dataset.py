@@ -36,11 +36,7 @@ RARE = 0.05  # of all pairs; a category below is rare
 GREY = (8, 247)  # a mask's values between are noise or soft edges
 NOISY = 0.01  # of a mask's pixels, from which it counts as noisy
 CENTRES = {"upper": (0.0, 0.7), "lower": (0.3, 1.0), "full": (0.2, 0.8)}  # heights at which a garment's middle may lie
-# Where a garment ends, the colour changes. A mask whose outline runs through even colour is larger than a garment.
-OUTLINE_SIZE = 288  # pixels of the shorter side, to which pictures are reduced
-OUTLINE_REACH = 4  # pixels to both sides
-STILL_COLOUR = 5.0  # CIELAB units between the extremes
-TOO_LARGE = 0.25  # of the outline
+TOO_LARGE = 0.25  # of a mask's outline through even colour: it is larger than a garment
 PAIRS_SHOWN = 8  # of each category, on the page
 THUMBNAIL = 240  # pixels of height
 
@@ -170,24 +166,19 @@ def measure(person: "Image.Image", worn: "Image.Image", raw: "Image.Image") -> d
     still: share of the mask's outline around which no colour changes.
     """
     import numpy as np
-    from scipy.ndimage import binary_erosion, maximum_filter, minimum_filter
 
-    from deepfashion_training.references import to_lab
+    from tryon.outline import outline_on_edges
 
     values, inside = np.asarray(raw.convert("L")), np.asarray(worn) > 0
     rows = np.flatnonzero(inside.any(1))
-    factor = max(1, min(person.size) // OUTLINE_SIZE)
-    small = np.asarray(worn.reduce(factor)) > 127
-    outline = small & ~binary_erosion(small, border_value=1)
-    lab, size = to_lab(person.reduce(factor)), (2 * OUTLINE_REACH + 1, 2 * OUTLINE_REACH + 1, 1)
-    change = (maximum_filter(lab, size) - minimum_filter(lab, size)).max(-1)
+    on_edges = outline_on_edges(person, worn)
     return {
         "size": person.size,
         "mask_mode": raw.mode,
         "noise": float(((values > GREY[0]) & (values < GREY[1])).mean()),
         "area": float(inside.mean()),
         "middle": float((rows[0] + rows[-1] + 1) / 2 / len(inside)),
-        "still": float((change[outline] < STILL_COLOUR).mean()) if outline.any() else 0.0,
+        "still": 0.0 if on_edges is None else 1 - on_edges,
     }
 
 

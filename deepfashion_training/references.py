@@ -1,8 +1,10 @@
 """Garment references for data without garment pictures: cut-outs, and which views of an item show the same colours."""
 
 import numpy as np
-from PIL import Image, ImageCms
+from PIL import Image
 from scipy.ndimage import binary_fill_holes, label
+
+from tryon.outline import to_lab
 
 CUT_OUT_MARGIN = 0.08  # white around a cut-out garment, as a share of its longer side
 HOLE = 0.02  # of the garment's area: smaller holes in its mask are mistakes, larger ones are seen through
@@ -17,8 +19,6 @@ SIGNATURE_VERSION = 1  # bump when signatures change: kept ones are made anew
 # between views.
 LIGHTNESS_WEIGHT = 0.5
 SAME_COLOURS = 12.0  # the toy: views of a garment up to 10, other colourways from 16
-
-_TO_LAB = ImageCms.buildTransform(ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), "RGB", "LAB")
 
 
 def clean_mask(worn: np.ndarray) -> np.ndarray:
@@ -60,14 +60,6 @@ def moved(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     room = np.subtract(frame.size, picture.size)
     frame.paste(picture, tuple(int(share * free) for share, free in zip(rng.random(2), room, strict=True)))
     return frame
-
-
-def to_lab(picture: Image.Image) -> np.ndarray:
-    """[H, W, 3] float32: L* (0..100), a* and b* (-128..127) of an RGB picture."""
-    lab = np.asarray(ImageCms.applyTransform(picture, _TO_LAB)).astype(np.float32)
-    lab[..., 0] *= 100 / 255
-    lab[..., 1:] = (lab[..., 1:] + 128) % 256 - 128  # Pillow gives signed bytes
-    return lab
 
 
 def colour_signature(person: Image.Image, worn: Image.Image) -> np.ndarray:

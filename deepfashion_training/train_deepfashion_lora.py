@@ -117,13 +117,19 @@ def evaluate_on_drawings(run: Path, config: TrainConfig, rule: "MaskRule") -> No
 def toy_data(config: TrainConfig) -> Path:
     """The folder of the toy's data set, which is drawn where it is not there yet."""
     from tryon.toy.dataset import write_dataset
-    from tryon.toy.world import WORLD_VERSION
 
-    folder = Path(config.data_cache_dir) / "toy" / f"data-v{WORLD_VERSION}-{TOY_ITEMS}-tops"
+    folder = toy_data_folder(config.data_cache_dir)
     if not folder.exists():
         logger.info("drawing the toy's data into %s", folder)
         write_dataset(folder, items=TOY_ITEMS, seed=0, views=TOY_VIEWS, every_flat=True, categories=TOY_CATEGORIES)
     return folder
+
+
+def toy_data_folder(data_cache_dir: str) -> Path:
+    """Where the toy's data set lies."""
+    from tryon.toy.world import WORLD_VERSION
+
+    return Path(data_cache_dir) / "toy" / f"data-v{WORLD_VERSION}-{TOY_ITEMS}-tops"
 
 
 if __name__ == "__main__":

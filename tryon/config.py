@@ -319,7 +319,7 @@ def mistakes(config: Any) -> typing.Iterator[str]:
     """A clause for every value of the dataclass that is out of range, and for combinations that cannot work."""
     for each in dataclasses.fields(config):
         value, least, most = getattr(config, each.name), each.metadata.get("least"), each.metadata.get("most")
-        if value is None or isinstance(value, str):
+        if value is None or isinstance(value, str | tuple):
             continue
         if not math.isfinite(value):
             yield f"--{each.name} {value} is not a finite number"
@@ -392,22 +392,26 @@ class _Parser(argparse.ArgumentParser):
 def parse_flags(argv: Sequence[str], command: str, description: str, *shapes: type) -> list[dict[str, Any]]:
     """Reads `--name value` flags made from the dataclasses' fields; returns what was given, a dictionary per dataclass.
 
-    A field named `profile` becomes one switch per profile. command: what the user types, for `--help`, after which it
-    exits 0. Raises ValueError that names every unknown flag, or the first value of a wrong kind.
+    A field named `profile` becomes one switch per profile, and a tuple's flag takes one value or more. Where several
+    dataclasses have a field of one name, the flag is the last one's. command: what the user types, for `--help`, after
+    which it exits 0. Raises ValueError that names every unknown flag, or the first value of a wrong kind.
     """
     parser = _Parser(
         usage=f"{command} [flags]", description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS
     )
-    names = [[each.name for each in dataclasses.fields(shape)] for shape in shapes]
+    owner = {each.name: shape for shape in shapes for each in dataclasses.fields(shape)}
+    names = [[each.name for each in dataclasses.fields(shape) if owner[each.name] is shape] for shape in shapes]
     flags = []
     for shape in shapes:
         hints = typing.get_type_hints(shape)
         for each in dataclasses.fields(shape):
-            flags += _add_flag(parser, each, hints[each.name])
+            if owner[each.name] is shape:
+                flags += _add_flag(parser, each, hints[each.name])
     given, extras = parser.parse_known_args(argv)
     if extras:
         raise ValueError(_unknown(extras, flags))
-    return [{name: getattr(given, name) for name in group if hasattr(given, name)} for group in names]
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in vars(given).items()}
+    return [{name: values[name] for name in group if name in values} for group in names]
 
 
 def _add_flag(parser: argparse.ArgumentParser, each: dataclasses.Field, hint: Any) -> list[str]:
@@ -423,13 +427,16 @@ def _add_flag(parser: argparse.ArgumentParser, each: dataclasses.Field, hint: An
         parser.add_argument(each.name, help=each.metadata["help"])
         return []
     flag = f"--{each.name}"
-    default = "" if each.default is None else f" (default {each.default})"
+    default = "" if each.default in (None, ()) else f" (default {each.default})"
     text = (each.metadata["help"] + default).replace("%", "%%")
     kinds = [kind for kind in typing.get_args(hint) if kind is not types.NoneType]
     optional = types.NoneType in typing.get_args(hint)
     kind = kinds[0] if optional else hint
     if kind is bool:
         parser.add_argument(flag, action="store_true", help=text)
+    elif typing.get_origin(kind) is tuple:
+        of = typing.get_args(kind)[0]
+        parser.add_argument(flag, type=of, nargs="+", metavar=of.__name__.upper(), help=text)
     elif typing.get_origin(kind) is Literal:
         parser.add_argument(flag, choices=typing.get_args(kind), help=text)
     else:

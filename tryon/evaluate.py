@@ -8,7 +8,7 @@ after   with it
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,10 +41,13 @@ Scores = dict[str, dict[str, float]]
 
 @dataclass(frozen=True)
 class Case:
-    """A try-on with a known result. truth: [3, H, W/2] in [-1, 1], the sample's person wearing its garment."""
+    """A try-on. truth: [3, H, W/2] in [-1, 1], the sample's person wearing its garment; None where nobody knows.
+    ends_right: says of a picture like it whether the garment ends where it does in truth; None where it cannot be told.
+    """
 
     sample: TryOnSample
-    truth: Tensor
+    truth: Tensor | None
+    ends_right: Callable[[Tensor], bool] | None = None
 
 
 def paired_cases(data: SampleSource, per_category: int) -> list[Case]:
@@ -83,9 +86,8 @@ def evaluate(
         parts = []
         for start in range(0, len(cases), batch_size):
             samples = [case.sample for case in cases[start : start + batch_size]]
-            prompts = [model.prompts[sample.category] for sample in samples]
             seeds = [seed + start + index for index in range(len(samples))]
-            parts.append(try_on_batch(model.pipeline, samples, prompts, steps=steps, guidance=guidance, seeds=seeds))
+            parts.append(dressed(model, samples, steps=steps, guidance=guidance, seeds=seeds))
             bar.update(len(samples))
         pictures[column] = torch.cat(parts)
     bar.close()
@@ -102,6 +104,14 @@ def evaluate(
                 for column in COLUMNS
             }
     return scores, pictures, sum(whole) / len(whole)
+
+
+def dressed(
+    model: TryOnModel, samples: Sequence[TryOnSample], *, steps: int, guidance: float, seeds: Sequence[int]
+) -> Tensor:
+    """[B, 3, H, W/2] in [-1, 1]: the samples' persons in their garments, each with its category's prompt."""
+    prompts = [model.prompts[sample.category] for sample in samples]
+    return try_on_batch(model.pipeline, samples, prompts, steps=steps, guidance=guidance, seeds=seeds)
 
 
 def filled(sample: TryOnSample) -> Tensor:

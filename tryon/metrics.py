@@ -36,6 +36,14 @@ def ssim(picture: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     return (similarity.mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
 
 
+def interior(mask: Tensor) -> Tensor:
+    """The mask of the whole picture, of a mask's shape: all pixels but those so near the edge that SSIM's window would
+    be cut off, which published scores leave out."""
+    whole, edge = torch.zeros_like(mask), WINDOW // 2
+    whole[..., edge:-edge, edge:-edge] = 1
+    return whole
+
+
 def _blur(size: int, device: torch.device) -> Tensor:
     """[size, size] float64: what it is multiplied with is blurred by the window, cut off at the edges."""
     place = torch.arange(size, dtype=torch.float64, device=device)

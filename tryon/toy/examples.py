@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from hashlib import sha256
 from typing import ClassVar
 
@@ -183,20 +184,46 @@ def _lowest_row(legs: np.ndarray, covered: np.ndarray) -> int:
     return int(np.flatnonzero(share > 0.5).max(initial=-1)) + 1
 
 
+@dataclass(frozen=True)
+class DrawnCases:
+    """The drawn pairs with their truths: a CaseSource."""
+
+    data: DrawnData
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def key(self, index: int) -> str:
+        return self.data.key(index)
+
+    def name(self, index: int) -> str:
+        return self.data.name(index)
+
+    def __getitem__(self, index: int) -> Case:
+        data = self.data
+        truth = fit_picture(data.truth(index).image, data.height, data.width)
+        ends_right = partial(length_right, data, index) if has_length(data, index) else None
+        return Case(data[index], truth, ends_right)
+
+
 def drawn_cases(data: DrawnData) -> list[Case]:
     """The drawn pairs with their truths."""
-    return [
-        Case(data[index], fit_picture(data.truth(index).image, data.height, data.width)) for index in range(len(data))
-    ]
+    cases = DrawnCases(data)
+    return [cases[index] for index in range(len(data))]
+
+
+def has_length(data: DrawnData, index: int) -> bool:
+    """Whether the person of pair `index` wears shorts or trousers, whose length can be measured."""
+    return data.example(index).outfit[0].kind in OTHER_LENGTH
+
+
+def length_right(data: DrawnData, index: int, picture: Tensor) -> bool:
+    """Whether what the person of pair `index` wears in the picture, [3, H, W/2] in [-1, 1], ends where it does in
+    truth, to a tenth of its length."""
+    true = data.true_length(index)
+    return abs(data.length(index, np.asarray(to_picture(picture))) - true) <= LENGTH_TOLERANCE * true
 
 
 def lengths_right(data: DrawnData, pictures: Sequence[Tensor]) -> list[bool]:
-    """For each of the data's persons in shorts or trousers, whether what it wears in the pictures, [3, H, W/2] in
-    [-1, 1], ends where it does in truth, to a tenth of its length."""
-    right = []
-    for index, picture in enumerate(pictures):
-        if data.example(index).outfit[0].kind in OTHER_LENGTH:
-            true = data.true_length(index)
-            found = data.length(index, np.asarray(to_picture(picture)))
-            right.append(abs(found - true) <= LENGTH_TOLERANCE * true)
-    return right
+    """The same for each of the data's persons in shorts or trousers."""
+    return [length_right(data, index, picture) for index, picture in enumerate(pictures) if has_length(data, index)]
