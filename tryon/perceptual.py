@@ -1,7 +1,7 @@
 """How pictures look to trained networks: LPIPS of two pictures, FID and KID of two sets of them.
 
-The networks come with the packages of requirements-metrics.txt and download their weights. FID and KID are computed here,
-from any network's features, so that they need no package beyond NumPy.
+The networks come with the packages of requirements-metrics.txt and download their weights. FID and KID are computed
+here, from any network's features, so that they need no package beyond NumPy.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from torch.nn.functional import interpolate
 
 INCEPTION_SIZE = 299  # pixels, of height and width
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
-# What importing a package and loading its weights raise where either is missing, damaged, of another torch, or cannot be
-# downloaded.
+# What importing a package and loading its weights raise where either is missing, damaged, made for another torch, or
+# cannot be downloaded.
 UNAVAILABLE = (ImportError, OSError, RuntimeError)
 
 
@@ -105,15 +105,16 @@ def _moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def kernel_distance(
     features: np.ndarray, others: np.ndarray, subsets: int = KID_SUBSETS, size: int = KID_SUBSET_SIZE
 ) -> float:
-    """KID, Binkowski et al. 2018, of features [N, D] and [M, D], N and M at least 2: the unbiased estimate of the squared
-    maximum mean discrepancy under the kernel (x y / D + 1)^3, the mean over random subsets of `size` features, or of all
-    where there are fewer. The subsets are always the same. It may be negative; published values are 1000 times it.
+    """KID, Binkowski et al. 2018, of features [N, D] and [M, D], N and M at least 2: the unbiased estimate of the
+    squared maximum mean discrepancy under the kernel (x y / D + 1)^3, the mean over random subsets of `size` features,
+    or of all where there are fewer. The subsets are always the same. It may be negative; published values are 1000
+    times it.
     """
     size = min(size, len(features), len(others))
     assert size >= 2, "one picture has no kernel distance"
     rng = np.random.default_rng(0)
     distances = []
-    for _ in range(subsets):
+    for _ in range(subsets if size < max(len(features), len(others)) else 1):
         one = features[rng.choice(len(features), size, replace=False)].astype(np.float64)
         two = others[rng.choice(len(others), size, replace=False)].astype(np.float64)
         within = sum(kernel.sum() - np.trace(kernel) for kernel in (_kernel(one, one), _kernel(two, two)))

@@ -269,6 +269,12 @@ def lora_file(checkpoint: Path) -> Path:
     return checkpoint / "transformer" / LORA_FILE
 
 
+def run_of(lora: Path) -> Path | None:
+    """The run that a LoRA's file is of; None where it lies in no checkpoint."""
+    checkpoint = lora.absolute().parent.parent
+    return checkpoint.parent if CHECKPOINT.fullmatch(checkpoint.name) else None
+
+
 def find_lora(name: str) -> Path:
     """The LoRA file that a path names: the file itself, its folder, a checkpoint, or a run (its newest checkpoint).
 

@@ -12,6 +12,7 @@ from conftest import PROJECT
 from deepfashion_training.export_viton_hd import ExportConfig
 from deepfashion_training.inspect_dataset import InspectConfig
 from deepfashion_training.preflight import DataConfig
+from evaluate_lora import EvaluateConfig
 from pretrain_toy import PretrainConfig
 from train_flux_inpaint import FolderConfig
 from tryon.config import (
@@ -221,6 +222,7 @@ def test_every_setting_is_read_somewhere() -> None:
         TrainConfig: "config", TryOnConfig: "config", ExportConfig: "config", PretrainConfig: "config",
         PictureConfig: "pictures", PageConfig: "page", FolderConfig: "folders", DataConfig: "data",
         MaskConfig: "masks", InspectConfig: "config", PlanConfig: "plan", ShareConfig: "config",
+        EvaluateConfig: "asked",
     }  # fmt: skip
     for shape, name in shapes.items():
         unread = [each.name for each in dataclasses.fields(shape) if not re.search(rf"{name}\.{each.name}\b", source)]

@@ -9,24 +9,27 @@ from conftest import PROJECT
 
 # Lower floors first; a module imports from its own floor or from below. Toy, benchmarks and tests stand outside.
 FLOORS = [
-    {"tryon.config", "tryon.sample", "tryon.masks", "tryon.geometry", "tryon.flow"},
+    {"tryon.config", "tryon.sample", "tryon.masks", "tryon.geometry", "tryon.flow",
+     "tryon.outline"},
     {"tryon.manifest", "tryon.runs", "tryon.entry", "tryon.tracking", "tryon.hub", "tryon.memory", "tryon.models",
      "tryon.lora", "tryon.parsing", "tryon.encode", "tryon.cache", "tryon.checkpoint", "tryon.batches",
      "tryon.metrics", "tryon.timing", "tryon.step", "tryon.quantize", "tryon.blocks",
-     "tryon.attention", "tryon.prepare", "tryon.speed", "tryon.plan"},
-    {"tryon.pipeline", "tryon.validate", "tryon.evaluate", "tryon.evaluation", "tryon.report",
-     "tryon.share"},
+     "tryon.attention", "tryon.prepare", "tryon.speed", "tryon.plan", "tryon.perceptual", "tryon.restore"},
+    {"tryon.pipeline", "tryon.validate", "tryon.evaluate", "tryon.evaluation", "tryon.report", "tryon.share",
+     "tryon.scoring", "tryon.studio", "tryon.page"},
     {"train_flux_inpaint", "folder_datasets", "tryon_inference_lora", "app_lora", "pretrain_toy"},
     {"deepfashion_training.preflight", "deepfashion_training.references", "deepfashion_training.pairing",
      "deepfashion_training.deepfashion_dataset",
      "deepfashion_training.log_output", "deepfashion_training.export_viton_hd",
      "deepfashion_training.train_deepfashion_lora", "deepfashion_training.inspect_dataset"},
+    {"evaluate_lora"},
 ]  # fmt: skip
 MAY_USE_THE_TOY = {
     "train_flux_inpaint",
     "tryon_inference_lora",
     "app_lora",
     "pretrain_toy",
+    "evaluate_lora",
     "deepfashion_training.train_deepfashion_lora",
 }
 

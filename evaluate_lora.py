@@ -1,0 +1,321 @@
+"""Scores LoRAs beside the model without them, on pairs that were held back from their training.
+
+    python evaluate_lora.py --lora runs/<run> [runs/<other> file.safetensors hub/name ...]
+
+The data are those that the first LoRA's run was trained on, drawings for the toy, or --dataset_name or --dataroot.
+"""
+
+import json
+import logging
+import os
+from dataclasses import dataclass, fields, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepfashion_training.preflight import HUB_NAME, DataConfig, checked_data_path
+from tryon.config import (
+    CATVTON_TRANSFORMER,
+    FLUX_BASE,
+    PROJECT,
+    MaskConfig,
+    TrainConfig,
+    TryOnConfig,
+    mistakes,
+    parse_flags,
+    save_json,
+    setting,
+)
+from tryon.entry import run_script
+from tryon.runs import run_of
+
+if TYPE_CHECKING:
+    from tryon.lora import LoraFacts
+    from tryon.masks import MaskRule
+    from tryon.scoring import CaseSource
+
+logger = logging.getLogger(__name__)
+
+# What models of one comparison share; of the mask rule only a difference is said.
+ALIKE = ("base", "transformer", "prompt", "max_sequence_length", "height", "width")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Which LoRAs are scored, on what, and how their pictures are drawn."""
+
+    lora: tuple[str, ...] = setting((), "runs, checkpoints, folders, .safetensors files or hub names; needed")
+    dataset_name: str | None = setting(
+        None, "hub name, folder of parquet files or saved data set; what the first LoRA was trained on if not given"
+    )
+    dataroot: str | None = setting(None, "folder laid out as VITON-HD or DressCode is, instead of --dataset_name")
+    validation_data_list: str | None = setting(None, "list of pairs in --dataroot; as trained, or that of the test")
+    num_samples: int | None = setting(32, "score on the first N pairs of each category; 'none': on all", 1)
+    seed: int = setting(0, "seed of the noise: case i starts from seed + i", 0)
+    steps: int | None = setting(None, "denoising steps; those of the first LoRA's run, else 30, if not given", 1)
+    guidance_scale: float | None = setting(None, "guidance; that of the first LoRA's run, else 30, if not given", 0)
+    batch_size: int = setting(1, "persons dressed at once", 1)
+    output_dir: str | None = setting(
+        None,
+        "where scores and pictures go, and are gone on with; if not given, a folder `scores` in the first LoRA's run",
+    )
+
+
+def read_settings(argv: list[str]) -> tuple[TryOnConfig, EvaluateConfig]:
+    """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
+    description = "Scores LoRAs, and the model without them, on held-out pairs."
+    given, of_evaluation = parse_flags(argv, "python evaluate_lora.py", description, TryOnConfig, EvaluateConfig)
+    config, asked = TryOnConfig(**given), EvaluateConfig(**of_evaluation)
+    problems = [] if asked.lora else ["--lora is missing"]
+    problems += [
+        f"--lora {name} does not exist: name a run, a checkpoint, a folder, a file or a hub name"
+        for name in asked.lora
+        if not Path(name).expanduser().exists() and not HUB_NAME.fullmatch(name)
+    ]
+    if asked.dataset_name and asked.dataroot:
+        problems.append("give either --dataset_name or --dataroot")
+    if asked.dataroot and not Path(asked.dataroot).expanduser().is_dir():
+        problems.append(f"--dataroot {asked.dataroot} is no folder")
+    if asked.validation_data_list and asked.dataset_name:
+        problems.append("--validation_data_list has no place beside --dataset_name")
+    problems += [*mistakes(config), *mistakes(asked)]
+    if problems:
+        raise ValueError("; ".join(problems))
+    if asked.dataset_name:
+        asked = replace(asked, dataset_name=checked_data_path(asked.dataset_name))
+    return config, asked
+
+
+def main(argv: list[str]) -> None:
+    config, asked = read_settings(argv)
+
+    # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
+    import torch
+
+    from tryon.lora import LoraFacts, read_facts
+    from tryon.perceptual import load_perception
+    from tryon.pipeline import load_try_on, lora_on_disk, panel_size
+    from tryon.scoring import BASE, is_measured, measure, open_folder, summarise
+    from tryon.toy.model import use_toy_model_for_try_on
+    from tryon.tracking import set_up_logging
+
+    set_up_logging(is_main_process=True)
+    loras = {}
+    for name in asked.lora:
+        file = lora_on_disk(name, config.cache_dir)
+        if (digest := sha256(file.read_bytes()).hexdigest()[:16]) in loras:
+            raise ValueError(f"--lora {name} is the same file as {loras[digest]}: name each LoRA once")
+        loras[digest] = file
+    unknown = LoraFacts(FLUX_BASE, CATVTON_TRANSFORMER, "fixed", 512, 768, 576, "rectangle", "", 0)  # another project's
+    facts = [read_facts(file) or unknown for file in loras.values()]
+    check_alike(list(loras.values()), facts, config)
+    (first, lora), *_ = loras.items()
+    trained = settings_of(run_of(lora))
+    named = {"base": config.base or facts[0].base, "transformer": config.transformer or facts[0].transformer}
+    config = replace(use_toy_model_for_try_on(config, facts[0]), lora=None)
+    height, width = panel_size(config, facts[0])
+    steps = asked.steps or trained.get("num_inference_steps", 30)
+    guidance = trained.get("validation_guidance_scale", 30.0) if asked.guidance_scale is None else asked.guidance_scale
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    what, cases = choose_cases(asked, trained, facts[0], replace(config, height=height, width=width), device)
+    folder = scores_folder(asked, lora, first)
+    settings = {
+        "data": what, "num_samples": asked.num_samples, "height": height, "width": width, "steps": steps,
+        "guidance_scale": guidance, "seed": asked.seed, "batch_size": asked.batch_size,
+        **named, "lora_scale": config.lora_scale, "quantization": config.quantization, "device": device.type,
+    }  # fmt: skip
+    open_folder(folder, settings, cases)
+    logger.info("scoring on %s: %s", what, ", ".join(f"{len(source)} {kind}" for kind, source in cases.items()))
+
+    for digest, file in loras.items():
+        wanted = [BASE, digest] if digest == first else [digest]
+        if not (missing := [name for name in wanted if not is_measured(folder, name, cases)]):
+            logger.info("%s is measured already", file)
+            continue
+        model = load_try_on(config, file)
+        for name in missing:
+            logger.info(
+                "trying on %s, %d steps at guidance %g", "without LoRA" if name == BASE else file, steps, guidance
+            )
+            measure(
+                folder, name, model, cases, steps=steps, guidance=guidance, seed=asked.seed, batch_size=asked.batch_size
+            )
+        del model
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    headings = ["LoRA"] if len(loras) == 1 else [f"LoRA {number}" for number in range(1, len(loras) + 1)]
+    models = {BASE: "base", **dict(zip(loras, headings, strict=True))}
+    perception = load_perception(Path(config.data_cache_dir).expanduser() / "metrics", device)
+    results = summarise(folder, models, cases, perception)
+    legend = {
+        heading: {"file": str(file), "sha256": digest, "step": each.step}
+        for heading, each, (digest, file) in zip(headings, facts, loras.items(), strict=True)
+    }
+    write_scores(
+        folder, {"settings": settings, "loras": legend, "not_computed": perception.missing}, results, models, cases
+    )
+
+
+def settings_of(run: Path | None) -> dict[str, Any]:
+    """A run's config.json; nothing where there is none."""
+    file = run / "config.json" if run else None
+    return json.loads(file.read_text()) if file and file.is_file() else {}
+
+
+def check_alike(files: list[Path], facts: list["LoraFacts"], config: TryOnConfig) -> None:
+    """Raises ValueError, with the differences, where LoRAs were trained for other models, prompts or panels than the
+    first, and no flag says which to use for all."""
+    for file, each in zip(files[1:], facts[1:], strict=True):
+        names = [name for name in ALIKE if getattr(config, name, None) is None]
+        one, two = vars(facts[0]), vars(each)
+        differences = [f"{name} {two[name]} instead of {one[name]}" for name in names if one[name] != two[name]]
+        if differences:
+            raise ValueError(
+                f"{file} cannot be compared with {files[0]}: it was trained with {', '.join(differences)}: score it by "
+                "itself, or give --base, --transformer, --height and --width for all"
+            )
+        if one["mask_rule"] != two["mask_rule"]:
+            logger.warning(
+                "%s was trained with the mask rule %s and is scored with that of the first, %s: its scores may suffer",
+                file, two["mask_rule"], one["mask_rule"],
+            )  # fmt: skip
+
+
+def scores_folder(asked: EvaluateConfig, lora: Path, digest: str) -> Path:
+    """Where the scores go: the same for the same command, so that it goes on. lora, digest: of the first LoRA."""
+    if asked.output_dir:
+        return Path(asked.output_dir).expanduser().absolute()
+    runs = Path(os.environ.get("RUNS_DIR") or PROJECT / "runs").expanduser().absolute()
+    run = run_of(lora)
+    return run / "scores" if run else runs / f"scores_{digest}"
+
+
+def choose_cases(
+    asked: EvaluateConfig,
+    trained: dict[str, Any],
+    facts: "LoraFacts",
+    config: TryOnConfig,
+    device: Any,
+) -> tuple[str, dict[str, "CaseSource"]]:
+    """What the scores are of, in words, and the cases of each kind.
+
+    trained: the settings of the first LoRA's run, empty where it is not known; its split is kept, so that no pair is
+    scored on that was trained on. config: with the panel's size. Raises ValueError where no data is known.
+    """
+    from deepfashion_training.deepfashion_dataset import load_deepfashion
+    from deepfashion_training.train_deepfashion_lora import toy_data_folder
+    from tryon.scoring import held_out
+
+    rule = rule_for(facts)
+    name = None if asked.dataroot else asked.dataset_name or trained.get("dataset_name")
+    dataroot = None if name else asked.dataroot or trained.get("dataroot")
+    of_toy = name is not None and name == str(toy_data_folder(trained.get("data_cache_dir", "")))
+    if of_toy or (config.toy and not (name or dataroot)):
+        return f"drawings, masks by {rule.name}", drawn_cases(asked, config, rule)
+    if dataroot:
+        data = folder_cases(asked, trained, dataroot, rule, config)
+        return dataroot, held_out(data, asked.num_samples, data.name)
+    if name is None:
+        raise ValueError("nobody knows what the first LoRA was trained on: give --dataset_name or --dataroot")
+
+    masks = mask_config(rule)
+    chosen = replace(_kept(DataConfig, trained), dataset_name=name, parser=rule.parser)
+    split = replace(
+        _kept(TrainConfig, trained), height=config.height, width=config.width, cache_dir=config.cache_dir,
+        data_cache_dir=str(Path(config.data_cache_dir).expanduser().absolute()),
+    )  # fmt: skip
+    _, data = load_deepfashion(chosen, masks, split, device)
+    return f"{name}, masks by {rule.name}", held_out(data, asked.num_samples, lambda index: data.pair(index).pid)
+
+
+def rule_for(facts: "LoraFacts") -> "MaskRule":
+    """The mask rule that the LoRA was trained with; the default where its data had masks of their own."""
+    from tryon.masks import MaskRule
+    from tryon.pipeline import trained_rule
+
+    return MaskRule() if facts.mask_rule == "given" else trained_rule(facts)
+
+
+def mask_config(rule: "MaskRule") -> MaskConfig:
+    """The settings that the rule follows from."""
+    return MaskConfig(
+        mask_rule=rule.name, mask_top=rule.top, mask_bottom=rule.bottom, mask_left=rule.left, mask_right=rule.right
+    )
+
+
+def _kept(shape: type, trained: dict[str, Any]) -> Any:
+    """A run's settings as they were, those that it does not know at their defaults."""
+    return shape(**{each.name: trained[each.name] for each in fields(shape) if each.name in trained})
+
+
+def drawn_cases(asked: EvaluateConfig, config: TryOnConfig, rule: "MaskRule") -> dict[str, "CaseSource"]:
+    """Drawings that no run has seen, in their own garments and in others, with the truth of both."""
+    from tryon.sample import CATEGORIES
+    from tryon.toy.examples import EVALUATION_SEED, DrawnCases, DrawnData
+
+    if asked.num_samples is None:
+        raise ValueError("drawings have no end: give --num_samples")
+    count = len(CATEGORIES) * asked.num_samples
+    paired = DrawnData(count, EVALUATION_SEED, CATEGORIES, config.height, config.width, mask_rule=rule)
+    return {"paired": DrawnCases(paired), "unpaired": DrawnCases(replace(paired, unpaired=True))}
+
+
+def folder_cases(asked: EvaluateConfig, trained: dict[str, Any], dataroot: str, rule: "MaskRule", config: TryOnConfig):
+    """The test pairs of a folder: a SampleSource."""
+    from folder_datasets import load_dresscode, load_viton_hd
+    from train_flux_inpaint import is_dresscode
+
+    sizes = (config.height, config.width)
+    listed = asked.validation_data_list or trained.get("validation_data_list")
+    if is_dresscode(dataroot):
+        return load_dresscode(dataroot, listed or "test_pairs_paired.txt", mask_config(rule), *sizes, None)
+    return load_viton_hd(dataroot, "test", listed or "test_pairs.txt", *sizes, None)
+
+
+def write_scores(
+    folder: Path,
+    facts: dict[str, Any],
+    results: dict[str, Any],
+    models: dict[str, str],
+    cases: dict[str, "CaseSource"],
+) -> None:
+    """Writes evaluation.json, evaluation.md and the grids, and says what they hold. Raises ValueError where a pixel
+    outside a mask is not the person's."""
+    from tryon.scoring import LEAST_CASES, changed_outside, outlines, tables, worst_grid
+
+    save_json(folder / "evaluation.json", {**facts, "scores": results})
+    missing = [f"{name.upper()}: not computed: {why}" for name, why in facts["not_computed"].items()]
+    table = tables(results, models)
+    text = ["# Scores", "", f"Data: {facts['settings']['data']}.", ""]
+    text += [f"- {heading}: `{each['file']}`, step {each['step']}, sha256 {each['sha256']}"
+             for heading, each in facts["loras"].items()]  # fmt: skip
+    text += table
+    text += [
+        "",
+        "Means over the cases, with 95 % intervals; `all` counts every case the same. PSNR in dB, SSIM and length: higher"
+        " is better; LPIPS, FID and KID: lower is better. `mask`: inside the mask alone. The interval of a difference in"
+        f" bold excludes 0; none of fewer than {LEAST_CASES} cases is marked, and intervals of few cases are too narrow."
+        " FID and KID of less than thousands of pictures compare models on the same cases, and nothing else.",
+        "",
+        "How much of the masks' outlines follows the picture, which may tell what was worn: "
+        + "; ".join(outlines(results)),
+    ]
+    text += ["", *(f"- {line}" for line in missing)] if missing else []
+    (folder / "evaluation.md").write_text("\n".join(text) + "\n")
+    for line in [*table, "", *missing]:
+        logger.info("%s", line)
+    for kind, source in cases.items():
+        worst_grid(folder, models, kind, source).save(folder / f"worst-{kind}.png")
+        logger.info("worst cases first: %s", folder / f"worst-{kind}.png")
+    logger.info("scores: %s and %s", folder / "evaluation.md", folder / "evaluation.json")
+    if changed := changed_outside(results):
+        raise ValueError(
+            f"{', '.join(changed)} changed pixels outside of the masks, which must stay the person's: "
+            f"{folder / 'measured.jsonl'} says in which cases"
+        )
+
+
+if __name__ == "__main__":
+    run_script(main)
