@@ -294,10 +294,10 @@ def write_scores(
     text += table
     text += [
         "",
-        "Means over the cases, with 95 % intervals; `all` counts every case the same. PSNR in dB, SSIM and length: higher"
-        " is better; LPIPS, FID and KID: lower is better. `mask`: inside the mask alone. The interval of a difference in"
-        f" bold excludes 0; none of fewer than {LEAST_CASES} cases is marked, and intervals of few cases are too narrow."
-        " FID and KID of less than thousands of pictures compare models on the same cases, and nothing else.",
+        "Means over the cases, with 95 % intervals; `all` counts every case the same. PSNR in dB, SSIM and length: "
+        "higher is better; LPIPS, FID and KID: lower is better. `mask`: inside the mask alone. The interval of a "
+        f"difference in bold excludes 0; none of fewer than {LEAST_CASES} cases is marked, and intervals of few cases "
+        "are too narrow. FID and KID of less than thousands of pictures compare models on the same cases alone.",
         "",
         "How much of the masks' outlines follows the picture, which may tell what was worn: "
         + "; ".join(outlines(results)),

@@ -249,3 +249,18 @@ QUICK_TOY_CHANGES = {
 def test_the_toy_changes_no_more_than_it_says(profile: str, changes: set[str]) -> None:
     before, after = dataclasses.asdict(PROFILES[profile]()), dataclasses.asdict(on_toy(PROFILES[profile]()))
     assert {name for name in before if before[name] != after[name]} == changes
+
+
+def test_a_tuple_takes_several_values_and_a_shared_flag_is_the_last_ones() -> None:
+    of_model, of_evaluation = parse_flags(
+        ("--lora", "a", "b c", "--lora_scale", "0.5", "--num_samples", "none"),
+        "test",
+        "test",
+        TryOnConfig,
+        EvaluateConfig,
+    )
+    assert of_evaluation == {"lora": ("a", "b c"), "num_samples": None}
+    assert of_model == {"lora_scale": 0.5}
+    with pytest.raises(ValueError, match="--lora: expected at least one argument"):
+        parse_flags(("--lora",), "test", "test", EvaluateConfig)
+    assert parse_flags((), "test", "test", EvaluateConfig) == [{}]

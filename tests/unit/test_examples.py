@@ -1,6 +1,7 @@
 """Drawn examples: the truth of an unpaired try-on, and how lengths are measured on it."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -47,6 +48,9 @@ def test_the_truth_is_the_same_person_in_the_other_garment() -> None:
 def test_lengths_are_right_on_the_truth_and_wrong_on_what_was_worn() -> None:
     truths = [fit_picture(LOWER.truth(index).image, *SIZE) for index in range(len(LOWER))]
     right = lengths_right(LOWER, truths)
+    few = [case for case in drawn_cases(replace(LOWER, count=4)) if case.ends_right]
+    assert [case.ends_right(case.truth) for case in few] == right[: len(few)]
+    assert len(few) == sum(index < 4 for index in measured(LOWER)) > 0
     assert len(right) == len(list(measured(LOWER))) > 25
     assert np.mean(right) >= 0.99
     worn = [LOWER[index].person for index in range(len(LOWER))]

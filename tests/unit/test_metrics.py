@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from scipy.ndimage import gaussian_filter
 
-from tryon.metrics import C1, psnr, ssim
+from tryon.metrics import C1, C2, interior, psnr, ssim
 
 
 def flat(value: float, size: int = 24) -> torch.Tensor:
@@ -49,3 +50,21 @@ def test_only_what_is_masked_counts(metric) -> None:
     assert metric(damaged, truth, half_mask()).item() == pytest.approx(expected, abs=1e-5)
     with pytest.raises(AssertionError):
         metric(damaged, truth, torch.zeros(1, 1, 24, 24))
+
+
+def test_the_whole_picture_is_scored_as_papers_do() -> None:
+    """Between 0 and 1, and where no window is cut off: computed by SciPy's filter."""
+    generator = torch.Generator().manual_seed(2)
+    truth = torch.rand(1, 3, 20, 28, generator=generator) * 2 - 1
+    picture = (truth + 0.4 * torch.randn(truth.shape, generator=generator)).clamp(-1, 1)
+    a, b = ((each[0].double().numpy() + 1) / 2 for each in (picture, truth))
+
+    def mean(values):
+        return gaussian_filter(values, sigma=(0, 1.5, 1.5), truncate=3.5)
+
+    m1, m2 = mean(a), mean(b)
+    v1, v2, covariance = mean(a * a) - m1**2, mean(b * b) - m2**2, mean(a * b) - m1 * m2
+    expected = (2 * m1 * m2 + C1) * (2 * covariance + C2) / ((m1**2 + m2**2 + C1) * (v1 + v2 + C2))
+    assert ssim(picture, truth, interior(truth[:, :1])).item() == pytest.approx(
+        expected[:, 5:-5, 5:-5].mean(), abs=1e-9
+    )

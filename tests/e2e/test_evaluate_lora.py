@@ -1,0 +1,142 @@
+"""Scores of LoRAs by the real command, on the toy."""
+
+import json
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from evaluate_lora import main, read_settings
+from test_dataset import row, write
+from test_folders import write_viton_hd
+from tryon.lora import ADAPTER_KEY, FACTS_KEY, read_facts
+from tryon.runs import find_lora
+
+pytestmark = pytest.mark.e2e
+
+
+@pytest.fixture(autouse=True)
+def without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks would be downloaded."""
+    for package in ("lpips", "cleanfid"):
+        monkeypatch.setitem(sys.modules, package, None)
+
+
+def changed(run: Path, file: Path, scale: float = 1.0, **facts: object) -> Path:
+    """The run's LoRA with its weights scaled and other facts in its header, as another file."""
+    own = find_lora(str(run))
+    with safe_open(own, framework="pt") as opened:
+        adapter = opened.metadata()[ADAPTER_KEY]
+    header = {"format": "pt", ADAPTER_KEY: adapter, FACTS_KEY: json.dumps(asdict(replace(read_facts(own), **facts)))}
+    save_file({name: scale * tensor for name, tensor in load_file(own).items()}, file, header)
+    return file
+
+
+def flags_for(data_cache: Path, folder: Path, *flags: str | Path) -> list[str]:
+    given = ("--data_cache_dir", data_cache, "--output_dir", folder, "--steps", "1", "--batch_size", "2", *flags)
+    return [str(flag) for flag in given]
+
+
+def result_of(folder: Path) -> dict:
+    return json.loads((folder / "evaluation.json").read_text())
+
+
+def test_base_and_loras_on_drawings_and_going_on_after_an_interruption(
+    run: Path, data_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, weaker = tmp_path / "scores", changed(run, tmp_path / "weaker.safetensors", 0.5)
+    flags = flags_for(data_cache, folder, "--num_samples", "1", "--lora", run)
+    main(flags)
+    said = capsys.readouterr().out
+    assert "TOY MODEL" in said and "3 paired, 3 unpaired" in said and "LPIPS: not computed: " in said
+    assert all(f"{folder}/{name}" in said for name in ("worst-paired.png", "worst-unpaired.png", "evaluation.json"))
+    whole = result_of(folder)
+    assert set(whole["not_computed"]) == {"lpips", "fid", "kid"}
+    for kind in ("paired", "unpaired"):
+        scores = whole["scores"][kind]
+        assert list(scores) == ["upper", "lower", "full", "all"] and scores["all"]["cases"] == 3
+        base, lora, difference = (scores["all"][name] for name in ("base", "LoRA", "LoRA - base"))
+        assert base["psnr"]["low"] <= base["psnr"]["mean"] <= base["psnr"]["high"] < 40
+        assert difference["psnr"]["mean"] == pytest.approx(lora["psnr"]["mean"] - base["psnr"]["mean"], abs=1e-9)
+        assert difference["psnr"]["mean"] != 0 and base["changed_outside"] == lora["changed_outside"] == 0
+    lines = [json.loads(line) for line in (folder / "measured.jsonl").read_text().splitlines() if line]
+    assert len(lines) == 12
+    text = (folder / "evaluation.md").read_text()
+    assert "| upper (1) | base |" in text and "FID: not computed" in text and str(find_lora(str(run))) in text
+
+    # As it was after the first picture of the LoRA's first batch, with a line that was cut short.
+    kept = [line for line in (folder / "measured.jsonl").read_text().splitlines() if line][:7]
+    (folder / "measured.jsonl").write_text("\n".join([*kept, kept[0][:30]]))
+    (folder / "evaluation.json").unlink()
+    pictures = sorted((folder / "pictures").glob("*/*.png"))
+    done = {path: path.stat().st_mtime_ns for path in pictures if path.parent.name == "base"}
+    main(flags)
+    assert result_of(folder) == whole
+    assert {path: path.stat().st_mtime_ns for path in done} == done, "the base was not done again"
+
+    main([*flags, str(weaker)])
+    both = result_of(folder)
+    assert both["scores"]["paired"]["all"]["LoRA 1"] == whole["scores"]["paired"]["all"]["LoRA"]
+    assert both["scores"]["paired"]["all"]["LoRA 2"]["psnr"] not in (
+        both["scores"]["paired"]["all"]["LoRA 1"]["psnr"], both["scores"]["paired"]["all"]["base"]["psnr"],
+    )  # fmt: skip
+    assert Image.open(folder / "worst-unpaired.png").width == 24 + 7 * (64 + 4)
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+
+    with pytest.raises(ValueError, match="holds scores of other settings: seed was 0 and is 1: give the same, or name"):
+        main([*flags, "--seed", "1"])
+
+    lines = (folder / "measured.jsonl").read_text().replace('"changed_outside": 0.0', '"changed_outside": 0.5', 1)
+    (folder / "measured.jsonl").write_text(lines)
+    with pytest.raises(ValueError, match="^base changed pixels outside of the masks"):
+        main(flags)
+    assert result_of(folder)["scores"]["paired"]["all"]["base"]["changed_outside"] == 0.5
+
+
+def test_on_other_data_nobody_knows_the_unpaired_truth(run: Path, data_cache: Path, tmp_path: Path) -> None:
+    name = write(tmp_path / "data", [row(item, "front") for item in range(30)])
+    main(flags_for(data_cache, tmp_path / "a", "--num_samples", "2", "--lora", run, "--dataset_name", name))
+    scores = result_of(tmp_path / "a")["scores"]
+    assert "psnr" in scores["paired"]["all"]["LoRA"] and "psnr" not in scores["unpaired"]["all"]["LoRA"]
+    assert scores["unpaired"]["all"]["on_edges"]["mean"] > 0
+    assert Image.open(tmp_path / "a" / "worst-unpaired.png").width == 24 + 5 * (64 + 4), "without a truth"
+
+    write_viton_hd(tmp_path / "viton", count=2)
+    main(flags_for(data_cache, tmp_path / "b", "--lora", run, "--dataroot", tmp_path / "viton"))
+    result = result_of(tmp_path / "b")
+    assert result["settings"]["data"] == str(tmp_path / "viton")
+    assert result["scores"]["paired"]["upper"]["cases"] == result["scores"]["unpaired"]["upper"]["cases"] == 2
+    dressed = np.asarray(Image.open(next((tmp_path / "b" / "pictures" / "base").glob("unpaired-00000.png"))))
+    assert dressed.shape == (96, 64, 3)
+
+
+def test_what_is_refused(run: Path, data_cache: Path, tmp_path: Path) -> None:
+    flags = flags_for(data_cache, tmp_path / "scores", "--lora", run)
+    taller = changed(run, tmp_path / "taller.safetensors", height=128, prompt="fixed")
+    elsewhere = changed(run, tmp_path / "elsewhere.safetensors", base="somebody/flux", transformer="somebody/fill")
+    for more, message in (
+        ([find_lora(str(run))], "is the same file as .*: name each LoRA once"),
+        ([taller], "taller.safetensors cannot be compared with .*: it was trained with prompt fixed instead of "
+                   "category, height 128 instead of 96: score it by itself"),
+        (["--num_samples", "none"], "drawings have no end: give --num_samples"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            main([*flags, *map(str, more)])
+    with pytest.raises(ValueError, match="nobody knows what the first LoRA was trained on: give --dataset_name or"):
+        main(flags_for(data_cache, tmp_path / "scores", "--lora", elsewhere))
+    assert not (tmp_path / "scores").exists()
+    for argv, message in (
+        ([], "--lora is missing"),
+        (["--lora", "no such run"], "--lora no such run does not exist: name a run"),
+        (["--lora", "a/b", "--dataset_name", "c/d", "--dataroot", "nowhere"], "give either .* is no folder"),
+        (["--lora", "a/b", "--dataset_name", "./nowhere/at/all"], "neither a folder nor a hub name"),
+        (["--lora", "a/b", "--dataset_name", "c/d", "--validation_data_list", "e"], "has no place beside"),
+        (["--lora", "a/b", "--num_samples", "0"], "--num_samples 0 is too small"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_settings(argv)
