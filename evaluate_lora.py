@@ -9,7 +9,6 @@ import json
 import logging
 import os
 from dataclasses import dataclass, fields, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +26,7 @@ from tryon.config import (
     setting,
 )
 from tryon.entry import run_script
+from tryon.manifest import file_hash
 from tryon.runs import run_of
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def main(argv: list[str]) -> None:
     loras = {}
     for name in asked.lora:
         file = lora_on_disk(name, config.cache_dir)
-        if (digest := sha256(file.read_bytes()).hexdigest()[:16]) in loras:
+        if (digest := file_hash(file)[:16]) in loras:
             raise ValueError(f"--lora {name} is the same file as {loras[digest]}: name each LoRA once")
         loras[digest] = file
     unknown = LoraFacts(FLUX_BASE, CATVTON_TRANSFORMER, "fixed", 512, 768, 576, "rectangle", "", 0)  # another project's

@@ -46,6 +46,11 @@ def _read(folder: Path) -> dict[str, dict[str, int | str]] | None:
     return manifest if isinstance(manifest, dict) else None
 
 
-def _facts(path: Path) -> dict[str, int | str]:
+def file_hash(path: Path) -> str:
+    """The file's sha256."""
     with path.open("rb") as file:
-        return {"size": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _facts(path: Path) -> dict[str, int | str]:
+    return {"size": path.stat().st_size, "sha256": file_hash(path)}

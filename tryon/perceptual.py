@@ -4,8 +4,8 @@ The networks come with the packages of requirements-metrics.txt and download the
 here, from any network's features, so that they need no package beyond NumPy.
 """
 
-import contextlib
-import io
+import logging
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
+
+logger = logging.getLogger(__name__)
 
 INCEPTION_SIZE = 299  # pixels, of height and width
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
@@ -38,8 +40,7 @@ def load_perception(folder: Path, device: torch.device) -> Perception:
     missing, loaded = {}, {}
     for names, load in ((("lpips",), load_lpips), (("fid", "kid"), load_inception)):
         try:
-            with contextlib.redirect_stdout(io.StringIO()):  # the packages talk
-                loaded[names[0]] = load(folder, device)
+            loaded[names[0]] = load(folder, device)
         except UNAVAILABLE as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             advice = "pip install -r requirements-metrics.txt" if isinstance(error, ImportError) else "see README.md"
@@ -51,7 +52,9 @@ def load_lpips(folder: Path, device: torch.device) -> Callable[[Tensor, Tensor],
     """Zhang et al. 2018 with SqueezeNet's features."""
     import lpips
 
-    network = lpips.LPIPS(net="squeeze", verbose=False).eval().to(device)
+    logger.info("loading LPIPS; its weights are downloaded once")
+    with warnings.catch_warnings(action="ignore"):  # of what torchvision would like to be asked by other names
+        network = lpips.LPIPS(net="squeeze", verbose=False).eval().to(device)
 
     @torch.no_grad()
     def distance(pictures: Tensor, truths: Tensor) -> Tensor:
@@ -64,6 +67,7 @@ def load_inception(folder: Path, device: torch.device) -> Callable[[Tensor], Ten
     """The Inception network that FID and KID are defined with, on pictures resized as Parmar et al. 2022 ask for."""
     from cleanfid.inception_torchscript import InceptionV3W
 
+    logger.info("loading Inception; its weights, 96 MB, are downloaded once into %s", folder)
     folder.mkdir(parents=True, exist_ok=True)
     network = InceptionV3W(str(folder), download=True).eval().to(device)
 

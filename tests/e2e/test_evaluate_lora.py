@@ -1,6 +1,7 @@
 """Scores of LoRAs by the real command, on the toy."""
 
 import json
+import shutil
 import sys
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -100,11 +101,20 @@ def test_base_and_loras_on_drawings_and_going_on_after_an_interruption(
 
 def test_on_other_data_nobody_knows_the_unpaired_truth(run: Path, data_cache: Path, tmp_path: Path) -> None:
     name = write(tmp_path / "data", [row(item, "front") for item in range(30)])
-    main(flags_for(data_cache, tmp_path / "a", "--num_samples", "2", "--lora", run, "--dataset_name", name))
-    scores = result_of(tmp_path / "a")["scores"]
+    copy = shutil.copytree(run, tmp_path / "run")
+    trained = {"dataset_name": name, "max_validation_samples": 2, "num_inference_steps": 1, "seed": 4}
+    (copy / "config.json").write_text(
+        json.dumps({**trained, "validation_guidance_scale": 5.0, "data_cache_dir": "gone"})
+    )
+    main(["--lora", str(copy), "--data_cache_dir", str(data_cache)])
+    result = result_of(copy / "scores")
+    assert (result["settings"]["steps"], result["settings"]["guidance_scale"]) == (1, 5)
+    assert result["settings"]["data"].startswith(name)
+    scores = result["scores"]
+    assert scores["paired"]["all"]["cases"] == 2, "those that the run held back"
     assert "psnr" in scores["paired"]["all"]["LoRA"] and "psnr" not in scores["unpaired"]["all"]["LoRA"]
     assert scores["unpaired"]["all"]["on_edges"]["mean"] > 0
-    assert Image.open(tmp_path / "a" / "worst-unpaired.png").width == 24 + 5 * (64 + 4), "without a truth"
+    assert Image.open(copy / "scores" / "worst-unpaired.png").width == 24 + 5 * (64 + 4), "without a truth"
 
     write_viton_hd(tmp_path / "viton", count=2)
     main(flags_for(data_cache, tmp_path / "b", "--lora", run, "--dataroot", tmp_path / "viton"))

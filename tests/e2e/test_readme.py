@@ -1,5 +1,6 @@
 """The README's own commands and its Python, on the toy: each is run or, where it would train at full size, parsed."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import app_lora
+import evaluate_lora
 import train_flux_inpaint
 import tryon_inference_lora
 from conftest import PROJECT
@@ -25,6 +27,7 @@ INSPECT = "python -m deepfashion_training.inspect_dataset <data set>"
 INFERENCE = "python tryon_inference_lora.py --lora runs/<run> --image person.jpg --mask mask.png --garment garment.jpg"
 INFERENCE += " --output_tryon out.png"
 RESUME = f"{TRAIN} --quick-test --max_train_steps 500 --resume_from_checkpoint latest"
+SCORE = "python evaluate_lora.py --lora runs/<run>"
 APP = "python app_lora.py --lora runs/<run>"
 
 
@@ -45,7 +48,7 @@ def test_every_command_is_one_that_is_tested_here() -> None:
     commands = {" ".join(line.split("#")[0].split()) for line in text.splitlines()}
     assert commands == {
         f"{TRAIN} --quick-test", "bash tests/run.sh", TRAIN, f"{TRAIN} --h100", f"{TRAIN} --help",
-        INSPECT, EXPORT, FOLDERS, INFERENCE, RESUME, APP,
+        INSPECT, EXPORT, FOLDERS, INFERENCE, SCORE, RESUME, APP,
     }  # fmt: skip
 
 
@@ -66,6 +69,9 @@ def test_the_commands_in_their_order(tmp_path: Path, data_cache: Path, pictures:
     assert (pictures / "out.png").is_file()
     config, _ = app_lora.read_settings(flags_of(APP, run=run))
     assert config.lora == str(run)
+    few = ["--num_samples", "1", "--data_cache_dir", str(data_cache)]
+    evaluate_lora.main([*flags_of(SCORE, run=run), *few])
+    assert json.loads((run / "scores" / "evaluation.json").read_text())["settings"]["data"].startswith("drawings")
 
     write_dataset(tmp_path / "data", items=6, seed=2)
     inspect_dataset.main([*flags_of(INSPECT, data=tmp_path / "data"), "--page", str(tmp_path / "page.html")])
