@@ -30,8 +30,11 @@ from tryon.manifest import file_hash
 from tryon.runs import run_of
 
 if TYPE_CHECKING:
+    import torch
+
     from tryon.lora import LoraFacts
     from tryon.masks import MaskRule
+    from tryon.sample import SampleSource
     from tryon.scoring import CaseSource
 
 logger = logging.getLogger(__name__)
@@ -94,25 +97,20 @@ def main(argv: list[str]) -> None:
 
     from tryon.lora import LoraFacts, read_facts
     from tryon.perceptual import load_perception
-    from tryon.pipeline import load_try_on, lora_on_disk, panel_size
+    from tryon.pipeline import load_try_on, panel_size
     from tryon.scoring import BASE, is_measured, measure, open_folder, summarise
     from tryon.toy.model import use_toy_model_for_try_on
     from tryon.tracking import set_up_logging
 
     set_up_logging(is_main_process=True)
-    loras = {}
-    for name in asked.lora:
-        file = lora_on_disk(name, config.cache_dir)
-        if (digest := file_hash(file)[:16]) in loras:
-            raise ValueError(f"--lora {name} is the same file as {loras[digest]}: name each LoRA once")
-        loras[digest] = file
+    loras = open_loras(asked.lora, config.cache_dir)
     unknown = LoraFacts(FLUX_BASE, CATVTON_TRANSFORMER, "fixed", 512, 768, 576, "rectangle", "", 0)  # another project's
     facts = [read_facts(file) or unknown for file in loras.values()]
     check_alike(list(loras.values()), facts, config)
     (first, lora), *_ = loras.items()
     trained = settings_of(run_of(lora))
     named = {"base": config.base or facts[0].base, "transformer": config.transformer or facts[0].transformer}
-    config = replace(use_toy_model_for_try_on(config, facts[0]), lora=None)
+    config = use_toy_model_for_try_on(config, facts[0])
     height, width = panel_size(config, facts[0])
     steps = asked.steps or trained.get("num_inference_steps", 30)
     guidance = trained.get("validation_guidance_scale", 30.0) if asked.guidance_scale is None else asked.guidance_scale
@@ -123,7 +121,8 @@ def main(argv: list[str]) -> None:
     settings = {
         "data": what, "num_samples": asked.num_samples, "height": height, "width": width, "steps": steps,
         "guidance_scale": guidance, "seed": asked.seed, "batch_size": asked.batch_size,
-        **named, "lora_scale": config.lora_scale, "quantization": config.quantization, "device": device.type,
+        **named, "prompt": facts[0].prompt, "max_sequence_length": facts[0].max_sequence_length,
+        "lora_scale": config.lora_scale, "quantization": config.quantization, "device": device.type,
     }  # fmt: skip
     open_folder(folder, settings, cases)
     logger.info("scoring on %s: %s", what, ", ".join(f"{len(source)} {kind}" for kind, source in cases.items()))
@@ -135,9 +134,8 @@ def main(argv: list[str]) -> None:
             continue
         model = load_try_on(config, file)
         for name in missing:
-            logger.info(
-                "trying on %s, %d steps at guidance %g", "without LoRA" if name == BASE else file, steps, guidance
-            )
+            how = "without LoRA" if name == BASE else f"with {file}"
+            logger.info("trying on %s, %d steps at guidance %g", how, steps, guidance)
             measure(
                 folder, name, model, cases, steps=steps, guidance=guidance, seed=asked.seed, batch_size=asked.batch_size
             )
@@ -156,6 +154,20 @@ def main(argv: list[str]) -> None:
     write_scores(
         folder, {"settings": settings, "loras": legend, "not_computed": perception.missing}, results, models, cases
     )
+
+
+def open_loras(names: tuple[str, ...], hub_cache: str | None) -> dict[str, Path]:
+    """The files that the names mean, by their hashes. Raises ValueError where two are the same."""
+    from tryon.pipeline import lora_on_disk
+
+    files: dict[str, Path] = {}
+    for name in names:
+        file = lora_on_disk(name, hub_cache)
+        digest = file_hash(file)[:16]
+        if digest in files:
+            raise ValueError(f"--lora {name} is the same file as {files[digest]}: name each LoRA once")
+        files[digest] = file
+    return files
 
 
 def settings_of(run: Path | None) -> dict[str, Any]:
@@ -197,7 +209,7 @@ def choose_cases(
     trained: dict[str, Any],
     facts: "LoraFacts",
     config: TryOnConfig,
-    device: Any,
+    device: "torch.device",
 ) -> tuple[str, dict[str, "CaseSource"]]:
     """What the scores are of, in words, and the cases of each kind.
 
@@ -211,11 +223,15 @@ def choose_cases(
     rule = rule_for(facts)
     name = None if asked.dataroot else asked.dataset_name or trained.get("dataset_name")
     dataroot = None if name else asked.dataroot or trained.get("dataroot")
+    if asked.validation_data_list and not dataroot:
+        raise ValueError(
+            "--validation_data_list is for VITON-HD and DressCode folders: give --dataroot, or leave it out"
+        )
     of_toy = name is not None and name == str(toy_data_folder(trained.get("data_cache_dir", "")))
     if of_toy or (config.toy and not (name or dataroot)):
         return f"drawings, masks by {rule.name}", drawn_cases(asked, config, rule)
     if dataroot:
-        data = folder_cases(asked, trained, dataroot, rule, config)
+        data = folder_data(asked, trained, dataroot, rule, config)
         return dataroot, held_out(data, asked.num_samples, data.name)
     if name is None:
         raise ValueError("nobody knows what the first LoRA was trained on: give --dataset_name or --dataroot")
@@ -262,13 +278,16 @@ def drawn_cases(asked: EvaluateConfig, config: TryOnConfig, rule: "MaskRule") ->
     return {"paired": DrawnCases(paired), "unpaired": DrawnCases(replace(paired, unpaired=True))}
 
 
-def folder_cases(asked: EvaluateConfig, trained: dict[str, Any], dataroot: str, rule: "MaskRule", config: TryOnConfig):
-    """The test pairs of a folder: a SampleSource."""
+def folder_data(
+    asked: EvaluateConfig, trained: dict[str, Any], dataroot: str, rule: "MaskRule", config: TryOnConfig
+) -> "SampleSource":
+    """The test pairs of a folder."""
     from folder_datasets import load_dresscode, load_viton_hd
     from train_flux_inpaint import is_dresscode
 
     sizes = (config.height, config.width)
-    listed = asked.validation_data_list or trained.get("validation_data_list")
+    of_run = trained.get("validation_data_list") if dataroot == trained.get("dataroot") else None
+    listed = asked.validation_data_list or of_run
     if is_dresscode(dataroot):
         return load_dresscode(dataroot, listed or "test_pairs_paired.txt", mask_config(rule), *sizes, None)
     return load_viton_hd(dataroot, "test", listed or "test_pairs.txt", *sizes, None)

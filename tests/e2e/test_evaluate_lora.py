@@ -133,6 +133,7 @@ def test_what_is_refused(run: Path, data_cache: Path, tmp_path: Path) -> None:
         ([find_lora(str(run))], "is the same file as .*: name each LoRA once"),
         ([taller], "taller.safetensors cannot be compared with .*: it was trained with prompt fixed instead of "
                    "category, height 128 instead of 96: score it by itself"),
+        (["--validation_data_list", "test_pairs.txt"], "--validation_data_list is for VITON-HD and DressCode folders"),
         (["--num_samples", "none"], "drawings have no end: give --num_samples"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
