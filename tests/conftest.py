@@ -18,8 +18,9 @@ from PIL import Image
 
 from tryon.config import TrainConfig, on_toy
 from tryon.models import load_transformer, load_vae
+from tryon.parsing import Parser, load_parser
 from tryon.sample import CATEGORIES, Category, TryOnSample, fit_picture
-from tryon.toy.model import ToyFolders, toy_model
+from tryon.toy.model import ToyFolders, toy_model, toy_parser
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -43,6 +44,12 @@ def transformer(toy: ToyFolders) -> FluxTransformer2DModel:
 @pytest.fixture(scope="session")
 def vae(toy: ToyFolders) -> AutoencoderKL:
     return load_vae(toy.base, torch.float32, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def drawn_parser(data_cache: Path) -> Parser:
+    """The toy's parser, which knows drawn people."""
+    return load_parser(str(toy_parser(data_cache)), None, torch.device("cpu"))
 
 
 def make_sample(seed: int, height: int = 96, width: int = 64, least: int = 0) -> TryOnSample:

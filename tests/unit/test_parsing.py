@@ -1,4 +1,4 @@
-"""Label maps of people: by a tiny SegFormer of the real class, and from files."""
+"""Label maps of people: by a tiny SegFormer of the real class, by the toy's, and from files; masks that follow."""
 
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from safetensors.torch import load_file, save_file
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
 from tryon.masks import PARTS, MaskRule, agnostic_mask
-from tryon.parsing import ATR, load_parser, parse, read_label_map
+from tryon.parsing import ATR, Parser, find_worn, load_parser, mask_for, parse, read_label_map
+from tryon.sample import CATEGORIES, to_picture
+from tryon.toy.examples import DrawnData
 
 CPU = torch.device("cpu")
 
@@ -82,3 +84,41 @@ def test_label_maps_are_read_at_the_size_of_their_person(tmp_path: Path) -> None
     Image.fromarray(pixels + 200).save(tmp_path / "other.png")
     with pytest.raises(ValueError, match=r"other.png is no label map: its pixels must be 0 to 17"):
         read_label_map(tmp_path / "other.png", (60, 80))
+
+
+def test_masks_of_drawn_people_need_no_mask(drawn_parser: Parser) -> None:
+    people = DrawnData(12, 9, CATEGORIES, 192, 144)
+    for exact in map(people.__getitem__, range(len(people))):
+        found = np.array(mask_for(to_picture(exact.person), exact.category, MaskRule(), drawn_parser)) > 0
+        truth = exact.mask[0].numpy() > 0
+        assert (found & truth).sum() / (found | truth).sum() >= 0.9, exact.category
+
+
+def test_a_mask_follows_the_body_by_the_labels_that_found_the_garment(drawn_parser: Parser) -> None:
+    person = to_picture(DrawnData(3, 9, CATEGORIES, 192, 144)[1].person)
+    labels = parse(drawn_parser, person)
+    expected = agnostic_mask(find_worn(labels, "lower"), "lower", MaskRule("parsing"), labels)
+    mask = mask_for(person, "lower", MaskRule("parsing"), drawn_parser)
+    assert mask.mode == "L" and set(np.unique(mask)) == {0, 255}
+    assert np.array_equal(np.array(mask) > 0, expected[0].numpy())
+
+
+def test_what_is_not_worn_is_not_found() -> None:
+    labels = torch.zeros(100, 80, dtype=torch.long)
+    with pytest.raises(ValueError, match="the parser sees no garment on this person: give a mask, or another picture"):
+        find_worn(labels, "upper")
+    labels[20:60, 20:60] = PARTS.index("full")
+    labels[80:82, 10:13] = PARTS.index("lower")  # a speck
+    with pytest.raises(
+        ValueError,
+        match="sees no lower-body garment on this person: give a mask, or choose the category full",
+    ):
+        find_worn(labels, "lower")
+    labels[90, 5:9] = PARTS.index("full")
+    worn = torch.zeros(1, 100, 80, dtype=torch.bool)
+    worn[:, 20:60, 20:60] = True
+    assert torch.equal(find_worn(labels, "full"), worn)
+    labels[60:90, 20:60] = PARTS.index("lower")
+    labels[20:60, 20:60] = PARTS.index("upper")
+    with pytest.raises(ValueError, match="no full-body garment on this person: .* choose the category upper or lower"):
+        find_worn(labels, "full")

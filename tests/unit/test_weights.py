@@ -1,4 +1,4 @@
-"""The toy's shipped weights: that they are what their manifest says, and what VAE and text encoders can do."""
+"""The toy's shipped weights: that they are what their manifest says, and what VAE, text encoders and parser can do."""
 
 import colorsys
 import json
@@ -11,19 +11,21 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
-from pretrain_toy import draw_diptychs, measure_vae
+from pretrain_toy import draw_diptychs, measure_parser, measure_vae
 from tryon.cache import cache_prompts
 from tryon.encode import decode_latents, encode_pictures
 from tryon.manifest import MANIFEST
+from tryon.parsing import Parser
 from tryon.sample import CATEGORIES, Category, prompt_for
-from tryon.toy.examples import DrawnData
-from tryon.toy.model import WEIGHTS, ToyFolders
+from tryon.toy.examples import DrawnData, labelled_person
+from tryon.toy.model import WEIGHTS, ToyFolders, toy_name
 
 
 def test_weights_are_what_their_manifest_says() -> None:
     manifest = json.loads((WEIGHTS / MANIFEST).read_text())
     files = sorted(WEIGHTS.glob("*.safetensors"))
-    assert [file.name for file in files] == sorted(manifest) == ["transformer.safetensors", "vae.safetensors"]
+    names = [file.name for file in files]
+    assert names == sorted(manifest) == ["parser.safetensors", "transformer.safetensors", "vae.safetensors"]
     for file in files:
         facts = manifest[file.name]
         assert facts["sha256"] == sha256(file.read_bytes()).hexdigest()
@@ -31,6 +33,13 @@ def test_weights_are_what_their_manifest_says() -> None:
         assert file.stat().st_size < 16e6
         assert all(tensor.dtype == torch.float16 for tensor in load_file(file).values())
     assert sum(file.stat().st_size for file in files) <= 20e6
+
+
+def test_a_parser_does_not_rename_the_toy(tmp_path: Path) -> None:
+    """LoRAs know the toy by this name."""
+    for name in ("vae", "transformer"):
+        (tmp_path / f"{name}.safetensors").symlink_to(WEIGHTS / f"{name}.safetensors")
+    assert toy_name(tmp_path) == toy_name()
 
 
 @pytest.mark.parametrize("category", CATEGORIES)
@@ -58,3 +67,9 @@ def test_the_text_encoders_tell_the_categories_apart(toy: ToyFolders, tmp_path: 
     for one, other in combinations((cached[prompt] for prompt in prompts), 2):
         assert (one.embeds - other.embeds).std() > 0.3 * one.embeds.std()
         assert (one.pooled - other.pooled).std() > 0.1 * one.pooled.std()
+
+
+def test_the_parser_knows_the_parts_of_drawn_people(drawn_parser: Parser) -> None:
+    """Of all categories, views and sizes."""
+    measured = measure_parser(drawn_parser, [labelled_person(9, index) for index in range(60)])
+    assert measured["accuracy"] >= 0.96 and measured["iou"] >= 0.83 and measured["iou_worn"] >= 0.75
