@@ -39,6 +39,7 @@ STYLE = """
 """
 Editor = dict[str, Any]  # of Gradio: {"background": picture or None, "layers": [RGBA of its size], "composite": ...}
 UNCHANGED = gr.skip()
+NO_PICTURE = "This file is no picture that can be read: give a PNG, JPEG or WebP."
 PROGRESS = gr.Progress()  # as a default Gradio gives a handler one of its own
 
 
@@ -57,6 +58,15 @@ class Entry:
 
     wish: Wish
     results: list[Image.Image]
+
+
+@dataclass(frozen=True)
+class Made:
+    """How the mask on the page was made: of whom, as a file of the page, and of which paint; None: of what the parser
+    finds."""
+
+    person: str
+    worn: Image.Image | None
 
 
 class Stopped(Exception):
@@ -212,33 +222,35 @@ class Page:
         return self.editor(person, self.studio.make_mask(person, worn, category, rule))
 
     def mask_of_person(self, lora: str, editor: Editor | None, category: Category, *offsets: float) -> tuple:
-        """The editor with a mask of what the parser finds; that there is one now, and that it is not made of paint."""
+        """The editor with a mask of what the parser finds, and how it was made."""
         try:
-            return self.make_mask(lora, editor, category, None, *offsets), True, None
+            masked = self.make_mask(lora, editor, category, None, *offsets)
+            return masked, Made(masked["background"], None)
         except ValueError as error:
             gr.Warning(str(error))
-            return (UNCHANGED,) * 3
+            return UNCHANGED, UNCHANGED
 
     def mask_of_paint(self, lora: str, editor: Editor | None, category: Category, *offsets: float) -> tuple:
-        """The editor with a mask of what is painted over; that there is one now, and the paint."""
+        """The editor with a mask of what is painted over, and how it was made."""
         try:
             person_of(editor)
             paint = painted_mask(editor)
             if paint.getbbox() is None:
                 raise ValueError("Paint over all of the garment that the person wears first.")
-            return self.make_mask(lora, editor, category, paint, *offsets), True, paint
+            masked = self.make_mask(lora, editor, category, paint, *offsets)
+            return masked, Made(masked["background"], paint)
         except ValueError as error:
             gr.Warning(str(error))
-            return (UNCHANGED,) * 3
+            return UNCHANGED, UNCHANGED
 
     def mask_anew(
-        self, is_made: bool, worn: Image.Image | None, lora: str, editor: Editor | None, category: Category, *offsets
+        self, made: Made | None, lora: str, editor: Editor | None, category: Category, *offsets: float
     ) -> Any:
-        """The same where category or offsets have changed; a mask that was painted stays."""
-        if not is_made:
-            return UNCHANGED
+        """The same again for another category or other offsets; a mask that was not made stays."""
         try:
-            return self.make_mask(lora, editor, category, worn, *offsets)
+            if made is None or self.file(person_of(editor)) != made.person:
+                return UNCHANGED
+            return self.make_mask(lora, editor, category, made.worn, *offsets)
         except ValueError as error:
             gr.Warning(str(error))
             return UNCHANGED
@@ -250,7 +262,7 @@ class Page:
                 read_picture(Path(upload["path"]))
             return UNCHANGED
         except UNREADABLE:
-            gr.Warning("This file is no picture that can be read: give a PNG, JPEG or WebP.")
+            gr.Warning(NO_PICTURE)
             return None
 
     def begin(self, request: gr.Request) -> tuple:
@@ -390,14 +402,14 @@ class Page:
             str(wish.lora), describe(facts, trained), self.editor(wish.person, wish.mask), self.file(wish.garment),
             wish.category,
             gr.Dropdown(list(sizes), value=size), wish.steps, wish.guidance, len(wish.seeds), wish.seeds[0], False,
-            False, *self.shown(entry), words(entry),
+            None, *self.shown(entry), words(entry),
         )  # fmt: skip
 
     def show_example(self, event: gr.SelectData) -> tuple:
         """Person, garment and category of the example; no mask is made yet."""
         example = self.examples[event.index]
-        person = {"background": str(example.person), "layers": [], "composite": None}
-        return person, str(example.garment), example.category, False
+        person = Image.open(example.person)
+        return self.editor(person, None), str(example.garment), example.category, None
 
 
 def build_page(
@@ -410,9 +422,10 @@ def build_page(
     sizes, offsets = list(panel_sizes(size)), rule_of(facts).offsets
     kept = {"time_to_live": KEPT_SECONDS}
     private = {"api_visibility": "private"}
+    quietly = {**private, "show_progress": "hidden"}  # the editor's own sign of progress may stay when all is done
     with gr.Blocks(title="Try-on", analytics_enabled=False, delete_cache=(CLEANED_EVERY, KEPT_SECONDS)) as blocks:
         history, entry = gr.State([], **kept), gr.State(None, **kept)
-        worn, is_made = gr.State(None, **kept), gr.State(False)
+        made = gr.State(None, **kept)
         with gr.Row(equal_height=False):
             gr.Markdown("# Try-on", elem_id="title")
             with gr.Column(scale=3):
@@ -429,6 +442,7 @@ def build_page(
                     brush=gr.Brush(colors=[(MASK_COLOUR, MASK_OPACITY)], color_mode="fixed"),
                     transforms=[],
                     layers=False,
+                    canvas_size=(16, 16),  # a larger one than the picture would draw its mask beside its place
                     height=520,
                     elem_id="person",
                 )
@@ -485,12 +499,11 @@ def build_page(
         settings = [category, size_name, steps_taken, strength, count, seed, is_random]
         blocks.load(page.refresh, outputs=lora, **private)
         lora.input(page.choose_lora, lora, [about, size_name, *sliders], **private)
-        for event in (person.upload, person.clear):
-            event(lambda: (False, None), outputs=[is_made, worn], **private)
-        find.click(page.mask_of_person, [lora, person, category, *sliders], [person, is_made, worn], **private)
-        grow.click(page.mask_of_paint, [lora, person, category, *sliders], [person, is_made, worn], **private)
+        masks = [lora, person, category, *sliders]
+        find.click(page.mask_of_person, masks, [person, made], **quietly)
+        grow.click(page.mask_of_paint, masks, [person, made], **quietly)
         for event in (category.input, *(each.release for each in sliders)):
-            event(page.mask_anew, [is_made, worn, lora, person, category, *sliders], person, **private)
+            event(page.mask_anew, [made, *masks], person, **quietly)
         garment.upload(page.refuse_unreadable, garment, garment, preprocess=False, **private)
         dressing = button.click(page.begin, outputs=[button, stop], queue=False, **private).then(
             page.dress,
@@ -505,11 +518,11 @@ def build_page(
         past.select(
             page.restore,
             history,
-            [lora, about, person, garment, category, size_name, steps_taken, strength, count, seed, is_random, is_made,
+            [lora, about, person, garment, category, size_name, steps_taken, strength, count, seed, is_random, made,
              slider, results, entry, said],
-            **private,
+            **quietly,
         )  # fmt: skip
-        shelf.select(page.show_example, outputs=[person, garment, category, is_made], **private)
+        shelf.select(page.show_example, outputs=[person, garment, category, made], **quietly)
         blocks.unload(page.leave)
 
         # What a program calls, with pictures as files: /try_on.
