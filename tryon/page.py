@@ -31,6 +31,7 @@ CLEANED_EVERY = 60 * 60  # seconds
 STYLE = """
 .gradio-container { max-width: 1500px !important; margin: 0 auto !important; }
 #title h1 { margin: 0; }
+#history .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
 @media (max-width: 640px) {
   .gradio-container { padding: 8px !important; }
   #examples .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
@@ -213,47 +214,50 @@ class Page:
 
     def make_mask(
         self, lora: str, editor: Editor | None, category: Category, worn: Image.Image | None, *offsets: float
-    ) -> Editor:
-        """The editor with a mask on it. offsets: MaskRule's, in percent. Raises ValueError where none can be made."""
+    ) -> tuple[Editor, Made, str]:
+        """The editor with a mask on it, how it was made, and words. worn: paint over what is worn; None: the parser
+        finds it. offsets: MaskRule's, in percent. Raises ValueError where no mask can be made."""
         person = person_of(editor)
         rule = rule_of(read_facts(self.chosen(lora)))
         top, bottom, left, right = (percent / 100 for percent in offsets)
         rule = replace(rule, top=top, bottom=bottom, left=left, right=right)
-        return self.editor(person, self.studio.make_mask(person, worn, category, rule))
+        mask = self.studio.make_mask(person, worn, category, rule)
+        share = mask.histogram()[255] / (mask.width * mask.height)
+        said = f"What is pink will be repainted: {share:.0%} of the picture."
+        return self.editor(person, mask), Made(self.file(person), worn), said
 
-    def mask_of_person(self, lora: str, editor: Editor | None, category: Category, *offsets: float) -> tuple:
-        """The editor with a mask of what the parser finds, and how it was made."""
+    def mask_of_person(self, *asked: Any) -> tuple:
+        """The same with what the parser finds. asked: LoRA, editor, category, offsets."""
         try:
-            masked = self.make_mask(lora, editor, category, None, *offsets)
-            return masked, Made(masked["background"], None)
+            lora, editor, category, *offsets = asked
+            return self.make_mask(lora, editor, category, None, *offsets)
         except ValueError as error:
             gr.Warning(str(error))
-            return UNCHANGED, UNCHANGED
+            return UNCHANGED, UNCHANGED, str(error)
 
-    def mask_of_paint(self, lora: str, editor: Editor | None, category: Category, *offsets: float) -> tuple:
-        """The editor with a mask of what is painted over, and how it was made."""
+    def mask_of_paint(self, *asked: Any) -> tuple:
+        """The same with what is painted over."""
         try:
+            lora, editor, category, *offsets = asked
             person_of(editor)
             paint = painted_mask(editor)
             if paint.getbbox() is None:
                 raise ValueError("Paint over all of the garment that the person wears first.")
-            masked = self.make_mask(lora, editor, category, paint, *offsets)
-            return masked, Made(masked["background"], paint)
+            return self.make_mask(lora, editor, category, paint, *offsets)
         except ValueError as error:
             gr.Warning(str(error))
-            return UNCHANGED, UNCHANGED
+            return UNCHANGED, UNCHANGED, str(error)
 
-    def mask_anew(
-        self, made: Made | None, lora: str, editor: Editor | None, category: Category, *offsets: float
-    ) -> Any:
-        """The same again for another category or other offsets; a mask that was not made stays."""
+    def mask_anew(self, made: Made | None, *asked: Any) -> tuple:
+        """The same as the last time, for another category or other offsets; a mask that was not made stays."""
         try:
+            lora, editor, category, *offsets = asked
             if made is None or self.file(person_of(editor)) != made.person:
-                return UNCHANGED
+                return (UNCHANGED,) * 3
             return self.make_mask(lora, editor, category, made.worn, *offsets)
         except ValueError as error:
             gr.Warning(str(error))
-            return UNCHANGED
+            return UNCHANGED, UNCHANGED, str(error)
 
     def refuse_unreadable(self, upload: dict | None) -> Any:
         """A garment that was uploaded, or nothing in its place where it is no picture."""
@@ -346,7 +350,7 @@ class Page:
             return [self.file(result) for result in entry.results], wish.seeds[0]
         except (ValueError, torch.OutOfMemoryError) as error:
             logger.warning("%s", error)
-            raise gr.Error(str(error)) from error
+            raise gr.Error(str(error), print_exception=False) from None
 
     def wish(
         self,
@@ -488,7 +492,7 @@ def build_page(
                 gr.Markdown("#### What you made: press one to go back to it")
                 past = gr.Gallery(
                     show_label=False, format="png", columns=3, height=300,
-                    object_fit="contain", fit_columns=False, interactive=False, allow_preview=False, elem_id="history",
+                    object_fit="contain", interactive=False, allow_preview=False, elem_id="history",
                 )  # fmt: skip
         gr.Markdown("#### Drawn examples")
         shelf = gr.Gallery(
@@ -500,10 +504,10 @@ def build_page(
         blocks.load(page.refresh, outputs=lora, **private)
         lora.input(page.choose_lora, lora, [about, size_name, *sliders], **private)
         masks = [lora, person, category, *sliders]
-        find.click(page.mask_of_person, masks, [person, made], **quietly)
-        grow.click(page.mask_of_paint, masks, [person, made], **quietly)
+        find.click(page.mask_of_person, masks, [person, made, said], **quietly)
+        grow.click(page.mask_of_paint, masks, [person, made, said], **quietly)
         for event in (category.input, *(each.release for each in sliders)):
-            event(page.mask_anew, [made, *masks], person, **quietly)
+            event(page.mask_anew, [made, *masks], [person, made, said], **quietly)
         garment.upload(page.refuse_unreadable, garment, garment, preprocess=False, **private)
         dressing = button.click(page.begin, outputs=[button, stop], queue=False, **private).then(
             page.dress,
