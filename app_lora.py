@@ -17,6 +17,7 @@ from tryon.config import PROJECT, TryOnConfig, mistakes, parse_flags, setting
 from tryon.entry import run_script
 
 if TYPE_CHECKING:
+    from tryon.lora import LoraFacts
     from tryon.page import Example
     from tryon.pipeline import TryOnModel
 
@@ -135,9 +136,13 @@ def main(argv: list[str]) -> None:
 
     set_up_logging(is_main_process=True)
     lora, runs = first_lora(config)
-    parser = page.parser
-    if parser is None and is_for_toy(config, read_facts(lora)):
-        parser = str(toy_parser(Path(config.data_cache_dir).expanduser()))
+
+    def parser(facts: "LoraFacts | None") -> str | None:
+        if page.parser:
+            return page.parser
+        if is_for_toy(config, facts):
+            return str(toy_parser(Path(config.data_cache_dir).expanduser()))
+        return facts.mask_parser if facts else None
 
     def load(lora: Path) -> "TryOnModel":
         return load_try_on(use_toy_model_for_try_on(config, read_facts(lora)), lora)

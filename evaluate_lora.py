@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# What decides which items of a data set a training holds back.
+SPLIT = ("seed", "max_validation_samples", "min_reference")
 # What models of one comparison share; of the mask rule only a difference is said.
 ALIKE = ("base", "transformer", "prompt", "max_sequence_length", "height", "width")
 
@@ -94,10 +96,12 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
     import torch
+    from diffusers.training_utils import free_memory
 
     from tryon.lora import LoraFacts, read_facts
+    from tryon.memory import choose_quantization
     from tryon.perceptual import load_perception
-    from tryon.pipeline import load_try_on, panel_size
+    from tryon.pipeline import TryOnModel, load_try_on, panel_size, same_models, swap_lora
     from tryon.scoring import BASE, is_measured, measure, open_folder, summarise
     from tryon.toy.model import use_toy_model_for_try_on
     from tryon.tracking import set_up_logging
@@ -108,7 +112,8 @@ def main(argv: list[str]) -> None:
     facts = [read_facts(file) or unknown for file in loras.values()]
     check_alike(list(loras.values()), facts, config)
     (first, lora), *_ = loras.items()
-    trained = settings_of(run_of(lora))
+    learnt = {file: settings_of(run_of(file)) for file in loras.values()}
+    trained = learnt[lora]
     named = {"base": config.base or facts[0].base, "transformer": config.transformer or facts[0].transformer}
     config = use_toy_model_for_try_on(config, facts[0])
     height, width = panel_size(config, facts[0])
@@ -116,32 +121,36 @@ def main(argv: list[str]) -> None:
     guidance = trained.get("validation_guidance_scale", 30.0) if asked.guidance_scale is None else asked.guidance_scale
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    what, cases = choose_cases(asked, trained, facts[0], replace(config, height=height, width=width), device)
+    what, cases = choose_cases(asked, learnt, facts[0], replace(config, height=height, width=width), device)
     folder = scores_folder(asked, lora, first)
     settings = {
         "data": what, "num_samples": asked.num_samples, "height": height, "width": width, "steps": steps,
         "guidance_scale": guidance, "seed": asked.seed, "batch_size": asked.batch_size,
         **named, "prompt": facts[0].prompt, "max_sequence_length": facts[0].max_sequence_length,
-        "lora_scale": config.lora_scale, "quantization": config.quantization, "device": device.type,
+        "lora_scale": config.lora_scale, "quantization": choose_quantization(config.quantization, device),
+        "device": device.type,
     }  # fmt: skip
     open_folder(folder, settings, cases)
     logger.info("scoring on %s: %s", what, ", ".join(f"{len(source)} {kind}" for kind, source in cases.items()))
 
+    model: TryOnModel | None = None
     for digest, file in loras.items():
         wanted = [BASE, digest] if digest == first else [digest]
         if not (missing := [name for name in wanted if not is_measured(folder, name, cases)]):
             logger.info("%s is measured already", file)
             continue
-        model = load_try_on(config, file)
+        if model and same_models(model, read_facts(file)):
+            model = swap_lora(model, config, file)
+        else:
+            model = None
+            free_memory()
+            model = load_try_on(config, file)
         for name in missing:
             how = "without LoRA" if name == BASE else f"with {file}"
             logger.info("trying on %s, %d steps at guidance %g", how, steps, guidance)
             measure(
                 folder, name, model, cases, steps=steps, guidance=guidance, seed=asked.seed, batch_size=asked.batch_size
             )
-        del model
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
 
     headings = ["LoRA"] if len(loras) == 1 else [f"LoRA {number}" for number in range(1, len(loras) + 1)]
     models = {BASE: "base", **dict(zip(loras, headings, strict=True))}
@@ -206,21 +215,23 @@ def scores_folder(asked: EvaluateConfig, lora: Path, digest: str) -> Path:
 
 def choose_cases(
     asked: EvaluateConfig,
-    trained: dict[str, Any],
+    learnt: dict[Path, dict[str, Any]],
     facts: "LoraFacts",
     config: TryOnConfig,
     device: "torch.device",
 ) -> tuple[str, dict[str, "CaseSource"]]:
     """What the scores are of, in words, and the cases of each kind.
 
-    trained: the settings of the first LoRA's run, empty where it is not known; its split is kept, so that no pair is
-    scored on that was trained on. config: with the panel's size. Raises ValueError where no data is known.
+    learnt: the settings of each LoRA's run, empty where it is not known; the first one's split is kept, so that no pair
+    is scored on that was trained on. facts: the first LoRA's. config: with the panel's size. Raises ValueError where no
+    data is known, and where another LoRA learnt from some of it.
     """
     from deepfashion_training.deepfashion_dataset import load_deepfashion
     from deepfashion_training.train_deepfashion_lora import toy_data_folder
+    from tryon.pipeline import usable_rule
     from tryon.scoring import held_out
 
-    rule = rule_for(facts)
+    rule, trained = usable_rule(facts), next(iter(learnt.values()))
     name = None if asked.dataroot else asked.dataset_name or trained.get("dataset_name")
     dataroot = None if name else asked.dataroot or trained.get("dataroot")
     if asked.validation_data_list and not dataroot:
@@ -242,16 +253,24 @@ def choose_cases(
         _kept(TrainConfig, trained), height=config.height, width=config.width, cache_dir=config.cache_dir,
         data_cache_dir=str(Path(config.data_cache_dir).expanduser().absolute()),
     )  # fmt: skip
+    check_unseen(learnt, name, {**vars(chosen), **vars(split)})
     _, data = load_deepfashion(chosen, masks, split, device)
     return f"{name}, masks by {rule.name}", held_out(data, asked.num_samples, lambda index: data.pair(index).pid)
 
 
-def rule_for(facts: "LoraFacts") -> "MaskRule":
-    """The mask rule that the LoRA was trained with; the default where its data had masks of their own."""
-    from tryon.masks import MaskRule
-    from tryon.pipeline import trained_rule
-
-    return MaskRule() if facts.mask_rule == "given" else trained_rule(facts)
+def check_unseen(learnt: dict[Path, dict[str, Any]], name: str, used: dict[str, Any]) -> None:
+    """Raises ValueError where a LoRA was trained on another split of the data set `name`, and may know some of the
+    pairs by heart; says of which LoRAs nobody knows. used: the settings of the split that is scored on."""
+    for file, settings in learnt.items():
+        differences = [each for each in SPLIT if settings.get(each, used[each]) != used[each]]
+        if not settings:
+            logger.warning("nobody knows what %s was trained on: it may have learnt from some of these pairs", file)
+        elif settings.get("dataset_name") == name and differences:
+            words = ", ".join(f"{each} {settings[each]} instead of {used[each]}" for each in differences)
+            raise ValueError(
+                f"{file} was trained on another split of {name} ({words}) and may have learnt from pairs that are "
+                "scored: score it by itself, or on data that none of the LoRAs has seen"
+            )
 
 
 def mask_config(rule: "MaskRule") -> MaskConfig:
@@ -327,7 +346,8 @@ def write_scores(
         logger.info("%s", line)
     for kind, source in cases.items():
         worst_grid(folder, models, kind, source).save(folder / f"worst-{kind}.png")
-        logger.info("worst cases first: %s", folder / f"worst-{kind}.png")
+        order = "the first cases" if source[0].truth is None else "the worst cases first"
+        logger.info("%s: %s", order, folder / f"worst-{kind}.png")
     logger.info("scores: %s and %s", folder / "evaluation.md", folder / "evaluation.json")
     if changed := changed_outside(results):
         raise ValueError(

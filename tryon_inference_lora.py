@@ -146,13 +146,13 @@ def request_of_flags(pictures: PictureConfig) -> Request:
     return Request(person, garment, mask, worn, pictures.category, output)
 
 
-def read_pairs(path: Path) -> list[dict[str, str]]:
-    """The lines of a CSV file of try-ons below its first, which names COLUMNS. Raises ValueError for what is wrong with
-    the file as a whole."""
+def read_pairs(path: Path) -> list[tuple[int, dict[str, str]]]:
+    """The lines of a CSV file of try-ons below its first, which names COLUMNS, with their numbers. Raises ValueError
+    for what is wrong with the file as a whole."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
             reader = csv.DictReader(file)
-            lines = list(reader)
+            lines = [(reader.line_num, line) for line in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"--pairs {path} cannot be read ({error}): give a CSV file in UTF-8") from error
     columns = set(reader.fieldnames or [])
@@ -162,9 +162,13 @@ def read_pairs(path: Path) -> list[dict[str, str]]:
         raise ValueError(f"--pairs {path} has the column {unknown[0]}: there may be {', '.join(COLUMNS)}")
     if not lines:
         raise ValueError(f"--pairs {path} has no line below its first: give a try-on a line")
-    outputs = Counter(line["output"] for line in lines if line["output"])
-    if twice := [output for output, count in outputs.items() if count > 1]:
-        raise ValueError(f"--pairs {path} writes {twice[0]} more than once: give each line an output of its own")
+    read, written = Counter(), Counter()
+    for _, line in lines:
+        for name in ("person", "garment", "mask", "output"):
+            if cell := (line.get(name) or "").strip():
+                (written if name == "output" else read)[(path.parent / Path(cell).expanduser()).resolve()] += 1
+    if twice := [file for file, count in written.items() if count > 1 or file in read]:
+        raise ValueError(f"--pairs {path} reads or writes {twice[0]} too: give each line an output of its own")
     return lines
 
 
@@ -182,7 +186,10 @@ def request_of_line(line: dict[str, str], folder: Path, category: "Category | No
         name: folder / Path(cells[name]).expanduser() if cells.get(name) else None
         for name in ("person", "garment", "mask", "output")
     }
-    paths["output"].parent.mkdir(parents=True, exist_ok=True)
+    try:
+        paths["output"].parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the folder of its output {paths['output']} cannot be made ({error.strerror})") from error
     if problems := unwritable("its output", paths["output"]):
         raise ValueError(problems[0])
     return Request(**paths, worn=None, category=cells.get("category") or category)
@@ -245,7 +252,8 @@ def open_pictures(request: Request, facts: "LoraFacts | None", make_mask: "MakeM
 
 
 def dress(model: "TryOnModel", opened: Pictures, pictures: PictureConfig, output: Path) -> "list[Image.Image]":
-    """Writes the try-on's results and returns them. Several are named after their seeds."""
+    """Writes the try-on's results and returns them. Several are named after their seeds. Raises ValueError for what
+    cannot be dressed or written."""
     from tryon.pipeline import try_on
 
     seeds = range(pictures.seed, pictures.seed + pictures.num_results)
@@ -261,7 +269,10 @@ def dress(model: "TryOnModel", opened: Pictures, pictures: PictureConfig, output
     )
     for seed, result in zip(seeds, results, strict=True):
         file = output if len(seeds) == 1 else output.with_stem(f"{output.stem}-seed{seed}")
-        result.save(file, quality=95)  # PNG knows none
+        try:
+            result.save(file, quality=95)  # PNG knows none
+        except OSError as error:
+            raise ValueError(f"{file} cannot be written ({error}): make room, or name another place") from error
         logger.info("wrote %s (seed %d; %d x %d pixels, height x width)", file, seed, result.height, result.width)
     return results
 
@@ -278,14 +289,14 @@ def grid_row(opened: Pictures, results: "list[Image.Image]", size: tuple[int, in
 
 
 def dress_pairs(
-    model: "TryOnModel", lines: list[dict[str, str]], pictures: PictureConfig, make_mask: "MakeMask"
+    model: "TryOnModel", lines: list[tuple[int, dict[str, str]]], pictures: PictureConfig, make_mask: "MakeMask"
 ) -> "tuple[list[tuple[str, list[Image.Image]]], list[str]]":
     """Dresses line by line; returns the grid's rows, and what is wrong with the lines that could not be."""
     from tryon.tracking import progress_bar
 
     folder, rows, failed = Path(pictures.pairs).expanduser().parent, [], []
     bar = progress_bar(len(lines), "dressing", visible=True)
-    for number, line in enumerate(lines, 2):  # the first line names the columns
+    for number, line in lines:
         try:
             request = request_of_line(line, folder, pictures.category)
             opened = open_pictures(request, model.facts, make_mask)

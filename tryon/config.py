@@ -142,7 +142,7 @@ class TrainConfig:
     push_to_hub: str | None = setting(
         None, "upload the finished LoRA and a card of it to this repository of the hub: user/name"
     )
-    private: bool = setting(False, "make that repository private, where it is new")
+    private: bool = setting(False, "make that repository a private one; one that is public already is refused")
 
 
 @dataclass(frozen=True, kw_only=True)

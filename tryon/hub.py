@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 import httpx2
-from huggingface_hub import constants, create_repo, get_token, snapshot_download, upload_folder, whoami
+from huggingface_hub import constants, create_repo, get_token, model_info, snapshot_download, upload_folder, whoami
 from huggingface_hub.errors import (
     DryRunError,
     GatedRepoError,
@@ -155,13 +155,19 @@ def check_login(name: str) -> None:
 
 
 def upload(folder: Path, files: Sequence[str], name: str, private: bool) -> str:
-    """Uploads these files of the folder into the hub's repository `name`, which is made, as a private one if asked for,
-    where it is not there yet. Returns its address. Raises ValueError where that fails, with what to do about it."""
+    """Uploads these files of the folder into the hub's repository `name`, which is made where it is not there yet, as a
+    private one if asked for. Returns its address. Raises ValueError where that fails, with what to do about it, and
+    where it is to be private and is public already."""
     try:
         create_repo(name, private=private or None, exist_ok=True)
-        upload_folder(
-            repo_id=name, folder_path=folder, allow_patterns=list(files), commit_message="A try-on LoRA and its card"
-        )
+        is_public = private and not model_info(name).private  # one that was there stays as it was
+        if not is_public:
+            upload_folder(
+                repo_id=name,
+                folder_path=folder,
+                allow_patterns=list(files),
+                commit_message="A try-on LoRA and its card",
+            )
     except HFValidationError as error:
         raise ValueError(f"{name} is no name of a repository ({_first_line(error)}): give another") from error
     except HfHubHTTPError as error:
@@ -173,6 +179,8 @@ def upload(folder: Path, files: Sequence[str], name: str, private: bool) -> str:
     except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:
         words = _first_line(error.__cause__ or error)
         raise ValueError(f"the upload to {name} failed ({words}): look at the network, and try again") from error
+    if is_public:
+        raise ValueError(f"{name} is public already: make it private in its settings, or leave --private out")
     return f"{constants.ENDPOINT}/{name}"
 
 

@@ -4,6 +4,7 @@ import logging
 import secrets
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -14,10 +15,10 @@ import torch
 from PIL import Image, ImageChops, ImageColor
 
 from tryon.lora import LoraFacts, read_facts
-from tryon.pipeline import panel_size
+from tryon.pipeline import panel_size, usable_rule
 from tryon.runs import CHECKPOINT, all_loras, step_of
 from tryon.sample import CATEGORIES, UNREADABLE, Category, read_picture, upright_rgb
-from tryon.studio import Studio, Wish, rule_of
+from tryon.studio import Studio, Wish
 
 logger = logging.getLogger(__name__)
 
@@ -55,10 +56,18 @@ class Example:
 
 @dataclass(frozen=True)
 class Entry:
-    """A try-on in a session's history: what was asked for, and what came of it."""
+    """A try-on in the session's history, its pictures as files of the page: what was asked for, and what came of it."""
 
-    wish: Wish
-    results: list[Image.Image]
+    lora: Path
+    person: str
+    garment: str
+    mask: str
+    category: Category
+    size: tuple[int, int]
+    steps: int
+    guidance: float
+    seeds: Sequence[int]
+    results: list[str]
 
 
 @dataclass(frozen=True)
@@ -128,15 +137,15 @@ def person_of(editor: Editor | None) -> Image.Image:
     return upright_rgb(editor["background"])
 
 
-def caption(wish: Wish, index: int) -> str:
-    return f"{wish.category}, {wish.seeds[index]}"
+def caption(entry: Entry, index: int) -> str:
+    return f"{entry.category}, {entry.seeds[index]}"
 
 
 def words(entry: Entry) -> str:
     """What the page says of a result."""
-    seeds, result = entry.wish.seeds, entry.results[0]
+    seeds, (width, height) = entry.seeds, Image.open(entry.results[0]).size
     which = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
-    return f"{which}; {result.height} x {result.width} pixels (height x width)."
+    return f"{which}; {height} x {width} pixels (height x width)."
 
 
 def thumbnail(example: Example) -> Image.Image:
@@ -160,6 +169,7 @@ class Page:
     folder: Path
     examples: list[Example]
     stops: dict[str, threading.Event] = field(default_factory=dict)  # by session, while it is dressing somebody
+    filing: threading.Lock = field(default_factory=threading.Lock)
 
     def loras(self) -> list[tuple[str, str]]:
         """Names and paths of the LoRAs to choose from."""
@@ -179,17 +189,18 @@ class Page:
 
         Gradio would write a picture anew each time it is shown, while a browser may still be reading it.
         """
-        for old in self.folder.glob("*.png"):
-            if old.stat().st_mtime < time.time() - KEPT_SECONDS:
-                old.unlink(missing_ok=True)
-        pixels = picture.tobytes() + repr((picture.mode, picture.size)).encode()
-        file = self.folder / f"{sha256(pixels).hexdigest()}.png"
-        if not file.exists():
-            staging = file.with_suffix(f".{threading.get_ident()}")
-            picture.save(staging, "PNG", compress_level=1)
-            staging.replace(file)
-        file.touch()
-        return str(file)
+        with self.filing:
+            for old in self.folder.glob("*.png"):
+                if old.stat().st_mtime < time.time() - KEPT_SECONDS:
+                    old.unlink()
+            pixels = picture.tobytes() + repr((picture.mode, picture.size)).encode()
+            file = self.folder / f"{sha256(pixels).hexdigest()}.png"
+            if not file.exists():
+                staging = file.with_suffix(".partial")
+                picture.save(staging, "PNG", compress_level=1)
+                staging.replace(file)
+            file.touch()
+            return str(file)
 
     def editor(self, person: Image.Image, mask: Image.Image | None) -> Editor:
         """What the editor shows: a person, and its mask as paint."""
@@ -209,7 +220,7 @@ class Page:
             gr.Warning(str(error))
             return (UNCHANGED,) * 6
         sizes = list(panel_sizes(size))
-        rule = rule_of(facts)
+        rule = usable_rule(facts)
         return describe(facts, size), gr.Dropdown(sizes, value=sizes[0]), *(100 * share for share in rule.offsets)
 
     def make_mask(
@@ -218,10 +229,10 @@ class Page:
         """The editor with a mask on it, how it was made, and words. worn: paint over what is worn; None: the parser
         finds it. offsets: MaskRule's, in percent. Raises ValueError where no mask can be made."""
         person = person_of(editor)
-        rule = rule_of(read_facts(self.chosen(lora)))
+        rule = usable_rule(read_facts(self.chosen(lora)))
         top, bottom, left, right = (percent / 100 for percent in offsets)
         rule = replace(rule, top=top, bottom=bottom, left=left, right=right)
-        mask = self.studio.make_mask(person, worn, category, rule)
+        mask = self.studio.make_mask(Path(lora), person, worn, category, rule)
         share = mask.histogram()[255] / (mask.width * mask.height)
         said = f"What is pink will be repainted: {share:.0%} of the picture."
         return self.editor(person, mask), Made(self.file(person), worn), said
@@ -273,10 +284,10 @@ class Page:
         self.stops[request.session_hash] = threading.Event()
         return gr.Button("Dressing ...", interactive=False), gr.Button(interactive=True)
 
-    def stop(self, request: gr.Request) -> str:
+    def stop(self, request: gr.Request) -> None:
+        """Says nothing: the words could arrive after those of the end."""
         if stop := self.stops.get(request.session_hash):
             stop.set()
-        return "Stopping after this step."
 
     def end(self, request: gr.Request) -> tuple:
         self.stops.pop(request.session_hash, None)
@@ -284,7 +295,8 @@ class Page:
 
     def leave(self, request: gr.Request) -> None:
         """Somebody closed the page: nobody waits for what is being made."""
-        self.stop(request)
+        if stop := self.stops.pop(request.session_hash, None):
+            stop.set()
 
     def dress(
         self,
@@ -319,8 +331,8 @@ class Page:
             gr.Warning(str(error))
             return (UNCHANGED,) * 6 + (str(error),)
         history = [entry, *history][:LONGEST_HISTORY]
-        past = [(self.file(each.results[0]), caption(each.wish, 0)) for each in history]
-        return *self.shown(entry), wish.seeds[0], history, past, words(entry)
+        past = [(each.results[0], caption(each, 0)) for each in history]
+        return *shown(entry), wish.seeds[0], history, past, words(entry)
 
     def try_on(
         self,
@@ -343,11 +355,11 @@ class Page:
                 raise ValueError("Give a picture of the person and one of the garment.")
             person = upright_rgb(person)
             if mask is None:
-                rule = rule_of(read_facts(self.chosen(lora)))
-                mask = self.studio.make_mask(person, None, category, rule)
+                rule = usable_rule(read_facts(self.chosen(lora)))
+                mask = self.studio.make_mask(Path(lora), person, None, category, rule)
             wish = self.wish(lora, person, garment, mask, category, size, steps, guidance, count, seed, is_random)
             entry = self.fulfil(wish, threading.Event(), progress)
-            return [self.file(result) for result in entry.results], wish.seeds[0]
+            return entry.results, wish.seeds[0]
         except (ValueError, torch.OutOfMemoryError) as error:
             logger.warning("%s", error)
             raise gr.Error(str(error), print_exception=False) from None
@@ -383,37 +395,46 @@ class Page:
                 raise Stopped
             progress((done, wish.steps), desc="dressing" if done else "preparing")
 
-        return Entry(wish, self.studio.dress(wish, each_step))
-
-    def shown(self, entry: Entry) -> tuple:
-        """The slider between before and after, the results where there are several, and what they are of."""
-        results = [(self.file(result), caption(entry.wish, index)) for index, result in enumerate(entry.results)]
-        slider = self.file(entry.wish.person), results[0][0]
-        return slider, gr.Gallery(results, visible=len(results) > 1), entry
+        results = self.studio.dress(wish, each_step)
+        person, garment, mask, *shown = map(self.file, (wish.person, wish.garment, wish.mask, *results))
+        return Entry(
+            wish.lora, person, garment, mask, wish.category, wish.size, wish.steps, wish.guidance, wish.seeds, shown
+        )
 
     def compare(self, entry: Entry, event: gr.SelectData) -> tuple[str, str]:
         """The slider between the person and the result that was picked."""
-        return self.file(entry.wish.person), self.file(entry.results[event.index])
+        return entry.person, entry.results[event.index]
 
     def restore(self, history: list[Entry], event: gr.SelectData) -> tuple:
         """Everything as it was when a picture of the history was made; the next one would be the same."""
         entry = history[event.index]
-        wish = entry.wish
-        facts, trained = read_facts(wish.lora), self.trained_size(wish.lora)
+        try:
+            facts, trained = read_facts(self.chosen(str(entry.lora))), self.trained_size(entry.lora)
+            if not Path(entry.person).exists():
+                raise ValueError("The pictures of this one are older than a day and were removed.")
+        except ValueError as error:
+            gr.Warning(str(error))
+            return *(UNCHANGED,) * 15, str(error)
         sizes = panel_sizes(trained)
-        size = next(name for name, each in sizes.items() if each == wish.size)
+        size = next(name for name, each in sizes.items() if each == entry.size)
+        editor = self.editor(Image.open(entry.person), Image.open(entry.mask))
         return (
-            str(wish.lora), describe(facts, trained), self.editor(wish.person, wish.mask), self.file(wish.garment),
-            wish.category,
-            gr.Dropdown(list(sizes), value=size), wish.steps, wish.guidance, len(wish.seeds), wish.seeds[0], False,
-            None, *self.shown(entry), words(entry),
+            str(entry.lora), describe(facts, trained), editor, entry.garment, entry.category,
+            gr.Dropdown(list(sizes), value=size), entry.steps, entry.guidance, len(entry.seeds), entry.seeds[0], False,
+            None, *shown(entry), words(entry),
         )  # fmt: skip
 
     def show_example(self, event: gr.SelectData) -> tuple:
         """Person, garment and category of the example; no mask is made yet."""
         example = self.examples[event.index]
-        person = Image.open(example.person)
-        return self.editor(person, None), str(example.garment), example.category, None
+        person, garment = Image.open(example.person), Image.open(example.garment)
+        return self.editor(person, None), self.file(garment), example.category, None
+
+
+def shown(entry: Entry) -> tuple:
+    """The slider between before and after, the results where there are several, and what they are of."""
+    results = [(result, caption(entry, index)) for index, result in enumerate(entry.results)]
+    return (entry.person, entry.results[0]), gr.Gallery(results, visible=len(results) > 1), entry
 
 
 def build_page(
@@ -423,7 +444,7 @@ def build_page(
     empty one, for pictures on their way to it. steps, guidance: what it begins with."""
     page = Page(studio, first, runs, folder, examples)
     facts, size = read_facts(first), page.trained_size(first)
-    sizes, offsets = list(panel_sizes(size)), rule_of(facts).offsets
+    sizes, offsets = list(panel_sizes(size)), usable_rule(facts).offsets
     kept = {"time_to_live": KEPT_SECONDS}
     private = {"api_visibility": "private"}
     quietly = {**private, "show_progress": "hidden"}  # the editor's own sign of progress may stay when all is done
@@ -506,8 +527,8 @@ def build_page(
         masks = [lora, person, category, *sliders]
         find.click(page.mask_of_person, masks, [person, made, said], **quietly)
         grow.click(page.mask_of_paint, masks, [person, made, said], **quietly)
-        for event in (category.input, *(each.release for each in sliders)):
-            event(page.mask_anew, [made, *masks], [person, made, said], **quietly)
+        for event in (category.change, *(each.change for each in sliders)):
+            event(page.mask_anew, [made, *masks], [person, made, said], trigger_mode="always_last", **quietly)
         garment.upload(page.refuse_unreadable, garment, garment, preprocess=False, **private)
         dressing = button.click(page.begin, outputs=[button, stop], queue=False, **private).then(
             page.dress,
@@ -517,7 +538,7 @@ def build_page(
             **private,
         )
         dressing.then(page.end, outputs=[button, stop], queue=False, **private)
-        stop.click(page.stop, outputs=said, queue=False, **private)
+        stop.click(page.stop, queue=False, **private)
         results.select(page.compare, entry, slider, **private)
         past.select(
             page.restore,

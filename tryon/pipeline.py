@@ -94,6 +94,11 @@ def trained_rule(facts: LoraFacts | None) -> MaskRule:
     return MaskRule(facts.mask_rule, *facts.mask_offsets, parser=facts.mask_parser)
 
 
+def usable_rule(facts: LoraFacts | None) -> MaskRule:
+    """The same, but the default too where the data had masks of its own: for whoever looks at what is made."""
+    return MaskRule() if facts and facts.mask_rule == "given" else trained_rule(facts)
+
+
 def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:
     """Loads a LoRA and the models that it was trained for: its header names them where the configuration does not.
 
@@ -166,6 +171,7 @@ def swap_lora(model: TryOnModel, config: TryOnConfig, lora: Path) -> TryOnModel:
     except ValueError:
         attach(model.lora)
         raise
+    torch.compiler.reset()  # compiled blocks would be compiled again for each rank, which is done a few times only
     logger.info("LoRA: %s", lora)
     return replace(model, lora=lora, facts=facts, size=panel_size(config, facts))
 

@@ -228,7 +228,7 @@ def _usage(run: Path) -> str:
     saved = checkpoints(run)
     if not saved:
         return ""
-    command = "python tryon_inference_lora.py --lora {} --image person.jpg --mask mask.png --garment garment.jpg"
+    command = "python tryon_inference_lora.py --lora {} --image person.jpg --garment garment.jpg --category lower"
     file = lora_file(saved[-1])
     lines = [
         f"python app_lora.py --lora {run}",

@@ -120,21 +120,24 @@ def held_out(data: SampleSource, per_category: int | None, item: Callable[[int],
     """The data's first pairs of each category, or all, paired and unpaired. Unpaired, a person is given the garment of
     the next pair of its category that shows another item; one for whom there is none is left out.
 
-    item: what pair `index` shows; pairs of one item may show one garment. Raises ValueError where there is no pair.
+    item: what pair `index` shows; pairs of one item may show one garment. Pairs that cannot be read are left out, too.
+    Raises ValueError where there is no pair, and where too many cannot be read: before hours of dressing, not after.
     """
     paired: list[int] = []
     unpaired: list[tuple[int, int]] = []
+    unreadable = 0
     for category in CATEGORIES:
         picked = [index for index in range(len(data) // data.variants) if data.category(index) == category]
-        picked = picked[:per_category]
+        readable = [index for index in picked[:per_category] if can_be_read(data, index)]
+        unreadable += len(picked[:per_category]) - len(readable)
+        picked = readable
         paired += picked
         for place, person in enumerate(picked):
             others = (*picked[place + 1 :], *picked[:place])
             garment = next((index for index in others if item(index) != item(person)), None)
             if garment is not None:
                 unpaired.append((person, garment))
-    if not paired:
-        raise ValueError("there is nothing to score on: give data with at least one pair")
+    check_unreadable(unreadable, len(paired) + unreadable, "held-out pairs")
     cases = {"paired": HeldOut(data, paired, paired)}
     if unpaired:
         persons, garments = map(list, zip(*unpaired, strict=True))
@@ -142,6 +145,16 @@ def held_out(data: SampleSource, per_category: int | None, item: Callable[[int],
     if len(unpaired) < len(paired):
         logger.warning("%d persons have no other garment of their category to try on", len(paired) - len(unpaired))
     return cases
+
+
+def can_be_read(data: SampleSource, index: int) -> bool:
+    """Whether a pair's pictures can be used; if not, the log says why."""
+    try:
+        data[index]
+    except UnreadablePicture as error:
+        logger.warning("skipped: %s", error)
+        return False
+    return True
 
 
 def open_folder(folder: Path, settings: dict[str, Any], cases: dict[str, CaseSource]) -> None:
@@ -220,24 +233,14 @@ def measure(
                 bar.update(len(batch))
                 if all((name, kind, index) in lines for index in batch):
                     continue
-                opened: dict[int, Case] = {}
-                found: dict[int, Line] = {}
-                for index in batch:
-                    try:
-                        opened[index] = source[index]
-                    except UnreadablePicture as error:
-                        logger.warning("skipped: %s", error)
-                        found[index] = {"unreadable": str(error)}
-                if opened:
-                    samples = [case.sample for case in opened.values()]
-                    seeds = [seed + index for index in opened]
-                    worn = dressed(model, samples, steps=steps, guidance=guidance, seeds=seeds)
-                    for (index, case), tensor in zip(opened.items(), worn, strict=True):
-                        path = picture_path(folder, name, kind, index)
-                        to_picture(tensor).save(path)
-                        found[index] = {"category": case.sample.category, **measured(case, read_picture(path))}
-                for index in batch:
-                    line = {"model": name, "kind": kind, "case": index, "name": source.name(index), **found[index]}
+                opened = [source[index] for index in batch]
+                samples, seeds = [case.sample for case in opened], [seed + index for index in batch]
+                worn = dressed(model, samples, steps=steps, guidance=guidance, seeds=seeds)
+                for index, case, tensor in zip(batch, opened, worn, strict=True):
+                    path = picture_path(folder, name, kind, index)
+                    to_picture(tensor).save(path)
+                    what = {"model": name, "kind": kind, "case": index, "name": source.name(index)}
+                    line = {**what, "category": case.sample.category, **measured(case, read_picture(path))}
                     file.write(json.dumps(line) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
@@ -282,25 +285,24 @@ def summarise(
 
     models: for each name the heading that it is shown under, the base first. Headings are those, and "<heading> - base"
     for each LoRA, the means of the cases' differences. A value is {"mean", "low", "high"}, in a difference with
-    "marked"; FID and KID have a mean alone. Raises ValueError where too many cases cannot be read.
+    "marked"; FID and KID have a mean alone.
     """
     lines = read_lines(folder)
     results: dict[str, Any] = {}
     for kind, source in cases.items():
-        of_base = {index: lines[BASE, kind, index] for index in range(len(source))}
-        readable = [index for index, line in of_base.items() if "unreadable" not in line]
-        check_unreadable(len(source) - len(readable), len(source), f"{kind} cases")
-        looked = look(folder, models, kind, source, readable, perception)
+        indices = range(len(source))
+        looked = look(folder, models, kind, source, indices, perception)
         by_model = {
-            name: {index: {**lines[name, kind, index], **looked.scores[name].get(index, {})} for index in readable}
+            name: [{**lines[name, kind, index], **looked.scores[name].get(index, {})} for index in indices]
             for name in models
         }
         results[kind] = {}
         for category in (*CATEGORIES, ALL):
-            picked = [index for index in readable if category in (ALL, of_base[index]["category"])]
+            picked = [index for index in indices if category in (ALL, by_model[BASE][index]["category"])]
             if not picked:
                 continue
-            result = {"cases": len(picked), "on_edges": mean_of([of_base[i].get("on_edges") for i in picked])}
+            on_edges = [by_model[BASE][index].get("on_edges") for index in picked]
+            result = {"cases": len(picked), "on_edges": mean_of(on_edges)}
             for name, heading in models.items():
                 own, base = ([by_model[each][index] for index in picked] for each in (name, BASE))
                 result[heading] = {each: mean_of([line.get(each) for line in own]) for each in OF_CASES}
@@ -401,8 +403,7 @@ def worst_grid(
     """The cases with the lowest PSNR inside the mask under the first LoRA, the worst first; the first cases where there
     is no truth. Each with garment, person, masked person, every model's result and the truth."""
     lines, (_, first, *_) = read_lines(folder), models
-    readable = [index for index in range(len(source)) if "unreadable" not in lines[first, kind, index]]
-    picked = sorted(readable, key=lambda index: lines[first, kind, index].get("psnr", 0.0))[:rows]
+    picked = sorted(range(len(source)), key=lambda index: lines[first, kind, index].get("psnr", 0.0))[:rows]
     shown = []
     for index in picked:
         case, line = source[index], lines[first, kind, index]

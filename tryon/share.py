@@ -38,7 +38,7 @@ class ShareConfig:
 
     run: str = setting(None, "the run's folder", positional=True)
     push_to_hub: str | None = setting(None, "upload to this repository of the hub, user/name; without it, only show")
-    private: bool = setting(False, "make that repository private, where it is new")
+    private: bool = setting(False, "make that repository a private one; one that is public already is refused")
 
 
 def write_share(run: Path, name: str | None) -> Path:
@@ -212,8 +212,8 @@ python tryon_inference_lora.py --lora {name} --image person.jpg --mask mask.png 
     --category upper --output_tryon dressed.png
 ```
 
-It reads models, prompt and panel size from the file's header. With `--worn` instead of `--mask`, a picture in which
-what the person wears is white, it makes the mask by the rule of the training."""
+It reads models, prompt and panel size from the file's header. Without `--mask` it makes one by the rule of the
+training, from `--worn`, a picture in which what the person wears is white, or from what a human parser finds."""
 
 
 def _in_comfy(settings: dict[str, Any], facts: LoraFacts) -> str:

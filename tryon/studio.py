@@ -17,11 +17,12 @@ from diffusers.training_utils import free_memory
 from PIL import Image
 from torch import Tensor
 
+from tryon.checkpoint import verify_lora
 from tryon.config import TryOnConfig
 from tryon.lora import LoraFacts, read_facts
 from tryon.masks import MaskRule, agnostic_mask
 from tryon.parsing import Parser, find_worn, parse, parser_for_masks
-from tryon.pipeline import TryOnModel, same_models, swap_lora, trained_rule, try_on
+from tryon.pipeline import TryOnModel, same_models, swap_lora, try_on
 from tryon.sample import Category
 
 logger = logging.getLogger(__name__)
@@ -46,12 +47,12 @@ class Wish:
 
 @dataclass
 class Studio:
-    """Models and masks. load: reads a LoRA and the models it was trained for. parser: hub name or folder of the
-    one that finds what people wear; None: the LoRA's, or the usual one."""
+    """Models and masks. load: reads a LoRA and the models it was trained for. parser: names, by a LoRA's facts, what
+    finds the garments that people wear; None: the usual one."""
 
     config: TryOnConfig
     load: Callable[[Path], TryOnModel]
-    parser: str | None
+    parser: Callable[[LoraFacts | None], str | None]
     model: TryOnModel | None = None
     labels: OrderedDict[tuple[str, str], Tensor] = field(default_factory=OrderedDict)
     parsers: dict[str, Parser] = field(default_factory=dict)
@@ -82,23 +83,30 @@ class Studio:
             self._take(lora)
 
     def _take(self, lora: Path) -> None:
-        if self.model and self.model.lora == lora:
+        model = self.model
+        if model and model.lora == lora:
             return
-        if self.model and same_models(self.model, read_facts(lora)):
-            self.model = swap_lora(self.model, self.config, lora)
+        verify_lora(lora)
+        self.model = None  # whatever ends this halfway, the next one begins anew
+        if model and same_models(model, read_facts(lora)):
+            try:
+                self.model = swap_lora(model, self.config, lora)
+            except ValueError:
+                self.model = model
+                raise
             return
-        self.model = None  # two of them would not fit
+        del model  # two of them would not fit
         free_memory()
         self.model = self.load(lora)
 
     def make_mask(
-        self, person: Image.Image, worn: Image.Image | None, category: Category, rule: MaskRule
+        self, lora: Path, person: Image.Image, worn: Image.Image | None, category: Category, rule: MaskRule
     ) -> Image.Image:
-        """The mask of a person, RGB, by a rule: "L" of 0 and 255. worn: the region of what it wears, likewise; None:
-        the parser finds it. Raises ValueError where no mask can be made."""
+        """The mask of a person, RGB, by a rule: "L" of 0 and 255. lora: which parser it asks for. worn: the region of
+        what the person wears, likewise; None: the parser finds it. Raises ValueError where no mask can be made."""
         labels = None
         if worn is None or rule.name != "rectangle":
-            labels = self._labels(self.parser or rule.parser, person)
+            labels = self._labels(self.parser(read_facts(lora)), person)
         region = find_worn(labels, category) if worn is None else torch.from_numpy(np.array(worn) > 0)[None]
         hidden = agnostic_mask(region, category, rule, labels)
         return Image.fromarray(hidden[0].numpy().astype(np.uint8) * 255)
@@ -113,9 +121,3 @@ class Studio:
                 while len(self.labels) > KEPT_LABELS:
                     self.labels.popitem(last=False)
             return self.labels[key]
-
-
-def rule_of(facts: LoraFacts | None) -> MaskRule:
-    """The rule that masks are made by for a LoRA: its training's, but the default where that had masks of its own,
-    which nobody can make here."""
-    return MaskRule() if facts and facts.mask_rule == "given" else trained_rule(facts)

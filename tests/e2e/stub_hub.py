@@ -63,6 +63,8 @@ def serve(hub: StubHub) -> Iterator[StubHub]:
                 return
             if name in hub.refusing:
                 self.answer(hub.refusing[name], b"refused")
+            elif self.path == f"/api/models/{name}" and (name in hub.uploaded or name in hub.private or folder):
+                self.answer(200, json.dumps({"id": name, "sha": COMMIT, "private": name in hub.private}).encode())
             elif folder is None:
                 self.answer(404, b"{}", {"X-Error-Code": "RepoNotFound"})
             elif is_api and rest[:1] in ([], ["revision"]):

@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -25,8 +26,8 @@ from tryon.config import TryOnConfig
 from tryon.lora import read_facts
 from tryon.masks import MaskRule
 from tryon.page import Page, as_paint, describe, lora_name, painted_mask, panel_sizes
+from tryon.pipeline import usable_rule
 from tryon.runs import find_lora
-from tryon.studio import rule_of
 
 pytestmark = pytest.mark.e2e
 
@@ -243,6 +244,21 @@ def test_programs_use_the_named_endpoint(page_url: str, drawn: Path, tmp_path: P
         client.predict(mask=None, **{**asked, "garment": None})
 
 
+def test_the_readmes_program_runs(page_url: str, drawn: Path) -> None:
+    _, code = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+    names = {
+        "http://127.0.0.1:7860": page_url,
+        "person.jpg": drawn / "person-1.png",
+        "garment.jpg": drawn / "garment-1.png",
+    }
+    for name, place in names.items():
+        assert name in code
+        code = code.replace(name, str(place))
+    space: dict = {}
+    exec(code, space)
+    assert len(space["results"]) == 2 and space["seed"] >= 0
+
+
 @pytest.mark.parametrize("path", ["/etc/hostname", str(PROJECT / "README.md"), "../README.md"])
 def test_the_page_serves_none_of_the_machines_files(page_url: str, path: str) -> None:
     with pytest.raises(HTTPError) as refused:
@@ -267,9 +283,9 @@ def test_loras_are_named_described_and_chosen(run: Path, loras: Path, tmp_path: 
     named, folder = first_lora(TryOnConfig(lora=str(loras / "older")))
     assert folder == loras and lora_name(named) == "older, step 1"
     facts = read_facts(newest)
-    assert "masks of its data's own" in describe(facts, (96, 64)) and rule_of(facts) == MaskRule()
+    assert "masks of its data's own" in describe(facts, (96, 64)) and usable_rule(facts) == MaskRule()
     moved = replace(facts, mask_rule="hull", mask_offsets=(0.1, 0.0, 0.0, 0.0), mask_parser="some/parser")
-    assert rule_of(moved) == MaskRule("hull", 0.1, parser="some/parser")
+    assert usable_rule(moved) == MaskRule("hull", 0.1, parser="some/parser")
     assert list(panel_sizes((768, 576)).values()) == [(768, 576), (512, 384), (1024, 768)]
     assert list(panel_sizes((16, 16)).values()) == [(16, 16)]
     page = Page(None, newest, loras, tmp_path, [])

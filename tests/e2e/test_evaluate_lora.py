@@ -116,6 +116,15 @@ def test_on_other_data_nobody_knows_the_unpaired_truth(run: Path, data_cache: Pa
     assert scores["unpaired"]["all"]["on_edges"]["mean"] > 0
     assert Image.open(copy / "scores" / "worst-unpaired.png").width == 24 + 5 * (64 + 4), "without a truth"
 
+    other = shutil.copytree(copy, tmp_path / "other")
+    file = changed(run, find_lora(str(other)), step=2)
+    (other / "checkpoint-1" / "manifest.json").unlink()  # which says of another file
+    (other / "config.json").write_text(json.dumps({**trained, "seed": 5}))
+    with pytest.raises(
+        ValueError, match=r"other/.* was trained on another split of .* \(seed 5 instead of 4\) and may"
+    ):
+        main(["--lora", str(copy), str(file), "--data_cache_dir", str(data_cache)])
+
     write_viton_hd(tmp_path / "viton", count=2)
     main(flags_for(data_cache, tmp_path / "b", "--lora", run, "--dataroot", tmp_path / "viton"))
     result = result_of(tmp_path / "b")

@@ -52,6 +52,7 @@ def test_uploads_refusals_and_a_training_that_shares(shared: Path, tmp_path: Pat
         owners={TOKEN: owner("write"), "reader": owner("read")},
         refusing={"team/shut": 403, "somebody/broken": 500},
         unplugged={"without a network"},
+        uploaded={"team/open": {}},
     )
     root, trained = write_viton_hd(tmp_path / "viton", size=(96, 128)), tmp_path / "trained"
     training = [
@@ -70,6 +71,7 @@ def test_uploads_refusals_and_a_training_that_shares(shared: Path, tmp_path: Pat
                 (SHARE, [*to, "somebody/lora"], "unknown"),
                 (SHARE, [*to, "somebody/lora"], "reader"),
                 (SHARE, [*to, "others/lora"], TOKEN),
+                (SHARE, [*to, "team/open", "--private"], TOKEN),
                 (SHARE, [*to, "team/shut"], TOKEN),
                 (SHARE, [*to, "somebody/lora"], "without a network"),
                 (TRAIN, [*training, "--output_dir", str(trained), "--push_to_hub", "somebody/broken"], TOKEN),
@@ -85,6 +87,7 @@ def test_uploads_refusals_and_a_training_that_shares(shared: Path, tmp_path: Pat
         "the hub does not let this login write to somebody/lora (401)",
         "--push_to_hub somebody/lora needs a token that may write",
         "--push_to_hub others/lora belongs neither to you nor to an organisation of yours: name a repository of some",
+        "team/open is public already: make it private in its settings, or leave --private out",
         "the hub does not let this login write to team/shut (403): run `hf auth login` with a token that may",
         "the upload to somebody/lora failed (Server disconnected without sending a response.): look at the network",
         "the hub refused somebody/broken (500): try again later",
@@ -92,11 +95,12 @@ def test_uploads_refusals_and_a_training_that_shares(shared: Path, tmp_path: Pat
     ]
     for sentence, words in zip(results[3:-1], expected, strict=True):
         assert sentence.startswith(words) and "\n" not in sentence
-    assert results[7].endswith(f"upload it with `python -m tryon.share '{shared}' --push_to_hub team/shut`")
-    assert results[9].endswith(f"upload it with `python -m tryon.share {trained} --push_to_hub somebody/broken`")
+    assert results[8].endswith(f"upload it with `python -m tryon.share '{shared}' --push_to_hub team/shut`")
+    assert results[10].endswith(f"upload it with `python -m tryon.share {trained} --push_to_hub somebody/broken`")
     assert not (tmp_path / "never").exists(), "a run that cannot be shared at its end does not begin"
 
-    assert hub.private == {"somebody/lora"} and hub.uploaded.keys() == {"somebody/lora", "team/lora"}
+    assert hub.private == {"somebody/lora"} and hub.uploaded.pop("team/open") == {}
+    assert hub.uploaded.keys() == {"somebody/lora", "team/lora"}
     for name, run in (("somebody/lora", shared), ("team/lora", trained)):
         files = hub.uploaded[name]
         assert files.keys() == {"README.md", LORA_FILE}, "nothing else, whatever lies beside them"

@@ -162,5 +162,5 @@ def test_the_garments_of_others() -> None:
     assert torch.equal(case.sample.person, data[1].person) and torch.equal(case.sample.garment, data[2].garment)
     assert case.truth is None and torch.equal(cases["paired"][1].truth, data[1].person)
     assert held_out(data, 1, lambda index: items[index]).keys() == {"paired"}
-    with pytest.raises(ValueError, match="nothing to score on"):
+    with pytest.raises(ValueError, match="there are no held-out pairs"):
         held_out(ListSource([]), None, str)
