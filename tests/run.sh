@@ -1,7 +1,6 @@
 #!/usr/bin/env bash
 # Runs the tests, in .venv or an active environment that has requirements-dev.txt; with --faults the long fault run
-# instead, which takes a quarter of an hour. Other arguments go to pytest. Two files at a time: most of the time goes into
-# starting the real commands, which use one core each.
+# instead, which takes a quarter of an hour. Other arguments go to pytest.
 set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 python=$(bash "$root/environment.sh" requirements-dev.txt)
@@ -10,4 +9,6 @@ if [[ ${1-} == --faults ]]; then
     shift
     exec "$python" -m pytest tests/faults -m faults "$@"
 fi
-exec "$python" -m pytest --numprocesses 2 --dist loadfile "$@"
+# Two files at a time, each with one thread: most of the time goes into starting the real commands, which use one core.
+export OMP_NUM_THREADS=1
+exec "$python" -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder "$@"
