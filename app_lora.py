@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tryon.config import PROJECT, TryOnConfig, mistakes, parse_flags, setting
+from tryon.config import TryOnConfig, mistakes, parse_flags, setting
 from tryon.entry import run_script
 
 if TYPE_CHECKING:
@@ -89,15 +89,14 @@ def first_lora(config: TryOnConfig) -> tuple[Path, Path]:
     Of a folder of runs it is the newest. Raises ValueError where there is none.
     """
     from tryon.pipeline import lora_on_disk
-    from tryon.runs import CHECKPOINT, all_loras
+    from tryon.runs import all_loras, run_of, runs_folder
 
     folder = Path(config.lora).expanduser()
     if loras := all_loras(folder):
         return loras[0], folder
     file = lora_on_disk(config.lora, config.cache_dir).absolute()
-    if CHECKPOINT.fullmatch(file.parents[1].name):
-        return file, file.parents[3]
-    return file, Path(os.environ.get("RUNS_DIR") or PROJECT / "runs").expanduser()
+    run = run_of(file)
+    return file, run.parent if run else runs_folder()
 
 
 def write_examples(folder: Path) -> "list[Example]":
@@ -131,18 +130,14 @@ def main(argv: list[str]) -> None:
     from tryon.page import STYLE, build_page
     from tryon.pipeline import load_try_on
     from tryon.studio import Studio
-    from tryon.toy.model import is_for_toy, toy_parser, use_toy_model_for_try_on
+    from tryon.toy.model import parser_for_try_on, use_toy_model_for_try_on
     from tryon.tracking import set_up_logging
 
     set_up_logging(is_main_process=True)
     lora, runs = first_lora(config)
 
     def parser(facts: "LoraFacts | None") -> str | None:
-        if page.parser:
-            return page.parser
-        if is_for_toy(config, facts):
-            return str(toy_parser(Path(config.data_cache_dir).expanduser()))
-        return facts.mask_parser if facts else None
+        return page.parser or parser_for_try_on(config, facts)
 
     def load(lora: Path) -> "TryOnModel":
         return load_try_on(use_toy_model_for_try_on(config, read_facts(lora)), lora)

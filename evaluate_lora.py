@@ -7,7 +7,6 @@ The data are those that the first LoRA's run was trained on, drawings for the to
 
 import json
 import logging
-import os
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +15,6 @@ from deepfashion_training.preflight import HUB_NAME, DataConfig, checked_data_pa
 from tryon.config import (
     CATVTON_TRANSFORMER,
     FLUX_BASE,
-    PROJECT,
     MaskConfig,
     TrainConfig,
     TryOnConfig,
@@ -27,7 +25,7 @@ from tryon.config import (
 )
 from tryon.entry import run_script
 from tryon.manifest import file_hash
-from tryon.runs import run_of
+from tryon.runs import run_of, runs_folder
 
 if TYPE_CHECKING:
     import torch
@@ -208,9 +206,8 @@ def scores_folder(asked: EvaluateConfig, lora: Path, digest: str) -> Path:
     """Where the scores go: the same for the same command, so that it goes on. lora, digest: of the first LoRA."""
     if asked.output_dir:
         return Path(asked.output_dir).expanduser().absolute()
-    runs = Path(os.environ.get("RUNS_DIR") or PROJECT / "runs").expanduser().absolute()
     run = run_of(lora)
-    return run / "scores" if run else runs / f"scores_{digest}"
+    return run / "scores" if run else runs_folder() / f"scores_{digest}"
 
 
 def choose_cases(

@@ -202,23 +202,20 @@ def mask_maker(config: TryOnConfig, pictures: PictureConfig, facts: "LoraFacts |
     """
     from tryon.parsing import hide_worn, mask_for, parser_for_masks
     from tryon.pipeline import trained_rule
-    from tryon.toy.model import toy_parser
+    from tryon.toy.model import parser_for_try_on
 
     @cache
-    def parser(named: str | None) -> "Parser":
-        name = pictures.parser or named
-        if config.toy and not name:
-            name = str(toy_parser(Path(config.data_cache_dir).expanduser()))
-        return parser_for_masks(name, config.cache_dir)
+    def parser() -> "Parser":
+        return parser_for_masks(pictures.parser or parser_for_try_on(config, facts), config.cache_dir)
 
     def make_mask(person: "Image.Image", worn: "Image.Image | None", category: "Category | None") -> "Image.Image":
         rule = trained_rule(facts)
         if category is None:
             raise ValueError("to make a mask the garment's category must be known: give it, or a mask")
         if worn is None:
-            return mask_for(person, category, rule, parser(rule.parser))
+            return mask_for(person, category, rule, parser())
         if rule.name != "rectangle":
-            return hide_worn(person, worn, category, rule, parser(rule.parser))
+            return hide_worn(person, worn, category, rule, parser())
         if pictures.parser:
             raise ValueError("--parser has no use: this LoRA was trained with rectangles, which need none")
         return hide_worn(person, worn, category, rule, None)

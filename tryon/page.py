@@ -16,7 +16,7 @@ from PIL import Image, ImageChops, ImageColor
 
 from tryon.lora import LoraFacts, read_facts
 from tryon.pipeline import panel_size, usable_rule
-from tryon.runs import CHECKPOINT, all_loras, step_of
+from tryon.runs import all_loras, run_of, step_of
 from tryon.sample import CATEGORIES, UNREADABLE, Category, read_picture, upright_rgb
 from tryon.studio import Studio, Wish
 
@@ -85,9 +85,8 @@ class Stopped(Exception):
 
 def lora_name(file: Path) -> str:
     """What the page calls a LoRA."""
-    checkpoint = file.parents[1]
-    if CHECKPOINT.fullmatch(checkpoint.name):
-        return f"{checkpoint.parent.name}, step {step_of(checkpoint)}"
+    if run := run_of(file):
+        return f"{run.name}, step {step_of(file.parents[1])}"
     return f"{file.parent.name}/{file.name}"
 
 

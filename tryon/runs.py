@@ -158,13 +158,18 @@ def told_how_to_go_on(config: TrainConfig, settings: Path | None) -> Iterator[No
         raise
 
 
+def runs_folder() -> Path:
+    """Where runs lie unless another folder is named."""
+    return Path(os.environ.get("RUNS_DIR") or PROJECT / "runs").expanduser().absolute()
+
+
 def run_folder(config: TrainConfig, prefix: str) -> Path:
     """The run's folder: the one named; the run that is resumed; else a new name below RUNS_DIR. Nothing is created.
 
     `latest` without a folder means the newest run of the profile. Raises ValueError where a new run would mix with an
     old one's checkpoints, or there is nothing to resume.
     """
-    parent = Path(os.environ.get("RUNS_DIR") or PROJECT / "runs").expanduser().absolute()
+    parent = runs_folder()
     prefix = f"{prefix}_{config.profile}_"
     resume = config.resume_from_checkpoint
     if resume not in (None, "latest"):

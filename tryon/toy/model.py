@@ -101,6 +101,14 @@ def is_for_toy(config: TryOnConfig, facts: LoraFacts | None) -> bool:
     return config.toy or of_toy
 
 
+def parser_for_try_on(config: TryOnConfig, facts: LoraFacts | None) -> str | None:
+    """The parser that finds what people wear, for a LoRA with these facts: its training's, else the toy's own where
+    people are dressed with the toy; None: the usual one."""
+    if facts and facts.mask_parser:
+        return facts.mask_parser
+    return str(toy_parser(Path(config.data_cache_dir).expanduser())) if is_for_toy(config, facts) else None
+
+
 def toy_name(weights: Path = WEIGHTS) -> str:
     """What a LoRA that was trained on the toy calls its models: other weights, another name."""
     files = [file for name in ("transformer", "vae") if (file := weights / f"{name}.safetensors").is_file()]
