@@ -28,6 +28,7 @@ LONGEST_QUEUE = 8  # try-ons that wait; whoever comes later is told
 LOOPBACK = "127.0.0.1"
 EXAMPLE_SEED = 7  # of people and garments that are worth a look
 EXAMPLE_SIZE = 768, 576  # height and width, as photographs have
+TOY_NOTICE = "**Toy model**: it dresses drawn people, nobody in photographs."
 FONTS = ("system-ui", "sans-serif")  # the system's: nothing is fetched
 
 
@@ -42,8 +43,12 @@ class PageConfig:
     parser: str | None = setting(
         None, "SegFormer with ATR labels that finds what people wear, by hub name or folder; as trained if not given"
     )
-    steps: int = setting(30, "denoising steps that the page begins with", 1, 100)
-    guidance_scale: float = setting(30.0, "guidance that the page begins with", 0, 100)
+    steps: int | None = setting(
+        None, "denoising steps that the page begins with; as the LoRA was trained for, else 30, if not given", 1, 100
+    )
+    guidance_scale: float | None = setting(
+        None, "guidance that the page begins with; as the LoRA was trained for, else 30, if not given", 0, 100
+    )
 
 
 def read_settings(argv: list[str]) -> tuple[TryOnConfig, PageConfig]:
@@ -127,10 +132,10 @@ def main(argv: list[str]) -> None:
     import gradio as gr
 
     from tryon.lora import read_facts
-    from tryon.page import STYLE, build_page
+    from tryon.page import STYLE, Page, build_page
     from tryon.pipeline import load_try_on
     from tryon.studio import Studio
-    from tryon.toy.model import parser_for_try_on, use_toy_model_for_try_on
+    from tryon.toy.model import is_for_toy, parser_for_try_on, use_toy_model_for_try_on
     from tryon.tracking import set_up_logging
 
     set_up_logging(is_main_process=True)
@@ -138,6 +143,9 @@ def main(argv: list[str]) -> None:
 
     def parser(facts: "LoraFacts | None") -> str | None:
         return page.parser or parser_for_try_on(config, facts)
+
+    def notice(facts: "LoraFacts | None") -> str:
+        return TOY_NOTICE if is_for_toy(config, facts) else ""
 
     def load(lora: Path) -> "TryOnModel":
         return load_try_on(use_toy_model_for_try_on(config, read_facts(lora)), lora)
@@ -149,7 +157,8 @@ def main(argv: list[str]) -> None:
         shown, examples = Path(name) / "shown", Path(name) / "examples"
         shown.mkdir()
         examples.mkdir()
-        blocks = build_page(studio, lora, runs, shown, write_examples(examples), page.steps, page.guidance_scale)
+        drawn = write_examples(examples)
+        blocks = build_page(Page(studio, lora, runs, shown, drawn, page.steps, page.guidance_scale, notice))
         blocks.queue(max_size=LONGEST_QUEUE)
         _, _, public = blocks.launch(
             max_file_size=LARGEST_UPLOAD,

@@ -55,8 +55,8 @@ class EvaluateConfig:
     validation_data_list: str | None = setting(None, "list of pairs in --dataroot; as trained, or that of the test")
     num_samples: int | None = setting(32, "score on the first N pairs of each category; 'none': on all", 1)
     seed: int = setting(0, "seed of the noise: case i starts from seed + i", 0)
-    steps: int | None = setting(None, "denoising steps; those of the first LoRA's run, else 30, if not given", 1)
-    guidance_scale: float | None = setting(None, "guidance; that of the first LoRA's run, else 30, if not given", 0)
+    steps: int | None = setting(None, "denoising steps; as the first LoRA was trained for, else 30, if not given", 1)
+    guidance_scale: float | None = setting(None, "guidance; likewise", 0)
     batch_size: int = setting(1, "persons dressed at once", 1)
     output_dir: str | None = setting(
         None,
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
     from tryon.lora import LoraFacts, read_facts
     from tryon.memory import choose_quantization
     from tryon.perceptual import load_perception
-    from tryon.pipeline import TryOnModel, load_try_on, panel_size, same_models, swap_lora
+    from tryon.pipeline import TryOnModel, denoising, load_try_on, panel_size, same_models, swap_lora
     from tryon.scoring import BASE, is_measured, measure, open_folder, summarise
     from tryon.toy.model import use_toy_model_for_try_on
     from tryon.tracking import set_up_logging
@@ -111,12 +111,10 @@ def main(argv: list[str]) -> None:
     check_alike(list(loras.values()), facts, config)
     (first, lora), *_ = loras.items()
     learnt = {file: settings_of(run_of(file)) for file in loras.values()}
-    trained = learnt[lora]
     named = {"base": config.base or facts[0].base, "transformer": config.transformer or facts[0].transformer}
     config = use_toy_model_for_try_on(config, facts[0])
     height, width = panel_size(config, facts[0])
-    steps = asked.steps or trained.get("num_inference_steps", 30)
-    guidance = trained.get("validation_guidance_scale", 30.0) if asked.guidance_scale is None else asked.guidance_scale
+    steps, guidance = denoising(facts[0], asked.steps, asked.guidance_scale)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
     what, cases = choose_cases(asked, learnt, facts[0], replace(config, height=height, width=width), device)
@@ -321,6 +319,7 @@ def write_scores(
     from tryon.scoring import LEAST_CASES, changed_outside, outlines, tables, worst_grid
 
     save_json(folder / "evaluation.json", {**facts, "scores": results})
+    changed = changed_outside(results)
     missing = [f"{name.upper()}: not computed: {why}" for name, why in facts["not_computed"].items()]
     table = tables(results, models)
     text = ["# Scores", "", f"Data: {facts['settings']['data']}.", ""]
@@ -332,10 +331,13 @@ def write_scores(
         "Means over the cases, with 95 % intervals; `all` counts every case the same. PSNR in dB, SSIM and length: "
         "higher is better; LPIPS, FID and KID: lower is better. `mask`: inside the mask alone. The interval of a "
         f"difference in bold excludes 0; none of fewer than {LEAST_CASES} cases is marked, and intervals of few cases "
-        "are too narrow. FID and KID of less than thousands of pictures compare models on the same cases alone.",
+        "are too narrow. A value of fewer cases than its row has says of how many. FID and KID of less than thousands "
+        "of pictures compare models on the same cases alone.",
         "",
         "How much of the masks' outlines follows the picture, which may tell what was worn: "
-        + "; ".join(outlines(results)),
+        + "; ".join(outlines(results))
+        + ". "
+        + ("Outside the masks no pixel changed." if not changed else f"{', '.join(changed)} CHANGED PIXELS OUTSIDE."),
     ]
     text += ["", *(f"- {line}" for line in missing)] if missing else []
     (folder / "evaluation.md").write_text("\n".join(text) + "\n")
@@ -346,7 +348,7 @@ def write_scores(
         order = "the first cases" if source[0].truth is None else "the worst cases first"
         logger.info("%s: %s", order, folder / f"worst-{kind}.png")
     logger.info("scores: %s and %s", folder / "evaluation.md", folder / "evaluation.json")
-    if changed := changed_outside(results):
+    if changed:
         raise ValueError(
             f"{', '.join(changed)} changed pixels outside of the masks, which must stay the person's: "
             f"{folder / 'measured.jsonl'} says in which cases"

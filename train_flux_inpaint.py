@@ -121,6 +121,7 @@ from tryon.toy.model import toy_name, use_toy_model
 from tryon.tracking import (
     forget_metrics_after,
     log_metrics,
+    on_terminal,
     progress_bar,
     set_up_logging,
     start_processes,
@@ -232,7 +233,8 @@ def run_training(
 
     model.train()
     batches = iter(load_batches(config, train_latents, prompts, accelerator, state.step, max_steps))
-    bar = progress_bar(max_steps, "training", accelerator.is_main_process, initial=state.step)
+    is_shown = accelerator.is_main_process and on_terminal()  # a log has lines of every tenth step
+    bar = progress_bar(max_steps, "training", is_shown, initial=state.step)
     started, first_step = time.monotonic(), state.step
     with finishing_steps():
         while state.step < max_steps:
@@ -361,6 +363,8 @@ def lora_facts(config: TrainConfig, data: SampleSource, step: int) -> LoraFacts:
         step=step,
         mask_offsets=rule.offsets if rule else (0.0, 0.0, 0.0, 0.0),
         mask_parser=rule.parser if rule else None,
+        num_inference_steps=config.num_inference_steps,
+        guidance_scale=config.validation_guidance_scale,
     )
 
 

@@ -12,7 +12,7 @@ import csv
 import logging
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -62,8 +62,8 @@ class PictureConfig:
     output_grid: str | None = setting(None, "where garment, person, masked person and results are written side by side")
     num_results: int = setting(1, "results of each try-on, of which the seeds follow each other", 1, 16)
     seed: int = setting(0, "seed of the first result's noise", 0)
-    steps: int = setting(30, "denoising steps", 1)
-    guidance_scale: float = setting(30.0, "guidance", 0)
+    steps: int | None = setting(None, "denoising steps; as the LoRA was trained for, else 30, if not given", 1)
+    guidance_scale: float | None = setting(None, "guidance; as the LoRA was trained for, else 30, if not given", 0)
 
 
 @dataclass(frozen=True)
@@ -243,6 +243,11 @@ def open_pictures(request: Request, facts: "LoraFacts | None", make_mask: "MakeM
     category = prompt_category(facts, request.category)
     if mask is None:
         mask = make_mask(person, worn, request.category)
+        left, top, right, bottom = mask.getbbox()
+        logger.info(
+            "made a mask: rows %d to %d of %d, columns %d to %d of %d",
+            top + 1, bottom, mask.height, left + 1, right, mask.width,
+        )  # fmt: skip
     if mask.getextrema() == (255, 255):
         logger.warning("the mask is white all over: the whole picture is repainted, the face too")
     return Pictures(person, garment, mask, category)
@@ -315,7 +320,7 @@ def main(argv: list[str]) -> None:
 
     # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
     from tryon.lora import read_facts
-    from tryon.pipeline import load_try_on, lora_on_disk
+    from tryon.pipeline import denoising, load_try_on, lora_on_disk
     from tryon.toy.model import use_toy_model_for_try_on
     from tryon.tracking import on_terminal, set_up_logging
     from tryon.validate import draw_grid
@@ -324,16 +329,18 @@ def main(argv: list[str]) -> None:
     lora = lora_on_disk(config.lora, config.cache_dir)
     facts = read_facts(lora)
     config = use_toy_model_for_try_on(config, facts)
+    steps, guidance = denoising(facts, pictures.steps, pictures.guidance_scale)
+    pictures = replace(pictures, steps=steps, guidance_scale=guidance)
     make_mask = mask_maker(config, pictures, facts)
     if pictures.pairs:
         model = load_try_on(config, lora)
-        logger.info("%d pairs, %d steps at guidance %g", len(lines), pictures.steps, pictures.guidance_scale)
+        logger.info("%d pairs, %d steps at guidance %g", len(lines), steps, guidance)
         rows, failed = dress_pairs(model, lines, pictures, make_mask)
     else:
         request, failed = request_of_flags(pictures), []
         opened = open_pictures(request, facts, make_mask)  # before the models, which take minutes to load
         model = load_try_on(config, lora)
-        logger.info("dressing, %d steps at guidance %g", pictures.steps, pictures.guidance_scale)
+        logger.info("dressing, %d steps at guidance %g", steps, guidance)
         if on_terminal():
             model.pipeline.set_progress_bar_config(disable=False, desc="dressing", leave=False, ncols=110)
         rows = [grid_row(opened, dress(model, opened, pictures, request.output), model.size)]

@@ -54,6 +54,8 @@ class LoraFacts:
     step: int
     mask_offsets: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # of the rule: top, bottom, left, right
     mask_parser: str | None = None  # that told the rule the person's parts
+    num_inference_steps: int = 30  # of its validation pictures, as is the guidance
+    guidance_scale: float = 30.0
 
 
 def add_lora(

@@ -4,7 +4,7 @@ import logging
 import secrets
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from PIL import Image, ImageChops, ImageColor
 
 from tryon.lora import LoraFacts, read_facts
-from tryon.pipeline import panel_size, usable_rule
+from tryon.pipeline import denoising, panel_size, usable_rule
 from tryon.runs import all_loras, run_of, step_of
 from tryon.sample import CATEGORIES, UNREADABLE, Category, read_picture, upright_rgb
 from tryon.studio import Studio, Wish
@@ -23,7 +23,8 @@ from tryon.studio import Studio, Wish
 logger = logging.getLogger(__name__)
 
 MOST_RESULTS = 4
-SEEDS = 2**31 - MOST_RESULTS  # a seed is below; large enough to be unlike the last one, small enough to be typed
+SEEDS = 2**31 - MOST_RESULTS  # a seed is below
+RANDOM_SEEDS = 10**6  # and a new one below this: unlike the last one, and short enough to be read and typed
 MASK_COLOUR, MASK_OPACITY = "#ff2d9b", 0.6  # what is painted over still shows
 PAINTED = 64  # alpha, of 255, from which a pixel counts as painted: a stroke's soft edge is left out
 LONGEST_HISTORY = 24
@@ -33,8 +34,11 @@ STYLE = """
 .gradio-container { max-width: 1500px !important; margin: 0 auto !important; }
 #title h1 { margin: 0; }
 #history .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
+#lora input { padding-right: 28px; text-overflow: ellipsis; }
+#person .zoom-number { display: none; }
 @media (max-width: 640px) {
   .gradio-container { padding: 8px !important; }
+  #go { order: 1; }
   #examples .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
   #examples, #examples .grid-wrap { height: auto !important; max-height: none !important; }
 }
@@ -158,15 +162,17 @@ def thumbnail(example: Example) -> Image.Image:
 
 @dataclass
 class Page:
-    """What is behind the page. first: the LoRA that it begins with; runs: the folder of the others; folder: of pictures
-    on their way to the page. Its methods are called by Gradio, with what the components hold; what is wrong with that
+    """What is behind the page. Its methods are called by Gradio, with what the components hold; what is wrong with that
     is said on the page."""
 
     studio: Studio
-    first: Path
-    runs: Path
-    folder: Path
+    first: Path  # the LoRA that it begins with
+    runs: Path  # the folder of runs whose LoRAs it offers besides
+    folder: Path  # an empty one, for pictures on their way to the page
     examples: list[Example]
+    steps: int | None  # what it begins with, as is the guidance; None: as the LoRA was trained
+    guidance: float | None
+    notice: Callable[[LoraFacts | None], str]  # what is to be known of the models of a LoRA with these facts; or ""
     stops: dict[str, threading.Event] = field(default_factory=dict)  # by session, while it is dressing somebody
     filing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -182,6 +188,11 @@ class Page:
 
     def trained_size(self, lora: Path) -> tuple[int, int]:
         return panel_size(self.studio.config, read_facts(lora))
+
+    def about(self, lora: Path) -> str:
+        """A line about a LoRA and its models."""
+        facts = read_facts(lora)
+        return f"{self.notice(facts)} {describe(facts, self.trained_size(lora))}".strip()
 
     def file(self, picture: Image.Image) -> str:
         """The picture as a PNG file for the page, the same for equal pictures; what is older than a day is removed.
@@ -211,16 +222,19 @@ class Page:
         return gr.Dropdown(self.loras())
 
     def choose_lora(self, lora: str) -> tuple:
-        """What the page says of the LoRA, the sizes it offers for it, and the offsets that it was trained with."""
+        """What the page says of the LoRA, the sizes it offers for it, and what it was trained for: steps, guidance and
+        the mask's offsets."""
         try:
             file = self.chosen(lora)
             facts, size = read_facts(file), self.trained_size(file)
         except ValueError as error:
             gr.Warning(str(error))
-            return (UNCHANGED,) * 6
+            return (UNCHANGED,) * 8
         sizes = list(panel_sizes(size))
         rule = usable_rule(facts)
-        return describe(facts, size), gr.Dropdown(sizes, value=sizes[0]), *(100 * share for share in rule.offsets)
+        offsets = [100 * share for share in rule.offsets]
+        steps_and_guidance = denoising(facts, self.steps, self.guidance)
+        return self.about(file), gr.Dropdown(sizes, value=sizes[0]), *steps_and_guidance, *offsets
 
     def make_mask(
         self, lora: str, editor: Editor | None, category: Category, worn: Image.Image | None, *offsets: float
@@ -381,7 +395,7 @@ class Page:
         file = self.chosen(lora)
         panel = panel_sizes(self.trained_size(file)).get(size, self.trained_size(file))
         if is_random:
-            seed = secrets.randbelow(SEEDS)
+            seed = secrets.randbelow(RANDOM_SEEDS)
         elif seed is None or not 0 <= seed < SEEDS:
             raise ValueError(f"The seed must be a whole number from 0 to {SEEDS - 1}.")
         return Wish(file, person, garment, mask, category, panel, steps, guidance, range(seed, seed + count))
@@ -408,7 +422,7 @@ class Page:
         """Everything as it was when a picture of the history was made; the next one would be the same."""
         entry = history[event.index]
         try:
-            facts, trained = read_facts(self.chosen(str(entry.lora))), self.trained_size(entry.lora)
+            trained = self.trained_size(self.chosen(str(entry.lora)))
             if not Path(entry.person).exists():
                 raise ValueError("The pictures of this one are older than a day and were removed.")
         except ValueError as error:
@@ -418,7 +432,7 @@ class Page:
         size = next(name for name, each in sizes.items() if each == entry.size)
         editor = self.editor(Image.open(entry.person), Image.open(entry.mask))
         return (
-            str(entry.lora), describe(facts, trained), editor, entry.garment, entry.category,
+            str(entry.lora), self.about(entry.lora), editor, entry.garment, entry.category,
             gr.Dropdown(list(sizes), value=size), entry.steps, entry.guidance, len(entry.seeds), entry.seeds[0], False,
             None, *shown(entry), words(entry),
         )  # fmt: skip
@@ -436,14 +450,11 @@ def shown(entry: Entry) -> tuple:
     return (entry.person, entry.results[0]), gr.Gallery(results, visible=len(results) > 1), entry
 
 
-def build_page(
-    studio: Studio, first: Path, runs: Path, folder: Path, examples: list[Example], steps: int, guidance: float
-) -> gr.Blocks:
-    """The page. first: the LoRA that it begins with. runs: the folder of runs whose LoRAs it offers besides. folder: an
-    empty one, for pictures on their way to it. steps, guidance: what it begins with."""
-    page = Page(studio, first, runs, folder, examples)
-    facts, size = read_facts(first), page.trained_size(first)
+def build_page(page: Page) -> gr.Blocks:
+    """What is seen of it."""
+    facts, size = read_facts(page.first), page.trained_size(page.first)
     sizes, offsets = list(panel_sizes(size)), usable_rule(facts).offsets
+    steps, guidance = denoising(facts, page.steps, page.guidance)
     kept = {"time_to_live": KEPT_SECONDS}
     private = {"api_visibility": "private"}
     quietly = {**private, "show_progress": "hidden"}  # the editor's own sign of progress may stay when all is done
@@ -453,8 +464,8 @@ def build_page(
         with gr.Row(equal_height=False):
             gr.Markdown("# Try-on", elem_id="title")
             with gr.Column(scale=3):
-                lora = gr.Dropdown(page.loras(), value=str(first), label="LoRA", elem_id="lora")
-                about = gr.Markdown(describe(facts, size), elem_id="about")
+                lora = gr.Dropdown(page.loras(), value=str(page.first), label="LoRA", elem_id="lora")
+                about = gr.Markdown(page.about(page.first), elem_id="about")
         with gr.Row(equal_height=False):
             with gr.Column(min_width=320, scale=5):
                 gr.Markdown("### 1. Who is dressed, and where")
@@ -488,7 +499,7 @@ def build_page(
                 garment = gr.Image(
                     label="Garment", type="pil", sources=["upload", "clipboard"], height=320, elem_id="garment"
                 )
-                with gr.Row():
+                with gr.Row(elem_id="go"):
                     button = gr.Button("Dress", variant="primary", elem_id="dress", scale=2)
                     stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
                 count = gr.Slider(1, MOST_RESULTS, value=1, step=1, label="Results", elem_id="count")
@@ -516,13 +527,13 @@ def build_page(
                 )  # fmt: skip
         gr.Markdown("#### Drawn examples")
         shelf = gr.Gallery(
-            [(thumbnail(example), example.category) for example in examples], show_label=False, columns=6,
+            [(thumbnail(example), example.category) for example in page.examples], show_label=False, columns=6,
             height=260, object_fit="contain", interactive=False, allow_preview=False, elem_id="examples", format="png",
         )  # fmt: skip
 
         settings = [category, size_name, steps_taken, strength, count, seed, is_random]
         blocks.load(page.refresh, outputs=lora, **private)
-        lora.input(page.choose_lora, lora, [about, size_name, *sliders], **private)
+        lora.input(page.choose_lora, lora, [about, size_name, steps_taken, strength, *sliders], **private)
         masks = [lora, person, category, *sliders]
         find.click(page.mask_of_person, masks, [person, made, said], **quietly)
         grow.click(page.mask_of_paint, masks, [person, made, said], **quietly)

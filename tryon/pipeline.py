@@ -77,6 +77,12 @@ def panel_size(config: TryOnConfig, facts: LoraFacts | None) -> tuple[int, int]:
     return config.height or height, config.width or width
 
 
+def denoising(facts: LoraFacts | None, steps: int | None, guidance: float | None) -> tuple[int, float]:
+    """Denoising steps and guidance: as asked for, else as the LoRA's own training made its pictures, else 30 and 30."""
+    trained = (facts.num_inference_steps, facts.guidance_scale) if facts else (30, 30.0)
+    return (trained[0] if steps is None else steps), (trained[1] if guidance is None else guidance)
+
+
 def prompt_category(facts: LoraFacts | None, asked: Category | None) -> Category:
     """The category whose prompt is used. Raises ValueError where the LoRA has one each and none was asked for."""
     if asked is None and facts and facts.prompt == "category":

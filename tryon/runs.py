@@ -74,12 +74,17 @@ def with_paths(config: TrainConfig, prefix: str) -> TrainConfig:
     return replace(config, data_cache_dir=str(cache), output_dir=str(run), **models)
 
 
+def identity_of(checkpoint: Path) -> dict[str, Any]:
+    """What must be the same when the checkpoint's run goes on, by name."""
+    return json.loads((checkpoint / STATE_FILE).read_text())["identity"]
+
+
 def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
     """Raises ValueError, with the differences listed, where what `identity` names was another in the checkpoint's run.
 
     It need not name everything: what is not known yet is left out. (Refused is a ValueError.)
     """
-    was = json.loads((checkpoint / STATE_FILE).read_text())["identity"]
+    was = identity_of(checkpoint)
     changed = [name for name in sorted(identity) if was.get(name) != identity[name]]
     if changed:
         differences = "; ".join(f"{name} was {was.get(name)} and is {identity[name]}" for name in changed)

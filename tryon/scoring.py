@@ -284,8 +284,8 @@ def summarise(
     """{kind: {category or "all": {"cases": n, "on_edges": value, heading: {measure: value}}}}.
 
     models: for each name the heading that it is shown under, the base first. Headings are those, and "<heading> - base"
-    for each LoRA, the means of the cases' differences. A value is {"mean", "low", "high"}, in a difference with
-    "marked"; FID and KID have a mean alone.
+    for each LoRA, the means of the cases' differences. A value is {"mean", "low", "high", "cases"}, in a difference
+    with "marked"; FID and KID have a mean alone.
     """
     lines = read_lines(folder)
     results: dict[str, Any] = {}
@@ -370,12 +370,13 @@ def distances_of(looked: Looked, name: str, picked: Sequence[int], perception: P
 
 
 def mean_of(values: Sequence[float | None]) -> dict[str, float] | None:
-    """The mean over the cases that have a value, with its interval from two cases on; None where none has one."""
+    """The mean over the cases that have a value, their number, and the mean's interval from two cases on; None where
+    none has one."""
     known = np.array([value for value in values if value is not None])
     if not len(known):
         return None
     low, high = interval(known) if len(known) > 1 else (None, None)
-    return {"mean": float(known.mean()), "low": low, "high": high}
+    return {"mean": float(known.mean()), "low": low, "high": high, "cases": len(known)}
 
 
 def difference_of(pairs: Sequence[tuple[float | None, float | None]]) -> dict[str, Any] | None:
@@ -429,21 +430,25 @@ def tables(results: dict[str, Any], models: dict[str, str]) -> list[str]:
     for kind, of_kind in results.items():
         rows = [part for result in of_kind.values() for part in result.values() if isinstance(part, dict)]
         columns = {each: how for each, how in {**OF_CASES, **OF_SETS}.items() if any(each in row for row in rows)}
-        lines += ["", f"## {kind}", "", "| category | model | " + " | ".join(how.heading for how in columns.values())]
-        lines[-1] += " |"
+        lines += ["", f"## {kind}", ""]
+        if not columns:
+            lines.append("Nothing was computed: there is no truth.")
+            continue
+        lines.append(f"| category | model | {' | '.join(how.heading for how in columns.values())} |")
         lines.append("|---|---|" + "---|" * len(columns))
         for category, result in of_kind.items():
             label = f"{category} ({result['cases']})"
             for heading in models.values():
                 for row in (heading, f"{heading} - {models[BASE]}"):
                     if row in result:
-                        cells = [_cell(result[row].get(each), how) for each, how in columns.items()]
+                        cells = [_cell(result[row].get(each), how, result["cases"]) for each, how in columns.items()]
                         lines.append(f"| {label} | {row} | {' | '.join(cells)} |")
                         label = ""
     return lines
 
 
-def _cell(value: dict[str, Any] | None, how: Measure) -> str:
+def _cell(value: dict[str, Any] | None, how: Measure, cases: int) -> str:
+    """A value in words. cases: the number of the category's; a value of fewer says of how many it is."""
     if value is None:
         return ""
     sign = "+" if "marked" in value else ""
@@ -451,6 +456,8 @@ def _cell(value: dict[str, Any] | None, how: Measure) -> str:
     if value.get("low") is not None:
         low, high = (f"{value[each] * how.scale:{sign}.{how.digits}f}" for each in ("low", "high"))
         shown += f" [{low}, {high}]"
+    if value.get("cases", cases) != cases:
+        shown += f" of {value['cases']}"
     return f"**{shown}**" if value.get("marked") else shown
 
 
@@ -458,4 +465,7 @@ def outlines(results: dict[str, Any]) -> list[str]:
     """Lines that say how much of the masks' outlines follows the pictures."""
     of_kind = next(iter(results.values()))
     shares = {category: result["on_edges"] for category, result in of_kind.items() if "on_edges" in result}
-    return [f"{category} {_cell(share, Measure('', 0, 100))} %" for category, share in shares.items()]
+    return [
+        f"{category} {_cell(share, Measure('', 0, 100), of_kind[category]['cases'])} %"
+        for category, share in shares.items()
+    ]

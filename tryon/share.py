@@ -21,7 +21,7 @@ from tryon.entry import run_script
 from tryon.hub import check_login, upload
 from tryon.lora import LoraFacts, export_lora, read_facts
 from tryon.report import read_data, read_environment, read_metrics, read_scores
-from tryon.runs import LORA_FILE, lora_file, newest_checkpoint
+from tryon.runs import LORA_FILE, identity_of, lora_file, newest_checkpoint
 from tryon.sample import CATEGORIES, prompt_for
 from tryon.tracking import set_up_logging
 
@@ -49,13 +49,13 @@ def write_share(run: Path, name: str | None) -> Path:
     """
     if not (run / "config.json").is_file():
         raise ValueError(f"{run} holds no config.json: name the folder of a run")
-    file, folder = lora_file(newest_checkpoint(run)), run / "share"
+    checkpoint, folder = newest_checkpoint(run), run / "share"
     try:
         folder.mkdir(exist_ok=True)
-        export_lora(file, folder / LORA_FILE)
+        export_lora(lora_file(checkpoint), folder / LORA_FILE)
         facts = read_facts(folder / LORA_FILE)
         assert facts is not None, "a run's LoRA says what it was trained for"
-        (folder / CARD).write_text(model_card(run, facts, name))
+        (folder / CARD).write_text(model_card(run, checkpoint, facts, name))
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error}): make room on the disk, then share again") from error
     return folder
@@ -80,9 +80,10 @@ def listed(folder: Path) -> list[str]:
     return [f"{folder / name} ({tqdm.format_sizeof((folder / name).stat().st_size, 'B')})" for name in SHARED]
 
 
-def model_card(run: Path, facts: LoraFacts, name: str | None) -> str:
+def model_card(run: Path, checkpoint: Path, facts: LoraFacts, name: str | None) -> str:
     """The card, in Markdown with the hub's metadata before it, made of what the run's folder holds."""
     settings = json.loads((run / "config.json").read_text())
+    settings["quantization"] = identity_of(checkpoint)["quantization"]  # what "auto" meant
     name = name or "<user>/<name>"
     sections = [
         ("", TOY_WARNING if settings["toy"] else ""),
@@ -90,7 +91,7 @@ def model_card(run: Path, facts: LoraFacts, name: str | None) -> str:
         ("Measured", _measured(run, settings)),
         ("In diffusers", _in_diffusers(settings, facts, name)),
         ("With the code that trained it", OWN_COMMAND.format(name=name)),
-        ("In ComfyUI", "" if settings["toy"] else _in_comfy(settings, facts)),
+        ("In ComfyUI", "" if settings["toy"] else _in_comfy(facts)),
         ("How it was trained", _recipe(run, settings, facts)),
         ("Licences", f"{TOY_LICENCES if settings['toy'] else LICENCES} {_data_licence(settings)}".strip()),
         ("Limits", LIMITS),
@@ -187,8 +188,8 @@ result = pipeline(
     mask_image=hidden,
     height=height,
     width=2 * width,
-    num_inference_steps={settings["num_inference_steps"]},
-    guidance_scale={settings["validation_guidance_scale"]},
+    num_inference_steps={facts.num_inference_steps},
+    guidance_scale={facts.guidance_scale},
     max_sequence_length={facts.max_sequence_length},
     generator=torch.Generator("cpu").manual_seed(0),
 ).images[0]
@@ -212,11 +213,12 @@ python tryon_inference_lora.py --lora {name} --image person.jpg --mask mask.png 
     --category upper --output_tryon dressed.png
 ```
 
-It reads models, prompt and panel size from the file's header. Without `--mask` it makes one by the rule of the
-training, from `--worn`, a picture in which what the person wears is white, or from what a human parser finds."""
+It reads models, prompt, panel size, steps and guidance from the file's header. Without `--mask` it makes one by the
+rule of the training, from `--worn`, a picture in which what the person wears is white, or from what a human parser
+finds."""
 
 
-def _in_comfy(settings: dict[str, Any], facts: LoraFacts) -> str:
+def _in_comfy(facts: LoraFacts) -> str:
     return (
         "Not tried. The file's keys are those that ComfyUI knows of FLUX LoRAs (`transformer.<module>.lora_A.weight` "
         "and `lora_B.weight`, scaled so that no alpha is needed). What should work is a FLUX Fill workflow: the "
@@ -225,8 +227,8 @@ def _in_comfy(settings: dict[str, Any], facts: LoraFacts) -> str:
         "is the diptych, garment left and person right, made with `ImageStitch`; its mask is black on the garment and "
         "white where the person is repainted. Both go into `InpaintModelConditioning`, the prompt "
         f"`{_prompts(facts)[0]}` through `CLIPTextEncode` and `FluxGuidance` at "
-        f"{settings['validation_guidance_scale']:g}; `KSampler` at cfg 1, `euler`, `simple`, "
-        f"{settings['num_inference_steps']} steps; the right half of the result is the answer."
+        f"{facts.guidance_scale:g}; `KSampler` at cfg 1, `euler`, `simple`, "
+        f"{facts.num_inference_steps} steps; the right half of the result is the answer."
     )
 
 
@@ -250,11 +252,11 @@ def _recipe(run: Path, settings: dict[str, Any], facts: LoraFacts) -> str:
         or "not known",
         "LoRA": f"rank {settings['lora_rank']}, alpha {settings['lora_alpha']} (attention and feed-forward layers)",
         "steps": f"{facts.step:,} of {batch * parts * processes} samples: batch {batch}, {parts} accumulated, "
-        f"{processes} processes",
+        f"{processes} {'process' if processes == 1 else 'processes'}",
         "learning rate": f"{settings['learning_rate']:g}, {settings['lr_scheduler']}, "
         f"{settings['lr_warmup_steps']} steps of warm-up; {settings['optimizer']}",
         "noise levels": settings["weighting_scheme"],
-        "frozen weights": settings["quantization"],
+        "frozen weights": "as they are" if settings["quantization"] == "none" else settings["quantization"],
         "masks": rule,
         "balance of categories": settings["balance"],
         "prompt": "; ".join(f"`{each}`" for each in _prompts(facts)),
@@ -266,6 +268,8 @@ def _recipe(run: Path, settings: dict[str, Any], facts: LoraFacts) -> str:
 def _data(settings: dict[str, Any]) -> str:
     """The data set in words: a path of the machine that trained is nobody's business."""
     name = settings.get("dataset_name") or ""
+    if settings["toy"] and Path(name).parent == Path(settings["data_cache_dir"]) / "toy":
+        return "drawings of the toy's world"
     if HUB_NAME.fullmatch(name):
         return f"[{name}](https://huggingface.co/datasets/{name})"
     return "a folder of the trainer's own"

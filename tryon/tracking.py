@@ -22,6 +22,8 @@ from tryon.config import TrainConfig, trackers
 
 logger = logging.getLogger(__name__)
 
+LINE_EVERY = 20.0  # seconds between lines of progress in a log
+LINE = "{desc}: {n_fmt} of {total_fmt}, {remaining} left"
 PROJECT_NAME = "tryon"  # of the runs of all profiles, in every tracker
 
 
@@ -32,9 +34,23 @@ def on_terminal() -> bool:
 
 
 def progress_bar(total: int, description: str, visible: bool, initial: int = 0) -> tqdm:
-    """A bar on a terminal; nothing where the output goes to a file."""
-    shown = visible and on_terminal() and total > 0
-    return tqdm(total=total, initial=initial, desc=description, disable=not shown, ncols=110, leave=False)
+    """A bar on a terminal; where the output goes to a file a line now and then, of what takes long."""
+    shown = {"total": total, "initial": initial, "desc": description, "disable": not visible or total == 0}
+    if on_terminal():
+        return tqdm(**shown, ncols=110, leave=False)
+    often = {"delay": LINE_EVERY, "mininterval": LINE_EVERY, "maxinterval": LINE_EVERY, "miniters": 1}
+    return tqdm(**shown, **often, bar_format=LINE, file=_LinesOfTheLog(), leave=False)
+
+
+class _LinesOfTheLog:
+    """What tqdm writes to where there is no terminal."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            logger.info("%s", line)
+
+    def flush(self) -> None:
+        pass
 
 
 def start_processes() -> PartialState:

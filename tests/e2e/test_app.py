@@ -54,7 +54,7 @@ def page_url(loras: Path, data_cache: Path, tmp_path_factory: pytest.TempPathFac
         port = free.getsockname()[1]
     process = subprocess.Popen(
         [
-            sys.executable, "app_lora.py", "--lora", str(loras), "--port", str(port), "--steps", "2",
+            sys.executable, "app_lora.py", "--lora", str(loras), "--port", str(port),
             "--data_cache_dir", str(data_cache),
         ],
         cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -103,6 +103,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(page_url)
         dress, said = page.locator("#dress"), page.locator("#said")
+        expect(page.locator("#about")).to_contain_text("Toy model: it dresses drawn people, nobody in photographs.")
 
         def slide(name: str, value: int) -> None:
             """Sets a slider by its number."""
@@ -182,6 +183,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
 
         # A long one is stopped; the button is locked meanwhile.
         page.get_by_text("More settings").click()
+        expect(page.locator("#steps input[type=number]")).to_have_value("1")  # as the LoRA was trained
         slide("steps", 100)
         slide("count", 4)
         dress.click()
@@ -288,7 +290,7 @@ def test_loras_are_named_described_and_chosen(run: Path, loras: Path, tmp_path: 
     assert usable_rule(moved) == MaskRule("hull", 0.1, parser="some/parser")
     assert list(panel_sizes((768, 576)).values()) == [(768, 576), (512, 384), (1024, 768)]
     assert list(panel_sizes((16, 16)).values()) == [(16, 16)]
-    page = Page(None, newest, loras, tmp_path, [])
+    page = Page(None, newest, loras, tmp_path, [], None, None, lambda facts: "")
     assert page.chosen(str(named)) == named
     with pytest.raises(ValueError, match="not there any more"):
         page.chosen("/etc/hostname")

@@ -16,6 +16,7 @@ from evaluate_lora import main, read_settings
 from test_dataset import row, write
 from test_folders import write_viton_hd
 from tryon.lora import ADAPTER_KEY, FACTS_KEY, read_facts
+from tryon.manifest import write_manifest
 from tryon.runs import find_lora
 
 pytestmark = pytest.mark.e2e
@@ -102,10 +103,10 @@ def test_base_and_loras_on_drawings_and_going_on_after_an_interruption(
 def test_on_other_data_nobody_knows_the_unpaired_truth(run: Path, data_cache: Path, tmp_path: Path) -> None:
     name = write(tmp_path / "data", [row(item, "front") for item in range(30)])
     copy = shutil.copytree(run, tmp_path / "run")
-    trained = {"dataset_name": name, "max_validation_samples": 2, "num_inference_steps": 1, "seed": 4}
-    (copy / "config.json").write_text(
-        json.dumps({**trained, "validation_guidance_scale": 5.0, "data_cache_dir": "gone"})
-    )
+    changed(run, find_lora(str(copy)), guidance_scale=5.0)
+    write_manifest(copy / "checkpoint-1")
+    trained = {"dataset_name": name, "max_validation_samples": 2, "seed": 4}
+    (copy / "config.json").write_text(json.dumps({**trained, "data_cache_dir": "gone"}))
     main(["--lora", str(copy), "--data_cache_dir", str(data_cache)])
     result = result_of(copy / "scores")
     assert (result["settings"]["steps"], result["settings"]["guidance_scale"]) == (1, 5)
@@ -115,10 +116,12 @@ def test_on_other_data_nobody_knows_the_unpaired_truth(run: Path, data_cache: Pa
     assert "psnr" in scores["paired"]["all"]["LoRA"] and "psnr" not in scores["unpaired"]["all"]["LoRA"]
     assert scores["unpaired"]["all"]["on_edges"]["mean"] > 0
     assert Image.open(copy / "scores" / "worst-unpaired.png").width == 24 + 5 * (64 + 4), "without a truth"
+    text = (copy / "scores" / "evaluation.md").read_text()
+    assert "Nothing was computed: there is no truth." in text and "Outside the masks no pixel changed." in text
 
     other = shutil.copytree(copy, tmp_path / "other")
-    file = changed(run, find_lora(str(other)), step=2)
-    (other / "checkpoint-1" / "manifest.json").unlink()  # which says of another file
+    file = changed(run, find_lora(str(other)), guidance_scale=5.0, step=2)
+    write_manifest(other / "checkpoint-1")
     (other / "config.json").write_text(json.dumps({**trained, "seed": 5}))
     with pytest.raises(
         ValueError, match=r"other/.* was trained on another split of .* \(seed 5 instead of 4\) and may"

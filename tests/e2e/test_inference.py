@@ -29,7 +29,7 @@ def flags_for(folder: Path, data_cache: Path, *flags: str | Path) -> list[str]:
     """The needed flags, output apart, then `flags`, of which a repeated one counts."""
     needed = (
         "--image", folder / "person.png", "--mask", folder / "mask.png", "--garment", folder / "garment.png",
-        "--steps", "2", "--data_cache_dir", data_cache,
+        "--data_cache_dir", data_cache,
     )  # fmt: skip
     return [str(flag) for flag in (*needed, *flags)]
 
@@ -77,13 +77,27 @@ def test_a_photograph_of_any_size_is_dressed_and_the_lora_is_used(
     assert (results[0] != results[1]).any()
     assert Image.open(grid).size == (24 + 5 * 68, 24 + 100) and not out.exists()
     said = capsys.readouterr().out
-    assert "TOY MODEL, because the LoRA was trained on it" in said and "loading " in said and "2 steps" in said
+    assert "TOY MODEL, because the LoRA was trained on it" in said and "loading " in said
+    assert "dressing, 1 steps at guidance 30" in said, "as the LoRA was trained"
     assert "this LoRA was trained for" not in said and "white all over" not in said
 
     plain = pictures / "plain.png"
     Image.new("L", (517, 803), 255).save(pictures / "white.png")
-    main([*flags, "--output_tryon", str(plain), "--steps", "1", "--mask", str(pictures / "white.png")])
-    assert "the mask is white all over" in capsys.readouterr().out
+    main(
+        [
+            *flags,
+            "--output_tryon",
+            str(plain),
+            "--steps",
+            "2",
+            "--guidance_scale",
+            "7",
+            "--mask",
+            str(pictures / "white.png"),
+        ]
+    )
+    said = capsys.readouterr().out
+    assert "the mask is white all over" in said and "dressing, 2 steps at guidance 7" in said
     main([*flags, "--output_tryon", str(plain), "--seed", "4", "--lora_scale", "0", "--toy"])
     assert (pixels(plain) != results[0]).any()
 
@@ -111,7 +125,9 @@ def test_the_mask_is_made_by_the_rule_of_the_training(
     assert (person != pixels(out)).any()
 
 
-def test_a_category_is_enough(by_rule: Path, data_cache: Path, tmp_path: Path) -> None:
+def test_a_category_is_enough(
+    by_rule: Path, data_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The toy's parser finds what a drawn person wears."""
     data = DrawnData(2, EVALUATION_SEED, ("upper", "lower"), 192, 144)
     sample = data[1]
@@ -122,6 +138,9 @@ def test_a_category_is_enough(by_rule: Path, data_cache: Path, tmp_path: Path) -
     out = tmp_path / "out.png"
     main([*flags, "--output_tryon", str(out)])
     changed = (pixels(tmp_path / "person.png") != pixels(out)).any(-1)
+    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+    made = f"made a mask: rows {rows[0] + 1} to 192 of 192, columns {columns[0] + 1} to {columns[-1] + 1} of 144"
+    assert made in capsys.readouterr().out
     true = sample.mask[0].bool().numpy()
     assert (changed & true).sum() / (changed | true).sum() > 0.85
     with pytest.raises(ValueError, match="no mask can be made without a human parser: no/parser is .*, or give a mask"):

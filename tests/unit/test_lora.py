@@ -28,6 +28,7 @@ from tryon.runs import LORA_FILE, find_lora
 from tryon.toy.model import ToyFolders, scheduler
 
 FACTS = LoraFacts("base", "transformer", "fixed", 512, 768, 576, "rectangle", "full", 3)
+LATER_FACTS = {"mask_offsets", "mask_parser", "num_inference_steps", "guidance_scale"}
 
 
 def predict(transformer: FluxTransformer2DModel, vae) -> torch.Tensor:
@@ -162,6 +163,10 @@ def test_the_header_is_portable(transformer: FluxTransformer2DModel, tmp_path: P
         "transformer.target_modules": sorted(TARGET_MODULES),
     }
     assert read_facts(tmp_path / LORA_FILE) == FACTS
+    old = {name: value for name, value in json.loads(metadata["tryon_lora"]).items() if name not in LATER_FACTS}
+    header = {**metadata, "tryon_lora": json.dumps(old)}
+    save_file(load_file(tmp_path / LORA_FILE), tmp_path / "old.safetensors", header)
+    assert read_facts(tmp_path / "old.safetensors") == FACTS, "what older versions wrote is still read"
     assert all(key.startswith("transformer.") and key.endswith((".lora_A.weight", ".lora_B.weight")) for key in keys)
 
 

@@ -45,9 +45,9 @@ def test_the_interval_is_that_of_the_mean() -> None:
 
 def test_means_and_differences_of_few_cases() -> None:
     assert mean_of([None, None]) is None
-    assert mean_of([1.0, None]) == {"mean": 1.0, "low": None, "high": None}
+    assert mean_of([1.0, None]) == {"mean": 1.0, "low": None, "high": None, "cases": 1}
     better = [(2.0 + index, 1.0 + index) for index in range(6)]
-    assert difference_of(better) == {"mean": 1.0, "low": 1.0, "high": 1.0, "marked": True}
+    assert difference_of(better) == {"mean": 1.0, "low": 1.0, "high": 1.0, "cases": 6, "marked": True}
     assert not difference_of(better[:5])["marked"], "five of one sign say little"
     assert not difference_of([*better[:3], *((b, a) for a, b in better[:3])])["marked"]
     assert difference_of([(1.0, None), (None, 1.0)]) is None and not difference_of([(2.0, 1.0)])["marked"]
@@ -123,6 +123,9 @@ def test_categories_and_differences(written: Written) -> None:
     table = tables({"paired": results}, MODELS)
     assert table[3] == "| category | model | PSNR, mask | SSIM, mask | PSNR | SSIM |" and len(table) == 5 + 12
     assert f"| all (9) | base | {results['all']['base']['psnr']['mean']:.2f} [" in table[-3]
+    assert " of 3" not in "".join(table)
+    results["all"]["base"]["ssim"] |= {"mean": 0.5, "low": 0.25, "high": 0.75, "cases": 3}
+    assert "| 0.500 [0.250, 0.750] of 3 |" in tables({"paired": results}, MODELS)[-3], "it is not that of all nine"
 
 
 def test_networks_see_the_results_and_what_is_real(written: Written) -> None:

@@ -82,11 +82,15 @@ def test_the_card_says_what_was_trained_and_its_python_runs(
 
 
 def test_a_toys_card_says_so_first(finished: Path) -> None:
-    save_json(finished / "config.json", asdict(on_toy(full())))
+    config = on_toy(full())
+    drawn = {"dataset_name": str(Path(config.data_cache_dir) / "toy" / "data")}
+    save_json(finished / "config.json", {**asdict(config), **drawn})
     metadata, text = card_of(write_share(finished, None))
     assert text.split("\n\n")[1].startswith("> **This is a toy.**")
     assert metadata["license"] == "apache-2.0" and "base_model" not in metadata and "toy" in metadata["tags"]
     assert "```python" not in text and "FLUX.1-dev" not in text
+    assert "steps on drawings of the toy's world, in" in text and "| frozen weights | as they are |" in text
+    assert ", 1 process |" in text
 
 
 def test_no_path_of_this_machine_is_shared(finished: Path) -> None:

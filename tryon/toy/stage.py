@@ -19,7 +19,7 @@ from torch import Tensor
 from tryon.checkpoint import load_optimizer, save_optimizer
 from tryon.config import save_json
 from tryon.toy.model import write_weights
-from tryon.tracking import progress_bar
+from tryon.tracking import on_terminal, progress_bar
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ def train(stage: Stage, output_dir: Path, save_every: int, facts: dict[str, Any]
     size = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     logger.info("%s: %.2f M parameters, step %d of %d", stage.name, size, step, stage.steps)
 
-    bar = progress_bar(stage.steps, stage.name, visible=True, initial=step)
+    bar = progress_bar(stage.steps, stage.name, visible=on_terminal(), initial=step)
     started = time.monotonic() - seconds
     while step < stage.steps:
         _set_learning_rate(stage.optimizers, step, stage.steps)
