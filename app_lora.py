@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tryon.config import TryOnConfig, mistakes, parse_flags, setting
+from tryon.config import TryOnConfig, mistakes, setting
 from tryon.entry import run_script
+from tryon.flags import parse_flags
 
 if TYPE_CHECKING:
     from tryon.lora import LoraFacts

@@ -19,11 +19,11 @@ from tryon.config import (
     TrainConfig,
     TryOnConfig,
     mistakes,
-    parse_flags,
     save_json,
     setting,
 )
 from tryon.entry import run_script
+from tryon.flags import parse_flags
 from tryon.manifest import file_hash
 from tryon.runs import run_of, runs_folder
 
@@ -96,11 +96,12 @@ def main(argv: list[str]) -> None:
     import torch
     from diffusers.training_utils import free_memory
 
+    from tryon.comparison import summarise
     from tryon.lora import LoraFacts, read_facts
     from tryon.memory import choose_quantization
     from tryon.perceptual import load_perception
     from tryon.pipeline import TryOnModel, denoising, load_try_on, panel_size, same_models, swap_lora
-    from tryon.scoring import BASE, is_measured, measure, open_folder, summarise
+    from tryon.scoring import BASE, is_measured, measure, open_folder
     from tryon.toy.model import use_toy_model_for_try_on
     from tryon.tracking import set_up_logging
 
@@ -316,7 +317,7 @@ def write_scores(
 ) -> None:
     """Writes evaluation.json, evaluation.md and the grids, and says what they hold. Raises ValueError where a pixel
     outside a mask is not the person's."""
-    from tryon.scoring import LEAST_CASES, changed_outside, outlines, tables, worst_grid
+    from tryon.comparison import LEAST_CASES, changed_outside, outlines, tables, worst_grid
 
     save_json(folder / "evaluation.json", {**facts, "scores": results})
     changed = changed_outside(results)

@@ -23,10 +23,10 @@ from tryon.config import (
     TrainConfig,
     mistakes,
     on_toy,
-    parse_flags,
     setting,
 )
 from tryon.entry import check_first, run_script
+from tryon.flags import parse_flags
 
 
 @dataclass(frozen=True, kw_only=True)

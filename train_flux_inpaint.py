@@ -17,12 +17,12 @@ from tryon.config import (
     TrainConfig,
     cuda_device_count,
     mistakes,
-    parse_flags,
     resolve,
     seconds_of,
     setting,
 )
 from tryon.entry import TIME_IS_UP, asked_to_stop, check_first, finishing_steps, run_script, stop_after
+from tryon.flags import parse_flags
 from tryon.runs import (
     SAME_WHEN_RESUMED,
     Refused,

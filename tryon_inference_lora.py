@@ -17,8 +17,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tryon.config import TryOnConfig, mistakes, parse_flags, setting
+from tryon.config import TryOnConfig, mistakes, setting
 from tryon.entry import run_script
+from tryon.flags import parse_flags
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -200,7 +201,7 @@ def mask_maker(config: TryOnConfig, pictures: PictureConfig, facts: "LoraFacts |
 
     The parser is loaded when it is first needed. The function raises ValueError where no mask can be made.
     """
-    from tryon.parsing import hide_worn, mask_for, parser_for_masks
+    from tryon.parsing import mask_of_labels, mask_of_worn, parse, parser_for_masks
     from tryon.pipeline import trained_rule
     from tryon.toy.model import parser_for_try_on
 
@@ -213,12 +214,12 @@ def mask_maker(config: TryOnConfig, pictures: PictureConfig, facts: "LoraFacts |
         if category is None:
             raise ValueError("to make a mask the garment's category must be known: give it, or a mask")
         if worn is None:
-            return mask_for(person, category, rule, parser())
+            return mask_of_labels(parse(parser(), person), category, rule)
         if rule.name != "rectangle":
-            return hide_worn(person, worn, category, rule, parser())
+            return mask_of_worn(worn, category, rule, parse(parser(), person))
         if pictures.parser:
             raise ValueError("--parser has no use: this LoRA was trained with rectangles, which need none")
-        return hide_worn(person, worn, category, rule, None)
+        return mask_of_worn(worn, category, rule, None)
 
     return make_mask
 

@@ -17,8 +17,9 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tryon.config import PROJECT, MaskConfig, TrainConfig, mistakes, parse_flags, setting
+from tryon.config import PROJECT, MaskConfig, TrainConfig, mistakes, setting
 from tryon.entry import check_first, run_script
+from tryon.flags import parse_flags
 
 SHARDS = 4
 VIEWS = ("front", "side", "back", "full", "additional", "flat")  # the last for every third item

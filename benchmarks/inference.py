@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.variants import check_settings
-from tryon.config import parse_flags, setting
+from tryon.config import setting
 from tryon.entry import check_first, run_script
+from tryon.flags import parse_flags
 
 CHANGES: dict[str, dict[str, Any]] = {
     "none": {},

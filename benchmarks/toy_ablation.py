@@ -24,12 +24,12 @@ from tryon.config import (
     TrainConfig,
     TryOnConfig,
     on_toy,
-    parse_flags,
     quick_test,
     save_json,
     setting,
 )
 from tryon.entry import check_first, run_script
+from tryon.flags import parse_flags
 
 LENGTHS = "lengths right"  # of trousers given to people in shorts, and the reverse
 

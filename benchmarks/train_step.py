@@ -24,8 +24,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.variants import check_settings
-from tryon.config import TrainConfig, full, on_toy, parse_flags, quick_test, setting
+from tryon.config import TrainConfig, full, on_toy, quick_test, setting
 from tryon.entry import check_first, run_script
+from tryon.flags import parse_flags
 
 CHANGES: dict[str, dict[str, Any]] = {
     "none": {},

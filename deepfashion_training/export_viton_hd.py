@@ -21,8 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepfashion_training.preflight import DataConfig, checked_data_path
-from tryon.config import MaskConfig, TrainConfig, mistakes, parse_flags, setting
+from tryon.config import MaskConfig, TrainConfig, mistakes, setting
 from tryon.entry import run_script
+from tryon.flags import parse_flags
 
 if TYPE_CHECKING:
     from PIL import Image

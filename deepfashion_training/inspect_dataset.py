@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.preflight import REFERENCES, DataConfig, checked_data
-from tryon.config import PROJECT, MaskConfig, TrainConfig, mistakes, parse_flags, setting
+from tryon.config import PROJECT, MaskConfig, TrainConfig, mistakes, setting
 from tryon.entry import run_script
+from tryon.flags import parse_flags
 
 if TYPE_CHECKING:
     from datasets import Dataset

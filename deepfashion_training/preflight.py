@@ -20,11 +20,11 @@ from tryon.config import (
     TrainConfig,
     cuda_device_count,
     mistakes,
-    parse_flags,
     resolve,
     setting,
 )
 from tryon.entry import run_script
+from tryon.flags import parse_flags
 from tryon.runs import locked, with_paths
 
 DEEPFASHION = "SaffalPoosh/deepFashion-with-masks"

@@ -86,17 +86,22 @@ RECTANGLES: dict[Category, Rectangle] = {
 
 
 def agnostic_mask(
-    garment_mask: Tensor, category: Category, rule: MaskRule = MaskRule(), labels: Tensor | None = None
+    garment_mask: Tensor,
+    category: Category,
+    rule: MaskRule = MaskRule(),
+    labels: Tensor | None = None,
+    unsure: float = 0.0,
 ) -> Tensor:
     """[1, H, W] bool region of the worn garment -> [1, H, W] bool region to repaint, at any resolution.
 
-    labels: [H, W] of places in PARTS, which all rules but the rectangle need. Raises ValueError where the garment's
+    labels: [H, W] of places in PARTS, which all rules but the rectangle need. unsure: the garment may begin so much
+    higher, as a share of the picture's height; the mask does, but for the head. Raises ValueError where the garment's
     region is empty, and where labels are needed and not given.
     """
     if not garment_mask.any():
         raise ValueError("the garment's mask is empty: give a mask with the garment in white on black")
     if rule.name == "rectangle":
-        return _extended(_rectangle(garment_mask, category), rule)
+        return _extended(_rectangle(garment_mask, category), replace(rule, top=rule.top + unsure))
     if labels is None:
         raise ValueError(
             f"the mask rule {rule.name} needs to know the person's parts: name a parser, or use the rule rectangle"
@@ -106,7 +111,8 @@ def agnostic_mask(
     region = _shrunk(_grown(region, 2 * reach), reach)  # closes gaps, leaves the outline rounded and a little larger
     if rule.name == "hull":
         region = _hulls(region)
-    return _extended(region, rule) & ~(among(labels, PROTECTED[category]) & ~garment_mask)
+    higher = _extended(garment_mask, MaskRule(top=unsure)) & ~among(labels, ("head",))
+    return (_extended(region, rule) | higher) & ~(among(labels, PROTECTED[category]) & ~(garment_mask | higher))
 
 
 def _rectangle(garment_mask: Tensor, category: Category) -> Tensor:

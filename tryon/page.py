@@ -46,6 +46,10 @@ STYLE = """
 Editor = dict[str, Any]  # of Gradio: {"background": picture or None, "layers": [RGBA of its size], "composite": ...}
 UNCHANGED = gr.skip()
 NO_PICTURE = "This file is no picture that can be read: give a PNG, JPEG or WebP."
+# The editor opens a file in the browser, and where it cannot says nothing but this.
+TELL_OF_UNREADABLE = """() => window.addEventListener("unhandledrejection", (event) => {
+  if (String(event.reason).includes("could not be decoded")) document.querySelector("#unreadable").click();
+})"""
 PROGRESS = gr.Progress()  # as a default Gradio gives a handler one of its own
 
 
@@ -293,6 +297,10 @@ class Page:
             gr.Warning(NO_PICTURE)
             return None
 
+    def tell_of_unreadable(self) -> None:
+        """A file that the editor could not open."""
+        gr.Warning(NO_PICTURE)
+
     def begin(self, request: gr.Request) -> tuple:
         self.stops[request.session_hash] = threading.Event()
         return gr.Button("Dressing ...", interactive=False), gr.Button(interactive=True)
@@ -539,6 +547,9 @@ def build_page(page: Page) -> gr.Blocks:
         grow.click(page.mask_of_paint, masks, [person, made, said], **quietly)
         for event in (category.change, *(each.change for each in sliders)):
             event(page.mask_anew, [made, *masks], [person, made, said], trigger_mode="always_last", **quietly)
+        unreadable = gr.Button(visible="hidden", elem_id="unreadable")
+        unreadable.click(page.tell_of_unreadable, **private)
+        blocks.load(js=TELL_OF_UNREADABLE, **private)
         garment.upload(page.refuse_unreadable, garment, garment, preprocess=False, **private)
         dressing = button.click(page.begin, outputs=[button, stop], queue=False, **private).then(
             page.dress,

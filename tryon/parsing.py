@@ -43,6 +43,10 @@ PART_OF_LABEL = {
     "Scarf": "other",
 }
 
+# How much of the picture's height a garment may begin above what a parser finds: two cells of a SegFormer that sees 512
+# pixels. A strip of the old garment above the mask spoils a result; a mask that begins a little higher does not.
+UNSURE = 0.015
+
 
 def parts_of(labels: Sequence[str]) -> Tensor:
     """[labels], the places in PARTS of ATR labels."""
@@ -114,21 +118,17 @@ def find_worn(labels: Tensor, category: Category) -> Tensor:
     raise ValueError("the parser sees no garment on this person: give a mask, or another picture")
 
 
-def mask_for(person: Image.Image, category: Category, rule: MaskRule, parser: Parser) -> Image.Image:
-    """The mask that training would have made of a person, RGB, in a garment of the category, from its picture alone:
-    "L" of 0 and 255 of the same size. Raises ValueError as find_worn does.
+def mask_of_labels(labels: Tensor, category: Category, rule: MaskRule) -> Image.Image:
+    """The mask that training would have made of a person in a garment of the category, reaching higher where that is
+    unsure, from its labels alone, [H, W] of places in PARTS: "L" of 0 and 255. Raises ValueError as find_worn does.
     """
-    labels = parse(parser, person)
-    return _to_picture(agnostic_mask(find_worn(labels, category), category, rule, labels))
+    return _to_picture(agnostic_mask(find_worn(labels, category), category, rule, labels, UNSURE))
 
 
-def hide_worn(
-    person: Image.Image, worn: Image.Image, category: Category, rule: MaskRule, parser: Parser | None
-) -> Image.Image:
-    """The mask that training would have made of a person, RGB, and the region of what it wears, "L" of 0 and 255 of the
-    same size: likewise "L". Raises ValueError as agnostic_mask does.
+def mask_of_worn(worn: Image.Image, category: Category, rule: MaskRule, labels: Tensor | None) -> Image.Image:
+    """The mask that training would have made of the region of what a person wears, "L" of 0 and 255: likewise. labels:
+    the person's, which all rules but the rectangle need. Raises ValueError as agnostic_mask does.
     """
-    labels = parse(parser, person) if parser else None
     return _to_picture(agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], category, rule, labels))
 
 

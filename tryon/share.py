@@ -16,8 +16,9 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from tqdm import tqdm
 
-from tryon.config import HUB_NAME, mistaken_upload, parse_flags, setting
+from tryon.config import HUB_NAME, mistaken_upload, setting
 from tryon.entry import run_script
+from tryon.flags import parse_flags
 from tryon.hub import check_login, upload
 from tryon.lora import LoraFacts, export_lora, read_facts
 from tryon.report import read_data, read_environment, read_metrics, read_scores

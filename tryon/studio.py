@@ -11,8 +11,6 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
-import numpy as np
-import torch
 from diffusers.training_utils import free_memory
 from PIL import Image
 from torch import Tensor
@@ -20,8 +18,8 @@ from torch import Tensor
 from tryon.checkpoint import verify_lora
 from tryon.config import TryOnConfig
 from tryon.lora import LoraFacts, read_facts
-from tryon.masks import MaskRule, agnostic_mask
-from tryon.parsing import Parser, find_worn, parse, parser_for_masks
+from tryon.masks import MaskRule
+from tryon.parsing import Parser, mask_of_labels, mask_of_worn, parse, parser_for_masks
 from tryon.pipeline import TryOnModel, same_models, swap_lora, try_on
 from tryon.sample import Category
 
@@ -107,9 +105,9 @@ class Studio:
         labels = None
         if worn is None or rule.name != "rectangle":
             labels = self._labels(self.parser(read_facts(lora)), person)
-        region = find_worn(labels, category) if worn is None else torch.from_numpy(np.array(worn) > 0)[None]
-        hidden = agnostic_mask(region, category, rule, labels)
-        return Image.fromarray(hidden[0].numpy().astype(np.uint8) * 255)
+        if worn is None:
+            return mask_of_labels(labels, category, rule)
+        return mask_of_worn(worn, category, rule, labels)
 
     def _labels(self, name: str | None, person: Image.Image) -> Tensor:
         key = name or "", sha256(person.tobytes()).hexdigest()

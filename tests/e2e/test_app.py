@@ -117,6 +117,15 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
                 page.wait_for_timeout(1000)
                 page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
 
+        # A file that the editor cannot open is refused in words.
+        dress.click()
+        expect(said).to_contain_text("Give a picture of the person first.")
+        page.locator("#person input[type=file]").first.set_input_files(str(drawn / "words.png"))
+        expect(page.get_by_text("This file is no picture that can be read")).to_be_visible()
+        assert errors == ["The source image could not be decoded."]
+        errors.clear()
+        page.reload()
+
         # What is missing is said, one thing after the other.
         dress.click()
         expect(said).to_contain_text("Give a picture of the person first.")

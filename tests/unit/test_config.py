@@ -23,10 +23,10 @@ from tryon.config import (
     TrainConfig,
     TryOnConfig,
     on_toy,
-    parse_flags,
     resolve,
     trackers,
 )
+from tryon.flags import parse_flags
 from tryon.share import ShareConfig
 from tryon_inference_lora import PictureConfig
 

@@ -9,14 +9,14 @@ from conftest import PROJECT
 
 # Lower floors first; a module imports from its own floor or from below. Toy, benchmarks and tests stand outside.
 FLOORS = [
-    {"tryon.config", "tryon.sample", "tryon.masks", "tryon.geometry", "tryon.flow",
+    {"tryon.config", "tryon.flags", "tryon.sample", "tryon.masks", "tryon.geometry", "tryon.flow",
      "tryon.outline"},
     {"tryon.manifest", "tryon.runs", "tryon.entry", "tryon.tracking", "tryon.hub", "tryon.memory", "tryon.models",
      "tryon.lora", "tryon.parsing", "tryon.encode", "tryon.cache", "tryon.checkpoint", "tryon.batches",
      "tryon.metrics", "tryon.timing", "tryon.step", "tryon.quantize", "tryon.blocks",
      "tryon.attention", "tryon.prepare", "tryon.speed", "tryon.plan", "tryon.perceptual", "tryon.restore"},
     {"tryon.pipeline", "tryon.validate", "tryon.evaluate", "tryon.evaluation", "tryon.report", "tryon.share",
-     "tryon.scoring", "tryon.studio", "tryon.page"},
+     "tryon.scoring", "tryon.comparison", "tryon.studio", "tryon.page"},
     {"train_flux_inpaint", "folder_datasets", "tryon_inference_lora", "app_lora", "pretrain_toy"},
     {"deepfashion_training.preflight", "deepfashion_training.references", "deepfashion_training.pairing",
      "deepfashion_training.deepfashion_dataset",

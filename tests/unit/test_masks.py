@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tryon.masks import PARTS, MaskRule, agnostic_mask
-from tryon.sample import Category
+from tryon.sample import CATEGORIES, Category
 from tryon.toy.drawing import draw_person
 from tryon.toy.examples import label_map
 from tryon.toy.world import Garment, Person, random_garment, random_outfit, random_person
@@ -178,6 +178,26 @@ def test_offsets_reach_further(name: str) -> None:
     if name != "rectangle":  # however far they reach, what is protected stays
         far = agnostic_mask(worn, "upper", MaskRule(name, top=0.3, bottom=0.3), labels)
         assert not far[is_part(labels, "head", "lower", "hands") & ~worn].any()
+
+
+@pytest.mark.parametrize("name", ["rectangle", "hull", "parsing"])
+@pytest.mark.parametrize("category", CATEGORIES)
+def test_where_the_garment_is_unsure_the_mask_begins_higher(name: str, category: Category) -> None:
+    """By so much, whatever lies there but the head: a strip of the old garment would tell of it."""
+    rng = np.random.default_rng(8)
+    worn, labels = labelled(random_person(rng), random_outfit(rng, category), category)
+    rows = worn.any(2).flatten().nonzero().flatten()
+    cut = worn.clone()
+    cut[:, : rows[0] + 3] = False  # what a parser missed
+    sure, unsure = (agnostic_mask(cut, category, MaskRule(name), labels, height) for height in (0.0, 4 / worn.shape[1]))
+    assert (unsure & sure == sure).all() and unsure.sum() < 1.2 * sure.sum()
+    missed = worn & ~cut & ~is_part(labels, "head")
+    assert unsure[missed].all()
+    if name == "rectangle":
+        assert not sure[missed].any()
+        assert torch.equal(unsure[:, 4:], sure[:, 4:] | sure.roll(-4, 1)[:, 4:])
+    else:
+        assert not (unsure & ~sure & is_part(labels, "head")).any()
 
 
 def test_rules_that_follow_the_body_need_to_know_it() -> None:

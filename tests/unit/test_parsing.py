@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
 from tryon.masks import PARTS, MaskRule, agnostic_mask
-from tryon.parsing import ATR, Parser, find_worn, load_parser, mask_for, parse, read_label_map
+from tryon.parsing import ATR, UNSURE, Parser, find_worn, load_parser, mask_of_labels, parse, read_label_map
 from tryon.sample import CATEGORIES, to_picture
 from tryon.toy.examples import DrawnData
 
@@ -89,7 +89,8 @@ def test_label_maps_are_read_at_the_size_of_their_person(tmp_path: Path) -> None
 def test_masks_of_drawn_people_need_no_mask(drawn_parser: Parser) -> None:
     people = DrawnData(12, 9, CATEGORIES, 192, 144)
     for exact in map(people.__getitem__, range(len(people))):
-        found = np.array(mask_for(to_picture(exact.person), exact.category, MaskRule(), drawn_parser)) > 0
+        labels = parse(drawn_parser, to_picture(exact.person))
+        found = np.array(mask_of_labels(labels, exact.category, MaskRule())) > 0
         truth = exact.mask[0].numpy() > 0
         assert (found & truth).sum() / (found | truth).sum() >= 0.9, exact.category
 
@@ -97,8 +98,8 @@ def test_masks_of_drawn_people_need_no_mask(drawn_parser: Parser) -> None:
 def test_a_mask_follows_the_body_by_the_labels_that_found_the_garment(drawn_parser: Parser) -> None:
     person = to_picture(DrawnData(3, 9, CATEGORIES, 192, 144)[1].person)
     labels = parse(drawn_parser, person)
-    expected = agnostic_mask(find_worn(labels, "lower"), "lower", MaskRule("parsing"), labels)
-    mask = mask_for(person, "lower", MaskRule("parsing"), drawn_parser)
+    expected = agnostic_mask(find_worn(labels, "lower"), "lower", MaskRule("parsing"), labels, UNSURE)
+    mask = mask_of_labels(labels, "lower", MaskRule("parsing"))
     assert mask.mode == "L" and set(np.unique(mask)) == {0, 255}
     assert np.array_equal(np.array(mask) > 0, expected[0].numpy())
 

@@ -10,25 +10,10 @@ import torch
 from PIL import Image
 
 from conftest import ListSource, make_sample
+from tryon.comparison import changed_outside, difference_of, interval, mean_of, summarise, tables, worst_grid
 from tryon.perceptual import Perception, frechet_distance, kernel_distance
 from tryon.sample import to_picture
-from tryon.scoring import (
-    BASE,
-    LINES,
-    HeldOut,
-    as_tensor,
-    changed_outside,
-    difference_of,
-    held_out,
-    interval,
-    mean_of,
-    measured,
-    picture_path,
-    read_lines,
-    summarise,
-    tables,
-    worst_grid,
-)
+from tryon.scoring import BASE, LINES, HeldOut, as_tensor, held_out, measured, picture_path, read_lines
 
 NOTHING = Perception(None, None, {})
 MODELS = {BASE: "base", "abc": "LoRA"}
