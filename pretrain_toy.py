@@ -49,7 +49,7 @@ class PretrainConfig:
     transformer_batch_size: int = setting(16, "diptychs per step", 1)
     transformer_learning_rate: float = setting(8e-3, "peak learning rate of Muon, for the transformer's matrices", 0)
 
-    parser_steps: int = setting(2000, "optimiser steps of the parser", 1)
+    parser_steps: int = setting(3000, "optimiser steps of the parser", 1)
     parser_batch_size: int = setting(8, "drawn people per step", 1)
     parser_learning_rate: float = setting(8e-3, "peak learning rate of Muon, for the parser's matrices", 0)
 

@@ -122,10 +122,22 @@ def mistakes_of_one(pictures: PictureConfig) -> list[str]:
         if path is not None and not Path(path).expanduser().is_file():
             problems.append(f"--{name} {path} is no file")
     if pictures.output_tryon:
-        problems += unwritable("--output_tryon", Path(pictures.output_tryon))
-        if pictures.output_grid == pictures.output_tryon:
-            problems.append("--output_tryon and --output_grid name the same file")
+        output = Path(pictures.output_tryon).expanduser()
+        problems += unwritable("--output_tryon", output)
+        others = {name: getattr(pictures, name) for name in ("image", "garment", "mask", "worn", "output_grid")}
+        written = {file.resolve() for file in results_of(output, pictures)}
+        problems += [
+            f"--output_tryon would overwrite --{name} {path}: name another file"
+            for name, path in others.items()
+            if path and Path(path).expanduser().resolve() in written
+        ]
     return problems
+
+
+def results_of(output: Path, pictures: PictureConfig) -> list[Path]:
+    """The files of a try-on's results, in their order: several are named after their seeds."""
+    seeds = range(pictures.seed, pictures.seed + pictures.num_results)
+    return [output if len(seeds) == 1 else output.with_stem(f"{output.stem}-seed{seed}") for seed in seeds]
 
 
 def unwritable(what: str, path: Path) -> list[str]:
@@ -147,9 +159,10 @@ def request_of_flags(pictures: PictureConfig) -> Request:
     return Request(person, garment, mask, worn, pictures.category, output)
 
 
-def read_pairs(path: Path) -> list[tuple[int, dict[str, str]]]:
+def read_pairs(pictures: PictureConfig) -> list[tuple[int, dict[str, str]]]:
     """The lines of a CSV file of try-ons below its first, which names COLUMNS, with their numbers. Raises ValueError
     for what is wrong with the file as a whole."""
+    path = Path(pictures.pairs).expanduser()
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
             reader = csv.DictReader(file)
@@ -163,11 +176,17 @@ def read_pairs(path: Path) -> list[tuple[int, dict[str, str]]]:
         raise ValueError(f"--pairs {path} has the column {unknown[0]}: there may be {', '.join(COLUMNS)}")
     if not lines:
         raise ValueError(f"--pairs {path} has no line below its first: give a try-on a line")
-    read, written = Counter(), Counter()
+    read, written = {path.resolve()}, Counter()
+    if pictures.output_grid:
+        written[Path(pictures.output_grid).expanduser().resolve()] += 1
     for _, line in lines:
         for name in ("person", "garment", "mask", "output"):
             if cell := (line.get(name) or "").strip():
-                (written if name == "output" else read)[(path.parent / Path(cell).expanduser()).resolve()] += 1
+                file = path.parent / Path(cell).expanduser()
+                if name != "output":
+                    read.add(file.resolve())
+                elif file.name:
+                    written.update(each.resolve() for each in results_of(file, pictures))
     if twice := [file for file, count in written.items() if count > 1 or file in read]:
         raise ValueError(f"--pairs {path} reads or writes {twice[0]} too: give each line an output of its own")
     return lines
@@ -227,7 +246,7 @@ def mask_maker(config: TryOnConfig, pictures: PictureConfig, facts: "LoraFacts |
 def open_pictures(request: Request, facts: "LoraFacts | None", make_mask: "MakeMask") -> Pictures:
     """What the try-on starts from. Raises ValueError for what cannot be used."""
     from tryon.pipeline import prompt_category
-    from tryon.sample import CATEGORIES, UNREADABLE, read_mask, read_picture
+    from tryon.sample import CATEGORIES, EMPTY_MASK, UNREADABLE, read_mask, read_picture
 
     def opened(what: str, path: Path | None, size: tuple[int, int] | None = None) -> "Image.Image | None":
         try:
@@ -249,14 +268,15 @@ def open_pictures(request: Request, facts: "LoraFacts | None", make_mask: "MakeM
             "made a mask: rows %d to %d of %d, columns %d to %d of %d",
             top + 1, bottom, mask.height, left + 1, right, mask.width,
         )  # fmt: skip
+    if mask.getbbox() is None:
+        raise ValueError(EMPTY_MASK)
     if mask.getextrema() == (255, 255):
         logger.warning("the mask is white all over: the whole picture is repainted, the face too")
     return Pictures(person, garment, mask, category)
 
 
 def dress(model: "TryOnModel", opened: Pictures, pictures: PictureConfig, output: Path) -> "list[Image.Image]":
-    """Writes the try-on's results and returns them. Several are named after their seeds. Raises ValueError for what
-    cannot be dressed or written."""
+    """Writes the try-on's results and returns them. Raises ValueError for what cannot be dressed or written."""
     from tryon.pipeline import try_on
 
     seeds = range(pictures.seed, pictures.seed + pictures.num_results)
@@ -270,8 +290,7 @@ def dress(model: "TryOnModel", opened: Pictures, pictures: PictureConfig, output
         guidance=pictures.guidance_scale,
         seeds=seeds,
     )
-    for seed, result in zip(seeds, results, strict=True):
-        file = output if len(seeds) == 1 else output.with_stem(f"{output.stem}-seed{seed}")
+    for seed, result, file in zip(seeds, results, results_of(output, pictures), strict=True):
         try:
             result.save(file, quality=95)  # PNG knows none
         except OSError as error:
@@ -317,7 +336,7 @@ def dress_pairs(
 
 def main(argv: list[str]) -> None:
     config, pictures = read_settings(argv)
-    lines = read_pairs(Path(pictures.pairs).expanduser()) if pictures.pairs else []
+    lines = read_pairs(pictures) if pictures.pairs else []
 
     # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
     from tryon.lora import read_facts

@@ -60,8 +60,6 @@ from diffusers import FluxFillPipeline
 from diffusers.training_utils import free_memory
 
 from benchmarks.train_step import StepConfig, make_prompt, make_samples, make_transformer, make_vae, train_config
-from tryon.attention import choose_attention
-from tryon.geometry import count_tokens
 from tryon.lora import add_lora
 from tryon.models import FILL_CONFIG
 from tryon.pipeline import build_pipeline, try_on_batch
@@ -95,8 +93,6 @@ def main(argv: list[str]) -> None:
         transformer = make_transformer(config)
         add_lora(transformer, config.lora_rank, config.lora_rank, seed=0)
         place(transformer.eval().to(transformer.dtype), variant.quantization, variant.offload, device)
-        tokens = count_tokens(config.height, config.width) + config.max_sequence_length
-        choose_attention(transformer, 1, tokens, device, autocast=False)
         if variant.compile:
             compile_blocks(transformer, device)
         ours = build_pipeline(transformer, vae, scheduler())

@@ -142,7 +142,7 @@ def attach_lora(transformer: FluxTransformer2DModel, file: Path, scale: float) -
     if not unknown:
         try:
             transformer.load_lora_adapter(state, prefix="transformer", adapter_name="default", metadata=adapter)
-        except (RuntimeError, KeyError) as error:  # of other widths
+        except (RuntimeError, KeyError, ValueError) as error:  # of other widths, or for layers that take none
             raise ValueError(f"{file} does not fit this transformer: give a LoRA of the same base") from error
         used = {f"{PREFIX}{key}" for key in _state(transformer)}
         unknown = sorted(state.keys() - used)
@@ -196,7 +196,13 @@ def read_facts(file: Path) -> LoraFacts | None:
     entry = _header(file).get(FACTS_KEY)
     if entry is None:
         return None
-    facts = LoraFacts(**json.loads(entry))
+    try:
+        facts = LoraFacts(**json.loads(entry))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(
+            f"{file} says in a way that is not known here what it was trained for ({error}): use the version of this "
+            "project that made it, or a newer one"
+        ) from error
     return replace(facts, mask_offsets=tuple(facts.mask_offsets))  # JSON knows lists only
 
 

@@ -10,12 +10,11 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPi
 from PIL import Image
 from torch import Tensor
 
-from tryon.attention import choose_attention
 from tryon.cache import cache_prompts
 from tryon.checkpoint import verify_lora
 from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, TryOnConfig
 from tryon.encode import decode_latents
-from tryon.geometry import count_tokens, pack_latents, unpack_latents
+from tryon.geometry import pack_latents, unpack_latents
 from tryon.hub import hub_or_folder
 from tryon.lora import LoraFacts, attach_lora, read_facts
 from tryon.masks import MaskRule
@@ -139,8 +138,8 @@ def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:
     attach_lora(model, lora, config.lora_scale)
     vae, scheduler = load_vae(files.base, dtype, device), load_scheduler(files.base)
     place(model.eval().to(dtype), quantization, config.offload, device)  # the LoRA too: one precision throughout
-    tokens = count_tokens(*panel_size(config, facts)) + length
-    choose_attention(model, 1, tokens, device, autocast=False)
+    # Training takes the fastest kernel of this GPU, by its clock. Here the same seed has to give the same picture.
+    model.set_attention_backend("native")
     if config.compile:
         compile_blocks(model, device)
     pipeline = build_pipeline(model, vae, scheduler)
@@ -149,12 +148,16 @@ def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:
 
 
 def same_models(model: TryOnModel, facts: LoraFacts | None) -> bool:
-    """Whether a LoRA with these facts can take the place of the model's: trained on the same, with the same prompts."""
+    """Whether a LoRA with these facts can take the place of the model's: trained on the same, with the same prompts.
 
-    def needed(facts: LoraFacts | None) -> tuple | None:
-        return facts and (facts.base, facts.transformer, facts.prompt, facts.max_sequence_length)
+    One of another project, which says nothing, cannot: it may have other layers, and a quantised or offloaded layer
+    takes a LoRA only before it becomes so.
+    """
 
-    return needed(model.facts) == needed(facts)
+    def needed(facts: LoraFacts) -> tuple:
+        return facts.base, facts.transformer, facts.prompt, facts.max_sequence_length
+
+    return bool(facts and model.facts) and needed(model.facts) == needed(facts)
 
 
 def swap_lora(model: TryOnModel, config: TryOnConfig, lora: Path) -> TryOnModel:

@@ -188,15 +188,20 @@ def upright_size(source: Path | BinaryIO) -> tuple[int, int]:
 def _read(source: Path | BinaryIO) -> Image.Image:
     image = Image.open(source)
     image.load()
-    if image.mode.startswith(("I", "F")):
-        raise ValueError(
-            f"its pixels are of kind {image.mode}, which would turn white: save it with 8 bits per channel"
-        )
     return image
 
 
+def _refuse_deep(picture: Image.Image) -> None:
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"its pixels are of kind {picture.mode}, which would turn white: save it with 8 bits per channel"
+        )
+
+
 def upright_rgb(picture: Image.Image) -> Image.Image:
-    """The picture as RGB, turned as its EXIF orientation says, transparency shown on white."""
+    """The picture as RGB, turned as its EXIF orientation says, transparency shown on white. Raises ValueError for one
+    of more than 8 bits per channel."""
+    _refuse_deep(picture)
     picture = ImageOps.exif_transpose(picture)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
@@ -208,8 +213,9 @@ def binary_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     """The mask as "L" of exactly 0 and 255 at `size` (width, height) of its picture.
 
     Masks come as RGB and with JPEG noise: a pixel above 127 belongs to the mask; a transparent one does not. A mask of
-    another size is resized. Raises ValueError where its shape is not that of its picture.
+    another size is resized. Raises ValueError where its shape is not that of its picture, or it has more than 8 bits.
     """
+    _refuse_deep(mask)
     mask = ImageOps.exif_transpose(mask)
     if mask.has_transparency_data:
         mask = mask.convert("RGBA")

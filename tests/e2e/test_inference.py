@@ -192,12 +192,18 @@ def test_what_is_refused(run: Path, pictures: Path, data_cache: Path, toy: ToyFo
     (pictures / "short.csv").write_text("person,garment\na,b\n")
     (pictures / "none.csv").write_text("person,garment,output\n")
     (pictures / "twice.csv").write_text("person,garment,output\na,b,c.png\n\na,b,./c.png \n")
+    (pictures / "seeds.csv").write_text("person,garment,output\na,b,c.png\nc-seed1.png,b,d.png\n")
     for flags, message in (
         (("--lora", run, *out), "say --category upper, lower or full"),
         (("--lora", run, "--category", "upper", *out, "--mask", pictures / "black.png"), "the mask has no white in it"),
         (("--lora", run, "--category", "upper", *out, "--mask", pictures / "clear.png"), "the mask has no white in it"),
         (("--lora", run, "--category", "upper", *out, "--mask", pictures / "lying.png"), "another shape"),
-        (("--lora", run, *out, "--output_grid", pictures / "out.png"), "name the same file"),
+        (("--lora", run, *out, "--output_grid", pictures / "out.png"), "would overwrite --output_grid .*out.png: name"),
+        (("--lora", run, "--output_tryon", pictures / "person.png"), "would overwrite --image .*person.png: name"),
+        (
+            ("--lora", run, *out, "--output_grid", pictures / "out-seed1.png", "--num_results", "2"),
+            "would overwrite --output_grid .*out-seed1.png: name",
+        ),
         (("--lora", run, *out, "--garment", pictures / "words.png"), "words.png cannot be used"),
         (("--lora", pictures / "odd.safetensors", *out, *toy_flags, "--height", "96", "--width", "64"), "does not fit"),
         (("--lora", pictures / "checkpoint-1", "--category", "upper", *out), "weights.safetensors is damaged"),
@@ -212,9 +218,10 @@ def test_what_is_refused(run: Path, pictures: Path, data_cache: Path, toy: ToyFo
         ("odd", "has the column colour: there may be person, garment, mask, category, output"),
         ("short", "has no column output"),
         ("none", "has no line below its first"),
-        ("twice", "reads or writes .*c.png too"),
+        ("twice", "reads or writes .*c-seed0.png too"),
+        ("seeds", "reads or writes .*c-seed1.png too"),
         ("nowhere", "cannot be read"),
     ):
         with pytest.raises(ValueError, match=message):
-            main(["--lora", str(run), "--pairs", str(pictures / f"{name}.csv")])
+            main(["--lora", str(run), "--pairs", str(pictures / f"{name}.csv"), "--num_results", "2"])
     assert not (pictures / "out.png").exists()

@@ -167,6 +167,10 @@ def test_the_header_is_portable(transformer: FluxTransformer2DModel, tmp_path: P
     header = {**metadata, "tryon_lora": json.dumps(old)}
     save_file(load_file(tmp_path / LORA_FILE), tmp_path / "old.safetensors", header)
     assert read_facts(tmp_path / "old.safetensors") == FACTS, "what older versions wrote is still read"
+    for entry in (json.dumps({**old, "of_tomorrow": 1}), "{"):
+        save_file(load_file(tmp_path / LORA_FILE), tmp_path / "new.safetensors", {**metadata, "tryon_lora": entry})
+        with pytest.raises(ValueError, match="says in a way that is not known here what it was trained for"):
+            read_facts(tmp_path / "new.safetensors")
     assert all(key.startswith("transformer.") and key.endswith((".lora_A.weight", ".lora_B.weight")) for key in keys)
 
 

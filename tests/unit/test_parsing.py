@@ -93,6 +93,7 @@ def test_masks_of_drawn_people_need_no_mask(drawn_parser: Parser) -> None:
         found = np.array(mask_of_labels(labels, exact.category, MaskRule())) > 0
         truth = exact.mask[0].numpy() > 0
         assert (found & truth).sum() / (found | truth).sum() >= 0.9, exact.category
+        assert found.any(1).argmax() <= truth.any(1).argmax(), "no strip of the old garment above it"
 
 
 def test_a_mask_follows_the_body_by_the_labels_that_found_the_garment(drawn_parser: Parser) -> None:

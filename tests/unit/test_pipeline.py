@@ -88,6 +88,7 @@ def test_a_lora_is_swapped_only_on_the_models_it_was_trained_for(lora: Path, dat
     for other in ({"transformer": "another"}, {"prompt": "category"}, {"max_sequence_length": 32}):
         assert not same_models(model, replace(model.facts, **other))
     assert not same_models(model, None)
+    assert not same_models(replace(model, facts=None), None), "nobody knows which layers the two have"
 
 
 def test_several_seeds_of_a_photograph_in_one_batch(lora: Path, data_cache: Path) -> None:

@@ -72,4 +72,4 @@ def test_the_text_encoders_tell_the_categories_apart(toy: ToyFolders, tmp_path: 
 def test_the_parser_knows_the_parts_of_drawn_people(drawn_parser: Parser) -> None:
     """Of all categories, views and sizes."""
     measured = measure_parser(drawn_parser, [labelled_person(9, index) for index in range(60)])
-    assert measured["accuracy"] >= 0.96 and measured["iou"] >= 0.83 and measured["iou_worn"] >= 0.75
+    assert measured["accuracy"] >= 0.98 and measured["iou"] >= 0.9 and measured["iou_worn"] >= 0.9

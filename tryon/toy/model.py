@@ -300,6 +300,8 @@ def new_parser() -> SegformerForSemanticSegmentation:
     labels = dict(enumerate(PARSER_LABELS))
     return SegformerForSemanticSegmentation(
         SegformerConfig(
+            patch_sizes=[7, 7, 3, 3],
+            strides=[2, 4, 2, 2],  # cells of 2 pixels, or waistbands are found too low; and of 8, as usual, next
             depths=[1, 1, 2, 2],
             hidden_sizes=[16, 32, 64, 96],
             num_attention_heads=[1, 2, 4, 6],
