@@ -7,6 +7,7 @@ The data are those that the first LoRA's run was trained on, drawings for the to
 
 import json
 import logging
+import sys
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -86,6 +87,8 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, EvaluateConfig]:
         raise ValueError("; ".join(problems))
     if asked.dataset_name:
         asked = replace(asked, dataset_name=checked_data_path(asked.dataset_name))
+    if asked.dataroot:
+        asked = replace(asked, dataroot=str(Path(asked.dataroot).expanduser().absolute()))
     return config, asked
 
 
@@ -154,7 +157,7 @@ def main(argv: list[str]) -> None:
     perception = load_perception(Path(config.data_cache_dir).expanduser() / "metrics", device)
     results = summarise(folder, models, cases, perception)
     legend = {
-        heading: {"file": str(file), "sha256": digest, "step": each.step}
+        heading: {"file": str(file), "sha256": digest, "step": None if each is unknown else each.step}
         for heading, each, (digest, file) in zip(headings, facts, loras.items(), strict=True)
     }
     write_scores(
@@ -218,9 +221,9 @@ def choose_cases(
 ) -> tuple[str, dict[str, "CaseSource"]]:
     """What the scores are of, in words, and the cases of each kind.
 
-    learnt: the settings of each LoRA's run, empty where it is not known; the first one's split is kept, so that no pair
-    is scored on that was trained on. facts: the first LoRA's. config: with the panel's size. Raises ValueError where no
-    data is known, and where another LoRA learnt from some of it.
+    learnt: the settings of each LoRA's run, empty where it is not known; the split of one that was trained on these
+    data is kept, so that no pair is scored on that was trained on. facts: the first LoRA's. config: with the panel's
+    size. Raises ValueError where no data is known, and where another LoRA learnt from some of it.
     """
     from deepfashion_training.deepfashion_dataset import load_deepfashion
     from deepfashion_training.train_deepfashion_lora import toy_data_folder
@@ -239,14 +242,18 @@ def choose_cases(
         return f"drawings, masks by {rule.name}", drawn_cases(asked, config, rule)
     if dataroot:
         data = folder_data(asked, trained, dataroot, rule, config)
+        check_unseen_persons(learnt, dataroot, data)
         return dataroot, held_out(data, asked.num_samples, data.name)
     if name is None:
         raise ValueError("nobody knows what the first LoRA was trained on: give --dataset_name or --dataroot")
 
     masks = mask_config(rule)
-    chosen = replace(_kept(DataConfig, trained), dataset_name=name, parser=rule.parser)
+    # Of data that no LoRA was trained on a tenth of the items is scored, however many that are.
+    unseen = {"max_validation_samples": sys.maxsize}
+    kept = next((settings for settings in learnt.values() if settings.get("dataset_name") == name), unseen)
+    chosen = replace(_kept(DataConfig, kept), dataset_name=name, parser=rule.parser)
     split = replace(
-        _kept(TrainConfig, trained), height=config.height, width=config.width, cache_dir=config.cache_dir,
+        _kept(TrainConfig, kept), height=config.height, width=config.width, cache_dir=config.cache_dir,
         data_cache_dir=str(Path(config.data_cache_dir).expanduser().absolute()),
     )  # fmt: skip
     check_unseen(learnt, name, {**vars(chosen), **vars(split)})
@@ -257,16 +264,37 @@ def choose_cases(
 def check_unseen(learnt: dict[Path, dict[str, Any]], name: str, used: dict[str, Any]) -> None:
     """Raises ValueError where a LoRA was trained on another split of the data set `name`, and may know some of the
     pairs by heart; says of which LoRAs nobody knows. used: the settings of the split that is scored on."""
-    for file, settings in learnt.items():
+    for file, settings in known(learnt):
         differences = [each for each in SPLIT if settings.get(each, used[each]) != used[each]]
-        if not settings:
-            logger.warning("nobody knows what %s was trained on: it may have learnt from some of these pairs", file)
-        elif settings.get("dataset_name") == name and differences:
+        if settings.get("dataset_name") == name and differences:
             words = ", ".join(f"{each} {settings[each]} instead of {used[each]}" for each in differences)
             raise ValueError(
                 f"{file} was trained on another split of {name} ({words}) and may have learnt from pairs that are "
                 "scored: score it by itself, or on data that none of the LoRAs has seen"
             )
+
+
+def check_unseen_persons(learnt: dict[Path, dict[str, Any]], dataroot: str, data: "SampleSource") -> None:
+    """The same for the pairs of a folder. VITON-HD's lies in two, of which only that for tests is scored on."""
+    from folder_datasets import DressCodeData, load_dresscode
+
+    for file, settings in known(learnt):
+        if isinstance(data, DressCodeData) and settings.get("dataroot") == dataroot:
+            listed = settings["train_data_list"]
+            trained = load_dresscode(dataroot, listed, MaskConfig(), data.height, data.width, None)
+            if both := {person for person, *_ in trained.pairs} & {person for person, *_ in data.pairs}:
+                raise ValueError(
+                    f"{file} was trained on {listed}, which has {len(both)} persons of those that are scored: give "
+                    "another --validation_data_list"
+                )
+
+
+def known(learnt: dict[Path, dict[str, Any]]) -> list[tuple[Path, dict[str, Any]]]:
+    """The LoRAs of which somebody knows what they were trained on; a word in the log on each of the others."""
+    for file, settings in learnt.items():
+        if not settings:
+            logger.warning("nobody knows what %s was trained on: it may have learnt from some of these pairs", file)
+    return [(file, settings) for file, settings in learnt.items() if settings]
 
 
 def mask_config(rule: "MaskRule") -> MaskConfig:
@@ -324,16 +352,16 @@ def write_scores(
     missing = [f"{name.upper()}: not computed: {why}" for name, why in facts["not_computed"].items()]
     table = tables(results, models)
     text = ["# Scores", "", f"Data: {facts['settings']['data']}.", ""]
-    text += [f"- {heading}: `{each['file']}`, step {each['step']}, sha256 {each['sha256']}"
+    text += [f"- {heading}: `{each['file']}`, step {each['step'] or 'unknown'}, sha256 {each['sha256']}"
              for heading, each in facts["loras"].items()]  # fmt: skip
     text += table
     text += [
         "",
         "Means over the cases, with 95 % intervals; `all` counts every case the same. PSNR in dB, SSIM and length: "
         "higher is better; LPIPS, FID and KID: lower is better. `mask`: inside the mask alone. The interval of a "
-        f"difference in bold excludes 0; none of fewer than {LEAST_CASES} cases is marked, and intervals of few cases "
-        "are too narrow. A value of fewer cases than its row has says of how many. FID and KID of less than thousands "
-        "of pictures compare models on the same cases alone.",
+        f"difference in bold excludes 0; none of fewer than {LEAST_CASES} cases is marked, and of many differences "
+        "one in twenty is by chance. A value of fewer cases than its row has says of how many. FID and KID of less "
+        "than thousands of pictures compare models on the same cases alone.",
         "",
         "How much of the masks' outlines follows the picture, which may tell what was worn: "
         + "; ".join(outlines(results))

@@ -63,6 +63,7 @@ def read_settings(argv: list[str]) -> tuple[TrainConfig, FolderConfig, MaskConfi
     masks = MaskConfig(**mask_given)
     if folders.dataroot is None:
         raise ValueError("--dataroot is missing: name a folder laid out as VITON-HD or DressCode is")
+    folders = replace(folders, dataroot=str(Path(folders.dataroot).expanduser().absolute()))
     if problems := list(mistakes(masks)):
         raise ValueError("; ".join(problems))
     dresscode = is_dresscode(folders.dataroot)

@@ -158,7 +158,8 @@ Place = tuple[str, str, int]  # of a line: model, kind, case
 
 
 def read_lines(folder: Path) -> dict[Place, Line]:
-    """What was measured. A line that was cut short, by a kill, is left out: its batch is done again."""
+    """What was measured. A line that was cut short, by a kill, or whose picture is gone, is left out: its batch is done
+    again."""
     file = folder / LINES
     lines = {}
     for text in file.read_text().splitlines() if file.exists() else []:
@@ -166,7 +167,9 @@ def read_lines(folder: Path) -> dict[Place, Line]:
             line = json.loads(text)
         except json.JSONDecodeError:
             continue
-        lines[line["model"], line["kind"], line["case"]] = line
+        place = line["model"], line["kind"], line["case"]
+        if picture_path(folder, *place).is_file():
+            lines[place] = line
     return lines
 
 
@@ -190,7 +193,7 @@ def measure(
     """Dresses, saves and measures what is not there yet for the model `name`, "base" with its LoRA switched off.
 
     Case i starts from the noise of seed + i. Batches are always the same ones, wherever the work was interrupted, so
-    that the pictures are, too.
+    that the pictures are, too. Raises ValueError where the folder cannot be written.
     """
     (model.pipeline.transformer.disable_adapters if name == BASE else model.pipeline.transformer.enable_adapters)()
     lines, pictures = read_lines(folder), folder / "pictures" / name
@@ -207,14 +210,19 @@ def measure(
                 opened = [source[index] for index in batch]
                 samples, seeds = [case.sample for case in opened], [seed + index for index in batch]
                 worn = dressed(model, samples, steps=steps, guidance=guidance, seeds=seeds)
-                for index, case, tensor in zip(batch, opened, worn, strict=True):
-                    path = picture_path(folder, name, kind, index)
-                    to_picture(tensor).save(path)
-                    what = {"model": name, "kind": kind, "case": index, "name": source.name(index)}
-                    line = {**what, "category": case.sample.category, **measured(case, read_picture(path))}
-                    file.write(json.dumps(line) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
+                try:
+                    for index, case, tensor in zip(batch, opened, worn, strict=True):
+                        path = picture_path(folder, name, kind, index)
+                        to_picture(tensor).save(path)
+                        what = {"model": name, "kind": kind, "case": index, "name": source.name(index)}
+                        line = {**what, "category": case.sample.category, **measured(case, read_picture(path))}
+                        file.write(json.dumps(line) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                except OSError as error:
+                    raise ValueError(
+                        f"{folder} cannot be written ({error}): make room on the disk, then give the same command again"
+                    ) from error
     bar.close()
 
 

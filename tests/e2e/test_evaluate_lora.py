@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from evaluate_lora import main, read_settings
 from test_dataset import row, write
-from test_folders import write_viton_hd
+from test_folders import write_dresscode, write_viton_hd
 from tryon.lora import ADAPTER_KEY, FACTS_KEY, read_facts
 from tryon.manifest import write_manifest
 from tryon.runs import find_lora
@@ -128,6 +128,10 @@ def test_on_other_data_nobody_knows_the_unpaired_truth(run: Path, data_cache: Pa
     ):
         main(["--lora", str(copy), str(file), "--data_cache_dir", str(data_cache)])
 
+    unseen = flags_for(data_cache, tmp_path / "c", "--lora", run, "--dataset_name", name, "--num_samples", "none")
+    main(unseen)
+    assert result_of(tmp_path / "c")["scores"]["paired"]["all"]["cases"] == 3, "a tenth of the items"
+
     write_viton_hd(tmp_path / "viton", count=2)
     main(flags_for(data_cache, tmp_path / "b", "--lora", run, "--dataroot", tmp_path / "viton"))
     result = result_of(tmp_path / "b")
@@ -135,6 +139,14 @@ def test_on_other_data_nobody_knows_the_unpaired_truth(run: Path, data_cache: Pa
     assert result["scores"]["paired"]["upper"]["cases"] == result["scores"]["unpaired"]["upper"]["cases"] == 2
     dressed = np.asarray(Image.open(next((tmp_path / "b" / "pictures" / "base").glob("unpaired-00000.png"))))
     assert dressed.shape == (96, 64, 3)
+
+    write_dresscode(tmp_path / "dresscode")
+    folders = {"dataroot": str(tmp_path / "dresscode"), "train_data_list": "train_pairs.txt"}
+    (copy / "config.json").write_text(json.dumps(folders))
+    flags = ("--lora", copy, "--dataroot", tmp_path / "dresscode", "--validation_data_list")
+    with pytest.raises(ValueError, match=r"was trained on train_pairs.txt, which has \d+ persons of those that are"):
+        main(flags_for(data_cache, tmp_path / "d", *flags, "train_pairs.txt"))
+    main(flags_for(data_cache, tmp_path / "d", *flags, "test_pairs_paired.txt"))
 
 
 def test_what_is_refused(run: Path, data_cache: Path, tmp_path: Path) -> None:
