@@ -170,6 +170,7 @@ def main(argv: list[str]) -> None:
             auth=users,
             quiet=True,
             footer_links=[],
+            run_history=False,  # pictures stay in the session
             theme=gr.themes.Default(font=FONTS, font_mono="monospace"),
             css=STYLE,
         )

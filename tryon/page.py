@@ -23,6 +23,8 @@ from tryon.studio import Studio, Wish
 logger = logging.getLogger(__name__)
 
 MOST_RESULTS = 4
+MOST_STEPS = MOST_GUIDANCE = 100  # of the sliders, but for a LoRA that was trained for more
+MOST_PIXELS = 64 * 2**20  # of a picture: masks, labels and results of larger ones would take gigabytes each
 SEEDS = 2**31 - MOST_RESULTS  # a seed is below
 RANDOM_SEEDS = 10**6  # and a new one below this: unlike the last one, and short enough to be read and typed
 MASK_COLOUR, MASK_OPACITY = "#ff2d9b", 0.6  # what is painted over still shows
@@ -50,6 +52,7 @@ NO_PICTURE = "This file is no picture that can be read: give a PNG, JPEG or WebP
 TELL_OF_UNREADABLE = """() => window.addEventListener("unhandledrejection", (event) => {
   if (String(event.reason).includes("could not be decoded")) document.querySelector("#unreadable").click();
 })"""
+OUT_OF_MEMORY = "The GPU's memory is full: choose fewer results or a smaller size."
 PROGRESS = gr.Progress()  # as a default Gradio gives a handler one of its own
 
 
@@ -137,11 +140,33 @@ def as_paint(mask: Image.Image) -> Image.Image:
     return layer
 
 
+def usable(what: str, picture: Image.Image | None) -> Image.Image:
+    """The picture, RGB and upright. Raises ValueError where there is none, or one that cannot be used."""
+    if picture is None:
+        raise ValueError(f"Give a picture of the {what} first.")
+    if picture.width * picture.height > MOST_PIXELS:
+        raise ValueError(
+            f"The picture of the {what} has more than {MOST_PIXELS / 2**20:.0f} megapixels: make it smaller."
+        )
+    try:
+        return upright_rgb(picture)
+    except ValueError as error:
+        raise ValueError(f"The picture of the {what} cannot be used, as {error}.") from error
+
+
 def person_of(editor: Editor | None) -> Image.Image:
     """The editor's picture, RGB. Raises ValueError where there is none."""
-    if editor is None or editor["background"] is None:
-        raise ValueError("Give a picture of the person first.")
-    return upright_rgb(editor["background"])
+    return usable("person", editor and editor["background"])
+
+
+def said_of(error: Exception) -> str:
+    """What the page says of what went wrong."""
+    return OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else str(error)
+
+
+def far_enough(value: float, most: float) -> gr.Slider:
+    """A slider at a value, which may lie beyond where it usually ends."""
+    return gr.Slider(value=value, maximum=max(value, most))
 
 
 def caption(entry: Entry, index: int) -> str:
@@ -150,7 +175,9 @@ def caption(entry: Entry, index: int) -> str:
 
 def words(entry: Entry) -> str:
     """What the page says of a result."""
-    seeds, (width, height) = entry.seeds, Image.open(entry.results[0]).size
+    seeds = entry.seeds
+    with Image.open(entry.results[0]) as result:
+        width, height = result.size
     which = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
     return f"{which}; {height} x {width} pixels (height x width)."
 
@@ -185,10 +212,12 @@ class Page:
         return [(lora_name(file), str(file)) for file in dict.fromkeys([self.first, *all_loras(self.runs)])]
 
     def chosen(self, lora: str) -> Path:
-        """A LoRA's file. Raises ValueError where it is none of those to choose from."""
-        if lora not in [path for _, path in self.loras()]:
-            raise ValueError("This LoRA is not there any more: reload the page and choose another.")
-        return Path(lora)
+        """The file of a LoRA, of which `lora` is the path or the name. Raises ValueError where it is none of those to
+        choose from."""
+        found = next((path for name, path in self.loras() if lora in (name, path)), None)
+        if found is None:
+            raise ValueError("This LoRA is not there, or not any more: choose another; reloading the page shows them.")
+        return Path(found)
 
     def trained_size(self, lora: Path) -> tuple[int, int]:
         return panel_size(self.studio.config, read_facts(lora))
@@ -237,8 +266,9 @@ class Page:
         sizes = list(panel_sizes(size))
         rule = usable_rule(facts)
         offsets = [100 * share for share in rule.offsets]
-        steps_and_guidance = denoising(facts, self.steps, self.guidance)
-        return self.about(file), gr.Dropdown(sizes, value=sizes[0]), *steps_and_guidance, *offsets
+        steps, guidance = denoising(facts, self.steps, self.guidance)
+        sliders = far_enough(steps, MOST_STEPS), far_enough(guidance, MOST_GUIDANCE)
+        return self.about(file), gr.Dropdown(sizes, value=sizes[0]), *sliders, *offsets
 
     def make_mask(
         self, lora: str, editor: Editor | None, category: Category, worn: Image.Image | None, *offsets: float
@@ -339,74 +369,84 @@ class Page:
         stop = self.stops.get(request.session_hash) or threading.Event()
         try:
             person, mask = person_of(editor), painted_mask(editor)
-            if garment is None:
-                raise ValueError("Give a picture of the garment first.")
+            garment = usable("garment", garment)
             if mask.getbbox() is None:
                 raise ValueError("Press Make a mask, or paint over the part of the person that is to be dressed.")
-            wish = self.wish(lora, person, garment, mask, category, size, steps, guidance, count, seed, is_random)
+            if not is_random and seed is None:
+                raise ValueError("Give a seed, or let it be new each time.")
+            seed = None if is_random else seed
+            wish = self.wish(self.chosen(lora), person, garment, mask, category, size, steps, guidance, count, seed)
             entry = self.fulfil(wish, stop, progress)
         except Stopped:
             return (UNCHANGED,) * 6 + ("Stopped: nothing was made.",)
         except (ValueError, torch.OutOfMemoryError) as error:
             logger.warning("%s", error)
-            gr.Warning(str(error))
-            return (UNCHANGED,) * 6 + (str(error),)
+            gr.Warning(said_of(error))
+            return (UNCHANGED,) * 6 + (said_of(error),)
         history = [entry, *history][:LONGEST_HISTORY]
         past = [(each.results[0], caption(each, 0)) for each in history]
         return *shown(entry), wish.seeds[0], history, past, words(entry)
 
     def try_on(
         self,
-        lora: str,
         person: Image.Image | None,
-        mask: Image.Image | None,
         garment: Image.Image | None,
-        category: Category,
-        size: str,
-        steps: int,
-        guidance: float,
-        count: int,
-        seed: int | None,
-        is_random: bool,
+        mask: Image.Image | None = None,
+        category: Category | None = None,
+        lora: str | None = None,
+        size: str | None = None,
+        steps: int | None = None,
+        guidance: float | None = None,
+        count: int = 1,
+        seed: int | None = None,
         progress: gr.Progress = PROGRESS,
     ) -> tuple[list[str], int]:
-        """For programs: the results, and the first one's seed. Without a mask one is made."""
+        """For programs: the results, and the first one's seed. Without a mask one is made; without a LoRA it is that
+        which the page began with; without a size, steps or guidance they are as it was trained; without a seed it is a
+        new one."""
         try:
-            if person is None or garment is None:
-                raise ValueError("Give a picture of the person and one of the garment.")
-            person = upright_rgb(person)
+            person, garment = usable("person", person), usable("garment", garment)
+            if category not in CATEGORIES:
+                raise ValueError(f"Give a category, one of {', '.join(CATEGORIES)}.")
+            file = self.chosen(lora or str(self.first))
+            facts = read_facts(file)
             if mask is None:
-                rule = usable_rule(read_facts(self.chosen(lora)))
-                mask = self.studio.make_mask(Path(lora), person, None, category, rule)
-            wish = self.wish(lora, person, garment, mask, category, size, steps, guidance, count, seed, is_random)
+                mask = self.studio.make_mask(file, person, None, category, usable_rule(facts))
+            steps, guidance = denoising(facts, steps, guidance)
+            wish = self.wish(file, person, garment, mask, category, size, steps, guidance, count, seed)
             entry = self.fulfil(wish, threading.Event(), progress)
             return entry.results, wish.seeds[0]
         except (ValueError, torch.OutOfMemoryError) as error:
             logger.warning("%s", error)
-            raise gr.Error(str(error), print_exception=False) from None
+            raise gr.Error(said_of(error), print_exception=False) from None
 
     def wish(
         self,
-        lora: str,
+        lora: Path,
         person: Image.Image,
         garment: Image.Image,
         mask: Image.Image,
         category: Category,
-        size: str,
+        size: str | None,
         steps: int,
         guidance: float,
         count: int,
         seed: int | None,
-        is_random: bool,
     ) -> Wish:
-        """What is asked for. Raises ValueError for a LoRA or a seed that there is not."""
-        file = self.chosen(lora)
-        panel = panel_sizes(self.trained_size(file)).get(size, self.trained_size(file))
-        if is_random:
+        """What is asked for. size: the name of one that the page offers, or None: as trained. seed: None is a new one.
+        Raises ValueError for numbers and sizes that there are not."""
+        sizes = panel_sizes(self.trained_size(lora))
+        size = size or next(iter(sizes))
+        if size not in sizes:
+            raise ValueError(f"There is no size {size}: choose one of {'; '.join(sizes)}.")
+        if not 1 <= count <= MOST_RESULTS or steps < 1 or guidance < 0:
+            raise ValueError(f"There may be 1 to {MOST_RESULTS} results, steps from 1 on and guidance from 0 on.")
+        if seed is None:
             seed = secrets.randbelow(RANDOM_SEEDS)
-        elif seed is None or not 0 <= seed < SEEDS:
+        if not 0 <= seed < SEEDS:
             raise ValueError(f"The seed must be a whole number from 0 to {SEEDS - 1}.")
-        return Wish(file, person, garment, mask, category, panel, steps, guidance, range(seed, seed + count))
+        seeds = range(int(seed), int(seed) + int(count))  # a slider's numbers may come as floats
+        return Wish(lora, person, garment, mask, category, sizes[size], int(steps), guidance, seeds)
 
     def fulfil(self, wish: Wish, stop: threading.Event, progress: gr.Progress) -> Entry:
         """Dresses, step by step. Raises Stopped where that is asked for meanwhile, and ValueError as Studio.dress."""
@@ -431,7 +471,8 @@ class Page:
         entry = history[event.index]
         try:
             trained = self.trained_size(self.chosen(str(entry.lora)))
-            if not Path(entry.person).exists():
+            pictures = (entry.person, entry.garment, entry.mask, *entry.results)
+            if not all(Path(picture).exists() for picture in pictures):
                 raise ValueError("The pictures of this one are older than a day and were removed.")
         except ValueError as error:
             gr.Warning(str(error))
@@ -441,8 +482,9 @@ class Page:
         editor = self.editor(Image.open(entry.person), Image.open(entry.mask))
         return (
             str(entry.lora), self.about(entry.lora), editor, entry.garment, entry.category,
-            gr.Dropdown(list(sizes), value=size), entry.steps, entry.guidance, len(entry.seeds), entry.seeds[0], False,
-            None, *shown(entry), words(entry),
+            gr.Dropdown(list(sizes), value=size), far_enough(entry.steps, MOST_STEPS),
+            far_enough(entry.guidance, MOST_GUIDANCE), len(entry.seeds), entry.seeds[0], False, None, *shown(entry),
+            words(entry),
         )  # fmt: skip
 
     def show_example(self, event: gr.SelectData) -> tuple:
@@ -505,7 +547,12 @@ def build_page(page: Page) -> gr.Blocks:
             with gr.Column(min_width=320, scale=4):
                 gr.Markdown("### 2. In what")
                 garment = gr.Image(
-                    label="Garment", type="pil", sources=["upload", "clipboard"], height=320, elem_id="garment"
+                    label="Garment",
+                    type="pil",
+                    image_mode=None,  # or what is transparent would come black
+                    sources=["upload", "clipboard"],
+                    height=320,
+                    elem_id="garment",
                 )
                 with gr.Row(elem_id="go"):
                     button = gr.Button("Dress", variant="primary", elem_id="dress", scale=2)
@@ -516,8 +563,12 @@ def build_page(page: Page) -> gr.Blocks:
                     is_random = gr.Checkbox(True, label="New each time", elem_id="random")
                 with gr.Accordion("More settings", open=False):
                     size_name = gr.Dropdown(sizes, value=sizes[0], label="Size of what is painted", elem_id="size")
-                    steps_taken = gr.Slider(1, 100, value=steps, step=1, label="Steps", elem_id="steps")
-                    strength = gr.Slider(0, 100, value=guidance, step=0.5, label="Guidance", elem_id="guidance")
+                    steps_taken = gr.Slider(
+                        1, max(steps, MOST_STEPS), value=steps, step=1, label="Steps", elem_id="steps"
+                    )
+                    strength = gr.Slider(
+                        0, max(guidance, MOST_GUIDANCE), value=guidance, step=0.5, label="Guidance", elem_id="guidance"
+                    )
             with gr.Column(min_width=320, scale=5):
                 gr.Markdown("### 3. Before and after")
                 slider = gr.ImageSlider(
@@ -572,10 +623,20 @@ def build_page(page: Page) -> gr.Blocks:
         blocks.unload(page.leave)
 
         # What a program calls, with pictures as files: /try_on.
-        for_programs = {"type": "pil", "visible": False}
-        sent, sent_mask = gr.Image(label="Person", **for_programs), gr.Image(label="Mask", **for_programs)
+        sent = [
+            *(
+                gr.Image(label=what, type="pil", image_mode=None, visible=False)
+                for what in ("Person", "Garment", "Mask")
+            ),
+            gr.Textbox(None, label=f"Category: {', '.join(CATEGORIES)}", visible=False),
+            gr.Textbox(None, label="LoRA, by the name that the page shows", visible=False),
+            gr.Textbox(None, label="Size, by the name that the page shows", visible=False),
+            gr.Number(None, label="Steps", precision=0, visible=False),
+            gr.Number(None, label="Guidance", visible=False),
+            gr.Number(1, label="Results", precision=0, visible=False),
+            gr.Number(None, label="Seed", precision=0, visible=False),
+        ]
         returned = gr.Gallery(label="Results", format="png", visible=False)
-        gr.Button(visible=False).click(
-            page.try_on, [lora, sent, sent_mask, garment, *settings], [returned, seed], api_name="try_on"
-        )
+        first_seed = gr.Number(label="Seed of the first", precision=0, visible=False)
+        gr.Button(visible=False).click(page.try_on, sent, [returned, first_seed], api_name="try_on")
     return blocks

@@ -46,6 +46,7 @@ PART_OF_LABEL = {
 # How much of the picture's height a garment may begin above what a parser finds: two cells of a SegFormer that sees 512
 # pixels. A strip of the old garment above the mask spoils a result; a mask that begins a little higher does not.
 UNSURE = 0.015
+LARGEST_PARSED = 2048  # pixels of the longer side, of the labels
 
 
 def parts_of(labels: Sequence[str]) -> Tensor:
@@ -98,10 +99,14 @@ def parser_for_masks(name: str | None, cache_dir: str | None) -> Parser:
 
 @torch.no_grad()
 def parse(parser: Parser, person: Image.Image) -> Tensor:
-    """[H, W] of places in PARTS, for an RGB picture."""
+    """[H, W] of places in PARTS, bytes, for an RGB picture. Of a very large one the labels are coarser, as each pixel
+    first has a number for each label."""
     inputs = parser.processor(person, return_tensors="pt").to(parser.model.device)
-    logits = interpolate(parser.model(**inputs).logits, (person.height, person.width), mode="bilinear")
-    return parser.parts[logits[0].argmax(0).cpu()]
+    size = person.height, person.width
+    scale = min(1.0, LARGEST_PARSED / max(size))
+    scores = interpolate(parser.model(**inputs).logits, [round(scale * side) for side in size], mode="bilinear")
+    parts = parser.parts[scores[0].argmax(0).cpu()].to(torch.uint8)
+    return interpolate(parts[None, None], size, mode="nearest-exact")[0, 0]
 
 
 def find_worn(labels: Tensor, category: Category) -> Tensor:

@@ -140,11 +140,11 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         # The parser makes a mask; a slider makes it larger; the brush adds to it.
         page.locator("#category").get_by_text("lower").click()
         page.locator("#find").click()
-        expect(said).to_contain_text("What is pink will be repainted: 33% of the picture.")
+        expect(said).to_contain_text("What is pink will be repainted: 36% of the picture.")
         page.wait_for_timeout(1000)  # nothing on the page says when the editor has drawn
         page.get_by_text("Mask reaches further").click()
         slide("further-up", 10)
-        expect(said).to_contain_text("What is pink will be repainted: 40% of the picture.")
+        expect(said).to_contain_text("What is pink will be repainted: 42% of the picture.")
         page.wait_for_timeout(1000)
         page.evaluate("window.scrollTo(0, 0)")
         box = page.locator("#person canvas").first.bounding_box()
@@ -236,9 +236,10 @@ def test_programs_use_the_named_endpoint(page_url: str, drawn: Path, tmp_path: P
     mask = Image.new("L", picture.size)
     mask.paste(255, (150, 400, 400, 768))
     mask.save(tmp_path / "mask.png")
+    Image.fromarray(np.full((64, 64), 1000, np.uint16)).save(tmp_path / "deep.png")
     asked = {
         "person": handle_file(tmp_path / "person.png"), "garment": handle_file(drawn / "garment-1.png"),
-        "category": "lower", "steps": 1, "count": 2, "seed": 3, "is_random": False, "api_name": "/try_on",
+        "category": "lower", "steps": 1, "count": 2, "seed": 3, "api_name": "/try_on",
     }  # fmt: skip
     results, seed = client.predict(mask=handle_file(tmp_path / "mask.png"), **asked)
     assert seed == 3 and len(results) == 2
@@ -249,10 +250,50 @@ def test_programs_use_the_named_endpoint(page_url: str, drawn: Path, tmp_path: P
     results, _ = client.predict(mask=None, **asked)
     made = (np.asarray(Image.open(results[0]["image"]).convert("RGB")) != np.asarray(picture)).any(-1)
     assert made[400:].any() and not made[:300].any(), "without a mask the parser makes one"
-    with pytest.raises(AppError, match="The seed must be a whole number"):
-        client.predict(mask=None, **{**asked, "seed": -1})
-    with pytest.raises(AppError, match="Give a picture of the person and one of the garment"):
-        client.predict(mask=None, **{**asked, "garment": None})
+    for wrong, message in (
+        ({"seed": -1}, "The seed must be a whole number"),
+        ({"garment": None}, "Give a picture of the garment first."),
+        (
+            {"garment": handle_file(tmp_path / "deep.png")},
+            "The picture of the garment cannot be used, as its pixels are",
+        ),
+        ({"category": "trousers"}, "Give a category, one of upper, lower, full."),
+        ({"lora": "/etc/hostname"}, "This LoRA is not there"),
+        ({"size": "9 x 9"}, "There is no size 9 x 9: choose one of 96 x 64, as trained; "),
+        ({"count": 5}, "There may be 1 to 4 results"),
+    ):
+        with pytest.raises(AppError, match=message):
+            client.predict(**{**asked, **wrong})
+    results, seed = client.predict(**{**asked, "seed": None, "steps": None, "count": 1, "lora": "older, step 1"})
+    assert 0 <= seed < 10**6 and len(results) == 1
+
+
+def test_what_is_transparent_is_white_in_a_garment_and_nothing_in_a_mask(
+    page_url: str, drawn: Path, tmp_path: Path
+) -> None:
+    """As in training and from the command line."""
+    client = Client(page_url, verbose=False, download_files=tmp_path)
+    garment = Image.open(drawn / "garment-1.png").convert("RGB")
+    cut_out = garment.convert("RGBA")
+    white = (np.asarray(garment) == 255).all(-1)
+    cut_out.putalpha(Image.fromarray(np.where(white, 0, 255).astype(np.uint8)))
+    cut_out.save(tmp_path / "cut_out.png")
+    region = Image.new("L", garment.size)
+    region.paste(255, (150, 400, 400, 768))
+    region.save(tmp_path / "mask.png")
+    clear = Image.new("RGBA", garment.size, "white")
+    clear.putalpha(region)
+    clear.save(tmp_path / "clear.png")
+    dressed = []
+    for worn, mask in (("garment-1.png", "mask.png"), ("cut_out.png", "clear.png")):
+        pictures = {
+            "person": handle_file(drawn / "person-1.png"),
+            "garment": handle_file((drawn if worn == "garment-1.png" else tmp_path) / worn),
+            "mask": handle_file(tmp_path / mask),
+        }
+        results, _ = client.predict(**pictures, category="lower", steps=1, seed=3, api_name="/try_on")
+        dressed.append(np.asarray(Image.open(results[0]["image"]).convert("RGB")).astype(int))
+    assert np.abs(dressed[0] - dressed[1]).max() <= 1
 
 
 def test_the_readmes_program_runs(page_url: str, drawn: Path) -> None:
@@ -301,7 +342,8 @@ def test_loras_are_named_described_and_chosen(run: Path, loras: Path, tmp_path: 
     assert list(panel_sizes((16, 16)).values()) == [(16, 16)]
     page = Page(None, newest, loras, tmp_path, [], None, None, lambda facts: "")
     assert page.chosen(str(named)) == named
-    with pytest.raises(ValueError, match="not there any more"):
+    assert page.chosen("older, step 1") == named
+    with pytest.raises(ValueError, match="or not any more"):
         page.chosen("/etc/hostname")
     shutil.copyfile(newest, tmp_path / "lora.safetensors")
     assert first_lora(TryOnConfig(lora=str(tmp_path / "lora.safetensors")))[0].name == "lora.safetensors"
