@@ -169,10 +169,6 @@ def far_enough(value: float, most: float) -> gr.Slider:
     return gr.Slider(value=value, maximum=max(value, most))
 
 
-def caption(entry: Entry, index: int) -> str:
-    return f"{entry.category}, {entry.seeds[index]}"
-
-
 def words(entry: Entry) -> str:
     """What the page says of a result."""
     seeds = entry.seeds
@@ -384,7 +380,7 @@ class Page:
             gr.Warning(said_of(error))
             return (UNCHANGED,) * 6 + (said_of(error),)
         history = [entry, *history][:LONGEST_HISTORY]
-        past = [(each.results[0], caption(each, 0)) for each in history]
+        past = [(each.results[0], str(each.seeds[0])) for each in history]
         return *shown(entry), wish.seeds[0], history, past, words(entry)
 
     def try_on(
@@ -496,7 +492,7 @@ class Page:
 
 def shown(entry: Entry) -> tuple:
     """The slider between before and after, the results where there are several, and what they are of."""
-    results = [(result, caption(entry, index)) for index, result in enumerate(entry.results)]
+    results = [(result, str(seed)) for result, seed in zip(entry.results, entry.seeds, strict=True)]
     return (entry.person, entry.results[0]), gr.Gallery(results, visible=len(results) > 1), entry
 
 
