@@ -114,7 +114,7 @@ def main(argv: list[str]) -> None:
     facts = [read_facts(file) or unknown for file in loras.values()]
     check_alike(list(loras.values()), facts, config)
     (first, lora), *_ = loras.items()
-    learnt = {file: settings_of(run_of(file)) for file in loras.values()}
+    learnt = learnt_from(list(loras.values()))
     named = {"base": config.base or facts[0].base, "transformer": config.transformer or facts[0].transformer}
     config = use_toy_model_for_try_on(config, facts[0])
     height, width = panel_size(config, facts[0])
@@ -179,10 +179,20 @@ def open_loras(names: tuple[str, ...], hub_cache: str | None) -> dict[str, Path]
     return files
 
 
-def settings_of(run: Path | None) -> dict[str, Any]:
-    """A run's config.json; nothing where there is none."""
-    file = run / "config.json" if run else None
-    return json.loads(file.read_text()) if file and file.is_file() else {}
+def learnt_from(files: list[Path]) -> dict[Path, dict[str, Any]]:
+    """The settings of the runs of LoRAs, in their order, then of those of the LoRAs that these began from
+    (--init_lora), as what was learnt there is in them too. Empty where nobody knows."""
+    learnt: dict[Path, dict[str, Any]] = {}
+    waiting = list(files)
+    while waiting:
+        file = waiting.pop(0)
+        if file not in learnt:
+            run = run_of(file)
+            config = run / "config.json" if run else None
+            learnt[file] = json.loads(config.read_text()) if config and config.is_file() else {}
+            if origin := learnt[file].get("init_lora"):
+                waiting.append(Path(origin))
+    return learnt
 
 
 def check_alike(files: list[Path], facts: list["LoraFacts"], config: TryOnConfig) -> None:
@@ -221,9 +231,9 @@ def choose_cases(
 ) -> tuple[str, dict[str, "CaseSource"]]:
     """What the scores are of, in words, and the cases of each kind.
 
-    learnt: the settings of each LoRA's run, empty where it is not known; the split of one that was trained on these
-    data is kept, so that no pair is scored on that was trained on. facts: the first LoRA's. config: with the panel's
-    size. Raises ValueError where no data is known, and where another LoRA learnt from some of it.
+    learnt: see learnt_from; the split of one that was trained on these data is kept, so that no pair is scored on that
+    was trained on. facts: the first LoRA's. config: with the panel's size. Raises ValueError where no data is known,
+    and where another LoRA learnt from some of it.
     """
     from deepfashion_training.deepfashion_dataset import load_deepfashion
     from deepfashion_training.train_deepfashion_lora import toy_data_folder
@@ -263,7 +273,8 @@ def choose_cases(
 
 def check_unseen(learnt: dict[Path, dict[str, Any]], name: str, used: dict[str, Any]) -> None:
     """Raises ValueError where a LoRA was trained on another split of the data set `name`, and may know some of the
-    pairs by heart; says of which LoRAs nobody knows. used: the settings of the split that is scored on."""
+    pairs by heart; says of which LoRAs nobody knows. learnt: see learnt_from. used: the settings of the split that is
+    scored on."""
     for file, settings in known(learnt):
         differences = [each for each in SPLIT if settings.get(each, used[each]) != used[each]]
         if settings.get("dataset_name") == name and differences:

@@ -63,7 +63,7 @@ def with_paths(config: TrainConfig, prefix: str) -> TrainConfig:
             )
         config = replace(config, resume_from_checkpoint=str(checkpoint.absolute()))  # looked for once
     if config.init_lora and Path(config.init_lora).expanduser().exists():
-        find_lora(config.init_lora)
+        config = replace(config, init_lora=str(find_lora(config.init_lora).absolute()))  # a run may go on meanwhile
     elif config.init_lora:
         raise ValueError(f"--init_lora {config.init_lora} does not exist: name a run, a checkpoint, a folder or a file")
     models = {

@@ -128,6 +128,11 @@ def test_on_other_data_nobody_knows_the_unpaired_truth(run: Path, data_cache: Pa
     ):
         main(["--lora", str(copy), str(file), "--data_cache_dir", str(data_cache)])
 
+    (other / "config.json").write_text(json.dumps({**trained, "init_lora": str(find_lora(str(copy)))}))
+    (copy / "config.json").write_text(json.dumps({**trained, "seed": 6}))
+    with pytest.raises(ValueError, match=r"/run/checkpoint-1/.* was trained on another split of .* \(seed 6 instead"):
+        main(["--lora", str(file), "--data_cache_dir", str(data_cache)])
+
     unseen = flags_for(data_cache, tmp_path / "c", "--lora", run, "--dataset_name", name, "--num_samples", "none")
     main(unseen)
     assert result_of(tmp_path / "c")["scores"]["paired"]["all"]["cases"] == 3, "a tenth of the items"
