@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tryon.config import TryOnConfig, mistakes, setting
+from tryon.config import TOY_NOTICE, TryOnConfig, mistakes, setting
 from tryon.entry import run_script
 from tryon.flags import parse_flags
 
 if TYPE_CHECKING:
     from tryon.lora import LoraFacts
-    from tryon.page import Example
     from tryon.pipeline import TryOnModel
 
 logger = logging.getLogger(__name__)
@@ -27,9 +26,6 @@ logger = logging.getLogger(__name__)
 LARGEST_UPLOAD = "32mb"
 LONGEST_QUEUE = 8  # try-ons that wait; whoever comes later is told
 LOOPBACK = "127.0.0.1"
-EXAMPLE_SEED = 7  # of people and garments that are worth a look
-EXAMPLE_SIZE = 768, 576  # height and width, as photographs have
-TOY_NOTICE = "**Toy model**: it dresses drawn people, nobody in photographs."
 FONTS = ("system-ui", "sans-serif")  # the system's: nothing is fetched
 
 
@@ -105,23 +101,6 @@ def first_lora(config: TryOnConfig) -> tuple[Path, Path]:
     return file, run.parent if run else runs_folder()
 
 
-def write_examples(folder: Path) -> "list[Example]":
-    """Drawn people and garments of the toy's world, two of each category, as pictures in the folder."""
-    from tryon.page import Example
-    from tryon.sample import CATEGORIES
-    from tryon.toy.drawing import draw_garment, draw_person
-    from tryon.toy.examples import VIEW, random_example
-
-    examples = []
-    for index, category in enumerate(2 * CATEGORIES):
-        drawn = random_example(EXAMPLE_SEED, index, category)
-        person, garment = folder / f"person-{index}.png", folder / f"garment-{index}.png"
-        draw_person(drawn.person, drawn.outfit, VIEW, *EXAMPLE_SIZE).image.save(person)
-        draw_garment(drawn.other, *EXAMPLE_SIZE).image.save(garment)
-        examples.append(Example(person, garment, category))
-    return examples
-
-
 def main(argv: list[str]) -> None:
     config, page = read_settings(argv)
     users = read_users(page.auth) if page.auth else None
@@ -133,9 +112,10 @@ def main(argv: list[str]) -> None:
     import gradio as gr
 
     from tryon.lora import read_facts
-    from tryon.page import STYLE, Page, build_page
+    from tryon.page import STYLE, Example, Page, build_page
     from tryon.pipeline import load_try_on
     from tryon.studio import Studio
+    from tryon.toy.draw import write_pictures
     from tryon.toy.model import is_for_toy, parser_for_try_on, use_toy_model_for_try_on
     from tryon.tracking import set_up_logging
 
@@ -146,7 +126,7 @@ def main(argv: list[str]) -> None:
         return page.parser or parser_for_try_on(config, facts)
 
     def notice(facts: "LoraFacts | None") -> str:
-        return TOY_NOTICE if is_for_toy(config, facts) else ""
+        return f"**Toy model**: {TOY_NOTICE}." if is_for_toy(config, facts) else ""
 
     def load(lora: Path) -> "TryOnModel":
         return load_try_on(use_toy_model_for_try_on(config, read_facts(lora)), lora)
@@ -155,11 +135,10 @@ def main(argv: list[str]) -> None:
     studio.take(lora)
     with tempfile.TemporaryDirectory() as name:  # whatever was uploaded and made is gone with the page
         os.environ["GRADIO_TEMP_DIR"] = name
-        shown, examples = Path(name) / "shown", Path(name) / "examples"
+        shown = Path(name) / "shown"
         shown.mkdir()
-        examples.mkdir()
-        drawn = write_examples(examples)
-        blocks = build_page(Page(studio, lora, runs, shown, drawn, page.steps, page.guidance_scale, notice))
+        examples = [Example(*each) for each in write_pictures(Path(name) / "examples")]
+        blocks = build_page(Page(studio, lora, runs, shown, examples, page.steps, page.guidance_scale, notice))
         blocks.queue(max_size=LONGEST_QUEUE)
         _, _, public = blocks.launch(
             max_file_size=LARGEST_UPLOAD,

@@ -252,6 +252,8 @@ def open_pictures(request: Request, facts: "LoraFacts | None", make_mask: "MakeM
         try:
             if path is None:
                 return None
+            if not path.is_file():
+                raise ValueError("there is no such file")
             return read_mask(path, size) if size else read_picture(path)
         except UNREADABLE as error:
             raise ValueError(f"the {what} {path} cannot be used ({error}): give another file") from error

@@ -226,7 +226,7 @@ def _cell(value: dict[str, Any] | None, how: Measure, cases: int) -> str:
         return ""
     sign = "+" if "marked" in value else ""
     shown = f"{value['mean'] * how.scale:{sign}.{how.digits}f}"
-    if value.get("low") is not None:
+    if value.get("low") is not None and value["low"] < value["high"]:  # all the same: too few to say how sure that is
         low, high = (f"{value[each] * how.scale:{sign}.{how.digits}f}" for each in ("low", "high"))
         shown += f" [{low}, {high}]"
     if value.get("cases", cases) != cases:

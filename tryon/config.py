@@ -32,6 +32,7 @@ TRACKERS = ("tensorboard", "wandb", "comet_ml", "mlflow", "aim", "clearml", "dvc
 # The toy's panel: the smallest at which a texture survives the VAE's 8x compression.
 TOY_HEIGHT, TOY_WIDTH = 192, 144
 TOY_MAX_SEQUENCE_LENGTH = 16
+TOY_NOTICE = "it dresses drawn people, nobody in photographs"
 
 
 def setting(

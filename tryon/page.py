@@ -36,6 +36,7 @@ STYLE = """
 .gradio-container { max-width: 1500px !important; margin: 0 auto !important; }
 #title h1 { margin: 0; }
 #history .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
+#find, #grow { padding-left: 4px; padding-right: 4px; white-space: nowrap; }
 #lora input { padding-right: 28px; text-overflow: ellipsis; }
 #person .zoom-number { display: none; }
 @media (max-width: 640px) {

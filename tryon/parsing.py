@@ -43,9 +43,12 @@ PART_OF_LABEL = {
     "Scarf": "other",
 }
 
-# How much of the picture's height a garment may begin above what a parser finds: two cells of a SegFormer that sees 512
-# pixels. A strip of the old garment above the mask spoils a result; a mask that begins a little higher does not.
+# How much of the picture's height a mask begins above the garment that was found: neither parsers nor hands are exact
+# to the pixel, and at the mask's edge the new picture only fades in (tryon.restore). A strip of the old garment spoils
+# a result; a mask that begins a little higher does not.
 UNSURE = 0.015
+BACKGROUND = PARTS.index("background")
+PORTRAIT = 3 / 4  # width of one, in heights
 LARGEST_PARSED = 2048  # pixels of the longer side, of the labels
 
 
@@ -97,10 +100,28 @@ def parser_for_masks(name: str | None, cache_dir: str | None) -> Parser:
         raise ValueError(f"no mask can be made without a human parser: {error}, or give a mask") from error
 
 
-@torch.no_grad()
 def parse(parser: Parser, person: Image.Image) -> Tensor:
-    """[H, W] of places in PARTS, bytes, for an RGB picture. Of a very large one the labels are coarser, as each pixel
-    first has a number for each label."""
+    """[H, W] of places in PARTS, bytes, for an RGB picture of a person.
+
+    Parsers squeeze every picture into one shape, and learnt from portraits. So of a landscape a first look says where
+    the person stands, and a second one, at a portrait around it, what is what.
+    """
+    labels = _parse_portrait(parser, person)
+    seen = (labels != BACKGROUND).any(0).nonzero().flatten().tolist()
+    if person.width <= person.height or not seen:
+        return labels
+    width = max(round(PORTRAIT * person.height), round(1.2 * (seen[-1] - seen[0])))
+    left = max(0, min((seen[0] + seen[-1] - width) // 2, person.width - width))
+    portrait = _parse_portrait(parser, person.crop((left, 0, min(left + width, person.width), person.height)))
+    labels = torch.full_like(labels, BACKGROUND)
+    labels[:, left : left + portrait.shape[1]] = portrait
+    return labels
+
+
+@torch.no_grad()
+def _parse_portrait(parser: Parser, person: Image.Image) -> Tensor:
+    """The same for a portrait. Of a very large one the labels are coarser, as each pixel first has a number for each
+    label."""
     inputs = parser.processor(person, return_tensors="pt").to(parser.model.device)
     size = person.height, person.width
     scale = min(1.0, LARGEST_PARSED / max(size))
@@ -131,10 +152,11 @@ def mask_of_labels(labels: Tensor, category: Category, rule: MaskRule) -> Image.
 
 
 def mask_of_worn(worn: Image.Image, category: Category, rule: MaskRule, labels: Tensor | None) -> Image.Image:
-    """The mask that training would have made of the region of what a person wears, "L" of 0 and 255: likewise. labels:
-    the person's, which all rules but the rectangle need. Raises ValueError as agnostic_mask does.
+    """The mask that training would have made of the region of what a person wears, "L" of 0 and 255, reaching higher
+    where that is unsure: likewise. labels: the person's, which all rules but the rectangle need. Raises ValueError as
+    agnostic_mask does.
     """
-    return _to_picture(agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], category, rule, labels))
+    return _to_picture(agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], category, rule, labels, UNSURE))
 
 
 def _to_picture(mask: Tensor) -> Image.Image:

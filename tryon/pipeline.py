@@ -191,6 +191,8 @@ def lora_on_disk(name: str, hub_cache: str | None) -> Path:
         file = find_lora(name)
         verify_lora(file)
         return file
+    if Path(name).expanduser().parent.is_dir() and Path(name).parent != Path():
+        raise ValueError(f"{name} does not exist: name a run, a checkpoint, a folder, a file or a hub name")
     places = (LORA_FILE, f"transformer/{LORA_FILE}")
     folder = hub_or_folder(name, list(places), hub_cache)
     found = next((folder / place for place in places if (folder / place).is_file()), None)

@@ -72,13 +72,17 @@ def plan_lines(
     else:
         cached = f"{_size(1000 * each)} per 1,000 pairs and variants"
     hub = Path(config.cache_dir or constants.HF_HUB_CACHE)
+    needs = [(Path(config.data_cache_dir), (pairs or 1000) * variants * each)]
     lines.append("planned, disk:")
     lines.append(f"  latents      {cached}; {_free(Path(config.data_cache_dir))}")
     if config.output_dir:
         runs = _free(Path(config.output_dir))
         lines.append(f"  checkpoints  {_size(kept * checkpoint)}: {kept} of {_size(checkpoint)}; {runs}")
+        needs.append((Path(config.output_dir), kept * checkpoint))
     if not config.toy:
         lines.append(f"  models       {_size(models)}, where they are not there yet; {_free(hub)}")
+        needs.append((hub, models))
+    lines += _too_small(needs)
 
     flops = steps * per_step / config.num_processes * step_flops(config, transformer_config, every).total
     lines.append(f"planned, time: {steps:,} steps of {per_step} samples, {flops / 1e12:,.0f} TFLOP on each device")
@@ -97,16 +101,37 @@ def _time_lines(
         hours = flops / peak / 3600
         lines = [f"  at least {_hours(hours)}, at the data sheet's {peak / 1e12:.0f} TFLOP/s: not measured yet"]
     else:
-        return ["  nothing measured yet: the first run of this kind leaves its speed to later plans"]
+        price = "" if price_per_hour is None else "; so there is no price either"
+        return [f"  nothing measured yet: the first run of this kind leaves its speed to later plans{price}"]
     lines.append("  validation, checkpoints and the encoding of the pictures come on top")
     if price_per_hour is not None:
         lines.append(f"  {'' if measured else 'at least '}{hours * price_per_hour:,.2f} at {price_per_hour:g} an hour")
     return lines
 
 
+def _too_small(needs: list[tuple[Path, float]]) -> list[str]:
+    """A line for each disk that has not room for all that goes there. needs: folders, and bytes."""
+    disks: dict[int, list[tuple[Path, float]]] = {}
+    for folder, size in needs:
+        disks.setdefault(_existing(folder).stat().st_dev, []).append((folder, size))
+    lines = []
+    for parts in disks.values():
+        total, free = sum(size for _, size in parts), shutil.disk_usage(_existing(parts[0][0])).free
+        if total > free:
+            lines.append(
+                f"  it may not fit: {_size(total)} on a disk with {_size(free)} free: put --data_cache_dir, "
+                "--output_dir or --cache_dir on another"
+            )
+    return lines
+
+
+def _existing(folder: Path) -> Path:
+    """The folder, or of those that it is to lie in the nearest that is there."""
+    return next(path for path in (folder, *folder.expanduser().absolute().parents) if path.exists())
+
+
 def _free(folder: Path) -> str:
-    existing = next(path for path in (folder, *folder.expanduser().absolute().parents) if path.exists())
-    return f"{_size(shutil.disk_usage(existing).free)} free in {folder}"
+    return f"{_size(shutil.disk_usage(_existing(folder)).free)} free in {folder}"
 
 
 def _size(count: float) -> str:

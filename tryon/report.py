@@ -8,13 +8,16 @@ import html
 import io
 import json
 import platform
-import sys
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tryon.config import PROFILES, MaskConfig, on_toy, save_json
+from tryon.config import PROFILES, TOY_NOTICE, MaskConfig, on_toy, save_json, setting
+from tryon.entry import run_script
+from tryon.flags import parse_flags
 from tryon.runs import WARNINGS, checkpoints, lora_file
 from tryon.sample import CATEGORIES
 from tryon.timing import OCCASIONAL_PARTS, STEP_PARTS
@@ -26,6 +29,11 @@ REPORT = "report.html"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
 SMOOTHED = 25  # steps that a point of the training's loss is the mean of
 MOST_WARNINGS = 20
+COLUMNS_IN_WORDS = (
+    "`before` is the model without this LoRA, `after` with it; `fill` is the mask filled with the garment's mean "
+    "colour, `vae` the truth through the VAE. `paired` is a person's own garment, `unpaired` another one."
+)
+LENGTH_IN_WORDS = "Length of trousers for shorts and the reverse"
 FEWEST_POINTS = 10  # steps that make a curve
 GREY = "#888888"  # of a chart's text: readable on light and on dark ground
 STYLE = """
@@ -63,6 +71,7 @@ def write_report(run: Path) -> Path:
     rows = read_metrics(run)
     steps = [row for row in rows if "train/loss" in row]
     sections = [
+        ("", f"<p><strong>Toy model</strong>: {TOY_NOTICE}.</p>" if settings["toy"] else ""),
         ("", _summary(run, settings, steps)),
         ("Warnings", _warnings(run)),
         ("Scores", _scores(run)),
@@ -134,6 +143,13 @@ def read_scores(run: Path) -> list[tuple[str, Scores]]:
     ]
 
 
+def read_length(run: Path) -> float | None:
+    """Of drawn people in shorts or trousers, tried on for the other, the share whose length was right; None where that
+    was not measured."""
+    file = run / "evaluation.json"
+    return json.loads(file.read_text()).get("length_ok") if file.is_file() else None
+
+
 def _scores(run: Path) -> str:
     """evaluation.json as a table: PSNR in dB and SSIM inside the mask."""
     kinds = read_scores(run)
@@ -149,7 +165,11 @@ def _scores(run: Path) -> str:
         + "</tr>"
         for label, columns in kinds
     )
-    return f"<div class='sheet'><table><tr><th>PSNR in dB / SSIM inside the mask</th>{head}</tr>{body}</table></div>"
+    words = re.sub("`(.*?)`", r"<code>\1</code>", COLUMNS_IN_WORDS)
+    if (right := read_length(run)) is not None:
+        words += f" {LENGTH_IN_WORDS}: right in {right:.0%}."
+    table = f"<table><tr><th>PSNR in dB / SSIM inside the mask</th>{head}</tr>{body}</table>"
+    return f"<div class='sheet'>{table}</div><p>{words}</p>"
 
 
 def _curves(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> str:
@@ -261,10 +281,17 @@ def _table(rows: Iterable[tuple[str, str]]) -> str:
     return f"<div class='sheet'><table>{cells}</table></div>" if cells else ""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Of which run."""
+
+    run: str = setting(None, "the run's folder", positional=True)
+
+
+def main(argv: list[str]) -> None:
+    (given,) = parse_flags(argv, "python -m tryon.report", "Makes a run's report.html anew.", ReportConfig)
+    print(write_report(Path(given["run"]).expanduser()))
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        sys.exit("error: name the folder of a run")
-    try:
-        print(write_report(Path(sys.argv[1])))
-    except ValueError as error:
-        sys.exit(f"error: {error}")
+    run_script(main)

@@ -21,7 +21,15 @@ from tryon.entry import run_script
 from tryon.flags import parse_flags
 from tryon.hub import check_login, upload
 from tryon.lora import LoraFacts, export_lora, read_facts
-from tryon.report import read_data, read_environment, read_metrics, read_scores
+from tryon.report import (
+    COLUMNS_IN_WORDS,
+    LENGTH_IN_WORDS,
+    read_data,
+    read_environment,
+    read_length,
+    read_metrics,
+    read_scores,
+)
 from tryon.runs import LORA_FILE, identity_of, lora_file, newest_checkpoint
 from tryon.sample import CATEGORIES, prompt_for
 from tryon.tracking import set_up_logging
@@ -140,14 +148,15 @@ def _measured(run: Path, settings: dict[str, Any]) -> str:
         columns = list(scores[0][1])
         parts.append(
             f"Held-out pairs, at most {settings['num_evaluation_samples']} of each category, inside the mask: means of "
-            "PSNR in dB / SSIM. `before` is the model without this LoRA, `after` with it; `fill` is the mask filled "
-            "with the garment's mean colour, `vae` the truth through the VAE. `paired` is a person's own garment."
+            f"PSNR in dB / SSIM. {COLUMNS_IN_WORDS}"
         )
         rows = [
             [label, *(f"{found[each]['psnr']:.2f} / {found[each]['ssim']:.3f}" for each in columns)]
             for label, found in scores
         ]
         parts.append(_table(["", *columns], rows))
+        if (right := read_length(run)) is not None:
+            parts.append(f"{LENGTH_IN_WORDS}: right in {right:.0%}.")
     losses = [row for row in read_metrics(run) if "validation/loss" in row]
     if len(losses) > 1:
         names = sorted(name for name in losses[-1] if name.startswith("validation/"))

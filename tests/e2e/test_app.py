@@ -20,7 +20,7 @@ from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import ExifTags, Image
 
-from app_lora import first_lora, main, read_users, write_examples
+from app_lora import first_lora, main, read_users
 from conftest import PROJECT
 from tryon.config import TryOnConfig
 from tryon.lora import read_facts
@@ -28,6 +28,7 @@ from tryon.masks import MaskRule
 from tryon.page import Page, as_paint, describe, lora_name, painted_mask, panel_sizes
 from tryon.pipeline import usable_rule
 from tryon.runs import find_lora
+from tryon.toy.draw import write_pictures
 
 pytestmark = pytest.mark.e2e
 
@@ -77,7 +78,7 @@ def page_url(loras: Path, data_cache: Path, tmp_path_factory: pytest.TempPathFac
 def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the page's examples, in the size of photographs: person-1.png wears something lower-body."""
     folder = tmp_path_factory.mktemp("drawn")
-    write_examples(folder)
+    write_pictures(folder)
     (folder / "words.png").write_text("no picture")
     return folder
 

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from test_parsing import write_parser
 from tryon.lora import ADAPTER_KEY, FACTS_KEY, read_facts
 from tryon.masks import agnostic_mask
-from tryon.parsing import ATR
+from tryon.parsing import ATR, UNSURE
 from tryon.runs import find_lora
 from tryon.sample import to_picture
+from tryon.toy import draw
 from tryon.toy.examples import EVALUATION_SEED, DrawnData
 from tryon.toy.model import ToyFolders
 from tryon_inference_lora import main
@@ -114,7 +115,8 @@ def test_the_mask_is_made_by_the_rule_of_the_training(
     with pytest.raises(ValueError, match="was trained with masks that its data set had: give a --mask"):
         main([*of_worn, "--lora", str(run)])
     main([*of_worn, "--lora", str(by_rule)])
-    hidden = agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], "lower")[0].numpy()
+    region = torch.from_numpy(np.array(worn) > 0)[None]
+    hidden = agnostic_mask(region, "lower", unsure=UNSURE)[0].numpy()
     person, dressed = pixels(pictures / "person.png"), pixels(out)
     assert (person == dressed)[~hidden].all() and (person != dressed)[hidden].any(-1).mean() > 0.9
 
@@ -123,6 +125,17 @@ def test_the_mask_is_made_by_the_rule_of_the_training(
         main([*of_worn, "--lora", str(by_rule), "--parser", parser])
     main([*of_worn, "--lora", str(with_rule(run, "hull", tmp_path)), "--parser", parser])
     assert (person != pixels(out)).any()
+
+
+def test_drawn_pictures_are_at_hand(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw.main([str(tmp_path / "drawn")])
+    assert (
+        f"{tmp_path}/drawn/person-1.png and {tmp_path}/drawn/garment-1.png: --category lower" in capsys.readouterr().out
+    )
+    assert {Image.open(file).size for file in (tmp_path / "drawn").iterdir()} == {(576, 768)}
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file cannot be written"):
+        draw.main([str(tmp_path / "file")])
 
 
 def test_a_category_is_enough(
@@ -205,6 +218,7 @@ def test_what_is_refused(run: Path, pictures: Path, data_cache: Path, toy: ToyFo
             "would overwrite --output_grid .*out-seed1.png: name",
         ),
         (("--lora", run, *out, "--garment", pictures / "words.png"), "words.png cannot be used"),
+        (("--lora", run.parent / "nowhere", *out), "nowhere does not exist: name a run"),
         (("--lora", pictures / "odd.safetensors", *out, *toy_flags, "--height", "96", "--width", "64"), "does not fit"),
         (("--lora", pictures / "checkpoint-1", "--category", "upper", *out), "weights.safetensors is damaged"),
         (("--lora", run, *out, "--worn", pictures / "mask.png"), "either --mask or --worn"),

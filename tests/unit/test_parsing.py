@@ -96,6 +96,19 @@ def test_masks_of_drawn_people_need_no_mask(drawn_parser: Parser) -> None:
         assert found.any(1).argmax() <= truth.any(1).argmax(), "no strip of the old garment above it"
 
 
+def test_people_are_found_in_landscapes(drawn_parser: Parser) -> None:
+    """Which a parser would squeeze into the shape of a portrait."""
+    people = DrawnData(9, 5, CATEGORIES, 192, 144)
+    for index, exact in enumerate(map(people.__getitem__, range(len(people)))):
+        portrait, left = to_picture(exact.person), 20 * index
+        landscape = Image.new("RGB", (330, 192), portrait.getpixel((1, 1)))
+        landscape.paste(portrait, (left, 0))
+        truth = np.zeros((192, 330), bool)
+        truth[:, left : left + 144] = exact.mask[0].numpy() > 0
+        found = np.array(mask_of_labels(parse(drawn_parser, landscape), exact.category, MaskRule())) > 0
+        assert (found & truth).sum() / (found | truth).sum() >= 0.85, index
+
+
 def test_a_mask_follows_the_body_by_the_labels_that_found_the_garment(drawn_parser: Parser) -> None:
     person = to_picture(DrawnData(3, 9, CATEGORIES, 192, 144)[1].person)
     labels = parse(drawn_parser, person)

@@ -76,6 +76,17 @@ def test_scores_and_their_pictures_take_the_validations_place(run: Path) -> None
     page = write_report(run).read_text()
     assert "<td>lower, paired</td><td class='number'>20.50 / 0.700</td>" in page
     assert "evaluation-paired.png" in page and "step-000040.png" not in page
+    assert "<code>before</code> is the model without this LoRA" in page and "Length of trousers" not in page
+    save_json(run / "evaluation.json", {"seed": 0, "length_ok": 0.75, "lower": {"paired": columns}})
+    assert "Length of trousers for shorts and the reverse: right in 75%." in write_report(run).read_text()
+
+
+def test_a_toys_page_says_so(run: Path) -> None:
+    words = "<strong>Toy model</strong>: it dresses drawn people, nobody in photographs."
+    assert words in write_report(run).read_text()
+    settings = json.loads((run / "config.json").read_text())
+    save_json(run / "config.json", {**settings, "toy": False})
+    assert words not in write_report(run).read_text()
 
 
 def test_a_run_that_has_just_begun_has_a_page_and_another_folder_has_none(run: Path, tmp_path: Path) -> None:

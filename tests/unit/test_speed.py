@@ -50,6 +50,8 @@ def test_the_plan_for_another_machine_says_what_it_needs_and_what_would_help() -
     tight = "\n".join(plan_lines(h100(), FILL_CONFIG, None, 2, None, 12e9, None))
     assert "it does not fit: give --optimizer adamw8bit, or give a smaller --lora_rank, or give --offload" in tight
     assert "995MB per 1,000 pairs" in tight
+    huge = "\n".join(plan_lines(full(), FILL_CONFIG, 10**12, 2, None, 24e9, None))
+    assert re.search(r"it may not fit: \S+ on a disk with \S+ free: put --data_cache_dir", huge), huge
 
 
 def test_the_plan_of_this_machine_counts_hours_and_money(tmp_path: Path) -> None:
