@@ -69,7 +69,8 @@ def page_url(loras: Path, data_cache: Path, tmp_path_factory: pytest.TempPathFac
         said += line
     yield f"http://127.0.0.1:{port}"
     process.send_signal(signal.SIGINT)
-    said += process.communicate(timeout=30)[0]
+    process.wait(timeout=30)
+    said += process.stdout.read()  # communicate would lose what readline read ahead
     assert process.returncode == 130
     assert "Traceback" not in said and "Warning" not in said, said
 

@@ -63,7 +63,8 @@ entry.run_script(main)
                 said += process.stderr.readline()
                 process.send_signal(signal.SIGUSR1)  # reaches it twice, as where all processes of a job are signalled
                 time.sleep(1.2)
-        printed, rest = process.communicate(timeout=20)
+        process.wait(timeout=20)
+        printed, rest = process.stdout.read(), process.stderr.read()  # communicate would lose what readline read ahead
         assert process.returncode == 128 + signal.SIGUSR1
         assert (said + rest).splitlines() == [
             "SIGUSR1: saving after this step; a second one stops at once", "stopped by SIGUSR1"
