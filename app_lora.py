@@ -110,6 +110,7 @@ def main(argv: list[str]) -> None:
     for name in ("no_proxy", "NO_PROXY"):  # Gradio looks for its own page, which no proxy can see
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), LOOPBACK, page.host]))
     import gradio as gr
+    from starlette.requests import ClientDisconnect
 
     from tryon.lora import read_facts
     from tryon.page import STYLE, Example, Page, build_page
@@ -120,6 +121,12 @@ def main(argv: list[str]) -> None:
     from tryon.tracking import set_up_logging
 
     set_up_logging(is_main_process=True)
+
+    def is_worth_a_line(record: logging.LogRecord) -> bool:
+        """An upload that somebody broke off is not, and the server would write a traceback of fifty."""
+        return not (record.exc_info and isinstance(record.exc_info[1], ClientDisconnect))
+
+    logging.getLogger("uvicorn.error").addFilter(is_worth_a_line)
     lora, runs = first_lora(config)
 
     def parser(facts: "LoraFacts | None") -> str | None:
