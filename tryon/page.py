@@ -38,7 +38,7 @@ STYLE = """
 #history .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
 #find, #grow { padding-left: 4px; padding-right: 4px; white-space: nowrap; }
 #lora input { padding-right: 28px; text-overflow: ellipsis; }
-#person .zoom-number { display: none; }
+#person:has(.empty) .zoom-number { display: none; }
 @media (max-width: 640px) {
   .gradio-container { padding: 8px !important; }
   #go { order: 1; }
