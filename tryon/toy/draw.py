@@ -1,6 +1,8 @@
 """Drawn people and garments as pictures to try things with.
 
-python -m tryon.toy.draw drawn
+    python -m tryon.toy.draw drawn
+
+The app's examples are the same ones.
 """
 
 import logging
