@@ -109,11 +109,15 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         expect(page.locator("#about")).to_contain_text("Toy model: it dresses drawn people, nobody in photographs.")
 
         def slide(name: str, value: int) -> None:
-            """Sets a slider by its number."""
-            number = page.locator(f"#{name} input[type=number]")
-            number.fill(str(value))
-            number.press("Tab")
-            expect(page.locator(f"#{name} input[type=range]")).to_have_value(str(value))
+            """Sets a slider by its number, again where the page, still unfolding, has put the old one back."""
+            number, range_ = page.locator(f"#{name} input[type=number]"), page.locator(f"#{name} input[type=range]")
+            for _ in range(60):
+                number.fill(str(value))
+                number.press("Tab")
+                page.wait_for_timeout(500)
+                if range_.input_value() == str(value):
+                    return
+            raise AssertionError(f"{name} stays at {range_.input_value()}")
 
         def screenshot(name: str) -> None:
             if folder := os.environ.get("TRYON_SCREENSHOTS"):
