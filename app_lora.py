@@ -112,8 +112,9 @@ def main(argv: list[str]) -> None:
     import gradio as gr
     from starlette.requests import ClientDisconnect
 
+    from tryon.layout import STYLE, build_page
     from tryon.lora import read_facts
-    from tryon.page import STYLE, Example, Page, build_page
+    from tryon.page import Example, Page
     from tryon.pipeline import load_try_on
     from tryon.studio import Studio
     from tryon.toy.draw import write_pictures

@@ -16,7 +16,7 @@ FLOORS = [
      "tryon.metrics", "tryon.timing", "tryon.step", "tryon.quantize", "tryon.blocks",
      "tryon.attention", "tryon.prepare", "tryon.speed", "tryon.plan", "tryon.perceptual", "tryon.restore"},
     {"tryon.pipeline", "tryon.validate", "tryon.evaluate", "tryon.evaluation", "tryon.report", "tryon.share",
-     "tryon.scoring", "tryon.comparison", "tryon.studio", "tryon.page"},
+     "tryon.scoring", "tryon.comparison", "tryon.studio", "tryon.page", "tryon.layout"},
     {"train_flux_inpaint", "folder_datasets", "tryon_inference_lora", "app_lora", "pretrain_toy"},
     {"deepfashion_training.preflight", "deepfashion_training.references", "deepfashion_training.pairing",
      "deepfashion_training.deepfashion_dataset",
