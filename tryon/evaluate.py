@@ -1,9 +1,9 @@
 """How well garments are tried on, in numbers: per category, inside the mask, beside what bounds them from both sides.
 
-fill    the mask filled with the garment's mean colour: the least that a try-on must beat
-vae     the truth through the VAE: the best that can be hoped for
 before  the model without its LoRA
 after   with it
+fill    the mask filled with the garment's mean colour: the least that a try-on must beat
+vae     the truth through the VAE: the best that can be hoped for
 """
 
 import logging
@@ -34,7 +34,7 @@ from tryon.validate import draw_grid
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("fill", "vae", "before", "after")
+COLUMNS = ("before", "after", "fill", "vae")
 WHITE = 0.97  # in [-1, 1]; brighter pixels of the garment's picture are its background
 Scores = dict[str, dict[str, float]]
 

@@ -1,7 +1,7 @@
 """The last step of a run: how well its LoRA dresses people, as a table, a picture and evaluation.json.
 
     {"seed": n, "vae_psnr": dB, "length_ok": share or null, "upper" | "lower" | "full":
-        {"paired" | "unpaired": {"fill" | "vae" | "before" | "after": {"psnr": dB, "ssim": x}}}}
+        {"paired" | "unpaired": {"before" | "after" | "fill" | "vae": {"psnr": dB, "ssim": x}}}}
 
 The columns are explained in tryon.evaluate. Unpaired scores and "length_ok" are there for drawings only, which have the
 truth that they need.

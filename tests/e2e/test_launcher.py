@@ -93,7 +93,7 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
     assert list(scores) == ["seed", "vae_psnr", "length_ok", "upper", "lower", "full"]
     for category in ("upper", "lower", "full"):
         for kind in ("paired", "unpaired"):
-            assert list(scores[category][kind]) == ["fill", "vae", "before", "after"]
+            assert list(scores[category][kind]) == ["before", "after", "fill", "vae"]
             assert (
                 f"{category}, {kind} " in done.stdout and f"{scores[category][kind]['vae']['psnr']:.2f}" in done.stdout
             )
