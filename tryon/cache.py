@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, FluxFillPipeline
 from diffusers.training_utils import free_memory
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -32,6 +32,8 @@ from tqdm import tqdm
 from tryon.config import TrainConfig
 from tryon.encode import encode_prompt, encode_sample
 from tryon.entry import asked_to_stop, leave_signals_to_the_process
+from tryon.memory import GB
+from tryon.memory import free_memory as bytes_free
 from tryon.models import TEXT_PARTS, ModelFiles, files_fingerprint, load_text_encoders
 from tryon.sample import (
     Category,
@@ -259,13 +261,25 @@ def cache_prompts(
     drop_damaged(list(paths.values()), "prompts")
     missing = [prompt for prompt, path in paths.items() if not path.exists()]
     if missing:
-        text_encoders = load_text_encoders(base, dtype).to(device)
+        text_encoders = load_text_encoders(base, dtype)
+        text_encoders.to(_device_for(text_encoders, device))
         for prompt in missing:
             embedding = encode_prompt(text_encoders, prompt, length)
             write_whole(paths[prompt], vars(embedding), {"prompt": prompt})
         del text_encoders
         free_memory()
     return {prompt: PromptEmbedding(**read_whole(path)[0]) for prompt, path in paths.items()}
+
+
+def _device_for(text_encoders: FluxFillPipeline, device: torch.device) -> torch.device:
+    """The device, or the CPU where a GPU lacks the room, 10 GB at full size: a prompt is encoded once."""
+    both = (text_encoders.text_encoder, text_encoders.text_encoder_2)
+    need = sum(each.numel() * each.element_size() for part in both for each in part.parameters()) + GB
+    if device.type == "cpu" or (free := bytes_free(device)) >= need:
+        return device
+    in_words = [tqdm.format_sizeof(amount, "B") for amount in (need, free)]
+    logger.info("the text encoders run on the CPU: they need %s and the GPU has %s free", *in_words)
+    return torch.device("cpu")
 
 
 def write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -139,8 +139,9 @@ def build_page(page: Page) -> gr.Blocks:
         )  # fmt: skip
 
         settings = [category, size_name, steps_taken, strength, count, seed, is_random]
-        blocks.load(page.refresh, outputs=lora, **private)
-        lora.input(page.choose_lora, lora, [about, size_name, steps_taken, strength, *sliders], **private)
+        of_lora = [about, size_name, steps_taken, strength, *sliders]
+        blocks.load(page.refresh, outputs=[lora, *of_lora], **private)
+        lora.input(page.choose_lora, lora, of_lora, **private)
         masks = [lora, person, category, *sliders]
         find.click(page.mask_of_person, masks, [person, made, said], **quietly)
         grow.click(page.mask_of_paint, masks, [person, made, said], **quietly)

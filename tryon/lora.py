@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -165,8 +166,8 @@ def export_lora(file: Path, target: Path) -> None:
     adapter = json.loads(header[ADAPTER_KEY])
     rank, alpha = adapter[f"{PREFIX}r"], adapter[f"{PREFIX}lora_alpha"]
     named = replace(
-        facts, base=_last_part(facts.base), transformer=_last_part(facts.transformer),
-        mask_parser=facts.mask_parser and _last_part(facts.mask_parser),
+        facts, base=_public_name(facts.base), transformer=_public_name(facts.transformer),
+        mask_parser=facts.mask_parser and _public_name(facts.mask_parser),
     )  # fmt: skip
     target.unlink(missing_ok=True)
     if alpha == rank and named == facts:
@@ -187,7 +188,10 @@ def export_lora(file: Path, target: Path) -> None:
     save_file(state, target, metadata)
 
 
-def _last_part(name: str) -> str:
+def _public_name(name: str) -> str:
+    """The name on the hub of what was downloaded from there; of another folder, the last part of its path."""
+    if in_hub_cache := re.search(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/", name):
+        return "/".join(in_hub_cache.groups())
     return Path(name).name if Path(name).is_absolute() else name
 
 

@@ -41,6 +41,7 @@ FILL_IN_CHANNELS = FILL_CONFIG["in_channels"]
 CONFIG_PLACES = ("config.json", "transformer/config.json")
 TEXT_PARTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
 BASE_PARTS = (*TEXT_PARTS, "vae", "scheduler")
+MODEL_FILES = (".json", ".safetensors", ".txt", ".model")  # configurations, weights, vocabularies
 
 WHOLE_FILE = 2**28  # bytes; a fingerprint reads larger files in so many places, of so many bytes each
 PLACES, PLACE_SIZE = 64, 2**20
@@ -184,13 +185,14 @@ def _incomplete(where: Path, lacking: list[str]) -> str:
 
 
 def files_fingerprint(*where: Path) -> str:
-    """A hash of the names, sizes and contents of files and of all files in folders, the same on every machine.
+    """A hash of the names, sizes and contents of files, and of those in folders that models are loaded from: the same
+    on every machine, whatever else was downloaded with them.
 
     Gigabytes are not read whole: of a large file, 64 evenly spaced megabytes. Other weights differ everywhere.
     """
     digest = sha256()
     for root in where:
-        paths = sorted(path for path in root.rglob("*") if path.is_file()) if root.is_dir() else [root]
+        paths = sorted(path for path in root.iterdir() if path.suffix in MODEL_FILES) if root.is_dir() else [root]
         assert paths, f"{root} holds no files"
         for path in paths:
             size = path.stat().st_size

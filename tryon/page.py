@@ -177,8 +177,9 @@ class Page:
     filing: threading.Lock = field(default_factory=threading.Lock)
 
     def loras(self) -> list[tuple[str, str]]:
-        """Names and paths of the LoRAs to choose from."""
-        return [(lora_name(file), str(file)) for file in dict.fromkeys([self.first, *all_loras(self.runs)])]
+        """Names and paths of the LoRAs to choose from. A training removes its older checkpoints."""
+        files = dict.fromkeys([self.first, *all_loras(self.runs)])
+        return [(lora_name(file), str(file)) for file in files if file.exists()]
 
     def chosen(self, lora: str) -> Path:
         """The file of a LoRA, of which `lora` is the path or the name. Raises ValueError where it is none of those to
@@ -190,6 +191,11 @@ class Page:
 
     def trained_size(self, lora: Path) -> tuple[int, int]:
         return panel_size(self.studio.config, read_facts(lora))
+
+    def most(self, lora: Path) -> tuple[int, float]:
+        """The most steps and guidance that may be asked for: one try-on at a time is made, whoever waits."""
+        steps, guidance = denoising(read_facts(lora), self.steps, self.guidance)
+        return max(steps, MOST_STEPS), max(guidance, MOST_GUIDANCE)
 
     def about(self, lora: Path) -> str:
         """A line about a LoRA and its models."""
@@ -219,9 +225,14 @@ class Page:
         layers = [] if mask is None else [self.file(as_paint(mask))]
         return {"background": self.file(person), "layers": layers, "composite": None}
 
-    def refresh(self) -> gr.Dropdown:
-        """When the page is opened: trainings go on meanwhile."""
-        return gr.Dropdown(self.loras())
+    def refresh(self) -> tuple:
+        """When the page is opened: the LoRAs, as trainings go on meanwhile, and what `choose_lora` says of the one that
+        it begins with."""
+        loras = self.loras()
+        if self.first.exists() or not loras:
+            return gr.Dropdown(loras), *(UNCHANGED,) * 8
+        _, newest = loras[0]
+        return gr.Dropdown(loras, value=newest), *self.choose_lora(newest)
 
     def choose_lora(self, lora: str) -> tuple:
         """What the page says of the LoRA, the sizes it offers for it, and what it was trained for: steps, guidance and
@@ -371,13 +382,13 @@ class Page:
         progress: gr.Progress = PROGRESS,
     ) -> tuple[list[str], int]:
         """For programs: the results, and the first one's seed. Without a mask one is made; without a LoRA it is that
-        which the page began with; without a size, steps or guidance they are as it was trained; without a seed it is a
+        which the page begins with; without a size, steps or guidance they are as it was trained; without a seed it is a
         new one."""
         try:
             person, garment = usable("person", person), usable("garment", garment)
             if category not in CATEGORIES:
                 raise ValueError(f"Give a category, one of {', '.join(CATEGORIES)}.")
-            file = self.chosen(lora or str(self.first))
+            file = self.chosen(lora or next((path for _, path in self.loras()), ""))
             facts = read_facts(file)
             if mask is None:
                 mask = self.studio.make_mask(file, person, None, category, usable_rule(facts))
@@ -408,8 +419,12 @@ class Page:
         size = size or next(iter(sizes))
         if size not in sizes:
             raise ValueError(f"There is no size {size}: choose one of {'; '.join(sizes)}.")
-        if not 1 <= count <= MOST_RESULTS or steps < 1 or guidance < 0:
-            raise ValueError(f"There may be 1 to {MOST_RESULTS} results, steps from 1 on and guidance from 0 on.")
+        most_steps, most_guidance = self.most(lora)
+        if not (1 <= count <= MOST_RESULTS and 1 <= steps <= most_steps and 0 <= guidance <= most_guidance):
+            raise ValueError(
+                f"There may be 1 to {MOST_RESULTS} results, 1 to {most_steps} steps and guidance of 0 to "
+                f"{most_guidance:g}."
+            )
         if seed is None:
             seed = secrets.randbelow(RANDOM_SEEDS)
         if not 0 <= seed < SEEDS:

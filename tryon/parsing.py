@@ -133,9 +133,12 @@ def _parse_portrait(parser: Parser, person: Image.Image) -> Tensor:
 def find_worn(labels: Tensor, category: Category) -> Tensor:
     """[1, H, W] bool: the garment of a category that a person wears, by its labels, [H, W] of places in PARTS.
 
-    Raises ValueError where it wears none of that category, but for specks.
+    A full-body garment may take the place of an upper and a lower one. A part of one cannot be replaced: where a dress
+    has its waistline nobody knows. Raises ValueError where nothing of that kind is worn, but for specks.
     """
     seen = {each: without_specks(among(labels, (each,))) for each in CATEGORIES}
+    if not seen["full"].any() and seen["upper"].any():  # its mask hangs from the neckline
+        seen["full"] = seen["upper"] | seen["lower"]
     if seen[category].any():
         return seen[category]
     if others := [each for each in CATEGORIES if seen[each].any()]:

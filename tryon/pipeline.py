@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tryon.cache import cache_prompts
 from tryon.checkpoint import verify_lora
-from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, TryOnConfig
+from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, HUB_NAME, TryOnConfig
 from tryon.encode import decode_latents
 from tryon.geometry import pack_latents, unpack_latents
 from tryon.hub import hub_or_folder
@@ -117,10 +117,9 @@ def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:
     base = config.base or (facts.base if facts else FLUX_BASE)
     transformer = config.transformer or (facts.transformer if facts else CATVTON_TRANSFORMER)
     for name in (base, transformer):
-        if Path(name).is_absolute() and not Path(name).exists():
+        if not Path(name).expanduser().exists() and not HUB_NAME.fullmatch(name):
             raise ValueError(
-                f"this LoRA was trained on {name}, which is not there any more: name the models with --base and "
-                "--transformer"
+                f"this LoRA was trained on {name}, which is not here: name the models with --base and --transformer"
             )
     kind, length = (facts.prompt, facts.max_sequence_length) if facts else ("fixed", 512)
 

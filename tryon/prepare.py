@@ -60,6 +60,8 @@ def compile_blocks(transformer: FluxTransformer2DModel, device: torch.device) ->
     if problem := no_compiler(device):
         logger.warning("--compile is left out, as nothing can be compiled here: %s", problem)
     else:
+        # A kind of block is compiled for each batch, size and LoRA on or off, beyond torch's 8 times; more is an error.
+        torch._dynamo.config.recompile_limit = 64
         transformer.compile_repeated_blocks(fullgraph=True)
 
 

@@ -171,14 +171,17 @@ def _in_diffusers(settings: dict[str, Any], facts: LoraFacts, name: str) -> str:
     if settings["toy"]:
         return "The toy's models are not on the hub: only the command below can use this file."
     inside = ', subfolder="transformer"' if facts.transformer.startswith("black-forest-labs/") else ""
-    return f"""The mask is white where the person is repainted; make it wider than the garment that is worn.
+    models = facts.transformer, facts.base
+    return f"""The mask is white where the person is repainted; make it wider than the garment that is worn. The
+weights take 34 GB of GPU memory; where that is too much, `pipeline.enable_sequential_cpu_offload()` in place of
+`pipeline.to("cuda")` keeps them in the host's and is slow, and the command below quantises them.
 
 ```python
 import torch
 from diffusers import FluxFillPipeline, FluxTransformer2DModel
 from PIL import Image, ImageOps
 
-transformer, base = "{facts.transformer}", "{facts.base}"
+transformer, base = {", ".join(f'"{each if HUB_NAME.fullmatch(each) else f"<folder of {each}>"}"' for each in models)}
 dtype = torch.bfloat16
 transformer = FluxTransformer2DModel.from_pretrained(transformer{inside}, torch_dtype=dtype)
 pipeline = FluxFillPipeline.from_pretrained(base, transformer=transformer, torch_dtype=dtype)

@@ -26,9 +26,10 @@ from conftest import PROJECT
 from tryon.config import TryOnConfig
 from tryon.lora import read_facts
 from tryon.masks import MaskRule
-from tryon.page import Page, as_paint, describe, lora_name, painted_mask, panel_sizes
+from tryon.page import UNCHANGED, Page, as_paint, describe, lora_name, painted_mask, panel_sizes
 from tryon.pipeline import usable_rule
 from tryon.runs import find_lora
+from tryon.studio import Studio
 from tryon.toy.draw import write_pictures
 
 pytestmark = pytest.mark.e2e
@@ -266,7 +267,8 @@ def test_programs_use_the_named_endpoint(page_url: str, drawn: Path, tmp_path: P
         ({"category": "trousers"}, "Give a category, one of upper, lower, full."),
         ({"lora": "/etc/hostname"}, "This LoRA is not there"),
         ({"size": "9 x 9"}, "There is no size 9 x 9: choose one of 96 x 64, as trained; "),
-        ({"count": 5}, "There may be 1 to 4 results"),
+        ({"count": 5}, "There may be 1 to 4 results, 1 to 100 steps and guidance of 0 to 100."),
+        ({"steps": 10**9}, "There may be 1 to 4 results, 1 to 100 steps"),
     ):
         with pytest.raises(AppError, match=message):
             client.predict(**{**asked, **wrong})
@@ -363,6 +365,23 @@ def test_loras_are_named_described_and_chosen(run: Path, loras: Path, tmp_path: 
         page.chosen("/etc/hostname")
     shutil.copyfile(newest, tmp_path / "lora.safetensors")
     assert first_lora(TryOnConfig(lora=str(tmp_path / "lora.safetensors")))[0].name == "lora.safetensors"
+
+
+def test_a_page_outlives_the_checkpoint_that_it_began_with(loras: Path, tmp_path: Path) -> None:
+    """A training that goes on removes its older ones."""
+    shutil.copytree(loras, tmp_path / "runs")
+    first, _ = first_lora(TryOnConfig(lora=str(tmp_path / "runs")))
+    studio = Studio(TryOnConfig(), lambda lora: None, lambda facts: None)
+    page = Page(studio, first, tmp_path / "runs", tmp_path, [], None, None, lambda facts: "")
+    choices, *rest = page.refresh()
+    assert len(choices.choices) == 2 and all(each == UNCHANGED for each in rest)
+    shutil.rmtree(first.parents[1])
+    lora, about, *_ = page.refresh()
+    assert lora.value == str(find_lora(str(tmp_path / "runs" / "older"))) and about.startswith("full profile, step 1;")
+    with pytest.raises(ValueError, match="or not any more"):
+        page.chosen(str(first))
+    shutil.rmtree(tmp_path / "runs" / "older")
+    assert page.refresh()[0].choices == []
 
 
 def test_what_is_missing_is_named(run: Path, data_cache: Path, tmp_path: Path) -> None:

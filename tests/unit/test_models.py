@@ -139,12 +139,14 @@ def test_the_toy_is_the_same_whenever_it_is_built(toy: ToyFolders, tmp_path: Pat
 
 
 def test_a_fingerprint_follows_the_content_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "here" / "a"
+    file = tmp_path / "here" / "a.safetensors"
     file.parent.mkdir()
     file.write_bytes(bytes(1000))
     first = files_fingerprint(file.parent)
     os.utime(file, (1, 1))
     shutil.copytree(file.parent, tmp_path / "there")
+    (tmp_path / "there" / "README.md").touch()
+    (tmp_path / "there" / "pictures").mkdir()
     assert files_fingerprint(file.parent) == files_fingerprint(tmp_path / "there") == first
     for large in (False, True):
         monkeypatch.setattr("tryon.models.WHOLE_FILE", 10 if large else 2**28)

@@ -135,5 +135,8 @@ def test_what_is_not_worn_is_not_found() -> None:
     assert torch.equal(find_worn(labels, "full"), worn)
     labels[60:90, 20:60] = PARTS.index("lower")
     labels[20:60, 20:60] = PARTS.index("upper")
-    with pytest.raises(ValueError, match="no full-body garment on this person: .* choose the category upper or lower"):
+    worn[:, 60:90, 20:60] = True
+    assert torch.equal(find_worn(labels, "full"), worn), "a dress takes the place of both"
+    labels[20:60, 20:60] = 0
+    with pytest.raises(ValueError, match="no full-body garment on this person: .* choose the category lower"):
         find_worn(labels, "full")

@@ -101,6 +101,12 @@ def test_no_path_of_this_machine_is_shared(finished: Path) -> None:
     assert (facts.base, facts.transformer) == ("FLUX.1-dev", "fill.safetensors")
     metadata, text = card_of(folder)
     assert "somebody" not in text + str(metadata) and "base_model" not in metadata and "datasets" not in metadata
+    trained_on(
+        finished, "/cache/models--owner--flux-dev/snapshots/0a1b", "/cache/models--a--b/snapshots/2c/transformer"
+    )
+    facts = read_facts(write_share(finished, None) / LORA_FILE)
+    assert (facts.base, facts.transformer) == ("owner/flux-dev", "a/b")
+    assert 'transformer, base = "<folder of fill.safetensors>", "<folder of FLUX.1-dev>"' in text
 
 
 def test_what_is_no_finished_run_is_refused(finished: Path, tmp_path: Path) -> None:
