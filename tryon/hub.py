@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx2
 from huggingface_hub import constants, create_repo, get_token, model_info, snapshot_download, upload_folder, whoami
@@ -50,38 +50,58 @@ def hub_or_folder(
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
-    wanted = {
-        "repo_type": kind,
-        "allow_patterns": patterns,
-        "ignore_patterns": [*ignore, *NEVER_DOWNLOADED],
-        "cache_dir": cache_dir,
-    }
+    size = download_size(name, patterns, cache_dir, ignore, kind)
+    if size >= WORTH_A_WORD:
+        in_words = check_room(name, size, cache_dir)
+        logger.info("downloading %s of %s into %s, which has %s free", in_words[0], name, *in_words[1:])
     with hub_errors_in_words(name, kind):
-        try:
-            files = snapshot_download(name, **wanted, dry_run=True, tqdm_class=partial(tqdm, disable=True))
-        except DryRunError:  # offline, or no answer: the second call takes what is there, or says what is wrong
-            files = []
-        size = sum(file.file_size or 0 for file in files if file.will_download)
-        if size >= WORTH_A_WORD:
-            check_room(name, size, Path(cache_dir or constants.HF_HUB_CACHE).expanduser())
         bar = partial(tqdm, disable=not (size and on_terminal()), leave=False)
-        folder = Path(snapshot_download(name, **wanted, tqdm_class=bar))
+        folder = Path(snapshot_download(name, **_wanted(patterns, cache_dir, ignore, kind), tqdm_class=bar))
     if size >= WORTH_A_WORD:
         logger.info("downloaded %s", name)
     return folder
 
 
-def check_room(name: str, size: int, folder: Path) -> None:
-    """Says how many bytes of `name` are to be downloaded into `folder`. Raises ValueError where it has no room."""
+def download_size(
+    name: str,
+    patterns: list[str],
+    cache_dir: str | None,
+    ignore: Sequence[str] = (),
+    kind: Literal["model", "dataset"] = "model",
+) -> int:
+    """How many bytes `hub_or_folder` would download; 0 where all is there, or the hub cannot be asked. Raises
+    ValueError where it refuses."""
+    if Path(name).expanduser().is_dir():
+        return 0
+    wanted = _wanted(patterns, cache_dir, ignore, kind)
+    with hub_errors_in_words(name, kind):
+        try:
+            files = snapshot_download(name, **wanted, dry_run=True, tqdm_class=partial(tqdm, disable=True))
+        except DryRunError:  # offline, or no answer: the download takes what is there, or says what is wrong
+            files = []
+    return sum(file.file_size or 0 for file in files if file.will_download)
+
+
+def _wanted(
+    patterns: list[str], cache_dir: str | None, ignore: Sequence[str], kind: Literal["model", "dataset"]
+) -> dict[str, Any]:
+    ignored = [*ignore, *NEVER_DOWNLOADED]
+    return {"repo_type": kind, "allow_patterns": patterns, "ignore_patterns": ignored, "cache_dir": cache_dir}
+
+
+def check_room(name: str, size: int, cache_dir: str | None) -> tuple[str, Path, str]:
+    """Raises ValueError where the hub's cache has no room for `size` bytes of `name`. Returns the size in words, the
+    cache's folder, and what it has free in words."""
+    folder = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    in_words = [tqdm.format_sizeof(amount, "B") for amount in (size, free)]
-    logger.info("downloading %s of %s into %s, which has %s free", in_words[0], name, folder, in_words[1])
+    needed, there = (tqdm.format_sizeof(amount, "B") for amount in (size, free))
     if size > free:
         raise ValueError(
-            f"{name} needs {in_words[0]} and {folder} has {in_words[1]} free: make room, or put the hub's files "
-            "elsewhere with --cache_dir or HF_HOME"
+            f"{name} needs {needed} and {folder} has {there} free: make room, or put the hub's files elsewhere with "
+            "--cache_dir or HF_HOME"
         )
+    return needed, folder, there
 
 
 @contextmanager

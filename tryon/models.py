@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from tryon.config import TrainConfig, save_json
-from tryon.hub import hub_or_folder
+from tryon.hub import check_room, download_size, hub_or_folder
 from tryon.memory import check_training_fits
 
 # The full-size FLUX-Fill transformer: CatVTON-Flux's and FLUX.1-Fill-dev's config.json.
@@ -73,16 +73,21 @@ def fetch_models(base: str, transformer: str, cache_dir: str | None) -> ModelFil
     transformer: see read_transformer_config. Raises ValueError where a part cannot be had.
     """
     read_transformer_config(transformer, cache_dir)  # refused before the base is downloaded
-    folder = hub_or_folder(base, [f"{part}/*" for part in BASE_PARTS], cache_dir)
+    parts = [f"{part}/*" for part in BASE_PARTS]
+    file, size = Path(transformer).expanduser(), download_size(base, parts, cache_dir)
+    if not file.is_file():
+        place = _config_place(hub_or_folder(transformer, list(CONFIG_PLACES), cache_dir), transformer).parent
+        weights = [str(place / kind) for kind in ("config.json", "*.safetensors", "*.safetensors.index.json")]
+        others = [str(place / "*/*")]
+        size += download_size(transformer, weights, cache_dir, others)
+    check_room(f"{base} with {transformer}", size, cache_dir)  # before the first is downloaded
+    folder = hub_or_folder(base, parts, cache_dir)
     missing = [part for part in BASE_PARTS if not (folder / part).is_dir()]
     if missing:
         raise ValueError(f"{base} has no {', '.join(missing)}: give a repository or folder laid out as FLUX.1-dev is")
-    file = Path(transformer).expanduser()
     if file.is_file():
         return ModelFiles(folder, file.absolute())
-    place = _config_place(hub_or_folder(transformer, list(CONFIG_PLACES), cache_dir), transformer).parent
-    weights = [str(place / kind) for kind in ("config.json", "*.safetensors", "*.safetensors.index.json")]
-    return ModelFiles(folder, hub_or_folder(transformer, weights, cache_dir, ignore=[str(place / "*/*")]) / place)
+    return ModelFiles(folder, hub_or_folder(transformer, weights, cache_dir, others) / place)
 
 
 def read_transformer_config(name: str, cache_dir: str | None) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_what_is_downloaded_refused_and_used_again(hub: StubHub, hub_home: Path)
         "nobody/nothing is neither a folder here nor a repository on the hub that you may read",
         "the hub refused somebody/broken (500): try again later",
         "the hub refused somebody/forbidden (403): run `hf auth login` with a token that may read it",
-        "somebody/large needs 1.00EB and ",
+        "somebody/large with somebody/catvton needs 1.00EB and ",
         "the download of somebody/cut was cut short (",
         "somebody/catvton has no tokenizer, tokenizer_2, text_encoder, text_encoder_2, vae, scheduler: give",
     ]
