@@ -226,8 +226,8 @@ class Page:
         return {"background": self.file(person), "layers": layers, "composite": None}
 
     def refresh(self) -> tuple:
-        """When the page is opened: the LoRAs, as trainings go on meanwhile, and what `choose_lora` says of the one that
-        it begins with."""
+        """When the page is opened: the LoRAs, as trainings go on meanwhile; and where the first one is gone, the newest
+        and what `choose_lora` says of it."""
         loras = self.loras()
         if self.first.exists() or not loras:
             return gr.Dropdown(loras), *(UNCHANGED,) * 8
