@@ -112,7 +112,7 @@ from tryon.models import (
 )
 from tryon.pipeline import build_pipeline
 from tryon.prepare import prepare_transformer
-from tryon.report import write_data, write_environment, write_report
+from tryon.report import REPORT, write_data, write_environment, write_report
 from tryon.sample import CATEGORIES, Category, PromptEmbedding, SampleSource, prompt_for
 from tryon.share import push
 from tryon.speed import device_name, remember_speed
@@ -421,6 +421,7 @@ def main(argv: list[str]) -> None:
         evaluate_on(val_data, run, config)
     if config.push_to_hub and state.is_main_process:
         push(run, config.push_to_hub, config.private)
+    logger.info("pictures, curves, and how to use the LoRA: %s", run / REPORT)
     logger.info("finished: %s", run)
 
 

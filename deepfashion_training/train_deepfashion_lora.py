@@ -53,7 +53,7 @@ def main(argv: list[str]) -> None:
     from train_flux_inpaint import evaluate_on, train
     from tryon.memory import resolved
     from tryon.models import fetch_training_models
-    from tryon.report import write_data
+    from tryon.report import REPORT, write_data
     from tryon.share import push
 
     config = resolved(config, state.device)
@@ -74,6 +74,7 @@ def main(argv: list[str]) -> None:
         evaluate_on_drawings(run, config, val_data.mask_rule) if drawn else evaluate_on(val_data, run, config)
     if config.push_to_hub and state.is_main_process:
         push(run, config.push_to_hub, config.private)
+    logger.info("pictures, curves, and how to use the LoRA: %s", run / REPORT)
     logger.info("finished: %s", run)
 
 

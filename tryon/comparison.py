@@ -221,7 +221,7 @@ def tables(results: dict[str, Any], models: dict[str, str]) -> list[str]:
 
 
 def _cell(value: dict[str, Any] | None, how: Measure, cases: int) -> str:
-    """A value in words. cases: the number of the category's; a value of fewer says of how many it is."""
+    """A value in words. cases: the number of the category's; a value of fewer says so behind it."""
     if value is None:
         return ""
     sign = "+" if "marked" in value else ""
@@ -230,7 +230,7 @@ def _cell(value: dict[str, Any] | None, how: Measure, cases: int) -> str:
         low, high = (f"{value[each] * how.scale:{sign}.{how.digits}f}" for each in ("low", "high"))
         shown += f" [{low}, {high}]"
     if value.get("cases", cases) != cases:
-        shown += f" of {value['cases']}"
+        shown += f" ({value['cases']})"
     return f"**{shown}**" if value.get("marked") else shown
 
 

@@ -142,8 +142,10 @@ def find_worn(labels: Tensor, category: Category) -> Tensor:
     if seen[category].any():
         return seen[category]
     if others := [each for each in CATEGORIES if seen[each].any()]:
-        advice = f"give a mask, or choose the category {' or '.join(others)}"
-        raise ValueError(f"the parser sees no {category}-body garment on this person: {advice}")
+        raise ValueError(
+            f"the parser sees no {category}-body garment on this person: give a mask, or what is worn there as a "
+            f"region or paint, or choose the category {' or '.join(others)} if the new garment is one"
+        )
     raise ValueError("the parser sees no garment on this person: give a mask, or another picture")
 
 

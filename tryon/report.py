@@ -44,8 +44,10 @@ body { font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto
 table { border-collapse: collapse; } td, th { padding: .2rem .8rem .2rem 0; text-align: left; vertical-align: top; }
 .number { text-align: right; } .number, th { white-space: nowrap; } td:not(.number) { min-width: 9rem; }
 img, svg { max-width: 100%; min-width: min(100%, 40rem); height: auto; }
-@media (max-width: 44rem) { img, svg { min-width: 36rem; } th:not(.number) { white-space: normal; min-width: 8rem; } }
-pre { padding: .75rem; border: 1px solid #8886; overflow-x: auto; }
+@media (max-width: 44rem) { img { min-width: 0; } svg { min-width: 36rem; } td, th { padding-right: .5rem; }
+  th:not(.number) { white-space: normal; min-width: 8rem; }
+  .scores { font-size: .8rem; } .scores td, .scores th:not(.number) { min-width: 6rem; } }
+pre { padding: .75rem; border: 1px solid #8886; white-space: pre-wrap; }
 """
 
 
@@ -168,7 +170,7 @@ def _scores(run: Path) -> str:
     words = re.sub("`(.*?)`", r"<code>\1</code>", COLUMNS_IN_WORDS)
     if (right := read_length(run)) is not None:
         words += f" {LENGTH_IN_WORDS}: right in {right:.0%}."
-    table = f"<table><tr><th>PSNR in dB / SSIM inside the mask</th>{head}</tr>{body}</table>"
+    table = f"<table class='scores'><tr><th>PSNR in dB / SSIM inside the mask</th>{head}</tr>{body}</table>"
     return f"<div class='sheet'>{table}</div><p>{words}</p>"
 
 

@@ -108,9 +108,9 @@ def test_categories_and_differences(written: Written) -> None:
     table = tables({"paired": results}, MODELS)
     assert table[3] == "| category | model | PSNR, mask | SSIM, mask | PSNR | SSIM |" and len(table) == 5 + 12
     assert f"| all (9) | base | {results['all']['base']['psnr']['mean']:.2f} [" in table[-3]
-    assert " of 3" not in "".join(table)
+    assert "] (3)" not in "".join(table)
     results["all"]["base"]["ssim"] |= {"mean": 0.5, "low": 0.25, "high": 0.75, "cases": 3}
-    assert "| 0.500 [0.250, 0.750] of 3 |" in tables({"paired": results}, MODELS)[-3], "it is not that of all nine"
+    assert "| 0.500 [0.250, 0.750] (3) |" in tables({"paired": results}, MODELS)[-3], "it is not that of all nine"
 
 
 def test_networks_see_the_results_and_what_is_real(written: Written) -> None:
