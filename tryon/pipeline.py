@@ -119,7 +119,8 @@ def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:
     for name in (base, transformer):
         if not Path(name).expanduser().exists() and not HUB_NAME.fullmatch(name):
             raise ValueError(
-                f"this LoRA was trained on {name}, which is not here: name the models with --base and --transformer"
+                f"{name} is neither here nor a hub name: name the models that this LoRA was trained for with --base "
+                "and --transformer"
             )
     kind, length = (facts.prompt, facts.max_sequence_length) if facts else ("fixed", 512)
 

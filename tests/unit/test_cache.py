@@ -15,12 +15,12 @@ from diffusers import AutoencoderKL
 from torch.utils.data import get_worker_info
 
 from conftest import PROJECT, ListSource, make_sample
-from tryon.cache import cache_latents, cache_prompts, latent_files, read_latents
+from tryon.cache import _device_for, cache_latents, cache_prompts, latent_files, read_latents
 from tryon.config import TrainConfig, on_toy
 from tryon.encode import encode_sample
 from tryon.entry import stop_after
 from tryon.masks import MaskRule
-from tryon.models import ModelFiles, load_vae
+from tryon.models import ModelFiles, load_text_encoders, load_vae
 from tryon.sample import FIXED_PROMPT, TryOnSample, UnreadablePicture
 from tryon.toy.model import ToyFolders
 
@@ -241,6 +241,13 @@ def test_prompts_are_encoded_once_and_their_length_matters(toy: ToyFolders, tmp_
     assert [path.stat().st_mtime_ns for path in sorted(tmp_path.glob("prompts/*"))] == times
     assert encode(["a"], 32)["a"].embeds.shape == (32, 64)
     assert len(list(tmp_path.glob("prompts/*"))) == 3
+
+
+def test_text_encoders_run_where_there_is_room(toy: ToyFolders, monkeypatch: pytest.MonkeyPatch) -> None:
+    text_encoders = load_text_encoders(toy.base, torch.float32)
+    for free, where in ((10**12, "cuda"), (10**9, "cpu")):
+        monkeypatch.setattr("tryon.cache.bytes_free", lambda device, free=free: free)
+        assert _device_for(text_encoders, torch.device("cuda")).type == where
 
 
 def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path: Path) -> None:

@@ -82,6 +82,13 @@ def test_a_swapped_lora_is_the_loaded_one(
     assert torch.equal(dressed(swapped), after), "the one before is still there"
 
 
+@pytest.mark.parametrize("gone", ["/gone/FLUX.1-dev", "FLUX.1-dev"])
+def test_models_that_are_nowhere_are_named(gone: str, lora: Path, data_cache: Path) -> None:
+    """A LoRA that was shared knows a folder of its maker's by its last part alone."""
+    with pytest.raises(ValueError, match=f"{gone} is neither here nor a hub name: name the models .* with --base and"):
+        load_try_on(TryOnConfig(base=gone, data_cache_dir=str(data_cache)), lora)
+
+
 def test_a_lora_is_swapped_only_on_the_models_it_was_trained_for(lora: Path, data_cache: Path) -> None:
     model = load_try_on(TryOnConfig(data_cache_dir=str(data_cache)), lora)
     assert same_models(model, replace(model.facts, step=9, height=64, mask_rule="hull"))
