@@ -1,57 +1,304 @@
-"""Which of torch's attention kernels is the fastest for this model on this GPU: they are tried."""
+"""Attention kernels: each is compared with plain arithmetic on this machine, and the fastest that is right is used."""
 
+import json
 import logging
+import os
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
+from torch import Tensor
+
+from tryon.config import save_json
 
 logger = logging.getLogger(__name__)
 
-CANDIDATES = ("native", "_native_flash", "_native_cudnn")  # diffusers' names; "native" is torch's own choice
-ROUNDS = 10
+# diffusers' names, from the plainest to those with public reports of NaN gradients: should one crash the process, what
+# was found of those before it is kept. "native" is torch's own choice; the last three need packages of their own.
+CUDA_KERNELS = (
+    "_native_math", "_native_efficient", "_native_flash", "_native_cudnn", "native", "flash", "_flash_3", "_flash_3_hub",
+)  # fmt: skip
+CPU_KERNELS = ("_native_math", "native")
+SAFEST_KERNEL = "_native_math"  # matrix products and a softmax, as torch writes them out
+
+KERNELS_FILE = "kernels.json"  # in the data cache: what was found, per machine and shape
+EXTREME_LOGIT = 110.0  # half of the rows have a log-sum-exp near minus this, half near this
+TILE = 64  # tokens added for a second comparison: kernels work in tiles of 128, and a half tile has failed before
+REPEATS = 5  # timed passes
+
+
+@dataclass(frozen=True)
+class Attention:
+    """What attention is computed on. autocast: queries and keys come in float32, as they are normalised so, and are
+    cast to bfloat16 with the rest, as in training; without it everything has `dtype`."""
+
+    batch: int
+    tokens: int
+    heads: int
+    head_dim: int
+    dtype: torch.dtype
+    autocast: bool
+
+    @property
+    def key(self) -> str:
+        """Names it in a file."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.batch} x {self.tokens} x {self.heads} x {self.head_dim}, {dtype}{', autocast' * self.autocast}"
+
+
+@dataclass(frozen=True)
+class KernelReport:
+    """What a comparison found. error, allowed: of the worst tensor, relative. problem: None where the kernel is right.
+    seconds: of a forward and a backward pass; None where it is not usable."""
+
+    kernel: str
+    available: bool
+    error: float | None = None
+    allowed: float | None = None
+    problem: str | None = None
+    seconds: float | None = None
+
+    @property
+    def is_right(self) -> bool:
+        return self.available and self.problem is None
 
 
 def choose_attention(
-    transformer: FluxTransformer2DModel, batch: int, tokens: int, device: torch.device, autocast: bool
+    transformer: FluxTransformer2DModel, batch: int, tokens: int, device: torch.device, autocast: bool, cache: Path
 ) -> None:
-    """Sets the attention kernel that does forward and backward pass fastest for so many samples of so many tokens, text
-    and image. On a CPU there is no choice. autocast: whether the transformer runs in bfloat16 by autocast, as in
-    training, or by its own dtype.
+    """Sets the fastest attention kernel that is right for `batch` samples of `tokens` text and image tokens.
 
-    diffusers keeps the choice for the whole process, so it is made for every model.
+    On a CPU torch's own choice stays. On CUDA the kernels are compared, a few seconds, where `cache` does
+    not hold what was found before. diffusers keeps the choice for the whole process, so it is made for every model.
+    Raises ValueError where no kernel is right.
     """
     if device.type != "cuda":
         return
-    shape = (batch, tokens, transformer.config.num_attention_heads, transformer.config.attention_head_dim)
-    seconds = {}
-    for name in CANDIDATES:
-        try:
-            seconds[name] = time_attention(name, shape, transformer.dtype, device, autocast)
-        except RuntimeError:  # not built, or not for these shapes
-            if name == "native":
-                raise
-    fastest = min(seconds, key=lambda name: seconds[name])
+    config = transformer.config
+    asked = Attention(
+        batch, tokens, config.num_attention_heads, config.attention_head_dim, transformer.dtype, autocast
+    )
+    reports = remembered_kernels(asked, device, cache) or compare_kernels(asked, device, cache)
+    fastest = fastest_kernel(reports)
     transformer.set_attention_backend(fastest)
-    words = ", ".join(f"{name} {1000 * each:.2f} ms" for name, each in seconds.items())
-    logger.info("attention: %s (%s)", fastest, words)
+    logger.info("attention: %s, the fastest of the right ones (%s)", fastest, "; ".join(map(in_words, reports)))
 
 
-def time_attention(
-    name: str, shape: tuple[int, int, int, int], dtype: torch.dtype, device: torch.device, autocast: bool
-) -> float:
-    """Seconds of a forward and a backward pass on [batch, tokens, heads, head]. Raises RuntimeError where the kernel
-    cannot do it."""
-    query, key, value = (torch.randn(shape, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
-    if autocast:  # which normalises queries and keys in float32
-        query, key = query.detach().float().requires_grad_(), key.detach().float().requires_grad_()
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    for number in range(ROUNDS + 2):
-        if number == 2:  # warm by now
-            begin.record()
-        with torch.autocast("cuda", torch.bfloat16, enabled=autocast):
-            out = dispatch_attention_fn(query, key, value, backend=name)
-        out.sum().backward()
-    end.record()
-    end.synchronize()
-    return begin.elapsed_time(end) / 1000 / ROUNDS
+def fastest_kernel(reports: list[KernelReport]) -> str:
+    """Raises ValueError where no kernel is right."""
+    right = [report for report in reports if report.is_right]
+    if not right:
+        raise ValueError(
+            f"no attention kernel computes what it should on this machine ({'; '.join(map(in_words, reports))}): "
+            "update the NVIDIA driver, or install another version of torch"
+        )
+    return min(right, key=lambda report: report.seconds).kernel
+
+
+def fall_back(transformer: FluxTransformer2DModel) -> bool:
+    """Sets the safest kernel. False where it is in use already."""
+    if attention_in_use(transformer) == SAFEST_KERNEL:
+        return False
+    transformer.set_attention_backend(SAFEST_KERNEL)
+    return True
+
+
+def attention_in_use(transformer: FluxTransformer2DModel) -> str:
+    """diffusers' name of the kernel that the transformer's blocks use."""
+    backend = transformer.transformer_blocks[0].attn.processor._attention_backend
+    return "native" if backend is None else backend.value
+
+
+def in_words(report: KernelReport) -> str:
+    if not report.available:
+        return f"{report.kernel} not available"
+    if report.problem:
+        return f"{report.kernel} wrong: {report.problem}"
+    return f"{report.kernel} {1000 * report.seconds:.2f} ms"
+
+
+def compare_kernels(asked: Attention, device: torch.device, cache: Path) -> list[KernelReport]:
+    """Compares every kernel with `reference_attention`, and keeps what it finds in `cache` for later runs.
+
+    A kernel that ends the process, by an illegal access to memory say, is found marked as such by the next one.
+    """
+    reports: list[KernelReport] = []
+    crashed = {report.kernel for report in _read(asked, device, cache) if report.problem == CRASHED}
+    for kernel in CUDA_KERNELS if device.type == "cuda" else CPU_KERNELS:
+        trial = KernelReport(kernel, available=True, problem=CRASHED)
+        if kernel not in crashed:
+            _write(asked, device, cache, [*reports, trial])
+            trial = compare_kernel(kernel, asked, device)
+        reports.append(trial)
+    _write(asked, device, cache, reports)
+    return reports
+
+
+CRASHED = "it ended the process that compared it"
+
+
+def compare_kernel(kernel: str, asked: Attention, device: torch.device) -> KernelReport:
+    """One kernel, with ordinary and with extreme logits, with as many tokens as asked for and with half a tile more,
+    twice each, as a race shows as a difference between two passes."""
+    worst = KernelReport(kernel, available=True, error=0.0, allowed=0.0)
+    for tokens in (asked.tokens, asked.tokens + TILE):
+        for extreme in (False, True):
+            shape = Attention(**{**vars(asked), "tokens": tokens})
+            inputs = attention_inputs(shape, extreme, device)
+            expected, allowed = reference_attention(*inputs), allowed_error(inputs)
+            try:
+                first, second = (run_kernel(kernel, shape, *inputs) for _ in range(2))
+            except (RuntimeError, ValueError, ImportError) as error:  # not built, or not for these shapes
+                if isinstance(error, torch.AcceleratorError | torch.OutOfMemoryError):
+                    raise
+                return KernelReport(kernel, available=False, problem=str(error).strip().splitlines()[0])
+            for name, found, again, right in zip(("output", "dq", "dk", "dv"), first, second, expected, strict=True):
+                error = relative_error(found, right)
+                repeat = relative_error(found, again)
+                where = f"with {tokens} tokens and {'extreme' if extreme else 'ordinary'} logits"
+                problem = None
+                if not error <= allowed:  # nor where it is NaN
+                    problem = f"{name} is {error:.2g} off {where}, {allowed:.2g} is allowed"
+                elif not repeat <= allowed:
+                    problem = f"{name} differs by {repeat:.2g} between two passes {where}"
+                if problem or error / allowed > worst.error / max(worst.allowed, 1e-30):
+                    worst = KernelReport(kernel, True, error, allowed, problem)
+                if problem:
+                    return worst
+    return KernelReport(kernel, True, worst.error, worst.allowed, None, time_kernel(kernel, asked, device))
+
+
+def attention_inputs(shape: Attention, extreme: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Seeded query, key, value and gradient of the output, each [batch, tokens, heads, head_dim], as diffusers' Flux
+    blocks lay them out. extreme: every second query has logits near -EXTREME_LOGIT, the others near EXTREME_LOGIT."""
+    generator = torch.Generator(device).manual_seed(0)
+    size = shape.batch, shape.tokens, shape.heads, shape.head_dim
+    query, key, value, grad = (torch.randn(size, generator=generator, device=device) for _ in range(4))
+    if extreme:
+        shift = (EXTREME_LOGIT * shape.head_dim**-0.5) ** 0.5  # of each of head_dim numbers: their product is the logit
+        sign = torch.ones(shape.tokens, 1, 1, device=device)
+        sign[::2] = -1
+        query, key = query + shift * sign, key + shift
+    values = value.to(shape.dtype), grad.to(shape.dtype)
+    if shape.autocast:  # rounded already, so that the reference gets what the kernel gets
+        return query.bfloat16().float(), key.bfloat16().float(), *values
+    return query.to(shape.dtype), key.to(shape.dtype), *values
+
+
+def reference_attention(
+    query: Tensor, key: Tensor, value: Tensor, grad: Tensor, rounded: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Attention and its gradients written out in float32, head by head: the output and the gradients of query, key and
+    value, each [batch, tokens, heads, head_dim].
+
+    With P = softmax(S), S = Q K^T / sqrt(d): O = P V, dV = P^T dO, dS = P * (dP - rowsum(dO * O)) with dP = dO V^T,
+    dQ = dS K / sqrt(d), dK = dS^T Q / sqrt(d) (https://arxiv.org/abs/2205.14135, appendix B).
+    rounded: P and dS pass through this dtype before they are multiplied, as they do in every kernel of that dtype.
+    """
+    scale = query.shape[-1] ** -0.5
+    results = [torch.empty(query.shape, device=query.device) for _ in range(4)]
+
+    def through(tensor: Tensor) -> Tensor:
+        return tensor if rounded is None else tensor.to(rounded).float()
+
+    for sample in range(query.shape[0]):
+        for head in range(query.shape[2]):
+            q, k, v, do = (each[sample, :, head].float() for each in (query, key, value, grad))
+            logits = scale * (q @ k.T)
+            weights = torch.exp(logits - logits.amax(dim=1, keepdim=True))
+            p = weights / weights.sum(dim=1, keepdim=True)
+            o = through(p) @ v
+            ds = through(p * (do @ v.T - (do * o).sum(dim=1, keepdim=True)))
+            parts = o, scale * (ds @ k), scale * (ds.T @ q), through(p).T @ do
+            for result, part in zip(results, parts, strict=True):
+                result[sample, :, head] = part
+    return tuple(results)
+
+
+def allowed_error(inputs: tuple[Tensor, Tensor, Tensor, Tensor]) -> float:
+    """The relative error that a right kernel may have: a thousandth, and three times what rounding P, dS and the
+    results costs. With extreme logits that is much, as gradients cancel: it is for NaN that they are tried."""
+    dtype = inputs[2].dtype
+    exact, rounded = reference_attention(*inputs), reference_attention(*inputs, rounded=dtype)
+    error = max(relative_error(one.to(dtype), other) for one, other in zip(rounded, exact, strict=True))
+    return 3 * error + 1e-3
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """|found - expected| / |expected| of [batch, tokens, heads, head_dim], of the worst head of the worst sample."""
+    found, expected = found.float(), expected.float()
+    error = (found - expected).norm(dim=(1, 3)) / expected.norm(dim=(1, 3))
+    return torch.where(error.isfinite(), error, torch.inf).max().item()
+
+
+def run_kernel(
+    kernel: str, shape: Attention, query: Tensor, key: Tensor, value: Tensor, grad: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The output and the gradients of query, key and value as the kernel computes them. Raises RuntimeError, ValueError
+    or ImportError where it cannot."""
+    inputs = [each.detach().clone().requires_grad_() for each in (query, key, value)]
+    with torch.autocast(query.device.type, torch.bfloat16, enabled=shape.autocast):
+        out = dispatch_attention_fn(*inputs, backend=kernel)
+    out.backward(grad.to(out.dtype))
+    return out.detach(), *(each.grad for each in inputs)
+
+
+def time_kernel(kernel: str, shape: Attention, device: torch.device) -> float:
+    """Median seconds of a forward and a backward pass."""
+    inputs = attention_inputs(shape, False, device)
+    seconds = []
+    for _ in range(REPEATS + 1):
+        _wait(device)
+        started = time.perf_counter()
+        run_kernel(kernel, shape, *inputs)
+        _wait(device)
+        seconds.append(time.perf_counter() - started)
+    return statistics.median(seconds[1:])
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def remembered_kernels(asked: Attention, device: torch.device, cache: Path) -> list[KernelReport] | None:
+    """What an earlier comparison on this machine found; None where there was none, or it did not come to its end."""
+    reports = _read(asked, device, cache)
+    return reports if len(reports) == len(CUDA_KERNELS if device.type == "cuda" else CPU_KERNELS) else None
+
+
+def machine(device: torch.device) -> str:
+    """What decides whether a kernel is right: GPU, driver's CUDA, torch, CUDA, cuDNN."""
+    if device.type != "cuda":
+        return f"CPU, torch {torch.__version__}"
+    return (
+        f"{torch.cuda.get_device_name(device)}, driver {driver_version()}, torch {torch.__version__}, "
+        f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    )
+
+
+def driver_version() -> str:
+    """Of the NVIDIA kernel module, from Linux's /proc; "unknown" where it does not say."""
+    file = Path("/proc/driver/nvidia/version")
+    words = file.read_text().split() if file.is_file() else []
+    return next((word for word in words if word[0].isdigit() and word.count(".") >= 1), "unknown")
+
+
+def _read(asked: Attention, device: torch.device, cache: Path) -> list[KernelReport]:
+    file = cache / KERNELS_FILE
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    return [KernelReport(**report) for report in known.get(machine(device), {}).get(asked.key, [])]
+
+
+def _write(asked: Attention, device: torch.device, cache: Path, reports: list[KernelReport]) -> None:
+    file = cache / KERNELS_FILE
+    file.parent.mkdir(parents=True, exist_ok=True)
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    known.setdefault(machine(device), {})[asked.key] = [asdict(report) for report in reports]
+    staging = file.with_name(f".{file.name}.{os.getpid()}")
+    save_json(staging, known)
+    staging.replace(file)

@@ -1,7 +1,8 @@
 """The transformer's blocks with less memory: activations computed again in the backward pass, and frozen weights that
 lie in the host's memory and visit the device for as long as their block runs."""
 
-from dataclasses import dataclass, field
+import weakref
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -38,25 +39,19 @@ def checkpoint_blocks(transformer: FluxTransformer2DModel, every: int) -> None:
 def offload_blocks(transformer: FluxTransformer2DModel, device: torch.device) -> None:
     """Puts all tensors of the blocks, the LoRA aside, into the host's memory, and everything else onto the device.
 
-    A block's tensors are there while it runs, in training as without gradients. In training every block is
-    checkpointed, whence the backward pass fetches them again; `checkpoint_blocks` must not have been called. On CUDA
-    those of the next block are copied meanwhile. The device holds two places of the largest block's size.
+    A block's tensors are copied to the device when it runs, in training and without gradients, and live there as long
+    as something refers to them. In training every block is checkpointed, so that the backward pass fetches them again;
+    `checkpoint_blocks` must not have been called. On CUDA the next block is copied while this one computes, so that the
+    device holds two blocks, in the backward pass at most three.
 
     What is offloaded cannot be saved, cast or compiled any more. LoRAs of layers that had one may come and go, and
     `transformer.to` leaves the host's memory alone, for in the modules only tensors of size 0 remain.
     """
     assert not transformer.is_gradient_checkpointing, "offloaded blocks are checkpointed already"
     blocks = blocks_of(transformer)
-    packed = [_pack(block, pin=device.type == "cuda") for block in blocks]
-    largest = max(len(block.memory) for block in packed)
-    slots = [torch.empty(largest, dtype=torch.uint8, device=device) for _ in range(2)]
-    stream = torch.cuda.Stream(device) if device.type == "cuda" else None
-    if stream:
-        for slot in slots:
-            slot.record_stream(stream)  # not given away before the last copy is done
-    store = Store(packed, slots, stream)
+    host = Host([_pack(block, pin=device.type == "cuda") for block in blocks], device)
     for index, block in enumerate(blocks):
-        block.forward = partial(_forward, store, index, Body(block))
+        block.forward = partial(_forward, host, index, Body(block))
     transformer.to(device)
 
 
@@ -78,7 +73,7 @@ class Packed:
     places: list[Place]
 
     def tensors(self, memory: Tensor) -> dict[str, Tensor]:
-        """The tensors as views of a copy of the memory; the copy may be longer."""
+        """The tensors as views of a copy of the memory."""
         return {
             place.name: memory[place.start : place.start + place.shape.numel() * place.dtype.itemsize]
             .view(place.dtype)
@@ -87,48 +82,43 @@ class Packed:
         }
 
 
-@dataclass
-class Store:
-    """All blocks on the host, and the two slots on the device in which they take turns.
+class Host:
+    """All blocks in the host's memory, and copies of them on the device.
 
-    Only one block is at work at a time: by the time that one is fetched, all that used another one has been queued.
-    In the backward pass too, as autograd runs what was recorded last first: nothing of a block that ran earlier
-    in the forward pass before all that is left of a later one.
+    The device's memory is only ever taken from the stream that computes, and the side stream that copies waits for
+    that stream before it writes, as that stream waits for the copy before it reads or gives the memory back. So a
+    block's copy needs no slot and no reference counting of its own: what the last reader leaves, the next copy takes,
+    in the order of one stream. (With `record_stream` the allocator gives memory back only once the host has seen the
+    device pass by; a host that runs ahead then holds the whole model on the device.)
     """
 
-    blocks: list[Packed]
-    slots: list[Tensor]  # uint8 [bytes of the largest block] each
-    stream: torch.cuda.Stream | None  # of the copies; None on the CPU, where they are made at once
-    held: list[int | None] = field(default_factory=lambda: [None, None])  # which block lies in which slot
-    last: int | None = None  # block that was fetched
+    def __init__(self, blocks: list[Packed], device: torch.device):
+        self.blocks = blocks
+        self.device = device
+        self.side = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.ahead: tuple[int, Tensor] | None = None  # a block whose copy was begun before it was asked for
+        self.last: int | None = None  # block that was fetched
 
     def fetch(self, index: int) -> dict[str, Tensor]:
-        """The block's tensors by name on the device, valid until another block is fetched; the next one's copy begins.
-
-        On CUDA they may be used in the stream that is current, which has to be the same every time.
-        """
-        if index not in self.held:
-            self._copy(index, 0)
-        slot = self.held.index(index)
-        if self.stream:
-            torch.cuda.current_stream(self.stream.device).wait_stream(self.stream)
+        """The block's tensors by name on the device; the copy of the block that should come next begins."""
+        ahead, self.ahead = self.ahead, None
+        if self.side:
+            torch.cuda.current_stream(self.device).wait_stream(self.side)  # also where the copy is of no use
+        if ahead and ahead[0] == index:
+            memory = ahead[1]
+        else:
+            memory = self._room(index).copy_(self.blocks[index].memory, non_blocking=True)
         following = next_block(index, self.last, len(self.blocks))
-        if following is not None and following not in self.held:
-            self._copy(following, 1 - slot)
+        if self.side and following is not None:
+            room = self._room(following)
+            self.side.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(self.side):
+                self.ahead = following, room.copy_(self.blocks[following].memory, non_blocking=True)
         self.last = index
-        return self.blocks[index].tensors(self.slots[slot])
+        return self.blocks[index].tensors(memory)
 
-    def _copy(self, index: int, slot: int) -> None:
-        source = self.blocks[index].memory
-        target = self.slots[slot][: len(source)]
-        self.held[slot] = index
-        if self.stream is None:
-            target.copy_(source)
-            return
-        # Not before the slot's last user is done, which is queued already; while what comes now computes.
-        self.stream.wait_stream(torch.cuda.current_stream(self.stream.device))
-        with torch.cuda.stream(self.stream):
-            target.copy_(source, non_blocking=True)
+    def _room(self, index: int) -> Tensor:
+        return torch.empty(len(self.blocks[index].memory), dtype=torch.uint8, device=self.device)
 
 
 def next_block(index: int, last: int | None, count: int) -> int | None:
@@ -153,11 +143,11 @@ class Body(nn.Module):
         return type(self.block).forward(self.block, *args, **kwargs)
 
 
-def _forward(store: Store, index: int, body: Body, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+def _forward(host: Host, index: int, body: Body, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
     def run(*args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return functional_call(body, store.fetch(index), args, kwargs, tie_weights=False)
+        return functional_call(body, host.fetch(index), args, kwargs, tie_weights=False)
 
-    # Without the checkpoint autograd would keep weights whose slot has long been given to another block.
+    # Without the checkpoint autograd would keep the weights of every block on the device.
     return checkpoint(run, *args, use_reentrant=False, **kwargs) if torch.is_grad_enabled() else run(*args, **kwargs)
 
 
@@ -170,8 +160,26 @@ def _pack(block: nn.Module, pin: bool) -> Packed:
         assert not tensor.requires_grad, f"{name} is trained and cannot be offloaded"
         places.append(Place(f"block.{name}", size, tensor.dtype, tensor.shape))
         size += -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
-    packed = Packed(torch.empty(size, dtype=torch.uint8, pin_memory=pin), places)
+    packed = Packed(_host_memory(size, pin), places)
     for target, tensor in zip(packed.tensors(packed.memory).values(), frozen.values(), strict=True):
         target.copy_(tensor)
         tensor.data = tensor.new_empty(0)
     return packed
+
+
+def _host_memory(size: int, pin: bool) -> Tensor:
+    """uint8 [size] in the host's memory. pin: locked in place, which copies that run beside the computation need, and
+    no more of it than asked for: torch's own allocator takes the next power of two.
+
+    Raises ValueError where the system allows no more of it.
+    """
+    memory = torch.empty(size, dtype=torch.uint8)
+    if pin:
+        cuda = torch.cuda.cudart()
+        if (error := cuda.cudaHostRegister(memory.data_ptr(), size, 0)) != cuda.cudaError.success:
+            raise ValueError(
+                f"{size / 1e9:.1f} GB more of the host's memory cannot be locked for --offload ({error}): free some, "
+                "raise the system's limit (ulimit -l, .wslconfig), or give --quantization nf4 without --offload"
+            )
+        weakref.finalize(memory, cuda.cudaHostUnregister, memory.data_ptr()).atexit = False
+    return memory

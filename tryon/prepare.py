@@ -36,7 +36,8 @@ def prepare_transformer(
     if not config.offload:
         recompute(transformer, config, device)
     tokens = count_tokens(config.height, config.width) + config.max_sequence_length
-    choose_attention(transformer, config.train_batch_size, tokens, device, config.mixed_precision == "bf16")
+    autocast, cache = config.mixed_precision == "bf16", Path(config.data_cache_dir)
+    choose_attention(transformer, config.train_batch_size, tokens, device, autocast, cache)
     if config.compile:
         compile_blocks(transformer, device)
     return parameters
