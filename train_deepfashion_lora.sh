@@ -11,7 +11,7 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH} PYTHONSAFEPATH=1
 
 for argument in "$@"; do
     if [[ $argument == --help || $argument == -h ]]; then exec "$python" -m deepfashion_training.preflight --help; fi
-    if [[ $argument == --plan ]]; then exec "$python" -m deepfashion_training.train_deepfashion_lora "$@"; fi
+    if [[ $argument == --plan || $argument == --check ]]; then exec "$python" -m deepfashion_training.train_deepfashion_lora "$@"; fi
 done
 
 # Flags, data path and device; a refusal is one sentence and leaves no run folder behind. From here to the start of the

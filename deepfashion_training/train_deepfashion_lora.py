@@ -30,6 +30,10 @@ def main(argv: list[str]) -> None:
     if plan.plan:
         print("\n".join(plan_of(config, data, masks, plan)))
         return
+    if plan.check:
+        if not check_for(config, plan):
+            raise SystemExit(1)
+        return
     drawn = data.dataset_name is None  # the toy's own data
 
     # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
@@ -76,6 +80,24 @@ def main(argv: list[str]) -> None:
         push(run, config.push_to_hub, config.private)
     logger.info("pictures, curves, and how to use the LoRA: %s", run / REPORT)
     logger.info("finished: %s", run)
+
+
+def check_for(config: TrainConfig, plan: PlanConfig) -> bool:
+    """Prints whether this machine is fit for the run, and why; returns whether it is. Nothing is downloaded."""
+    import torch
+
+    from tryon.check import check
+    from tryon.models import FILL_CONFIG, read_transformer_config
+    from tryon.toy.model import use_toy_model
+    from tryon.tracking import set_up_logging
+
+    set_up_logging(is_main_process=True)
+    if config.toy:
+        config = use_toy_model(config, asked_for=True)
+    transformer = config.pretrained_inpaint_model_name_or_path
+    shapes = read_transformer_config(transformer, None) if Path(transformer).exists() else FILL_CONFIG
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return check(config, shapes, device, Path(config.output_dir).parent, plan.price_per_hour)
 
 
 def plan_of(config: TrainConfig, data: DataConfig, masks: MaskConfig, plan: PlanConfig) -> list[str]:

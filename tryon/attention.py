@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 import statistics
 import time
 from dataclasses import asdict, dataclass
@@ -13,14 +12,14 @@ from diffusers import FluxTransformer2DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
-from tryon.config import save_json
+from tryon.config import replace_json
 
 logger = logging.getLogger(__name__)
 
 # diffusers' names, from the plainest to those with public reports of NaN gradients: should one crash the process, what
-# was found of those before it is kept. "native" is torch's own choice; the last three need packages of their own.
+# was found of those before it is kept. "native" is torch's own choice; the last two need packages of their own.
 CUDA_KERNELS = (
-    "_native_math", "_native_efficient", "_native_flash", "_native_cudnn", "native", "flash", "_flash_3", "_flash_3_hub",
+    "_native_math", "_native_efficient", "_native_flash", "_native_cudnn", "native", "flash", "_flash_3",
 )  # fmt: skip
 CPU_KERNELS = ("_native_math", "native")
 SAFEST_KERNEL = "_native_math"  # matrix products and a softmax, as torch writes them out
@@ -79,9 +78,7 @@ def choose_attention(
     if device.type != "cuda":
         return
     config = transformer.config
-    asked = Attention(
-        batch, tokens, config.num_attention_heads, config.attention_head_dim, transformer.dtype, autocast
-    )
+    asked = Attention(batch, tokens, config.num_attention_heads, config.attention_head_dim, transformer.dtype, autocast)
     reports = remembered_kernels(asked, device, cache) or compare_kernels(asked, device, cache)
     fastest = fastest_kernel(reports)
     transformer.set_attention_backend(fastest)
@@ -296,9 +293,6 @@ def _read(asked: Attention, device: torch.device, cache: Path) -> list[KernelRep
 
 def _write(asked: Attention, device: torch.device, cache: Path, reports: list[KernelReport]) -> None:
     file = cache / KERNELS_FILE
-    file.parent.mkdir(parents=True, exist_ok=True)
     known = json.loads(file.read_text()) if file.is_file() else {}
     known.setdefault(machine(device), {})[asked.key] = [asdict(report) for report in reports]
-    staging = file.with_name(f".{file.name}.{os.getpid()}")
-    save_json(staging, known)
-    staging.replace(file)
+    replace_json(file, known)

@@ -11,7 +11,7 @@ import re
 import typing
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from os import environ
+from os import environ, getpid
 from pathlib import Path
 from typing import Any, Literal
 
@@ -144,8 +144,12 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-    """Whether a run is only planned, and for what machine."""
+    """Whether a run is only planned, and for what machine, or the machine only checked."""
 
+    check: bool = setting(
+        False, "compare everything that depends on the GPU with plain arithmetic, at this run's settings, time it, and "
+        "stop: exit code 0 where the machine is fit for the run; nothing is downloaded"
+    )  # fmt: skip
     plan: bool = setting(False, "print what the run needs of memory and disk and how long it will take, and stop")
     gpu_memory: float | None = setting(None, "plan for a GPU of so many GB instead of this machine's", 1)
     price_per_hour: float | None = setting(None, "plan what the run costs at this price of the machine", 0)
@@ -287,8 +291,12 @@ def resolve(given: dict[str, Any], cuda_devices: int, plan: PlanConfig = PlanCon
     if config.offload and "gradient_checkpointing" not in given:
         config = replace(config, gradient_checkpointing="full")
     problems = [*mistakes(config), *mistakes(plan)]
-    if not plan.plan and (plan.gpu_memory or plan.price_per_hour):
-        problems.append("--gpu_memory and --price_per_hour are for --plan: add it, or leave them out")
+    if plan.check and plan.plan:
+        problems.append("--check measures and --plan foretells: give one of them")
+    if not plan.plan and plan.gpu_memory:
+        problems.append("--gpu_memory is for --plan: add it, or leave it out")
+    if not (plan.plan or plan.check) and plan.price_per_hour:
+        problems.append("--price_per_hour is for --plan and --check: add one, or leave it out")
     if toy:
         models = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
         why = "--toy was given" if given.get("toy") else "there is no GPU"
@@ -377,6 +385,14 @@ def seconds_of(time: str) -> int:
     """Of hh:mm."""
     hours, minutes = time.split(":")
     return 60 * (60 * int(hours) + int(minutes))
+
+
+def replace_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes the dictionary beside its place and renames it: a reader finds the old or the new one, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{getpid()}")
+    save_json(staging, content)
+    staging.replace(path)
 
 
 def save_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,7 +1,6 @@
 """How much arithmetic a training step is, and how fast steps of its kind were on this machine."""
 
 import json
-import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tryon.config import TrainConfig, save_json
+from tryon.config import TrainConfig, replace_json
 from tryon.geometry import count_tokens
 
 SPEEDS = "speeds.json"  # in the data cache
@@ -74,16 +73,15 @@ def remember_speed(config: TrainConfig, device: torch.device, seconds: float) ->
     """Keeps seconds per optimiser step for later plans. config: with quantization resolved."""
     file = Path(config.data_cache_dir) / SPEEDS
     speeds = json.loads(file.read_text()) if file.is_file() else {}
-    staging = file.with_name(f".{SPEEDS}.{os.getpid()}")
-    save_json(staging, {**speeds, _kind_of_step(config, device): round(seconds, 4)})
-    staging.replace(file)
+    replace_json(file, {**speeds, kind_of_step(config, device): round(seconds, 4)})
 
 
 def remembered_speed(config: TrainConfig, device: torch.device) -> float | None:
     """Seconds per optimiser step that a run of this kind took on such a device; None where there was none."""
     file = Path(config.data_cache_dir) / SPEEDS
-    return json.loads(file.read_text()).get(_kind_of_step(config, device)) if file.is_file() else None
+    return json.loads(file.read_text()).get(kind_of_step(config, device)) if file.is_file() else None
 
 
-def _kind_of_step(config: TrainConfig, device: torch.device) -> str:
+def kind_of_step(config: TrainConfig, device: torch.device) -> str:
+    """Names the device and all of the configuration that decides how long a step takes."""
     return ", ".join([device_name(device), *(f"{name} {getattr(config, name)}" for name in SAME_SPEED)])
