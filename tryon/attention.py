@@ -2,9 +2,12 @@
 
 import json
 import logging
+import os
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from importlib.util import find_spec
+from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -16,12 +19,12 @@ from tryon.config import replace_json
 
 logger = logging.getLogger(__name__)
 
-# diffusers' names, from the plainest to those with public reports of NaN gradients: should one crash the process, what
-# was found of those before it is kept. "native" is torch's own choice; the last two need packages of their own.
-CUDA_KERNELS = (
-    "_native_math", "_native_efficient", "_native_flash", "_native_cudnn", "native", "flash", "_flash_3",
-)  # fmt: skip
-CPU_KERNELS = ("_native_math", "native")
+# diffusers' names, and the package that a kernel needs. "native" is torch's own choice.
+CUDA_KERNELS = {
+    "_native_math": "torch", "_native_efficient": "torch", "_native_flash": "torch", "_native_cudnn": "torch",
+    "native": "torch", "flash": "flash_attn", "_flash_3": "flash_attn_interface",
+}  # fmt: skip
+CPU_KERNELS = {"_native_math": "torch", "native": "torch"}
 SAFEST_KERNEL = "_native_math"  # matrix products and a softmax, as torch writes them out
 
 KERNELS_FILE = "kernels.json"  # in the data cache: what was found, per machine and shape
@@ -121,21 +124,52 @@ def in_words(report: KernelReport) -> str:
 def compare_kernels(asked: Attention, device: torch.device, cache: Path) -> list[KernelReport]:
     """Compares every kernel with `reference_attention`, and keeps what it finds in `cache` for later runs.
 
-    A kernel that ends the process, by an illegal access to memory say, is found marked as such by the next one.
+    On CUDA this happens in a process of its own, as a kernel that accesses memory illegally ends its process; what was
+    found before is on disk, and the next process goes on after it. Raises ValueError where nothing can be compared.
     """
-    reports: list[KernelReport] = []
-    crashed = {report.kernel for report in _read(asked, device, cache) if report.problem == CRASHED}
-    for kernel in CUDA_KERNELS if device.type == "cuda" else CPU_KERNELS:
-        trial = KernelReport(kernel, available=True, problem=CRASHED)
-        if kernel not in crashed:
-            _write(asked, device, cache, [*reports, trial])
-            trial = compare_kernel(kernel, asked, device)
-        reports.append(trial)
-    _write(asked, device, cache, reports)
+    _write(asked, device, cache, [])
+    if device.type != "cuda":
+        _compare_remaining(asked, device, cache)
+        return _read(asked, device, cache)
+    for _ in CUDA_KERNELS:
+        before = _read(asked, device, cache)
+        process = get_context("spawn").Process(target=_compare_quietly, args=(asked, device, cache))
+        process.start()
+        process.join()
+        reports = _read(asked, device, cache)
+        if process.exitcode == 0:
+            return reports
+        if len(reports) == len(before):
+            raise ValueError("attention kernels cannot be compared here: give the GPU more free memory, then try again")
     return reports
 
 
-CRASHED = "it ended the process that compared it"
+def _compare_remaining(asked: Attention, device: torch.device, cache: Path) -> None:
+    """Of the kernels that nothing is known of yet. Each counts as the one that ended the process until it has not."""
+    reports = _read(asked, device, cache)
+    for kernel, package in kernels_of(device).items():
+        if kernel in (report.kernel for report in reports):
+            continue
+        if find_spec(package) is None:
+            reports.append(KernelReport(kernel, available=False, problem=f"{package} is not installed"))
+            continue
+        _write(asked, device, cache, [*reports, KernelReport(kernel, available=True, problem=CRASHED)])
+        reports.append(compare_kernel(kernel, asked, device))
+        _write(asked, device, cache, reports)
+
+
+def _compare_quietly(asked: Attention, device: torch.device, cache: Path) -> None:
+    """In a process of its own, whose last words are of no use: the kernel that ends it is on disk."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    _compare_remaining(asked, device, cache)
+
+
+def kernels_of(device: torch.device) -> dict[str, str]:
+    """Kernels that may be had on such a device, and the package of each."""
+    return CUDA_KERNELS if device.type == "cuda" else CPU_KERNELS
+
+
+CRASHED = "it ended the process that it ran in"
 
 
 def compare_kernel(kernel: str, asked: Attention, device: torch.device) -> KernelReport:
@@ -144,7 +178,7 @@ def compare_kernel(kernel: str, asked: Attention, device: torch.device) -> Kerne
     worst = KernelReport(kernel, available=True, error=0.0, allowed=0.0)
     for tokens in (asked.tokens, asked.tokens + TILE):
         for extreme in (False, True):
-            shape = Attention(**{**vars(asked), "tokens": tokens})
+            shape = replace(asked, tokens=tokens)
             inputs = attention_inputs(shape, extreme, device)
             expected, allowed = reference_attention(*inputs), allowed_error(inputs)
             try:
@@ -180,6 +214,7 @@ def attention_inputs(shape: Attention, extreme: bool, device: torch.device) -> t
         sign = torch.ones(shape.tokens, 1, 1, device=device)
         sign[::2] = -1
         query, key = query + shift * sign, key + shift
+    grad = torch.cat([grad] * 5, dim=2)[:, :, : shape.heads]
     values = value.to(shape.dtype), grad.to(shape.dtype)
     if shape.autocast:  # rounded already, so that the reference gets what the kernel gets
         return query.bfloat16().float(), key.bfloat16().float(), *values
@@ -241,6 +276,7 @@ def run_kernel(
     with torch.autocast(query.device.type, torch.bfloat16, enabled=shape.autocast):
         out = dispatch_attention_fn(*inputs, backend=kernel)
     out.backward(grad.to(out.dtype))
+    _wait(query.device)  # an illegal access is an error of this kernel, not of what comes next
     return out.detach(), *(each.grad for each in inputs)
 
 
@@ -265,7 +301,7 @@ def _wait(device: torch.device) -> None:
 def remembered_kernels(asked: Attention, device: torch.device, cache: Path) -> list[KernelReport] | None:
     """What an earlier comparison on this machine found; None where there was none, or it did not come to its end."""
     reports = _read(asked, device, cache)
-    return reports if len(reports) == len(CUDA_KERNELS if device.type == "cuda" else CPU_KERNELS) else None
+    return reports if len(reports) == len(kernels_of(device)) else None
 
 
 def machine(device: torch.device) -> str:

@@ -146,4 +146,18 @@ def rotated(x: Tensor, norm: nn.RMSNorm, cos: Tensor, sin: Tensor) -> Tensor:
 
 def attention(attn: FluxAttention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """[B, N, heads, head_dim] each -> [B, N, D], by the kernel that was chosen for the transformer."""
-    return dispatch_attention_fn(query, key, value, backend=attn.processor._attention_backend).flatten(2, 3)
+    out = dispatch_attention_fn(query, key, value, backend=attn.processor._attention_backend)
+    return ContiguousGradient.apply(out).flatten(2, 3)
+
+
+class ContiguousGradient(torch.autograd.Function):
+    """The identity, whose gradient lies in one piece of memory: cuDNN's attention reads beyond a gradient that is a
+    slice of a wider tensor."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return grad.contiguous()
