@@ -214,8 +214,8 @@ def attention_inputs(shape: Attention, extreme: bool, device: torch.device) -> t
         sign = torch.ones(shape.tokens, 1, 1, device=device)
         sign[::2] = -1
         query, key = query + shift * sign, key + shift
-    grad = torch.cat([grad] * 5, dim=2)[:, :, : shape.heads]
-    values = value.to(shape.dtype), grad.to(shape.dtype)
+    grad = torch.cat([grad.to(shape.dtype)] * 5, dim=2)[:, :, : shape.heads]
+    values = value.to(shape.dtype), grad
     if shape.autocast:  # rounded already, so that the reference gets what the kernel gets
         return query.bfloat16().float(), key.bfloat16().float(), *values
     return query.to(shape.dtype), key.to(shape.dtype), *values
