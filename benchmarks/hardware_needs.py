@@ -8,6 +8,7 @@ from dataclasses import replace
 from tryon.config import PROFILES, TrainConfig
 from tryon.memory import (
     TransformerCosts,
+    card_memory,
     quantization_for,
     recomputed_every,
     training_memory,
@@ -15,20 +16,19 @@ from tryon.memory import (
     which_recompute,
 )
 from tryon.models import FILL_CONFIG
+from tryon.units import GB
 
-GIB = 2**30
-CARDS = (12, 16, 24, 32, 48, 80)  # GiB of memory
-USABLE = 0.96  # of it; the driver and the screen take the rest
+CARDS = (12, 16, 24, 32, 48, 80)  # GB that cards are sold as
 
 
 def lines() -> list[str]:
     """The table in Markdown."""
     configs = {name: make() for name, make in PROFILES.items()}
     costs = {name: transformer_costs(config, FILL_CONFIG) for name, config in configs.items()}
-    rows = ["| GPU | " + " | ".join(f"`{name}`" for name in configs) + " |", "|---" * (len(configs) + 1) + "|"]
+    rows = ["| sold as | " + " | ".join(f"`{name}`" for name in configs) + " |", "|---" * (len(configs) + 1) + "|"]
     for card in CARDS:
-        cells = [_cell(config, costs[name], round(USABLE * card * GIB)) for name, config in configs.items()]
-        rows.append(f"| {card} GB | " + " | ".join(cells) + " |")
+        cells = [_cell(config, costs[name], card_memory(card)) for name, config in configs.items()]
+        rows.append(f"| {card} GB, {card_memory(card) / GB:.1f} usable | " + " | ".join(cells) + " |")
     return rows
 
 
@@ -41,7 +41,7 @@ def _cell(config: TrainConfig, costs: TransformerCosts, memory: int) -> str:
         need = training_memory(config, costs, every).total
         if need <= memory:
             kept = {"none": "bf16"}.get(config.quantization, config.quantization) + (" `--offload`" if offload else "")
-            return f"{need / GIB:.0f} GB: {kept}, {which_recompute(every)} recomputes"
+            return f"{need / GB:.0f} GB: {kept}, {which_recompute(every)} recomputes"
     return "does not fit"
 
 

@@ -119,8 +119,10 @@ def plan_of(config: TrainConfig, data: DataConfig, masks: MaskConfig, plan: Plan
     rows = {None: TOY_ITEMS, DEEPFASHION: DEEPFASHION_ROWS}.get(data.dataset_name)
     pairs = min(filter(None, (rows, config.max_train_samples)), default=None)
     device = None if plan.gpu_memory else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    memory = (plan.gpu_memory or 0) * 1e9
-    return [*lines, *plan_lines(config, transformer, pairs, masks.variants, device, memory, plan.price_per_hour)]
+    return [
+        *lines,
+        *plan_lines(config, transformer, pairs, masks.variants, device, plan.gpu_memory, plan.price_per_hour),
+    ]
 
 
 def evaluate_on_drawings(run: Path, config: TrainConfig, rule: "MaskRule") -> None:

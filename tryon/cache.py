@@ -32,7 +32,6 @@ from tqdm import tqdm
 from tryon.config import TrainConfig
 from tryon.encode import encode_prompt, encode_sample
 from tryon.entry import asked_to_stop, leave_signals_to_the_process
-from tryon.memory import GB
 from tryon.memory import free_memory as bytes_free
 from tryon.models import TEXT_PARTS, ModelFiles, files_fingerprint, load_text_encoders
 from tryon.sample import (
@@ -45,6 +44,7 @@ from tryon.sample import (
     check_unreadable,
 )
 from tryon.tracking import progress_bar
+from tryon.units import GB, gigabytes
 
 logger = logging.getLogger(__name__)
 
@@ -277,8 +277,8 @@ def _device_for(text_encoders: FluxFillPipeline, device: torch.device) -> torch.
     need = sum(each.numel() * each.element_size() for part in both for each in part.parameters()) + GB
     if device.type == "cpu" or (free := bytes_free(device)) >= need:
         return device
-    in_words = [tqdm.format_sizeof(amount, "B") for amount in (need, free)]
-    logger.info("the text encoders run on the CPU: they need %s and the GPU has %s free", *in_words)
+    words = "the text encoders run on the CPU: they need %s and the GPU has %s free"
+    logger.info(words, gigabytes(need), gigabytes(free))
     return torch.device("cpu")
 
 
@@ -328,7 +328,7 @@ def _check_disk(folder: Path, count: int, height: int, width: int, itemsize: int
     need = count * latents_bytes(height, width, itemsize)
     folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    in_words = [tqdm.format_sizeof(amount, "B") for amount in (need, free)]
+    in_words = gigabytes(need), gigabytes(free)
     logger.info("encoding %d samples into %s: %s needed, %s free", count, folder, *in_words)
     if need > free:
         raise ValueError(

@@ -151,7 +151,7 @@ class PlanConfig:
         "stop: exit code 0 where the machine is fit for the run; nothing is downloaded"
     )  # fmt: skip
     plan: bool = setting(False, "print what the run needs of memory and disk and how long it will take, and stop")
-    gpu_memory: float | None = setting(None, "plan for a GPU of so many GB instead of this machine's", 1)
+    gpu_memory: float | None = setting(None, "plan for a card sold as having this many GB instead of this machine's", 1)
     price_per_hour: float | None = setting(None, "plan what the run costs at this price of the machine", 0)
 
 

@@ -27,6 +27,7 @@ from huggingface_hub.errors import (
 from tqdm import tqdm
 
 from tryon.tracking import on_terminal
+from tryon.units import gigabytes
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ def check_room(name: str, size: int, cache_dir: str | None) -> tuple[str, Path, 
     folder = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    needed, there = (tqdm.format_sizeof(amount, "B") for amount in (size, free))
+    needed, there = gigabytes(size), gigabytes(free)
     if size > free:
         raise ValueError(
             f"{name} needs {needed} and {folder} has {there} free: make room, or put the hub's files elsewhere with "

@@ -1,4 +1,4 @@
-"""What training needs of the GPU's memory, known before anything large is downloaded, encoded or loaded."""
+"""What training needs of the GPU's and the host's memory, known before anything large is downloaded or loaded."""
 
 import logging
 from collections.abc import Sequence
@@ -11,19 +11,20 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
-from tqdm import tqdm
 
 from tryon.config import Quantization, TrainConfig
 from tryon.geometry import count_tokens
 from tryon.lora import add_lora
 from tryon.quantize import weight_bytes
+from tryon.units import GB, gigabytes
 
 logger = logging.getLogger(__name__)
 
-GB = 10**9
 VAE_PARAMETERS = 83_800_000  # FLUX's; it stays on the GPU for the validation's pictures
 CONTEXT = 600 * 10**6  # bytes that CUDA and its libraries take beside our tensors
 SLACK = 0.05  # of all tensors: what the allocator cannot use between them
+USABLE = 0.96  # of a card's memory, assumed: the driver and the screen take the rest
+DATA_WORKER = 300 * 10**6  # bytes: psutil's uss of a forked one was 280 MB after 200 samples of 768 x 1152, on a CPU
 # Every N-th block recomputes its activations: tried from the least to the most that is recomputed.
 RECOMPUTED: tuple[int | None, ...] = (None, 8, 6, 5, 4, 3, 2, 1)
 # GPUs with at least so many bytes hold the frozen weights so ("auto").
@@ -50,9 +51,31 @@ class TrainingMemory:
         return sum(getattr(self, each.name) for each in fields(self))
 
     @property
+    def reserve(self) -> int:
+        """What the allocator cannot use between the tensors, and what CUDA takes beside them."""
+        return round(SLACK * self.tensors) + CONTEXT
+
+    @property
     def total(self) -> int:
-        """The same with what the allocator cannot use and what CUDA takes: what the GPU must have."""
-        return round((1 + SLACK) * self.tensors) + CONTEXT
+        """Tensors and reserve: what the GPU must have."""
+        return self.tensors + self.reserve
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes of the host's memory that a training process needs, beside the libraries' own.
+
+    loading: the transformer with its LoRA, whole and not quantised yet, before it goes to the GPU. training: offloaded
+    blocks, locked in place, and the processes that read data.
+    """
+
+    loading: int
+    training: int
+
+    @property
+    def total(self) -> int:
+        """The larger one, as the transformer has left the host when the processes that read data begin."""
+        return max(self.loading, self.training)
 
 
 @dataclass(frozen=True)
@@ -116,6 +139,22 @@ def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | N
     )
 
 
+def host_memory(config: TrainConfig, sizes: Sizes) -> HostMemory:
+    """What a process that trains on a GPU needs of the host's memory. config.quantization must be resolved."""
+    itemsize = _dtype(config).itemsize
+    each = itemsize if config.quantization == "none" else weight_bytes(config.quantization)
+    locked = round(sizes.in_blocks * each) if config.offload else 0
+    return HostMemory(
+        loading=sizes.frozen * itemsize + 4 * sizes.trained,
+        training=locked + config.dataloader_num_workers * DATA_WORKER,
+    )
+
+
+def card_memory(sold_as: float) -> int:
+    """Usable bytes of a card that is sold as having so many GB: makers count 2^30 bytes as one."""
+    return round(USABLE * sold_as * 2**30)
+
+
 def choose_quantization(asked: Quantization, device: torch.device) -> Quantization:
     """What "auto" means on the device: as little as its memory allows. Anything else is returned as it is."""
     if asked == "auto" and device.type == "cuda":
@@ -175,9 +214,8 @@ def check_training_fits(config: TrainConfig, transformer_config: dict[str, Any],
         device,
     )
     if need.total > free:
-        in_words = [tqdm.format_sizeof(amount, "B") for amount in (need.total, free)]
         words = "a step is planned to need %s of GPU memory and %s are free; should it not fit: %s"
-        logger.warning(words, *in_words, helps)
+        logger.warning(words, gigabytes(need.total), gigabytes(free), helps)
 
 
 def what_helps(config: TrainConfig, every: int | None) -> list[str]:
@@ -294,10 +332,8 @@ def check_gpu_memory(what: str, need: int, what_helps: str, device: torch.device
         return
     free = free_memory(device)
     if need > free:
-        in_words = [tqdm.format_sizeof(amount, "B") for amount in (need, free)]
-        raise ValueError(
-            f"{what} needs at least {in_words[0]} of GPU memory and this GPU has {in_words[1]} free: {what_helps}"
-        )
+        have = f"needs at least {gigabytes(need)} of GPU memory and this GPU has {gigabytes(free)} free"
+        raise ValueError(f"{what} {have}: {what_helps}")
 
 
 def _dtype(config: TrainConfig) -> torch.dtype:

@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 from diffusers import FluxTransformer2DModel
 from torch import nn
-from tqdm import tqdm
 
 from tryon.attention import choose_attention
 from tryon.blocks import checkpoint_blocks, offload_blocks
@@ -15,6 +14,7 @@ from tryon.geometry import count_tokens
 from tryon.lora import add_lora, load_lora
 from tryon.memory import free_before_training, recomputed_every, training_memory, transformer_costs, which_recompute
 from tryon.quantize import quantize_blocks
+from tryon.units import gigabytes
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,8 @@ def recompute(transformer: FluxTransformer2DModel, config: TrainConfig, device: 
         checkpoint_blocks(transformer, every)
     if config.gradient_checkpointing == "auto":
         need = training_memory(config, costs, every).total
-        in_words = [tqdm.format_sizeof(amount, "B") for amount in (need, free)]
-        logger.info("%s recomputes its activations: planned %s of %s", which_recompute(every), *in_words)
+        in_words = which_recompute(every), gigabytes(need), gigabytes(free)
+        logger.info("%s recomputes its activations: planned %s of %s", *in_words)
 
 
 def no_compiler(device: torch.device) -> str | None:

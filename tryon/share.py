@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
-from tqdm import tqdm
 
 from tryon.config import HUB_NAME, mistaken_upload, setting
 from tryon.entry import run_script
@@ -33,6 +32,7 @@ from tryon.report import (
 from tryon.runs import LORA_FILE, identity_of, lora_file, newest_checkpoint
 from tryon.sample import CATEGORIES, prompt_for
 from tryon.tracking import set_up_logging
+from tryon.units import gigabytes
 
 logger = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ def push(run: Path, name: str, private: bool) -> None:
 
 def listed(folder: Path) -> list[str]:
     """The files that are uploaded, with their sizes."""
-    return [f"{folder / name} ({tqdm.format_sizeof((folder / name).stat().st_size, 'B')})" for name in SHARED]
+    return [f"{folder / name} ({gigabytes((folder / name).stat().st_size)})" for name in SHARED]
 
 
 def model_card(run: Path, checkpoint: Path, facts: LoraFacts, name: str | None) -> str:

@@ -13,11 +13,16 @@ from tryon.geometry import count_tokens
 
 SPEEDS = "speeds.json"  # in the data cache
 ATTENTION_BACKWARD = 2.5  # times the forward pass: it recomputes the scores, https://arxiv.org/abs/2205.14135
-# Dense bfloat16 with float32 accumulation, TFLOP/s, by the makers' data sheets.
-PEAK_TFLOPS = {
-    "H100 PCIe": 756, "H100 NVL": 835, "H100": 989, "H200": 989, "A100": 312, "L40S": 362, "RTX 4090": 165,
-    "RTX 3090": 71,
+# GB of memory that a GPU is sold with, and TFLOP/s of dense bfloat16 with float32 accumulation, by its data sheet.
+GPUS = {
+    "RTX 4070 Ti": (12, 80), "RTX 4080": (16, 97), "RTX 3090": (24, 71), "RTX 4090": (24, 165), "RTX 5090": (32, 209),
+    "L40S": (48, 362), "A100": (80, 312), "H100 PCIe": (80, 756), "H100": (80, 989), "H100 NVL": (94, 835),
+    "H200": (141, 989),
 }  # fmt: skip
+# Shares of it, compiled and not: what `python -m benchmarks.train_step --size full --variants none,compile` reached on
+# an H200 (2026-11-26; bf16 weights, nothing recomputed), and the least and the most that are expected elsewhere.
+MEASURED_SHARE = {True: 0.43, False: 0.32}
+SHARE_OF_PEAK = {True: (0.35, 0.45), False: (0.25, 0.35)}
 # What two runs must share for the one's speed to be the other's.
 SAME_SPEED = (
     "toy", "height", "width", "max_sequence_length", "mixed_precision", "num_processes", "train_batch_size",
@@ -65,8 +70,29 @@ def device_name(device: torch.device) -> str:
 
 def peak_flops(device: torch.device) -> float | None:
     """Operations per second that the data sheet promises of the device's bfloat16; None where it is not known."""
-    name = device_name(device)
-    return next((1e12 * peak for kind, peak in PEAK_TFLOPS.items() if re.search(rf"\b{kind}\b", name)), None)
+    return peak_of(device_name(device))
+
+
+def peak_of(name: str) -> float | None:
+    """The same by the GPU's full name. A variant of another speed, such as SUPER or Laptop, is another GPU."""
+    variant = r"(?! (?:Ti|SUPER|Laptop|PCIe|NVL|D)\b)"
+    return next((1e12 * peak for kind, (_, peak) in GPUS.items() if re.search(rf"\b{kind}\b{variant}", name)), None)
+
+
+def peaks_of(gpu: torch.device | float) -> dict[str, float]:
+    """Names and peaks, in operations per second, of the device, or of GPUs that are sold with so many GB. Where none is
+    known it is one of 100 TFLOP/s."""
+    if isinstance(gpu, torch.device):
+        known = {device_name(gpu): peak} if (peak := peak_flops(gpu)) else {}
+    else:
+        known = {kind: 1e12 * peak for kind, (memory, peak) in GPUS.items() if memory == gpu}
+    return known or {"a GPU of 100 TFLOP/s in bf16": 1e14}
+
+
+def estimated_hours(flops: float, peak: float, compiled: bool) -> tuple[float, float]:
+    """The least and the most that so many operations are likely to take on a GPU of this peak, per second."""
+    least, most = SHARE_OF_PEAK[compiled]
+    return flops / (most * peak) / 3600, flops / (least * peak) / 3600
 
 
 def remember_speed(config: TrainConfig, device: torch.device, seconds: float) -> None:

@@ -10,7 +10,7 @@ from conftest import PROJECT
 # Lower floors first; a module imports from its own floor or from below. Toy, benchmarks and tests stand outside.
 FLOORS = [
     {"tryon.config", "tryon.flags", "tryon.sample", "tryon.masks", "tryon.geometry", "tryon.flow",
-     "tryon.outline"},
+     "tryon.outline", "tryon.units"},
     {"tryon.manifest", "tryon.runs", "tryon.entry", "tryon.tracking", "tryon.hub", "tryon.memory", "tryon.models",
      "tryon.lora", "tryon.parsing", "tryon.encode", "tryon.cache", "tryon.checkpoint", "tryon.batches",
      "tryon.metrics", "tryon.timing", "tryon.step", "tryon.quantize", "tryon.blocks",

@@ -24,6 +24,7 @@ from tryon.memory import (
     check_training_fits,
     choose_quantization,
     count_parameters,
+    host_memory,
     training_memory,
     transformer_costs,
 )
@@ -112,7 +113,8 @@ def test_the_plan_follows_precision_optimizer_quantisation_and_offload() -> None
     config = TrainConfig(quantization="none")
     plain = training_memory(config, costs, None)
     assert plain == TrainingMemory(2 * (1000 + vae), 80, 80, 110, 70)
-    assert plain.total == round(1.05 * (2 * (1000 + vae) + 80 + 80 + 110 + 70)) + memory.CONTEXT
+    assert plain.reserve == round(0.05 * (2 * (1000 + vae) + 80 + 80 + 110 + 70)) + memory.CONTEXT
+    assert plain.total == plain.weights + 80 + 80 + 110 + 70 + plain.reserve
     assert training_memory(replace(config, optimizer="adamw8bit", mixed_precision="no"), costs, 2) == TrainingMemory(
         4 * (1000 + vae), 80, 20, 3 + 40 + 70, 70
     )
@@ -120,6 +122,17 @@ def test_the_plan_follows_precision_optimizer_quantisation_and_offload() -> None
     assert (fp8.weights, fp8.activations, fp8.work) == (801 + 2 * (200 + vae), 3 + 2 + 70, 70 + 2 * 50)
     offloaded = training_memory(replace(config, offload=True), costs, 1)
     assert offloaded.weights == 2 * 200 + 2 * (200 + vae)
+
+
+def test_the_host_holds_the_transformer_first_and_offloaded_blocks_then() -> None:
+    sizes = Sizes(frozen=1000, in_blocks=800, in_double_block=100, largest=50, trained=10)
+    config = TrainConfig(quantization="fp8", dataloader_num_workers=0)
+    need = host_memory(config, sizes)
+    assert (need.loading, need.training, need.total) == (2 * 1000 + 4 * 10, 0, 2040)
+    assert host_memory(replace(config, mixed_precision="no"), sizes).loading == 4 * 1000 + 4 * 10
+    assert host_memory(replace(config, offload=True), sizes).training == 801
+    reading = host_memory(replace(config, quantization="none", offload=True, dataloader_num_workers=3), sizes)
+    assert reading.total == reading.training == 2 * 800 + 3 * memory.DATA_WORKER
 
 
 def test_auto_takes_as_little_as_the_memory_asks_for() -> None:
@@ -145,8 +158,8 @@ def test_a_gpu_that_is_too_small_is_one_sentence(
     config, gpu = TrainConfig(lora_rank=128, quantization="none"), torch.device("cuda", 0)
     monkeypatch.setattr(memory, "free_memory", lambda device: 23_600_000_000)
     words = (
-        r"training at rank 128 with adamw, activations aside, needs at least 30.9GB of GPU memory and this GPU has "
-        r"23.6GB free: give --quantization nf4, or give --optimizer adamw8bit"
+        r"training at rank 128 with adamw, activations aside, needs at least 30.9 GB of GPU memory and this GPU has "
+        r"23.6 GB free: give --quantization nf4, or give --optimizer adamw8bit"
     )
     with pytest.raises(ValueError, match=words):
         check_training_fits(config, FILL_CONFIG, gpu)

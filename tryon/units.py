@@ -1,0 +1,27 @@
+"""Sizes in words: GB, of 10^9 bytes, wherever one is shown."""
+
+from collections.abc import Iterable
+from math import floor
+
+GB = 10**9
+
+
+def gigabytes(size: float) -> str:
+    """A number of bytes in words: "13.9 GB", below 1 GB "0.87 GB", below 0.01 GB "under 0.01 GB"."""
+    if 0 < size < 0.01 * GB:
+        return "under 0.01 GB"
+    return f"{size / GB:,.{2 if size < GB else 1}f} GB"
+
+
+def gigabytes_that_add_up(sizes: Iterable[float]) -> list[str]:
+    """Each number of bytes and, last, their sum, in words with one decimal, so that what is shown adds up.
+
+    The sum is rounded as usual. The parts are rounded down, and those that lost most by it up, until they add up: each
+    is less than 0.1 GB off.
+    """
+    tenths = [10 * size / GB for size in sizes]
+    parts, total = [floor(each) for each in tenths], round(sum(tenths))
+    by_loss = sorted(range(len(parts)), key=lambda index: parts[index] - tenths[index])
+    for index in by_loss[: total - sum(parts)]:
+        parts[index] += 1
+    return [f"{each / 10:,.1f} GB" for each in (*parts, total)]
