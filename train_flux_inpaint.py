@@ -93,6 +93,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from folder_datasets import load_dresscode, load_viton_hd
+from tryon.attention import SAFEST_KERNEL, attention_in_use, fall_back
 from tryon.batches import count_draws, drawn_in_step, load_batches
 from tryon.cache import cache_latents, cache_prompts, latent_files
 from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, tidy, verify
@@ -203,6 +204,8 @@ def run_training(
         state = load_checkpoint(checkpoint, state.identity, transformer, optimizer)
         if state.step >= max_steps:
             raise Refused(f"{checkpoint} is at step {state.step} of {max_steps}: give more --max_train_steps")
+        if state.safest_attention:
+            fall_back(transformer)
         forget_metrics_after(run, state.step)
         logger.info("resumed from %s at step %d", checkpoint, state.step)
     lr_scheduler = make_lr_scheduler(config, optimizer, state.step, max_steps)
@@ -243,7 +246,7 @@ def run_training(
             metrics = optimiser_step(
                 config, state.step, model, batches, optimizer, lr_scheduler, accelerator, clock, samples
             )
-            state = replace(state, step=state.step + 1)
+            state = replace(state, step=state.step + 1, safest_attention=attention_in_use(transformer) == SAFEST_KERNEL)
             log_metrics(accelerator, run, state.step, metrics)
             words = "loss {train/loss:.4f}, lr {train/learning_rate:.1e}, {train/seconds:.2f} s/step"
             words = words.format_map(metrics)

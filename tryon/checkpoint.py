@@ -34,10 +34,12 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class TrainerState:
     """Where training stands. step: optimiser steps done. identity: what must be the same when the run goes on, by name:
-    data, models, sizes, batch geometry, seed, noise. Anything else may change: steps, learning rate, intervals."""
+    data, models, sizes, batch geometry, seed, noise. Anything else may change: steps, learning rate, intervals.
+    safest_attention: whether a gradient that was not finite made the run fall back to the safest attention kernel."""
 
     step: int
     identity: dict[str, Any]
+    safest_attention: bool = False
 
 
 def save_checkpoint(

@@ -8,12 +8,13 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from tryon.attention import choose_attention
-from tryon.blocks import checkpoint_blocks, offload_blocks
+from tryon.blocks import blocks_of, checkpoint_blocks, offload_blocks
 from tryon.config import Quantization, TrainConfig
 from tryon.geometry import count_tokens
 from tryon.lora import add_lora, load_lora
 from tryon.memory import free_before_training, recomputed_every, training_memory, transformer_costs, which_recompute
 from tryon.quantize import quantize_blocks
+from tryon.training_blocks import share_inputs, use_training_blocks
 from tryon.units import gigabytes
 
 logger = logging.getLogger(__name__)
@@ -32,12 +33,15 @@ def prepare_transformer(
         load_lora(transformer, init_lora)
     count = sum(parameter.numel() for parameter in parameters) / 1e6
     logger.info("LoRA: rank %d, %.1f M parameters", config.lora_rank, count)
-    place(transformer, config.quantization, config.offload, device)
-    if not config.offload:
-        recompute(transformer, config, device)
     tokens = count_tokens(config.height, config.width) + config.max_sequence_length
     autocast, cache = config.mixed_precision == "bf16", Path(config.data_cache_dir)
-    choose_attention(transformer, config.train_batch_size, tokens, device, autocast, cache)
+    choose_attention(transformer, config.train_batch_size, tokens, device, autocast, cache)  # while the GPU has room
+    use_training_blocks(transformer)
+    place(transformer, config.quantization, config.offload, device)
+    if config.quantization == "none" and not config.offload and not config.lora_dropout:
+        share_inputs(transformer)
+    if not config.offload:
+        recompute(transformer, config, device)
     if config.compile:
         compile_blocks(transformer, device)
     return parameters
@@ -63,7 +67,8 @@ def compile_blocks(transformer: FluxTransformer2DModel, device: torch.device) ->
     else:
         # A kind of block is compiled for each batch, size and LoRA on or off, beyond torch's 8 times; more is an error.
         torch._dynamo.config.recompile_limit = 64
-        transformer.compile_repeated_blocks(fullgraph=True)
+        for block in blocks_of(transformer):
+            block.compile(fullgraph=True)
 
 
 def recompute(transformer: FluxTransformer2DModel, config: TrainConfig, device: torch.device) -> None:

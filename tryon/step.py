@@ -1,5 +1,6 @@
 """One optimiser step: the loss of each micro-batch, its gradients, the update. The loop and the benchmark share it."""
 
+import logging
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -12,11 +13,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from tryon.attention import SAFEST_KERNEL, fall_back
 from tryon.config import TrainConfig
 from tryon.encode import to_device
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate, loss_weight, seed_of
 from tryon.sample import FillBatch
 from tryon.timing import Clock
+
+logger = logging.getLogger(__name__)
 
 
 def optimiser_step(
@@ -32,39 +36,37 @@ def optimiser_step(
 ) -> dict[str, float]:
     """One update from the next gradient_accumulation_steps batches, and what the curves show of it.
 
-    samples: names what the step was made from, for the error. Raises ValueError before the update where loss or
-    gradient is not finite on any process. For that they are read back, once a step, after the last micro-batch:
+    samples: names what the step was made from, for the error. Where loss or gradient is not finite on any process, the
+    same micro-batches are computed again with the safest attention kernel, which stays in use where that helps; raises
+    ValueError before the update where it does not. Loss and norm are read back once a step, after the last micro-batch:
     nothing waits for the device before.
     """
     started = time.monotonic()
-    total = torch.zeros((), device=accelerator.device)
-    for micro in range(config.gradient_accumulation_steps):
-        with clock.part("data"):
-            batch = next(batches)
-            draws = draws_of(config.seed, step, micro, accelerator.process_index, len(batch.x0))
-            noise = draw_noise(config, batch, draws)
-        with clock.part("transfer"):
-            batch, (sigma, noise) = to_device(batch, accelerator.device), on_device(noise, accelerator.device)
-        last = micro == config.gradient_accumulation_steps - 1
-        with nullcontext() if last else accelerator.no_sync(model):
-            with clock.part("forward"):
-                if config.lora_dropout:  # it draws from torch's own generator
-                    torch.manual_seed(seed_of(draws[0]))
-                loss = batch_loss(config, model, batch, sigma, noise) / config.gradient_accumulation_steps
-            with clock.part("backward"):
-                accelerator.backward(loss)
-        total += loss.detach()
+    parameters = optimizer.param_groups[0]["params"]
+    taken: list[FillBatch] = []
 
+    def attempt() -> tuple[float, float]:
+        total = add_gradients(config, step, model, taken, batches, accelerator, clock)
+        with clock.part("optimiser"):
+            norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
+            return tuple(torch.stack([accelerator.reduce(total, "mean"), norm]).tolist())
+
+    mean_loss, grad_norm = attempt()
+    if not finite(mean_loss, grad_norm) and fall_back(accelerator.unwrap_model(model)):
+        optimizer.zero_grad(set_to_none=True)
+        mean_loss, grad_norm = attempt()
+        if finite(mean_loss, grad_norm):
+            logger.warning(
+                "step %d: the gradient was not finite and is with the attention kernel %s, which is used from here on: "
+                "run --check to see what is wrong with the other one", step + 1, SAFEST_KERNEL,
+            )  # fmt: skip
+    if not finite(mean_loss, grad_norm):
+        raise ValueError(
+            f"the loss is {mean_loss} and the gradient's norm {grad_norm} at step {step + 1}, so this update was "
+            f"not made: lower --learning_rate or look at its samples ({', '.join(dict.fromkeys(samples()))}), then "
+            "resume from the newest checkpoint"
+        )
     with clock.part("optimiser"):
-        parameters = optimizer.param_groups[0]["params"]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
-        mean_loss, grad_norm = torch.stack([accelerator.reduce(total, "mean"), norm]).tolist()
-        if not (math.isfinite(mean_loss) and math.isfinite(grad_norm)):
-            raise ValueError(
-                f"the loss is {mean_loss} and the gradient's norm {grad_norm} at step {step + 1}, so this update was "
-                f"not made: lower --learning_rate or look at its samples ({', '.join(dict.fromkeys(samples()))}), then "
-                "resume from the newest checkpoint"
-            )
         learning_rate = lr_scheduler.get_last_lr()[0]
         optimizer.step()
         lr_scheduler.step()
@@ -75,6 +77,46 @@ def optimiser_step(
         "train/grad_norm": grad_norm,
         "train/seconds": time.monotonic() - started,
     }
+
+
+def add_gradients(
+    config: TrainConfig,
+    step: int,
+    model: nn.Module,
+    taken: list[FillBatch],
+    batches: Iterator[FillBatch],
+    accelerator: Accelerator,
+    clock: Clock,
+) -> Tensor:
+    """Adds the gradients of one optimiser step's micro-batches to those that are there; their mean loss, a scalar.
+
+    taken: the micro-batches, which are added to it from `batches` as they are needed; where they are there, they are
+    computed again. What is drawn follows from the step, so that they give the same gradients again.
+    """
+    total, count = torch.zeros((), device=accelerator.device), config.gradient_accumulation_steps
+    for micro in range(count):
+        with clock.part("data"):
+            if micro == len(taken):
+                taken.append(next(batches))
+            batch = taken[micro]
+            draws = draws_of(config.seed, step, micro, accelerator.process_index, len(batch.x0))
+            noise = draw_noise(config, batch, draws)
+        with clock.part("transfer"):
+            batch, (sigma, noise) = to_device(batch, accelerator.device), on_device(noise, accelerator.device)
+        with nullcontext() if micro == count - 1 else accelerator.no_sync(model):
+            with clock.part("forward"):
+                if config.lora_dropout:  # it draws from torch's own generator
+                    torch.manual_seed(seed_of(draws[0]))
+                loss = batch_loss(config, model, batch, sigma, noise) / count
+            with clock.part("backward"):
+                accelerator.backward(loss)
+        total += loss.detach()
+    return total
+
+
+def finite(*numbers: float) -> bool:
+    """Whether all of them are."""
+    return all(map(math.isfinite, numbers))
 
 
 def draws_of(seed: int, step: int, micro: int, process: int, size: int) -> list[tuple[int, ...]]:

@@ -314,3 +314,50 @@ def test_batches_reach_workers_however_they_are_started(config: TrainConfig) -> 
 def test_epochs_become_steps(config: TrainConfig) -> None:
     run = train(replace(config, num_train_epochs=2), TRAIN_DATA, VAL_DATA)  # 10 samples, 4 a step
     assert set(metrics(run)) == {1, 2, 3}
+
+
+def test_a_kernel_that_fails_is_left_for_the_safest_one(
+    config: TrainConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From its second step on, torch's own choice of kernel returns NaN; with several kernels allowed it is used, with
+    the plain one alone it is not."""
+    config = replace(config, max_train_steps=4, checkpointing_steps=2, gradient_accumulation_steps=1)
+    right = torch.nn.functional.scaled_dot_product_attention
+    passes = 0
+
+    def failing(query: torch.Tensor, *rest: torch.Tensor, **settings: object) -> torch.Tensor:
+        nonlocal passes
+        out = right(query, *rest, **settings)
+        if not query.requires_grad or not torch.backends.cuda.flash_sdp_enabled():
+            return out
+        passes += 1
+        return out * torch.nan if passes > 6 else out  # six blocks a step
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", failing)
+    with caplog.at_level(logging.WARNING):
+        whole = train(config, TRAIN_DATA, VAL_DATA)
+    assert caplog.text.count("the gradient was not finite and is with the attention kernel _native_math") == 1
+    assert set(metrics(whole)) == {1, 2, 3, 4}
+    assert all(math.isfinite(loss) for loss in metrics(whole).values())
+
+    # Gone on from the second step with a kernel that is right again, the run still uses the safest one.
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", right)
+    copy = tmp_path / "copy"
+    shutil.copytree(whole, copy)
+    shutil.rmtree(copy / "checkpoint-4")
+    resumed = train(replace(config, output_dir=str(copy), resume_from_checkpoint="latest"), TRAIN_DATA, VAL_DATA)
+    assert_same_run(resumed, whole)
+
+
+def test_a_gradient_that_no_kernel_makes_finite_stops_the_run(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = torch.nn.functional.scaled_dot_product_attention
+
+    def failing(query: torch.Tensor, *rest: torch.Tensor, **settings: object) -> torch.Tensor:
+        out = right(query, *rest, **settings)
+        return out * torch.nan if query.requires_grad else out
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", failing)
+    with pytest.raises(ValueError, match="the loss is nan .* at step 1, so this update was not made"):
+        train(config, TRAIN_DATA, VAL_DATA)

@@ -205,8 +205,12 @@ def test_a_plan_is_made_for_other_machines_too() -> None:
     assert resolve({"profile": "quick_test"}, cuda_devices=0, plan=PlanConfig(plan=True)).toy
     with pytest.raises(ValueError, match="--plan --gpu_memory 24 to see what it would need"):
         resolve({}, cuda_devices=0, plan=PlanConfig(plan=True))
-    with pytest.raises(ValueError, match="are for --plan: add it"):
+    with pytest.raises(ValueError, match="--price_per_hour is for --plan and --check: add one"):
         resolve({"profile": "quick_test"}, cuda_devices=0, plan=PlanConfig(price_per_hour=2.0))
+    with pytest.raises(ValueError, match="--gpu_memory is for --plan: add it"):
+        resolve({"profile": "quick_test"}, cuda_devices=0, plan=PlanConfig(check=True, gpu_memory=24))
+    with pytest.raises(ValueError, match="--check measures and --plan foretells: give one of them"):
+        resolve({"profile": "quick_test"}, cuda_devices=0, plan=PlanConfig(check=True, plan=True))
 
 
 def test_more_processes_than_devices_are_refused() -> None:
