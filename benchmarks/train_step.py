@@ -1,50 +1,89 @@
-"""Times a training step, in variants, beside the step that trainers of this field take today. Nothing is downloaded.
+"""Times a training step, in variants, beside the steps that other trainers take. Nothing is downloaded.
 
     python -m benchmarks.train_step --size toy
-    python -m benchmarks.train_step --size full --variants none,compile,full --steps 20 --json step.json
+    python -m benchmarks.train_step --size full --variants reference_cached,none,compile --steps 5 --json step.json
 
-The toy's models are the pretrained ones; the full size is FLUX-Fill's and FLUX's VAE with random weights, as neither
-speed nor memory depends on their values. Pictures are random too.
+The toy's models are the pretrained ones; the full size is FLUX-Fill's and FLUX's VAE with seeded random weights.
+Pictures, LoRA and noise are seeded too, so that the first losses of all rows compare.
 
-The reference step has the same dtype, batch, attention and LoRA, with the prompt encoded once, and does what the
-published trainers do: it encodes the picture and the masked picture with the VAE in every step, recomputes the
-activations of every block, compiles nothing and updates each parameter by itself. From the same pictures and noise its
-first loss is that of our step to 1e-5 in float32.
+The reference rows have the same dtype, batch and LoRA as ours, diffusers' own blocks, the prompt encoded once, and
+torch's own choice of the attention kernel:
+
+    reference_script       as CatVTON-Flux's author trains: picture and masked picture pass through the VAE in every
+                           step, every block recomputes its activations, nothing is compiled, and AdamW and the norm of
+                           the gradients take one parameter after the other
+    reference_cached       as kohya's scripts, ai-toolkit and SimpleTuner are run: latents out of a cache, every
+                           block recomputes its activations, nothing is compiled, torch's own choice of AdamW
+    reference_cached_none  as those are where nothing is recomputed
 
 TFLOP/s: those of the step's linear layers and attention, without what is recomputed (tryon/speed.py), by the median
 time of a step; the share is of the data sheet's peak.
 """
 
-import json
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.variants import check_settings
-from tryon.config import TrainConfig, full, on_toy, quick_test, setting
+from benchmarks.variants import check_settings, versions
+from tryon.config import TrainConfig, full, on_toy, quick_test, replace_json, setting
 from tryon.entry import check_first, run_script
 from tryon.flags import parse_flags
 
-CHANGES: dict[str, dict[str, Any]] = {
-    "none": {},
-    "every_4": {"gradient_checkpointing": "4"},
-    "every_2": {"gradient_checkpointing": "2"},
-    "full": {"gradient_checkpointing": "full"},
-    "auto": {"gradient_checkpointing": "auto"},
-    "compile": {"compile": True},
-    "compile_full": {"compile": True, "gradient_checkpointing": "full"},
-    "fp8": {"quantization": "fp8"},
-    "int8": {"quantization": "int8"},
-    "nf4": {"quantization": "nf4"},
-    "fp8_full": {"quantization": "fp8", "gradient_checkpointing": "full"},
-    "nf4_full": {"quantization": "nf4", "gradient_checkpointing": "full"},
-    "nf4_auto": {"quantization": "nf4", "gradient_checkpointing": "auto"},
-    "nf4_compile_full": {"quantization": "nf4", "gradient_checkpointing": "full", "compile": True},
-    "nf4_offload": {"quantization": "nf4", "gradient_checkpointing": "full", "offload": True},
-    "adamw8bit": {"optimizer": "adamw8bit"},
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to take our step. settings: what differs from train_config. memory: GB of the GPU that it may use."""
+
+    settings: dict[str, Any] = field(default_factory=dict)
+    memory: float | None = None
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A way in which others take the step. encodes: the VAE encodes in every step. recomputes: every block does.
+    one_by_one: clipping and AdamW take one parameter after the other."""
+
+    encodes: bool
+    recomputes: bool
+    one_by_one: bool
+
+
+REFERENCES = {
+    "reference_script": Reference(encodes=True, recomputes=True, one_by_one=True),
+    "reference_cached": Reference(encodes=False, recomputes=True, one_by_one=False),
+    "reference_cached_none": Reference(encodes=False, recomputes=False, one_by_one=False),
+}
+H100 = {"lora_rank": 128, "lora_alpha": 128, "compile": True}  # the profile's 8 samples per step, in three ways
+VARIANTS = {
+    "none": Variant(),
+    "every_4": Variant({"gradient_checkpointing": "4"}),
+    "every_2": Variant({"gradient_checkpointing": "2"}),
+    "full": Variant({"gradient_checkpointing": "full"}),
+    "auto": Variant({"gradient_checkpointing": "auto"}),
+    "compile": Variant({"compile": True}),
+    "compile_full": Variant({"compile": True, "gradient_checkpointing": "full"}),
+    "fp8": Variant({"quantization": "fp8"}),
+    "int8": Variant({"quantization": "int8"}),
+    "nf4": Variant({"quantization": "nf4"}),
+    "fp8_full": Variant({"quantization": "fp8", "gradient_checkpointing": "full"}),
+    "nf4_full": Variant({"quantization": "nf4", "gradient_checkpointing": "full"}),
+    "nf4_auto": Variant({"quantization": "nf4", "gradient_checkpointing": "auto"}),
+    "nf4_compile_full": Variant({"quantization": "nf4", "gradient_checkpointing": "full", "compile": True}),
+    "nf4_offload": Variant({"quantization": "nf4", "gradient_checkpointing": "full", "offload": True}),
+    "adamw8bit": Variant({"optimizer": "adamw8bit"}),
+    "h100_1x8": Variant({**H100, "train_batch_size": 1, "gradient_accumulation_steps": 8}, memory=76),
+    "h100_2x4": Variant({**H100, "train_batch_size": 2, "gradient_accumulation_steps": 4}, memory=76),
+    "h100_4x2": Variant(
+        {**H100, "train_batch_size": 4, "gradient_accumulation_steps": 2, "gradient_checkpointing": "2"}, memory=76
+    ),
+    "full_24gb": Variant({"quantization": "nf4", "gradient_checkpointing": "auto", "compile": True}, memory=24),
+    "full_24gb_every_2": Variant({"quantization": "nf4", "gradient_checkpointing": "2", "compile": True}, memory=24),
+    "full_16gb": Variant({"quantization": "nf4", "gradient_checkpointing": "full", "compile": True}, memory=16),
+    "full_12gb": Variant({"quantization": "nf4", "gradient_checkpointing": "full", "offload": True}, memory=12),
 }
 
 
@@ -53,22 +92,23 @@ class StepConfig:
     """Which steps are timed, at which size."""
 
     size: Literal["toy", "full"] = setting("toy", "the toy, or the 12 billion parameters of FLUX-Fill")
-    variants: str = setting("none", f"separated by commas, of {', '.join(CHANGES)}")
-    reference: Literal["yes", "no"] = setting("yes", "whether the reference step is timed too")
+    variants: str = setting(
+        ",".join([*REFERENCES, "none"]), f"separated by commas, of {', '.join([*REFERENCES, *VARIANTS])}"
+    )
     batch: int | None = setting(None, "samples per step; the toy's quick test's 8, or 1, if not given", 1)
     rank: int | None = setting(None, "rank of the LoRA; the profile's if not given", 1)
     steps: int = setting(10, "steps that are timed", 1)
     warm_up: int = setting(3, "steps before them", 1)
-    memory_limit: float | None = setting(None, "GB of the GPU that may be used", 1)
-    json: str | None = setting(None, "a file for the rows and the ratio")
+    memory_limit: float | None = setting(None, "GB of the GPU that variants may use which name no limit", 1)
+    json: str | None = setting(None, "a file for the rows, written again after each")
 
 
 def read_settings(argv: list[str]) -> StepConfig:
     """The flags, checked. Raises ValueError, in one sentence, for every mistake."""
-    description = "Times a training step in variants, beside the step of today's trainers."
+    description = "Times a training step in variants, beside the steps of other trainers."
     (given,) = parse_flags(argv, "python -m benchmarks.train_step", description, StepConfig)
     config = StepConfig(**given)
-    check_settings(config, config.variants.split(","), CHANGES)
+    check_settings(config, config.variants.split(","), [*REFERENCES, *VARIANTS])
     return config
 
 
@@ -80,19 +120,22 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 
-from tryon.encode import collate, encode_pictures, encode_sample
+from tryon.attention import attention_in_use, machine
+from tryon.encode import collate, encode_pictures, encode_sample, to_device
 from tryon.geometry import pack_latents, pack_mask
+from tryon.lora import add_lora
 from tryon.memory import (
     choose_quantization,
     free_before_training,
     recomputed_every,
     training_memory,
     transformer_costs,
+    which_recompute,
 )
 from tryon.models import FILL_CONFIG, load_transformer, load_vae
-from tryon.prepare import prepare_transformer
+from tryon.prepare import no_compiler, prepare_transformer
 from tryon.sample import FillBatch, PromptEmbedding, TryOnSample, make_diptych
-from tryon.speed import device_name, peak_flops, step_flops
+from tryon.speed import peak_flops, step_flops
 from tryon.step import batch_loss, draw_noise, draws_of, make_lr_scheduler, make_optimizer, on_device, optimiser_step
 from tryon.timing import Clock
 from tryon.toy.model import toy_model
@@ -109,21 +152,31 @@ VAE_CONFIG = {  # FLUX.1-dev's
     "use_quant_conv": False,
     "use_post_quant_conv": False,
 }
+CPU = torch.device("cpu")
+RANDOM_NUMBERS = 2**24 - 3  # a prime, so that layers which begin at the same one are rare
 
 
 @dataclass(frozen=True)
 class Row:
-    """One variant's figures. seconds: of each timed step. peak: bytes of tensors on the GPU, None on a CPU; planned:
-    what tryon.memory said. parts: mean seconds. loss: of the first step."""
+    """What the steps of a variant took. Where it was on a CPU, peak and reserved are None.
+
+    seconds: of each timed step. samples: of one. recomputed, attention: which blocks, which kernel. peak, reserved:
+    bytes on the GPU in tensors, and held by torch's allocator; planned: what tryon.memory said of peak. flops: of a
+    step, without what is recomputed. parts: mean seconds. losses: of every step, from the first untimed one on.
+    """
 
     name: str
     seconds: list[float]
-    batch: int
+    samples: int
+    rank: int
+    recomputed: str
+    attention: str
     peak: int | None
+    reserved: int | None
     planned: int
     flops: float
     parts: dict[str, float]
-    loss: float
+    losses: list[float]
 
     @property
     def median(self) -> float:
@@ -131,36 +184,56 @@ class Row:
 
 
 def train_config(config: StepConfig) -> TrainConfig:
-    """The profile whose step is timed, nothing recomputed or quantised."""
+    """The profile whose step is timed, nothing recomputed, quantised or compiled."""
     profile = on_toy(quick_test()) if config.size == "toy" else full()
     batch = config.batch or (profile.train_batch_size if config.size == "toy" else 1)
     rank = config.rank or profile.lora_rank
     return replace(
         profile, train_batch_size=batch, gradient_accumulation_steps=1, lora_rank=rank, lora_alpha=rank,
-        gradient_checkpointing="none", quantization="none",
+        gradient_checkpointing="none", quantization="none", compile=False,
     )  # fmt: skip
 
 
-def make_transformer(config: TrainConfig) -> FluxTransformer2DModel:
-    """The transformer in the host's memory; at full size with the same random numbers in every layer."""
+def make_transformer(config: TrainConfig, device: torch.device = CPU) -> FluxTransformer2DModel:
+    """The transformer, frozen, in the device's memory: the toy's, or the full size with seeded random weights."""
     if config.toy:
-        return load_transformer(toy_model(Path(config.data_cache_dir)).transformer, torch.float32)
+        return load_transformer(toy_model(Path(config.data_cache_dir)).transformer, torch.float32).to(device)
+    return random_transformer(FILL_CONFIG, torch.bfloat16, device)
+
+
+def random_transformer(
+    transformer_config: dict[str, Any], dtype: torch.dtype, device: torch.device
+) -> FluxTransformer2DModel:
+    """A frozen transformer whose weights are random but the same every time, on every machine and device.
+
+    A layer's weights are normal and keep the size of its input; biases are 0, weights of normalisations 1. Drawing
+    twelve billion numbers on a CPU would take minutes: a few million are used again and again, from another one on.
+    """
     with torch.device("meta"):
-        transformer = FluxTransformer2DModel.from_config(FILL_CONFIG).to(torch.bfloat16)
-    transformer = transformer.to_empty(device="cpu").requires_grad_(False)
-    numbers = 0.02 * torch.randn(2**22, dtype=torch.bfloat16)
-    for parameter in transformer.parameters():
-        flat = parameter.view(-1)
-        for start in range(0, len(flat), len(numbers)):
-            part = flat[start : start + len(numbers)]
-            part.copy_(numbers[: len(part)])
+        transformer = FluxTransformer2DModel.from_config(transformer_config).to(dtype)
+    transformer = transformer.to_empty(device=device).requires_grad_(False)
+    numbers = torch.randn(RANDOM_NUMBERS, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    used = 0
+    for name, parameter in transformer.named_parameters():
+        if parameter.ndim == 1:
+            parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+            continue
+        flat, filled = parameter.view(-1), 0
+        while filled < len(flat):
+            drawn = numbers[used % len(numbers) :][: len(flat) - filled]
+            torch.mul(drawn, parameter.shape[1] ** -0.5, out=flat[filled : filled + len(drawn)])
+            filled, used = filled + len(drawn), used + len(drawn)
     return transformer
 
 
 def make_vae(config: TrainConfig, device: torch.device) -> AutoencoderKL:
+    """The toy's VAE, or FLUX's with torch's own first weights, seeded."""
     if config.toy:
         return load_vae(toy_model(Path(config.data_cache_dir)).base, torch.float32, device)
-    return AutoencoderKL.from_config(VAE_CONFIG).requires_grad_(False).eval().to(device, torch.bfloat16)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        vae = AutoencoderKL.from_config(VAE_CONFIG)
+    return vae.requires_grad_(False).eval().to(device, torch.bfloat16)
 
 
 def make_samples(config: TrainConfig) -> list[TryOnSample]:
@@ -190,112 +263,171 @@ def encoded(vae: AutoencoderKL, samples: list[TryOnSample], prompt: PromptEmbedd
     return batch.pin_memory() if vae.device.type == "cuda" else batch
 
 
-def time_ours(name: str, config: TrainConfig, batch: FillBatch, accelerator: Accelerator, steps: StepConfig) -> Row:
+def time_ours(
+    name: str, config: TrainConfig, vae: AutoencoderKL, prompt: PromptEmbedding, accelerator: Accelerator,
+    steps: StepConfig,
+) -> Row:  # fmt: skip
     """Our step in a variant, as the loop takes it."""
-    config = replace(config, **CHANGES[name])
-    config = replace(config, quantization=choose_quantization(config.quantization, accelerator.device))
-    transformer = make_transformer(config)
-    parameters = prepare_transformer(transformer, config, accelerator.device, None)
+    device = accelerator.device
+    config = replace(config, **VARIANTS[name].settings)
+    config = replace(config, quantization=choose_quantization(config.quantization, device))
+    if config.compile and (problem := no_compiler(device)):
+        raise ValueError(f"nothing can be compiled here: {problem}")  # training would go on without
+    batch = encoded(vae, make_samples(config), prompt)
+    # Quantised weights go to the device layer by layer, as a card that needs them could not hold the others.
+    in_full = config.quantization == "none" and not config.offload
+    transformer = make_transformer(config, device if in_full else CPU)
+    parameters = prepare_transformer(transformer, config, device, None)
     costs = transformer_costs(config, dict(transformer.config))
-    every = recomputed_every(config, costs, free_before_training(config, costs, accelerator.device))
-    planned = training_memory(config, costs, every).tensors
+    every = recomputed_every(config, costs, free_before_training(config, costs, device))
     optimizer = make_optimizer(config, parameters)
     lr_scheduler = make_lr_scheduler(config, optimizer, 0, steps.warm_up + steps.steps)
-    model, clock = accelerator.prepare(transformer).train(), Clock(accelerator.device)
+    model, clock = accelerator.prepare(transformer).train(), Clock(device)
 
     def same() -> Iterator[FillBatch]:
         while True:
             yield batch
 
-    batches, losses = same(), []
+    batches = same()
 
-    def step(index: int) -> None:
+    def step(index: int) -> float:
         metrics = optimiser_step(
             config, index, model, batches, optimizer, lr_scheduler, accelerator, clock, lambda: ["random pictures"]
         )
-        losses.append(metrics["train/loss"])
+        return metrics["train/loss"]
 
-    flops = step_flops(config, dict(transformer.config), None).total * config.train_batch_size
-    return measure(Row(name, [], config.train_batch_size, None, planned, flops, {}, 0.0), step, losses, clock, steps)
+    return measure(name, config, transformer, every, step, clock, steps)
 
 
 def time_reference(
-    config: TrainConfig,
-    vae: AutoencoderKL,
-    samples: list[TryOnSample],
-    batch: FillBatch,
-    accelerator: Accelerator,
+    name: str, config: TrainConfig, vae: AutoencoderKL, prompt: PromptEmbedding, accelerator: Accelerator,
     steps: StepConfig,
-) -> Row:
-    """The step of today's trainers. Of `batch` only the prompt and the ids are taken."""
-    device = accelerator.device
-    transformer = make_transformer(config)
-    parameters = prepare_transformer(transformer, config, device, None)
-    transformer.enable_gradient_checkpointing()
+) -> Row:  # fmt: skip
+    """The step as others take it, on diffusers' own blocks, from the same pictures, noise and LoRA."""
+    device, reference = accelerator.device, REFERENCES[name]
+    samples = make_samples(config)
+    cached = encoded(vae, samples, prompt)
+    image, masked, mask = (torch.stack(parts) for parts in zip(*map(make_diptych, samples), strict=True))
+    transformer = make_transformer(config, device)
+    parameters = add_lora(transformer, config.lora_rank, config.lora_alpha, config.seed)
+    transformer.set_attention_backend("native")  # said, as diffusers would keep what our rows have chosen
+    if reference.recomputes:
+        transformer.enable_gradient_checkpointing()
+    foreach = False if reference.one_by_one else None  # None: torch's own choice
     optimizer = torch.optim.AdamW(
         parameters, lr=config.learning_rate, betas=(config.adam_beta1, config.adam_beta2),
-        weight_decay=config.adam_weight_decay, eps=config.adam_epsilon, foreach=False,
+        weight_decay=config.adam_weight_decay, eps=config.adam_epsilon, foreach=foreach,
     )  # fmt: skip
     lr_scheduler = make_lr_scheduler(config, optimizer, 0, steps.warm_up + steps.steps)
     model, clock = accelerator.prepare(transformer).train(), Clock(device)
-    prompt = {name: getattr(batch, name).to(device) for name in ("prompt", "pooled", "img_ids", "txt_ids")}
-    image, masked, mask = (torch.stack(parts) for parts in zip(*map(make_diptych, samples), strict=True))
-    losses = []
 
-    def step(index: int) -> None:
-        with clock.part("VAE"):
-            x0, hidden = (pack_latents(encode_pictures(vae, pictures)) for pictures in (image, masked))
-        whole = FillBatch(x0=x0, cond=torch.cat([hidden, pack_mask(mask).to(hidden)], dim=2), **prompt)
+    def step(index: int) -> float:
+        with clock.part("transfer"):
+            batch = to_device(cached, device)
+        if reference.encodes:
+            with clock.part("VAE"):
+                x0, hidden = (pack_latents(encode_pictures(vae, pictures)) for pictures in (image, masked))
+                batch = replace(batch, x0=x0, cond=torch.cat([hidden, pack_mask(mask).to(hidden)], dim=2))
         with clock.part("forward"):
-            sigma, noise = on_device(draw_noise(config, whole, draws_of(config.seed, index, 0, 0, len(x0))), device)
-            loss = batch_loss(config, model, whole, sigma, noise)
+            draws = draws_of(config.seed, index, 0, 0, len(batch.x0))
+            sigma, noise = on_device(draw_noise(config, batch, draws), device)
+            loss = batch_loss(config, model, batch, sigma, noise)
         with clock.part("backward"):
             accelerator.backward(loss)
         with clock.part("optimiser"):
-            torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm, foreach=False)
+            torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm, foreach=foreach)
             optimizer.step()
             lr_scheduler.step()
             optimizer.zero_grad(set_to_none=True)
-            losses.append(loss.item())
+            return loss.item()
 
-    costs = transformer_costs(config, dict(transformer.config))
-    planned = training_memory(config, costs, 1).tensors
-    flops = step_flops(config, dict(transformer.config), None).total * config.train_batch_size
-    return measure(Row("reference", [], len(batch.x0), None, planned, flops, {}, 0.0), step, losses, clock, steps)
+    return measure(name, config, transformer, 1 if reference.recomputes else None, step, clock, steps)
 
 
-def measure(row: Row, step: Callable[[int], None], losses: list[float], clock: Clock, steps: StepConfig) -> Row:
-    """Takes the steps, the first ones untimed; the row with what they took. losses: where step leaves them."""
+def measure(
+    name: str,
+    config: TrainConfig,
+    transformer: FluxTransformer2DModel,
+    every: int | None,
+    step: Callable[[int], float],
+    clock: Clock,
+    steps: StepConfig,
+) -> Row:
+    """Takes the steps, the first ones untimed. every: as in training_memory. step: takes one and returns its loss."""
     on_gpu = torch.cuda.is_available()
-    for index in range(steps.warm_up):
-        step(index)
+    losses = [step(index) for index in range(steps.warm_up)]
     clock.take()
     if on_gpu:
         torch.cuda.reset_peak_memory_stats()
     seconds = []
     for index in range(steps.steps):
         started = time.perf_counter()
-        step(steps.warm_up + index)
+        losses.append(step(steps.warm_up + index))
         if on_gpu:
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    parts = {part: spent / steps.steps for part, spent in clock.take().items()}
-    peak = torch.cuda.max_memory_allocated() if on_gpu else None
-    return replace(row, seconds=seconds, peak=peak, parts=parts, loss=losses[0])
+    samples = config.train_batch_size * config.gradient_accumulation_steps
+    shapes = dict(transformer.config)
+    return Row(
+        name=name,
+        seconds=seconds,
+        samples=samples,
+        rank=config.lora_rank,
+        recomputed=which_recompute(every),
+        attention=attention_in_use(transformer),
+        peak=torch.cuda.max_memory_allocated() if on_gpu else None,
+        reserved=torch.cuda.max_memory_reserved() if on_gpu else None,
+        planned=training_memory(config, transformer_costs(config, shapes), every).tensors,
+        flops=step_flops(config, shapes, None).total * samples,
+        parts={part: spent / steps.steps for part, spent in clock.take().items()},
+        losses=losses,
+    )
 
 
-def table(rows: list[Row], peak: float | None) -> list[str]:
-    """The rows in words."""
-    titles = ("s/step", 9), ("least", 9), ("most", 9), ("samples/s", 11), ("peak GB", 9), ("planned", 9), ("TFLOP/s", 9)
-    lines = [f"{'variant':18}" + "".join(f"{title:>{width}}" for title, width in (*titles, ("share", 7)))]
-    for row in rows:
-        rates = f"{row.batch / row.median:11.2f}", f"{row.flops / row.median / 1e12:9.2f}"
-        memory = f"{row.peak / 1e9:9.1f}{row.planned / 1e9:9.1f}" if row.peak else f"{'-':>9}{'-':>9}"
-        share = f"{100 * row.flops / row.median / peak:.0f} %" if peak else "-"
-        seconds = "".join(f"{each:9.3f}" for each in (row.median, min(row.seconds), max(row.seconds)))
-        lines.append(f"{row.name:18}{seconds}{rates[0]}{memory}{rates[1]}{share:>7}")
-    parts = [", ".join(f"{part} {spent:.3f} s" for part, spent in row.parts.items()) for row in rows]
-    return [*lines, *(f"{row.name}: {words}" for row, words in zip(rows, parts, strict=True))]
+COLUMNS = ("s/step", "least", "most", "samples/s", "peak GB", "planned", "TFLOP/s", "share", "first loss")
+HEADER = f"{'variant':22}" + "".join(f"{title:>11}" for title in COLUMNS)
+
+
+def in_words(row: Row, peak: float | None) -> str:
+    """The row below HEADER, and a line of what its time went into. peak: the device's operations per second."""
+    rate = row.flops / row.median
+    cells = [
+        *(f"{each:.3f}" for each in (row.median, min(row.seconds), max(row.seconds))),
+        f"{row.samples / row.median:.2f}",
+        *(["-", "-"] if row.peak is None else [f"{row.peak / 1e9:.1f}", f"{row.planned / 1e9:.1f}"]),
+        f"{rate / 1e12:.2f}",
+        f"{100 * rate / peak:.0f} %" if peak else "-",
+        f"{row.losses[0]:.6f}",
+    ]
+    parts = ", ".join(f"{part} {spent:.3f} s" for part, spent in row.parts.items())
+    return (
+        f"{row.name:22}{''.join(f'{cell:>11}' for cell in cells)}\n"
+        f"    {parts}; {row.recomputed} recomputes; attention {row.attention}"
+    )
+
+
+def ratios(rows: list[Row]) -> dict[str, dict[str, float]]:
+    """How many times as fast as each reference each of our rows is that has its rank and samples per step."""
+    references = [row for row in rows if row.name in REFERENCES]
+    return {
+        ours.name: {
+            other.name: other.median / ours.median
+            for other in references
+            if (other.samples, other.rank) == (ours.samples, ours.rank)
+        }
+        for ours in rows
+        if ours.name not in REFERENCES
+    }
+
+
+def limit_memory(gigabytes: float | None) -> None:
+    """Lets this process use so much of the GPU, or all of it."""
+    if torch.cuda.is_available():
+        device = torch.cuda.current_device()
+        share = 1.0
+        if gigabytes:
+            share = min(1.0, gigabytes * 1e9 / torch.cuda.get_device_properties(device).total_memory)
+        torch.cuda.set_per_process_memory_fraction(share, device)
 
 
 def main(argv: list[str]) -> None:
@@ -304,41 +436,44 @@ def main(argv: list[str]) -> None:
     config = train_config(steps)
     accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision=config.mixed_precision)
     device = accelerator.device
-    if steps.memory_limit and device.type == "cuda":
-        share = steps.memory_limit * 1e9 / torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(min(share, 1.0), torch.cuda.current_device())
-
-    vae, samples = make_vae(config, device), make_samples(config)
-    transformer_config = FILL_CONFIG if steps.size == "full" else dict(make_transformer(config).config)
+    vae = make_vae(config, device)  # it stays on the GPU, as in training
+    shapes = FILL_CONFIG if steps.size == "full" else dict(make_transformer(config).config)
     dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
-    batch = encoded(vae, samples, make_prompt(config, transformer_config, dtype))
-    rows = []
-    if steps.reference == "yes":
-        rows.append(time_reference(config, vae, samples, batch, accelerator, steps))
-        accelerator.free_memory()
-    del vae
+    prompt = make_prompt(config, shapes, dtype)
+
+    size = f"{config.height} x {2 * config.width}, batch {config.train_batch_size}, rank {config.lora_rank}"
+    result: dict[str, Any] = {
+        "machine": machine(device), "versions": versions(), "size": size,
+        "rows": [], "failed": {}, "ratios": {},
+    }  # fmt: skip
+    print(f"{machine(device)}; {size}, {config.mixed_precision}, {steps.steps} steps\n{HEADER}", flush=True)
+    rows: list[Row] = []
     for name in steps.variants.split(","):
+        take = time_reference if name in REFERENCES else time_ours
+        memory = VARIANTS[name].memory if name in VARIANTS else None
+        limit_memory(memory or steps.memory_limit)
         try:
-            rows.append(time_ours(name, config, batch, accelerator, steps))
-        except torch.OutOfMemoryError:
-            print(f"{name}: does not fit", flush=True)
+            rows.append(take(name, config, vae, prompt, accelerator, steps))
+        except Exception as error:  # the others' figures are wanted all the same; it is said, and fails the command
+            traceback.print_exc()
+            result["failed"][name] = (str(error).strip() or type(error).__name__).splitlines()[0]
+            print(f"{name}: failed: {result['failed'][name]}", flush=True)
+        else:
+            print(in_words(rows[-1], peak_flops(device)), flush=True)
+        result["rows"] = [{**vars(row), "median": row.median} for row in rows]
+        result["ratios"] = ratios(rows)
+        if steps.json:
+            replace_json(Path(steps.json), result)
         accelerator.free_memory()  # it keeps what it prepared
         torch.compiler.reset()
 
-    size = f"{config.height} x {2 * config.width}, batch {config.train_batch_size}, rank {config.lora_rank}"
-    print(f"{device_name(device)}, PyTorch {torch.__version__}, {size}, {config.mixed_precision}, {steps.steps} steps")
-    print("\n".join(table(rows, peak_flops(device))))
-    ours = [row for row in rows if row.name != "reference"]
-    result: dict[str, Any] = {"device": device_name(device), "torch": torch.__version__, "size": size, "ratio": None}
-    if steps.reference == "yes" and ours:
-        best, reference = min(ours, key=lambda row: row.median), rows[0]
-        result["ratio"] = reference.median / best.median
-        difference = abs(best.loss / reference.loss - 1)
-        words = f"{best.name} is {result['ratio']:.2f} times as fast as the reference step"
-        print(f"{words}; first losses differ by {difference:.1e}")
-    if steps.json:
-        result["rows"] = [{**vars(row), "median": row.median} for row in rows]
-        Path(steps.json).write_text(json.dumps(result, indent=2) + "\n")
+    losses = {row.name: row.losses[0] for row in rows}
+    for ours, beside in ratios(rows).items():
+        for reference, ratio in beside.items():
+            apart = abs(losses[ours] / losses[reference] - 1)
+            print(f"{ours} is {ratio:.2f} times as fast as {reference}; first losses differ by {apart:.1e}")
+    if failed := result["failed"]:
+        raise ValueError(f"there are no figures of {', '.join(failed)}: what went wrong is said above")
 
 
 if __name__ == "__main__":
