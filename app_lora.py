@@ -137,7 +137,7 @@ def main(argv: list[str]) -> None:
         return f"**Toy model**: {TOY_NOTICE}." if is_for_toy(config, facts) else ""
 
     def load(lora: Path) -> "TryOnModel":
-        return load_try_on(use_toy_model_for_try_on(config, read_facts(lora)), lora)
+        return load_try_on(use_toy_model_for_try_on(config, read_facts(lora)), lora, fold=True)
 
     studio = Studio(config, load, parser)
     studio.take(lora)

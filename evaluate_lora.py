@@ -82,6 +82,8 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, EvaluateConfig]:
         problems.append(f"--dataroot {asked.dataroot} is no folder")
     if asked.validation_data_list and asked.dataset_name:
         problems.append("--validation_data_list has no place beside --dataset_name")
+    if config.cache != "none":
+        problems.append(f"--cache {config.cache} has no place here, as scores are of pictures without it: leave it out")
     problems += [*mistakes(config), *mistakes(asked)]
     if problems:
         raise ValueError("; ".join(problems))

@@ -355,13 +355,13 @@ def main(argv: list[str]) -> None:
     pictures = replace(pictures, steps=steps, guidance_scale=guidance)
     make_mask = mask_maker(config, pictures, facts)
     if pictures.pairs:
-        model = load_try_on(config, lora)
+        model = load_try_on(config, lora, fold=True)
         logger.info("%d pairs, %d steps at guidance %g", len(lines), steps, guidance)
         rows, failed = dress_pairs(model, lines, pictures, make_mask)
     else:
         request, failed = request_of_flags(pictures), []
         opened = open_pictures(request, facts, make_mask)  # before the models, which take minutes to load
-        model = load_try_on(config, lora)
+        model = load_try_on(config, lora, fold=True)
         logger.info("dressing, %d steps at guidance %g", steps, guidance)
         if on_terminal():
             model.pipeline.set_progress_bar_config(disable=False, desc="dressing", leave=False, ncols=110)

@@ -1,33 +1,70 @@
-"""Times a try-on, in variants, beside diffusers' stock pipeline. Random weights at full size: nothing is downloaded.
+"""Times a try-on, in variants, beside diffusers' stock pipeline, and says how far each one's picture is from the eager
+one. Nothing is downloaded.
 
-    python -m benchmarks.inference --size toy --denoising_steps 2
-    python -m benchmarks.inference --size full --variants none,compile,nf4 --json inference.json
+    python -m benchmarks.inference --size toy --denoising_steps 8 --variants none,first_block:0.1,compile
+    python -m benchmarks.inference --size full --variants none,compile,compile_first_block:0.1 --json inference.json
 
-The stock pipeline is FluxFillPipeline as its documentation uses it: bf16, eager, the VAE in one piece, one picture at a
-time. Both get the same prompt embeddings, as text encoders run once a session in ours.
+    stock   FluxFillPipeline as its documentation uses it: eager, the LoRA in layers of its own, the VAE in one piece
+    eager   our pipeline in the same way: its pictures are those that the others' are compared with
+    none    the LoRA folded into the weights, as in all others whose weights are neither quantised nor offloaded
+
+All get the same prompt embeddings, as text encoders run once a session in ours. Timed pictures differ in person,
+garment and noise. PSNR is taken inside the mask, since nothing else is repainted, and the lowest is printed; stock has
+none, as it starts from other noise. `all blocks` is in how many denoising steps of a picture all blocks ran; `truth`
+the mean PSNR to the person as it was drawn.
+
+The toy's models are the trained ones, its pictures drawn. The full size has random weights and pictures of noise: there
+PSNR tells whether a variant computes the same, but neither what a cache costs in quality nor how often it hits, which
+follows from trained weights. The LoRA is random and seeded in both, and small, so that the toy still dresses people.
 """
 
-import json
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.variants import check_settings
-from tryon.config import setting
+from tryon.config import Quantization, replace_json, setting
 from tryon.entry import check_first, run_script
 from tryon.flags import parse_flags
 
-CHANGES: dict[str, dict[str, Any]] = {
-    "none": {},
-    "compile": {"compile": True},
-    "fp8": {"quantization": "fp8"},
-    "fp8_compile": {"quantization": "fp8", "compile": True},
-    "nf4": {"quantization": "nf4"},
-    "nf4_compile": {"quantization": "nf4", "compile": True},
-    "nf4_offload": {"quantization": "nf4", "offload": True},
+
+@dataclass(frozen=True)
+class Variant:
+    """A way to infer: the command line's flags of these names, and whether the LoRA is folded into the weights."""
+
+    quantization: Quantization = "none"
+    offload: bool = False
+    fold: bool = False
+    compile: bool = False
+    cache: float | None = None  # the threshold of a First-Block-Cache
+
+    @property
+    def placement(self) -> tuple[bool, Quantization, bool]:
+        """Equal for variants that can share a transformer; in this order they run."""
+        return self.quantization != "none" or self.offload, self.quantization, self.offload
+
+
+ALWAYS = {"stock": Variant(), "eager": Variant()}
+VARIANTS = {
+    "none": Variant(fold=True),
+    "first_block:0.05": Variant(fold=True, cache=0.05),
+    "first_block:0.1": Variant(fold=True, cache=0.1),
+    "first_block:0.2": Variant(fold=True, cache=0.2),
+    "compile": Variant(fold=True, compile=True),
+    "compile_first_block:0.05": Variant(fold=True, compile=True, cache=0.05),
+    "compile_first_block:0.1": Variant(fold=True, compile=True, cache=0.1),
+    "compile_first_block:0.2": Variant(fold=True, compile=True, cache=0.2),
+    "fp8": Variant(quantization="fp8"),
+    "fp8_compile": Variant(quantization="fp8", compile=True),
+    "nf4": Variant(quantization="nf4"),
+    "nf4_compile": Variant(quantization="nf4", compile=True),
+    "nf4_offload": Variant(quantization="nf4", offload=True),
 }
 
 
@@ -36,10 +73,10 @@ class InferenceConfig:
     """Which try-ons are timed, at which size."""
 
     size: Literal["toy", "full"] = setting("toy", "the toy, or the 12 billion parameters of FLUX-Fill")
-    variants: str = setting("none", f"separated by commas, of {', '.join(CHANGES)}")
+    variants: str = setting("none", f"separated by commas, of {', '.join(VARIANTS)}")
     denoising_steps: int = setting(30, "denoising steps of a picture", 1)
-    pictures: int = setting(3, "pictures that are timed, after one that is not", 1)
-    json: str | None = setting(None, "a file for the rows and the ratio")
+    pictures: int = setting(3, "pictures that are timed", 1)
+    json: str | None = setting(None, "a file for the rows, written again after each")
 
 
 def read_settings(argv: list[str]) -> InferenceConfig:
@@ -47,7 +84,7 @@ def read_settings(argv: list[str]) -> InferenceConfig:
     description = "Times a try-on in variants, beside diffusers' stock pipeline."
     (given,) = parse_flags(argv, "python -m benchmarks.inference", description, InferenceConfig)
     config = InferenceConfig(**given)
-    check_settings(config, config.variants.split(","), CHANGES)
+    check_settings(config, config.variants.split(","), VARIANTS)
     return config
 
 
@@ -56,72 +93,158 @@ if __name__ == "__main__":
 
 
 import torch
-from diffusers import FluxFillPipeline
+from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
 from diffusers.training_utils import free_memory
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
 
 from benchmarks.train_step import StepConfig, make_prompt, make_samples, make_transformer, make_vae, train_config
-from tryon.lora import add_lora
+from tryon.blocks import blocks_of
+from tryon.cache import cache_prompts
+from tryon.config import TrainConfig
+from tryon.lora import add_lora, fold_lora
+from tryon.metrics import psnr
 from tryon.models import FILL_CONFIG
-from tryon.pipeline import build_pipeline, try_on_batch
-from tryon.prepare import compile_blocks, place
-from tryon.sample import PromptEmbedding, TryOnSample, make_diptych
+from tryon.pipeline import build_pipeline, compile_forwards, try_on_batch
+from tryon.prepare import place
+from tryon.sample import PromptEmbedding, TryOnSample, make_diptych, prompt_for
 from tryon.speed import device_name
-from tryon.toy.model import scheduler
+from tryon.toy.examples import EVALUATION_SEED, DrawnData
+from tryon.toy.model import scheduler, toy_model
 from tryon.tracking import set_up_logging
+
+GUIDANCE = 30.0
+LORA_SHARE = 0.05  # the size of what the LoRA adds to a weight, beside the weight's own
+WARM_UP_STEPS = 2  # of a picture before those that are timed, in which everything is compiled and chosen
+
+
+@dataclass(frozen=True)
+class Work:
+    """What every variant draws: each sample, from the noise of its index as the seed, in so many denoising steps."""
+
+    samples: list[TryOnSample]
+    prompt: PromptEmbedding
+    steps: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Row:
+    """One variant's figures of each timed picture: seconds; steps in which all blocks ran; dB to the eager picture and
+    to the truth, None where there is none."""
+
+    name: str
+    seconds: list[float]
+    computed: list[int]
+    psnr: list[float] | None
+    truth: list[float] | None
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
 
 
 def main(argv: list[str]) -> None:
     asked = read_settings(argv)
     set_up_logging(is_main_process=True)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = train_config(StepConfig(size=asked.size, batch=1))
-    (sample,), vae = make_samples(config), make_vae(config, device)
-    transformer = make_transformer(config)
-    shapes = FILL_CONFIG if asked.size == "full" else dict(transformer.config)
-    prompt = make_prompt(config, shapes, transformer.dtype)
-
-    pipeline = stock_pipeline(transformer.to(device), vae)
-    seconds = {
-        "stock": measure(
-            lambda pipeline=pipeline: stock(pipeline, sample, prompt, asked.denoising_steps), asked, device
-        )
-    }
-    del pipeline, transformer
-    for name in asked.variants.split(","):
-        free_memory()
-        variant = replace(config, **CHANGES[name])
-        transformer = make_transformer(config)
-        add_lora(transformer, config.lora_rank, config.lora_rank, seed=0)
-        place(transformer.eval().to(transformer.dtype), variant.quantization, variant.offload, device)
-        if variant.compile:
-            compile_blocks(transformer, device)
-        ours = build_pipeline(transformer, vae, scheduler())
-        try:
-            seconds[name] = measure(
-                lambda pipeline=ours: try_on_batch(
-                    pipeline, [sample], [prompt], steps=asked.denoising_steps, guidance=30.0, seeds=[0]
-                ),
-                asked,
-                device,
-            )
-        except torch.OutOfMemoryError:
+    config = train_config(StepConfig(size=asked.size, batch=asked.pictures))
+    work = Work(samples_of(config), prompt_of(config, device), asked.denoising_steps, device)
+    size = f"{config.height} x {2 * config.width}, {work.steps} denoising steps, rank {config.lora_rank}"
+    result: dict[str, Any] = {
+        "device": device_name(device), "torch": torch.__version__, "size": size, "rows": [], "failed": [],
+    }  # fmt: skip
+    print(f"{result['device']}, PyTorch {torch.__version__}, {size}\n{HEADER}", flush=True)
+    stock = None
+    for name, row in time_variants(asked.variants.split(","), config, work):
+        if row is None:
             print(f"{name}: does not fit", flush=True)
-        del ours, transformer
+            result["failed"].append(name)
+        else:
+            stock = stock or row
+            ratio = stock.median / row.median
+            print(in_words(row, ratio), flush=True)
+            result["rows"].append({**asdict(row), "median": row.median, "ratio": ratio})
+        if asked.json:
+            replace_json(Path(asked.json), result)
+
+
+def time_variants(asked: list[str], config: TrainConfig, work: Work) -> Iterator[tuple[str, Row | None]]:
+    """The rows of `stock`, `eager` and the variants, each when it is there; None: there is not enough memory for it.
+
+    What is folded or compiled stays so: those of a placement run in that order, on one transformer.
+    """
+    variants = ALWAYS | {name: VARIANTS[name] for name in asked}
+    names = sorted(variants, key=lambda name: (variants[name].placement, variants[name].fold, variants[name].compile))
+    vae, eager = make_vae(config, work.device), []
+    for _, group in groupby(names, lambda name: variants[name].placement):
+        transformer, before = None, Variant()
+        for name in group:
+            variant = variants[name]
+            try:
+                if transformer is None:
+                    transformer = make_transformer(config).to(work.device).eval()
+                    attach_random_lora(transformer, config.lora_rank)
+                    place(transformer, variant.quantization, variant.offload, work.device)
+                if variant.fold and not before.fold:
+                    fold_lora(transformer, {})
+                if variant.compile and not before.compile:
+                    compile_forwards(transformer, work.device)
+                before = variant
+                if name == "stock":
+                    draw = partial(draw_stock, stock_pipeline(transformer, vae), work)
+                else:
+                    draw = partial(draw_ours, build_pipeline(transformer, vae, scheduler()), work, variant.cache)
+                seconds, computed, pictures = measure(draw, transformer, work)
+            except torch.OutOfMemoryError:
+                yield name, None
+                continue
+            if name == "eager":
+                eager = pictures
+            to_eager = to_truth = None
+            if name != "stock":
+                to_eager = [inside(*each) for each in zip(pictures, eager, work.samples, strict=True)]
+                if config.toy:
+                    to_truth = [inside(picture, s.person, s) for picture, s in zip(pictures, work.samples, strict=True)]
+            yield name, Row(name, seconds, computed, to_eager, to_truth)
+        del transformer
+        free_memory()
         torch.compiler.reset()
 
-    print(f"{device_name(device)}, PyTorch {torch.__version__}, {config.height} x {2 * config.width}, ", end="")
-    print(f"{asked.denoising_steps} denoising steps, rank {config.lora_rank}")
-    for name, each in seconds.items():
-        print(f"{name:14} {statistics.median(each):8.3f} s/picture ({min(each):.3f} to {max(each):.3f})")
-    medians = {name: statistics.median(each) for name, each in seconds.items()}
-    best = min(medians, key=lambda name: (name == "stock", medians[name]))
-    ratio = medians["stock"] / medians[best]
-    print(f"{best} is {ratio:.2f} times as fast as the stock pipeline")
-    if asked.json:
-        Path(asked.json).write_text(json.dumps({"device": device_name(device), "ratio": ratio, **seconds}, indent=2))
+
+def samples_of(config: TrainConfig) -> list[TryOnSample]:
+    """Drawn upper-body garments, which the toy's own weights know, on their wearers; at full size noise."""
+    if config.toy:
+        count = config.train_batch_size
+        drawn = DrawnData(count, EVALUATION_SEED, ("upper",), config.height, config.width)
+        return [drawn[index] for index in range(count)]
+    return make_samples(config)
 
 
-def stock_pipeline(transformer: Any, vae: Any) -> FluxFillPipeline:
+def prompt_of(config: TrainConfig, device: torch.device) -> PromptEmbedding:
+    if config.toy:
+        text, cache = prompt_for(config.prompt, "upper"), Path(config.data_cache_dir)
+        length = config.max_sequence_length
+        return cache_prompts([text], toy_model(cache).base, length, torch.float32, device, cache)[text]
+    return make_prompt(config, FILL_CONFIG, torch.bfloat16)
+
+
+@torch.no_grad()
+def attach_random_lora(transformer: FluxTransformer2DModel, rank: int) -> None:
+    """A LoRA in layers of its own, as they are used: in the transformer's dtype."""
+    dtype = transformer.dtype
+    add_lora(transformer, rank, rank, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for layer in transformer.modules():
+        if isinstance(layer, LoraLayer):
+            down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+            numbers = torch.randn(up.shape, generator=generator).to(up)
+            # Each entry of B A is a sum of `rank` products.
+            up.copy_(numbers * LORA_SHARE * layer.weight.float().std() / (down.std() * rank**0.5))
+    transformer.to(dtype)
+
+
+def stock_pipeline(transformer: FluxTransformer2DModel, vae: AutoencoderKL) -> FluxFillPipeline:
     pipeline = FluxFillPipeline(
         scheduler=scheduler(), vae=vae, transformer=transformer,
         text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None,
@@ -130,9 +253,9 @@ def stock_pipeline(transformer: Any, vae: Any) -> FluxFillPipeline:
     return pipeline
 
 
-def stock(pipeline: FluxFillPipeline, sample: TryOnSample, prompt: PromptEmbedding, steps: int) -> Any:
+def draw_stock(pipeline: FluxFillPipeline, work: Work, index: int, steps: int) -> Any:
     """A picture, as whoever calls the pipeline by hand gets it."""
-    image, _, mask = (part[None] for part in make_diptych(sample))
+    image, _, mask = (part[None] for part in make_diptych(work.samples[index]))
     device, dtype = pipeline.transformer.device, pipeline.transformer.dtype
     return pipeline(
         image=(image + 1) / 2,
@@ -140,23 +263,70 @@ def stock(pipeline: FluxFillPipeline, sample: TryOnSample, prompt: PromptEmbeddi
         height=image.shape[-2],
         width=image.shape[-1],
         num_inference_steps=steps,
-        guidance_scale=30.0,
-        generator=torch.Generator().manual_seed(0),
-        prompt_embeds=prompt.embeds[None].to(device, dtype),
-        pooled_prompt_embeds=prompt.pooled[None].to(device, dtype),
+        guidance_scale=GUIDANCE,
+        generator=torch.Generator().manual_seed(index),
+        prompt_embeds=work.prompt.embeds[None].to(device, dtype),
+        pooled_prompt_embeds=work.prompt.pooled[None].to(device, dtype),
     ).images[0]
 
 
-def measure(draw: Callable[[], Any], asked: InferenceConfig, device: torch.device) -> list[float]:
-    """Seconds of each picture but the first."""
-    seconds = []
-    for _ in range(asked.pictures + 1):
-        started = time.perf_counter()
-        draw()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return seconds[1:]
+def draw_ours(pipeline: FluxFillPipeline, work: Work, cache: float | None, index: int, steps: int) -> Tensor:
+    """[3, H, W/2] in [-1, 1]"""
+    sample, settings = work.samples[index], {"steps": steps, "guidance": GUIDANCE, "seeds": [index], "cache": cache}
+    return try_on_batch(pipeline, [sample], [work.prompt], **settings)[0]
+
+
+def measure(
+    draw: Callable[[int, int], Any], transformer: FluxTransformer2DModel, work: Work
+) -> tuple[list[float], list[int], list[Any]]:
+    """Of each picture the seconds, the steps in which all blocks ran, and what `draw`, of index and steps, returns."""
+    draw(0, WARM_UP_STEPS)
+    seconds, computed, pictures = [], [], []
+    for index in range(len(work.samples)):
+        with steps_computed(transformer) as ran:
+            started = time.perf_counter()
+            pictures.append(draw(index, work.steps))
+            if work.device.type == "cuda":
+                torch.cuda.synchronize(work.device)
+            seconds.append(time.perf_counter() - started)
+        computed.append(sum(ran))
+    return seconds, computed, pictures
+
+
+@contextmanager
+def steps_computed(transformer: FluxTransformer2DModel) -> Iterator[list[bool]]:
+    """Whether all blocks ran, of each step in here: one that is skipped returns the very tensor that it was given."""
+    ran: list[bool] = []
+
+    def note(block: nn.Module, args: tuple, given: dict[str, Tensor], returned: tuple[Tensor, Tensor]) -> None:
+        ran.append(returned[1] is not given["hidden_states"])
+
+    handle = blocks_of(transformer)[1].register_forward_hook(note, with_kwargs=True)
+    try:
+        yield ran
+    finally:
+        handle.remove()
+
+
+def inside(picture: Tensor, other: Tensor, sample: TryOnSample) -> float:
+    """PSNR in dB of two pictures [3, H, W/2] inside the sample's mask."""
+    return psnr(picture[None].float().cpu(), other[None].float().cpu(), sample.mask[None]).item()
+
+
+COLUMNS = ("s/picture", "least", "most", "x stock", "all blocks", "PSNR", "truth")
+HEADER = f"{'variant':26}" + "".join(f"{title:>11}" for title in COLUMNS)
+
+
+def in_words(row: Row, ratio: float) -> str:
+    """The row below HEADER."""
+    cells = [
+        *(f"{each:.3f}" for each in (row.median, min(row.seconds), max(row.seconds))),
+        f"{ratio:.2f}",
+        f"{statistics.mean(row.computed):.1f}",
+        "-" if row.psnr is None else f"{min(row.psnr):.1f}",
+        "-" if row.truth is None else f"{statistics.mean(row.truth):.2f}",
+    ]
+    return f"{row.name:26}{''.join(f'{cell:>11}' for cell in cells)}"
 
 
 if __name__ == "__main__":

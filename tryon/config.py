@@ -24,6 +24,8 @@ DEFAULT_PARSER = "mattmdjaga/segformer_b2_clothes"  # of people in photographs
 MaskRuleName = Literal["rectangle", "hull", "parsing"]
 Quantization = Literal["none", "fp8", "int8", "nf4", "auto"]
 
+FIRST_BLOCK_THRESHOLD = 0.1  # of --cache first_block
+
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 # Trackers that accelerate knows, by the name of their package.
@@ -188,6 +190,12 @@ class TryOnConfig:
     )
     offload: bool = setting(False, "keep them in the host's memory and fetch each block when it runs: for small GPUs")
     compile: bool = setting(False, "compile the transformer's blocks: a minute at the first picture, faster ones after")
+    cache: str = setting(
+        "none",
+        "first_block[:threshold] skips the blocks after the first in denoising steps in which what the first one adds "
+        f"has changed, as a share of itself, by less than the threshold ({FIRST_BLOCK_THRESHOLD}) since they last ran: "
+        "faster, and not quite the same picture; none runs all",
+    )
     cache_dir: str | None = setting(None, "where the hub's files are kept; the hub's own default if not given")
     data_cache_dir: str = setting(str(PROJECT / "cache"), "where prompt embeddings and the toy's files are kept")
 
@@ -337,6 +345,11 @@ def mistakes(config: Any) -> typing.Iterator[str]:
             yield f"--{each.name} {value} is not a multiple of 16"
     if isinstance(config, TrainConfig | TryOnConfig) and config.offload and config.compile:
         yield "--offload and --compile do not go together: give one of them"
+    if isinstance(config, TryOnConfig):
+        try:
+            cache_threshold(config.cache)
+        except ValueError as error:
+            yield str(error)
     if not isinstance(config, TrainConfig):
         return
     for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
@@ -353,6 +366,24 @@ def mistakes(config: Any) -> typing.Iterator[str]:
         yield f"--max_time {config.max_time} is not hh:mm, such as 11:30"
     if config.init_lora and config.resume_from_checkpoint:
         yield "--init_lora starts a run and --resume_from_checkpoint continues one: give one of them"
+
+
+def cache_threshold(cache: str) -> float | None:
+    """The threshold of a First-Block-Cache that --cache asks for; None: it asks for none. Raises ValueError where it
+    is neither."""
+    kind, given, threshold = cache.partition(":")
+    if cache == "none":
+        return None
+    try:
+        value = float(threshold) if given else FIRST_BLOCK_THRESHOLD
+    except ValueError:
+        value = math.nan
+    if kind != "first_block" or not 0 < value <= 1:
+        raise ValueError(
+            f"--cache {cache} is neither none nor first_block with a threshold above 0 and up to 1, such as "
+            f"first_block:{FIRST_BLOCK_THRESHOLD}"
+        )
+    return value
 
 
 def trackers(config: TrainConfig) -> list[str]:

@@ -1,26 +1,34 @@
 """One way to infer, used by validation, command line, app and evaluation: stock FluxFillPipeline on our diptych."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxFillPipeline, FluxTransformer2DModel
+from diffusers import (
+    AutoencoderKL,
+    FirstBlockCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
+    FluxTransformer2DModel,
+)
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from tryon.blocks import blocks_of
 from tryon.cache import cache_prompts
 from tryon.checkpoint import verify_lora
-from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, HUB_NAME, TryOnConfig
+from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, HUB_NAME, TryOnConfig, cache_threshold
 from tryon.encode import decode_latents
 from tryon.geometry import pack_latents, unpack_latents
 from tryon.hub import hub_or_folder
-from tryon.lora import LoraFacts, attach_lora, read_facts
+from tryon.lora import LoraFacts, attach_lora, fold_lora, read_facts
 from tryon.masks import MaskRule
 from tryon.memory import check_inference_fits, choose_quantization
 from tryon.models import fetch_models, load_scheduler, load_transformer, load_vae, read_transformer_config
-from tryon.prepare import compile_blocks, place
+from tryon.prepare import no_compiler, place
 from tryon.restore import put_back, window_of
 from tryon.runs import LORA_FILE, find_lora
 from tryon.sample import (
@@ -61,13 +69,17 @@ def build_pipeline(
 
 @dataclass(frozen=True)
 class TryOnModel:
-    """Everything that inference needs, loaded. prompts: of each category. size: height and width of the panel."""
+    """Everything that inference needs, loaded. prompts: of each category. size: height and width of the panel.
+    cache: as in `try_on_batch`. originals: weights without the LoRA, as fold_lora keeps them; None: it is not folded.
+    """
 
     pipeline: FluxFillPipeline
     prompts: dict[Category, PromptEmbedding]
     lora: Path
     facts: LoraFacts | None  # the LoRA's
     size: tuple[int, int]
+    cache: float | None
+    originals: dict[nn.Parameter, Tensor] | None
 
 
 def panel_size(config: TryOnConfig, facts: LoraFacts | None) -> tuple[int, int]:
@@ -104,11 +116,12 @@ def usable_rule(facts: LoraFacts | None) -> MaskRule:
     return MaskRule() if facts and facts.mask_rule == "given" else trained_rule(facts)
 
 
-def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:
+def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOnModel:
     """Loads a LoRA and the models that it was trained for: its header names them where the configuration does not.
 
-    lora: its file (see lora_on_disk). On a CUDA device in bf16, else in float32 on the CPU. Raises ValueError, in one
-    sentence, where a part cannot be loaded or not every key of the LoRA is used.
+    lora: its file (see lora_on_disk). fold: adds it to the weights, where these are neither quantised nor offloaded,
+    which is faster; it can be swapped then, but not switched off. On a CUDA device in bf16, else in float32 on the CPU.
+    Raises ValueError, in one sentence, where a part cannot be loaded or not every key of the LoRA is used.
     """
     facts, hub_cache = read_facts(lora), config.cache_dir
     for given, trained in ((config.base, facts and facts.base), (config.transformer, facts and facts.transformer)):
@@ -135,16 +148,36 @@ def load_try_on(config: TryOnConfig, lora: Path) -> TryOnModel:
     data_cache = Path(config.data_cache_dir).expanduser()
     embeddings = cache_prompts(sorted(set(texts.values())), files.base, length, dtype, device, data_cache)
     model = load_transformer(files.transformer, dtype)
-    attach_lora(model, lora, config.lora_scale)
+    originals = {} if fold and quantization == "none" and not config.offload else None
+    if originals is None:
+        attach_lora(model, lora, config.lora_scale)
     vae, scheduler = load_vae(files.base, dtype, device), load_scheduler(files.base)
     place(model.eval().to(dtype), quantization, config.offload, device)  # the LoRA too: one precision throughout
     # Training takes the fastest kernel of this GPU, by its clock. Here the same seed has to give the same picture.
     model.set_attention_backend("native")
+    if originals is not None:
+        _attach_folded(model, lora, config.lora_scale, originals)
     if config.compile:
-        compile_blocks(model, device)
+        compile_forwards(model, device)
     pipeline = build_pipeline(model, vae, scheduler)
     prompts = {category: embeddings[text] for category, text in texts.items()}
-    return TryOnModel(pipeline, prompts, lora, facts, panel_size(config, facts))
+    size, cache = panel_size(config, facts), cache_threshold(config.cache)
+    return TryOnModel(pipeline, prompts, lora, facts, size, cache, originals)
+
+
+def compile_forwards(transformer: FluxTransformer2DModel, device: torch.device) -> None:
+    """Compiles the blocks, each kind once; where nothing can be compiled it says so, and they stay as they are.
+
+    What a block computes is compiled and not the call of its module, as in training: First-Block-Cache stands in
+    between, and decides on the host.
+    """
+    if problem := no_compiler(device):
+        logger.warning("--compile is left out, as nothing can be compiled here: %s", problem)
+        return
+    # A kind of block is compiled for each batch and size, beyond torch's 8 times; more is an error.
+    torch._dynamo.config.recompile_limit = 64
+    for block in blocks_of(transformer):
+        block.forward = torch.compile(block.forward, fullgraph=True)
 
 
 def same_models(model: TryOnModel, facts: LoraFacts | None) -> bool:
@@ -161,16 +194,28 @@ def same_models(model: TryOnModel, facts: LoraFacts | None) -> bool:
 
 
 def swap_lora(model: TryOnModel, config: TryOnConfig, lora: Path) -> TryOnModel:
-    """The model with another LoRA in place of its own, without loading anything else. See same_models.
+    """The model with another LoRA in place of its own, or its own at another strength, without loading anything else.
+    See same_models.
 
     Raises ValueError, and leaves the model as it was, where the LoRA does not fit.
     """
     facts, transformer = read_facts(lora), model.pipeline.transformer
     assert same_models(model, facts)
+    if model.originals is None:
+        _attach_in_place(transformer, lora, model.lora, config.lora_scale)
+        torch.compiler.reset()  # compiled blocks would be compiled again for each rank, which is done a few times only
+    else:
+        _attach_folded(transformer, lora, config.lora_scale, model.originals)
+    logger.info("LoRA: %s", lora)
+    return replace(model, lora=lora, facts=facts, size=panel_size(config, facts))
+
+
+def _attach_in_place(transformer: FluxTransformer2DModel, lora: Path, before: Path, scale: float) -> None:
+    """Attaches a file's LoRA in place of the one of the file `before`, which stays where it does not fit."""
 
     def attach(file: Path) -> None:
         transformer.delete_adapters("default")
-        attach_lora(transformer, file, config.lora_scale)
+        attach_lora(transformer, file, scale)
         for name, parameter in transformer.named_parameters():
             if "lora_" in name:  # made where its layer's frozen weights are, which may be offloaded
                 parameter.data = parameter.to(transformer.device, transformer.dtype)
@@ -178,11 +223,40 @@ def swap_lora(model: TryOnModel, config: TryOnConfig, lora: Path) -> TryOnModel:
     try:
         attach(lora)
     except ValueError:
-        attach(model.lora)
+        attach(before)
         raise
-    torch.compiler.reset()  # compiled blocks would be compiled again for each rank, which is done a few times only
-    logger.info("LoRA: %s", lora)
-    return replace(model, lora=lora, facts=facts, size=panel_size(config, facts))
+
+
+def _attach_folded(
+    transformer: FluxTransformer2DModel, lora: Path, scale: float, originals: dict[nn.Parameter, Tensor]
+) -> None:
+    """Folds the LoRA of a file into the weights, in place of the one before: see fold_lora. Raises ValueError, and
+    leaves the weights as they were, where it does not fit."""
+    try:
+        attach_lora(transformer, lora, scale)
+    except ValueError:
+        transformer.unload_lora()
+        raise
+    fold_lora(transformer, originals)
+
+
+@contextmanager
+def first_block_cache(transformer: FluxTransformer2DModel, threshold: float | None) -> Iterator[None]:
+    """A pipeline's call in here skips the blocks after the first in steps in which what the first one adds has
+    changed, as a share of itself, by less than `threshold` since they last ran, and adds what they added then. None:
+    all blocks run.
+
+    The share is the whole batch's: what a sample gets depends on the others. Nothing is kept for the next call.
+    """
+    if threshold is None:
+        yield
+        return
+    transformer.enable_cache(FirstBlockCacheConfig(threshold))
+    try:
+        with transformer.cache_context("cond"):
+            yield
+    finally:
+        transformer.disable_cache()
 
 
 def lora_on_disk(name: str, hub_cache: str | None) -> Path:
@@ -228,7 +302,14 @@ def try_on(
     sample = sample_of_pictures(garment, person.crop(window), mask.crop(window), category, *model.size)
     samples, prompts = [sample] * len(seeds), [model.prompts[category]] * len(seeds)
     panels = try_on_batch(
-        model.pipeline, samples, prompts, steps=steps, guidance=guidance, seeds=seeds, each_step=each_step
+        model.pipeline,
+        samples,
+        prompts,
+        steps=steps,
+        guidance=guidance,
+        seeds=seeds,
+        each_step=each_step,
+        cache=model.cache,
     )
     return [put_back(person, mask, to_picture(panel), window) for panel in panels]
 
@@ -243,9 +324,11 @@ def try_on_batch(
     guidance: float,
     seeds: Sequence[int],
     each_step: Callable[[int], None] | None = None,
+    cache: float | None = None,
 ) -> Tensor:
     """The samples' persons wearing their garments, [B, 3, H, W/2] in [-1, 1]: panels, as training, validation and
-    evaluation see them. A sample gets what it gets alone, but for rounding. The rest is as in `try_on`."""
+    evaluation see them. cache: see `first_block_cache`; without it a sample gets what it gets alone, but for rounding.
+    The rest is as in `try_on`."""
 
     def after_step(pipeline: FluxFillPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict:
         each_step(step + 1)
@@ -257,22 +340,23 @@ def try_on_batch(
     shape = (1, pipeline.vae.config.latent_channels, height // 8, width // 8)
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
     device, dtype = pipeline.transformer.device, pipeline.transformer.dtype
-    latents = pipeline(
-        # In [0, 1], which the pipeline normalises as fit_picture did: rounded to 256 levels it comes out the same to
-        # the last bit. A tensor in [-1, 1] would be normalised again if it happened to have no negative values.
-        image=((image + 1) * 127.5).round() / 255,
-        mask_image=mask,
-        height=height,
-        width=width,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        generator=generators,
-        latents=pack_latents(noise),
-        prompt_embeds=torch.stack([prompt.embeds for prompt in prompts]).to(device, dtype),
-        pooled_prompt_embeds=torch.stack([prompt.pooled for prompt in prompts]).to(device, dtype),
-        callback_on_step_end=after_step if each_step else None,
-        output_type="latent",
-    ).images
+    with first_block_cache(pipeline.transformer, cache):
+        latents = pipeline(
+            # In [0, 1], which the pipeline normalises as fit_picture did: rounded to 256 levels it comes out the same
+            # to the last bit. A tensor in [-1, 1] would be normalised again if it happened to have no negative values.
+            image=((image + 1) * 127.5).round() / 255,
+            mask_image=mask,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generators,
+            latents=pack_latents(noise),
+            prompt_embeds=torch.stack([prompt.embeds for prompt in prompts]).to(device, dtype),
+            pooled_prompt_embeds=torch.stack([prompt.pooled for prompt in prompts]).to(device, dtype),
+            callback_on_step_end=after_step if each_step else None,
+            output_type="latent",
+        ).images
     decoded = decode_latents(pipeline.vae, unpack_latents(latents, height // 8, width // 8))
     _, generated = split_diptych(decoded)
     return torch.stack(

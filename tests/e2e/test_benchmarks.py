@@ -116,8 +116,16 @@ def test_gpu_sh_on_the_toy(tmp_path: Path) -> None:
 
 def test_try_on_beside_the_stock_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = tmp_path / "inference.json"
-    flags = "--size toy --denoising_steps 1 --pictures 1 --variants none,nf4 --json"
+    flags = "--size toy --denoising_steps 8 --pictures 1 --variants nf4,first_block:0.1,none --json"
     inference.main([*flags.split(), str(file)])
     shown = capsys.readouterr().out
     result = json.loads(file.read_text())
-    assert {"stock", "none", "nf4"} <= result.keys() and "times as fast as the stock pipeline" in shown
+    stock, *ours = result["rows"]
+    rows = {row["name"]: row for row in ours}
+    assert stock["name"] == "stock" and list(rows) == ["eager", "first_block:0.1", "none", "nf4"]
+    assert rows["none"]["ratio"] == pytest.approx(stock["median"] / rows["none"]["median"])
+    assert rows["eager"]["psnr"] == [pytest.approx(100)] and rows["none"]["psnr"][0] > 80
+    assert 15 < rows["nf4"]["psnr"][0] < 60 and 30 < rows["first_block:0.1"]["psnr"][0] < 60
+    assert rows["none"]["computed"] == [8] > rows["first_block:0.1"]["computed"]
+    assert rows["eager"]["truth"][0] > 18, "a picture, and no noise, is what they are compared with"
+    assert all(name in shown for name in ("stock", *rows))

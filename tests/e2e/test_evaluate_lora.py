@@ -177,6 +177,7 @@ def test_what_is_refused(run: Path, data_cache: Path, tmp_path: Path) -> None:
         (["--lora", "a/b", "--dataset_name", "./nowhere/at/all"], "neither a folder nor a hub name"),
         (["--lora", "a/b", "--dataset_name", "c/d", "--validation_data_list", "e"], "has no place beside"),
         (["--lora", "a/b", "--num_samples", "0"], "--num_samples 0 is too small"),
+        (["--lora", "a/b", "--cache", "first_block"], "--cache first_block has no place here"),
     ):
         with pytest.raises(ValueError, match=message):
             read_settings(argv)

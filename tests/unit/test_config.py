@@ -22,6 +22,8 @@ from tryon.config import (
     PlanConfig,
     TrainConfig,
     TryOnConfig,
+    cache_threshold,
+    mistakes,
     on_toy,
     resolve,
     trackers,
@@ -268,3 +270,10 @@ def test_a_tuple_takes_several_values_and_a_shared_flag_is_the_last_ones() -> No
     with pytest.raises(ValueError, match="--lora: expected at least one argument"):
         parse_flags(("--lora",), "test", "test", EvaluateConfig)
     assert parse_flags((), "test", "test", EvaluateConfig) == [{}]
+
+
+def test_a_cache_is_asked_for_by_name_and_threshold() -> None:
+    assert [cache_threshold(each) for each in ("none", "first_block", "first_block:0.25")] == [None, 0.1, 0.25]
+    for wrong in ("last_block", "first_block:", "first_block:0", "first_block:nan", "first_block:1.5", "none:0.1", ""):
+        (problem,) = mistakes(TryOnConfig(cache=wrong))
+        assert problem.startswith(f"--cache {wrong} is neither none nor first_block with a threshold above 0")

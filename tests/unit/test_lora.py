@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +19,7 @@ from tryon.lora import (
     add_lora,
     attach_lora,
     export_lora,
+    fold_lora,
     load_lora,
     read_facts,
     save_lora,
@@ -226,3 +228,24 @@ def test_a_lora_of_another_width_is_refused(transformer: FluxTransformer2DModel,
     add_lora(transformer, 4, 4, seed=0)
     with pytest.raises(ValueError, match="does not fit this transformer, whose layers are wider or narrower"):
         load_lora(transformer, tmp_path / LORA_FILE)
+
+
+def test_a_folded_lora_leaves_no_trace_in_bf16(transformer: FluxTransformer2DModel) -> None:
+    """Where subtracting what was added would leave rounded weights. Layers that no LoRA had before come along."""
+    transformer.to(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+    originals: dict[torch.nn.Parameter, torch.Tensor] = {}
+
+    def fold(targets: list[str], scale: float) -> dict[str, torch.Tensor]:
+        transformer.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=targets, init_lora_weights=False))
+        transformer.set_adapters("default", scale)
+        fold_lora(transformer, originals)
+        return {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+
+    folded = fold(["attn.to_q"], 1.0)
+    changed = {name for name in before if not torch.equal(folded[name], before[name])}
+    assert folded.keys() == before.keys()
+    assert changed == {name for name in before if name.endswith("attn.to_q.weight")}
+    fold(["attn.to_q", "ff.net.2"], 1.0)
+    unchanged = fold(["attn.to_k"], 0.0)
+    assert all(torch.equal(unchanged[name], before[name]) for name in before)

@@ -1,6 +1,7 @@
 """Try-on of photographs; with the weights kept in other ways, and with a LoRA in place of another."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -11,14 +12,17 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from conftest import make_sample
 from test_lora import FACTS, disturb
 from tryon.config import TryOnConfig
-from tryon.lora import add_lora, save_lora
+from tryon.lora import FACTS_KEY, add_lora, save_lora
+from tryon.metrics import psnr
 from tryon.models import load_transformer
 from tryon.pipeline import TryOnModel, load_try_on, same_models, swap_lora, try_on, try_on_batch
 from tryon.runs import LORA_FILE
+from tryon.toy.examples import EVALUATION_SEED, DrawnData
 from tryon.toy.model import ToyFolders
 
 
@@ -41,8 +45,8 @@ def dressed(model: TryOnModel) -> Tensor:
     return try_on_batch(model.pipeline, [sample], [model.prompts["upper"]], steps=2, guidance=30.0, seeds=[0])[0]
 
 
-def picture(lora: Path, data_cache: Path, **options: object) -> Tensor:
-    return dressed(load_try_on(TryOnConfig(data_cache_dir=str(data_cache), **options), lora))
+def picture(lora: Path, data_cache: Path, fold: bool = False, **options: object) -> Tensor:
+    return dressed(load_try_on(TryOnConfig(data_cache_dir=str(data_cache), **options), lora, fold=fold))
 
 
 def test_offload_changes_nothing_and_quantisation_little(lora: Path, data_cache: Path) -> None:
@@ -80,6 +84,121 @@ def test_a_swapped_lora_is_the_loaded_one(
     with pytest.raises(ValueError, match="does not fit this transformer"):
         swap_lora(swapped, config, odd)
     assert torch.equal(dressed(swapped), after), "the one before is still there"
+
+
+def test_a_folded_lora_dresses_alike_and_is_swapped_to_the_last_bit(
+    lora: Path, toy: ToyFolders, data_cache: Path, tmp_path: Path
+) -> None:
+    config = TryOnConfig(data_cache_dir=str(data_cache))
+    model = load_try_on(config, lora, fold=True)
+    transformer = model.pipeline.transformer
+    before = dressed(model)
+    assert not [name for name, _ in transformer.named_parameters() if "lora_" in name]
+    torch.testing.assert_close(before, picture(lora, data_cache), rtol=0, atol=1e-4)
+
+    other = write_lora(toy, tmp_path / "other", rank=2, seed=1)
+    (tmp_path / "odd").mkdir()
+    odd = tmp_path / "odd" / LORA_FILE
+    with safe_open(other, framework="pt") as file:
+        save_file({**load_file(other), "transformer.nowhere.lora_A.weight": torch.zeros(2, 2)}, odd, file.metadata())
+    with pytest.raises(ValueError, match="does not fit this transformer"):
+        swap_lora(model, config, odd)
+    assert torch.equal(dressed(model), before), "it is still there"
+
+    swapped = swap_lora(model, config, other)
+    assert torch.equal(dressed(swapped), picture(other, data_cache, fold=True))
+    half = swap_lora(swapped, replace(config, lora_scale=0.5), other)
+    assert torch.equal(dressed(half), picture(other, data_cache, fold=True, lora_scale=0.5))
+    swap_lora(half, replace(config, lora_scale=0), other)
+    untouched = load_transformer(toy.transformer, torch.float32).state_dict()
+    assert all(torch.equal(tensor, untouched[name]) for name, tensor in transformer.state_dict().items())
+
+
+def test_quantised_and_offloaded_weights_keep_the_lora_in_layers_of_its_own(lora: Path, data_cache: Path) -> None:
+    for options in ({"quantization": "int8"}, {"offload": True}):
+        model = load_try_on(TryOnConfig(data_cache_dir=str(data_cache), **options), lora, fold=True)
+        assert model.originals is None
+        assert torch.equal(dressed(model), picture(lora, data_cache, **options))
+
+
+DRAWN = DrawnData(1, EVALUATION_SEED, ("upper",), 96, 80)[0]  # of those that the toy knows
+
+
+def drawn(model: TryOnModel, cache: float | None, **more: object) -> Tensor:
+    """DRAWN in a top, [1, 3, H, W/2], in enough steps to skip some."""
+    settings = {"steps": 8, "guidance": 30.0, "seeds": [0], "cache": cache, **more}
+    return try_on_batch(model.pipeline, [DRAWN], [model.prompts["upper"]], **settings)
+
+
+def mild_lora(toy: ToyFolders, folder: Path) -> Path:
+    """A LoRA that changes the picture, and leaves it one."""
+    transformer = load_transformer(toy.transformer, torch.float32)
+    disturb(add_lora(transformer, 4, 4, seed=0))
+    folders = {"base": str(toy.base), "transformer": str(toy.transformer)}
+    save_lora(folder, transformer, replace(FACTS, **folders, max_sequence_length=16, prompt="category"))
+    return folder / LORA_FILE
+
+
+@pytest.mark.parametrize(
+    ("fold", "options"),
+    [(True, {}), (False, {"offload": True})],
+    ids=["folded", "in layers, offloaded"],
+)
+def test_a_cache_skips_steps_and_leaves_nothing_behind(
+    toy: ToyFolders, data_cache: Path, tmp_path: Path, fold: bool, options: dict
+) -> None:
+    lora = mild_lora(toy, tmp_path)
+    config = TryOnConfig(data_cache_dir=str(data_cache), cache="first_block", lora_scale=0.1, **options)
+    model = load_try_on(config, lora, fold=fold)
+    assert model.cache == 0.1
+    plain, cached = drawn(model, None), drawn(model, model.cache)
+    assert 30 < psnr(cached, plain, DRAWN.mask[None]).item() < 60, "near, but steps were skipped"
+
+    class Enough(Exception):
+        pass
+
+    def stop(step: int) -> None:
+        if step == 3:
+            raise Enough
+
+    with pytest.raises(Enough):
+        drawn(model, model.cache, each_step=stop)
+    assert torch.equal(drawn(model, model.cache), cached), "a picture that was stopped is of no use to the next"
+    assert torch.equal(drawn(model, None), plain)
+
+
+def test_try_on_uses_the_cache_that_was_asked_for(lora: Path, data_cache: Path) -> None:
+    model = load_try_on(TryOnConfig(data_cache_dir=str(data_cache), cache="first_block:1"), lora)
+    noise = np.random.default_rng(0).integers(0, 256, (96, 64, 3), dtype=np.uint8)
+    person, mask = Image.fromarray(noise), Image.new("L", (64, 96), 255)
+    settings = {"steps": 4, "guidance": 30.0, "seeds": [0]}
+    (cached,) = try_on(model, person, person, mask, "upper", **settings)
+    (plain,) = try_on(replace(model, cache=None), person, person, mask, "upper", **settings)
+    assert (np.asarray(cached) != np.asarray(plain)).any()
+
+
+def test_compiled_blocks_are_cached_and_not_compiled_again_for_a_folded_lora(
+    toy: ToyFolders, data_cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without code being generated, which takes minutes: what is traced, and how often, is the same."""
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    mild, other = mild_lora(toy, tmp_path / "mild"), write_lora(toy, tmp_path / "other", rank=2, seed=1)
+    config = TryOnConfig(data_cache_dir=str(data_cache), lora_scale=0.1)
+    eager, model = (load_try_on(replace(config, compile=each), mild, fold=True) for each in (False, True))
+    for cache in (None, 0.1):
+        torch.testing.assert_close(drawn(model, cache), drawn(eager, cache), rtol=0, atol=1e-4)
+    with safe_open(other, framework="pt") as file:
+        header = file.metadata()
+    header[FACTS_KEY] = json.dumps(asdict(replace(model.facts, step=2)))
+    save_file(load_file(other), other, header)
+    compiled = counters["stats"]["unique_graphs"]
+    assert compiled > 0
+    swapped = swap_lora(model, config, other)
+    assert not torch.equal(drawn(swapped, None), drawn(eager, None))
+    drawn(swapped, 0.1)
+    assert counters["stats"]["unique_graphs"] == compiled
+    torch.compiler.reset()
 
 
 @pytest.mark.parametrize("gone", ["/gone/FLUX.1-dev", "FLUX.1-dev"])
