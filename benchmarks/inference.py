@@ -105,8 +105,8 @@ from tryon.config import TrainConfig
 from tryon.lora import add_lora, fold_lora
 from tryon.metrics import psnr
 from tryon.models import FILL_CONFIG
-from tryon.pipeline import build_pipeline, compile_forwards, try_on_batch
-from tryon.prepare import place
+from tryon.pipeline import build_pipeline, try_on_batch
+from tryon.prepare import compile_blocks, place
 from tryon.sample import PromptEmbedding, TryOnSample, make_diptych, prompt_for
 from tryon.speed import device_name
 from tryon.toy.examples import EVALUATION_SEED, DrawnData
@@ -183,13 +183,13 @@ def time_variants(asked: list[str], config: TrainConfig, work: Work) -> Iterator
             variant = variants[name]
             try:
                 if transformer is None:
-                    transformer = make_transformer(config).to(work.device).eval()
+                    transformer = make_transformer(config, work.device).eval()
                     attach_random_lora(transformer, config.lora_rank)
                     place(transformer, variant.quantization, variant.offload, work.device)
                 if variant.fold and not before.fold:
                     fold_lora(transformer, {})
                 if variant.compile and not before.compile:
-                    compile_forwards(transformer, work.device)
+                    compile_blocks(transformer, work.device)
                 before = variant
                 if name == "stock":
                     draw = partial(draw_stock, stock_pipeline(transformer, vae), work)

@@ -121,6 +121,7 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 
 from tryon.attention import attention_in_use, machine
+from tryon.check import random_transformer
 from tryon.encode import collate, encode_pictures, encode_sample, to_device
 from tryon.geometry import pack_latents, pack_mask
 from tryon.lora import add_lora
@@ -153,7 +154,6 @@ VAE_CONFIG = {  # FLUX.1-dev's
     "use_post_quant_conv": False,
 }
 CPU = torch.device("cpu")
-RANDOM_NUMBERS = 2**24 - 3  # a prime, so that layers which begin at the same one are rare
 
 
 @dataclass(frozen=True)
@@ -199,31 +199,6 @@ def make_transformer(config: TrainConfig, device: torch.device = CPU) -> FluxTra
     if config.toy:
         return load_transformer(toy_model(Path(config.data_cache_dir)).transformer, torch.float32).to(device)
     return random_transformer(FILL_CONFIG, torch.bfloat16, device)
-
-
-def random_transformer(
-    transformer_config: dict[str, Any], dtype: torch.dtype, device: torch.device
-) -> FluxTransformer2DModel:
-    """A frozen transformer whose weights are random but the same every time, on every machine and device.
-
-    A layer's weights are normal and keep the size of its input; biases are 0, weights of normalisations 1. Drawing
-    twelve billion numbers on a CPU would take minutes: a few million are used again and again, from another one on.
-    """
-    with torch.device("meta"):
-        transformer = FluxTransformer2DModel.from_config(transformer_config).to(dtype)
-    transformer = transformer.to_empty(device=device).requires_grad_(False)
-    numbers = torch.randn(RANDOM_NUMBERS, generator=torch.Generator().manual_seed(0)).to(device, dtype)
-    used = 0
-    for name, parameter in transformer.named_parameters():
-        if parameter.ndim == 1:
-            parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-            continue
-        flat, filled = parameter.view(-1), 0
-        while filled < len(flat):
-            drawn = numbers[used % len(numbers) :][: len(flat) - filled]
-            torch.mul(drawn, parameter.shape[1] ** -0.5, out=flat[filled : filled + len(drawn)])
-            filled, used = filled + len(drawn), used + len(drawn)
-    return transformer
 
 
 def make_vae(config: TrainConfig, device: torch.device) -> AutoencoderKL:

@@ -52,6 +52,7 @@ LORA_STRENGTH = 0.02  # standard deviation of the LoRA's B, which is 0 in a fres
 ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
 MEMORY_ALLOWED = 0.10
 PASSES = 3  # timed
+RANDOM_NUMBERS = 2**24 - 3  # a prime, so that layers which begin at the same one are rare
 CHECKS_FILE = "checks.json"  # in the data cache
 DISK_TRIAL = 256 * 10**6  # bytes
 
@@ -88,7 +89,8 @@ def check_machine(
     yield Row("machine", machine(device))
     yield from attention_rows(config, transformer_config, dtype, device)
     with quiet("tryon.prepare", "tryon.attention"):
-        base = random_blocks(transformer_config, DEPTH, dtype, device)
+        few = {**transformer_config, "num_layers": DEPTH[0], "num_single_layers": DEPTH[1]}
+        base = random_transformer(few, dtype, torch.device("cpu"))
         batch = random_batch(config, transformer_config, dtype, device)
         yield from block_rows(base, config, batch, device)
         yield lora_row(base, config, batch, device)
@@ -168,22 +170,28 @@ def kernel_row(report: KernelReport) -> Row:
     return Row(f"attention {report.kernel}", found, allowed, report.is_right if report.available else None, False)
 
 
-def random_blocks(
-    transformer_config: dict[str, Any], depth: tuple[int, int], dtype: torch.dtype, device: torch.device
+def random_transformer(
+    transformer_config: dict[str, Any], dtype: torch.dtype, device: torch.device
 ) -> FluxTransformer2DModel:
-    """The transformer with so many double and single blocks, in the host's memory, its weights random but the same
-    every time: normal, so that a layer keeps the size of its input."""
-    shapes = {**transformer_config, "num_layers": depth[0], "num_single_layers": depth[1]}
+    """A frozen transformer whose weights are random but the same every time, on every machine and device.
+
+    A layer's weights are normal and keep the size of its input; biases are 0, weights of normalisations 1. Drawing
+    twelve billion numbers on a CPU would take minutes: a few million are used again and again, from another one on.
+    """
     with torch.device("meta"):
-        transformer = FluxTransformer2DModel.from_config(shapes).to(dtype)
-    transformer = transformer.to_empty(device="cpu").requires_grad_(False)
-    generator = torch.Generator(device).manual_seed(0)
+        transformer = FluxTransformer2DModel.from_config(transformer_config).to(dtype)
+    transformer = transformer.to_empty(device=device).requires_grad_(False)
+    numbers = torch.randn(RANDOM_NUMBERS, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    used = 0
     for name, parameter in transformer.named_parameters():
         if parameter.ndim == 1:
             parameter.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
-        else:
-            numbers = torch.randn(parameter.shape, generator=generator, device=device)
-            parameter.copy_(numbers.div_(parameter.shape[1] ** 0.5))
+            continue
+        flat, filled = parameter.view(-1), 0
+        while filled < len(flat):
+            drawn = numbers[used % len(numbers) :][: len(flat) - filled]
+            torch.mul(drawn, parameter.shape[1] ** -0.5, out=flat[filled : filled + len(drawn)])
+            filled, used = filled + len(drawn), used + len(drawn)
     return transformer
 
 

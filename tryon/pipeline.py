@@ -17,18 +17,18 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor, nn
 
-from tryon.blocks import blocks_of
+from tryon.attention import choose_attention
 from tryon.cache import cache_prompts
 from tryon.checkpoint import verify_lora
 from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, HUB_NAME, TryOnConfig, cache_threshold
 from tryon.encode import decode_latents
-from tryon.geometry import pack_latents, unpack_latents
+from tryon.geometry import count_tokens, pack_latents, unpack_latents
 from tryon.hub import hub_or_folder
 from tryon.lora import LoraFacts, attach_lora, fold_lora, read_facts
 from tryon.masks import MaskRule
 from tryon.memory import check_inference_fits, choose_quantization
 from tryon.models import fetch_models, load_scheduler, load_transformer, load_vae, read_transformer_config
-from tryon.prepare import no_compiler, place
+from tryon.prepare import compile_blocks, place
 from tryon.restore import put_back, window_of
 from tryon.runs import LORA_FILE, find_lora
 from tryon.sample import (
@@ -153,31 +153,17 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
         attach_lora(model, lora, config.lora_scale)
     vae, scheduler = load_vae(files.base, dtype, device), load_scheduler(files.base)
     place(model.eval().to(dtype), quantization, config.offload, device)  # the LoRA too: one precision throughout
-    # Training takes the fastest kernel of this GPU, by its clock. Here the same seed has to give the same picture.
-    model.set_attention_backend("native")
+    height, width = panel_size(config, facts)
+    tokens = count_tokens(height, width) + length
+    choose_attention(model, 1, tokens, device, autocast=False, cache=data_cache)
     if originals is not None:
         _attach_folded(model, lora, config.lora_scale, originals)
     if config.compile:
-        compile_forwards(model, device)
+        compile_blocks(model, device)
     pipeline = build_pipeline(model, vae, scheduler)
     prompts = {category: embeddings[text] for category, text in texts.items()}
     size, cache = panel_size(config, facts), cache_threshold(config.cache)
     return TryOnModel(pipeline, prompts, lora, facts, size, cache, originals)
-
-
-def compile_forwards(transformer: FluxTransformer2DModel, device: torch.device) -> None:
-    """Compiles the blocks, each kind once; where nothing can be compiled it says so, and they stay as they are.
-
-    What a block computes is compiled and not the call of its module, as in training: First-Block-Cache stands in
-    between, and decides on the host.
-    """
-    if problem := no_compiler(device):
-        logger.warning("--compile is left out, as nothing can be compiled here: %s", problem)
-        return
-    # A kind of block is compiled for each batch and size, beyond torch's 8 times; more is an error.
-    torch._dynamo.config.recompile_limit = 64
-    for block in blocks_of(transformer):
-        block.forward = torch.compile(block.forward, fullgraph=True)
 
 
 def same_models(model: TryOnModel, facts: LoraFacts | None) -> bool:

@@ -61,14 +61,15 @@ def place(transformer: FluxTransformer2DModel, quantization: Quantization, offlo
 
 
 def compile_blocks(transformer: FluxTransformer2DModel, device: torch.device) -> None:
-    """Compiles the blocks, each kind once; where nothing can be compiled it says so, and they stay as they are."""
+    """Compiles what the blocks compute, each kind once; where nothing can be compiled it says so, and they stay as they
+    are. Not the call of a block's module: First-Block-Cache stands in between, and decides on the host."""
     if problem := no_compiler(device):
         logger.warning("--compile is left out, as nothing can be compiled here: %s", problem)
     else:
         # A kind of block is compiled for each batch, size and LoRA on or off, beyond torch's 8 times; more is an error.
         torch._dynamo.config.recompile_limit = 64
         for block in blocks_of(transformer):
-            block.compile(fullgraph=True)
+            block.forward = torch.compile(block.forward, fullgraph=True)
 
 
 def recompute(transformer: FluxTransformer2DModel, config: TrainConfig, device: torch.device) -> None:

@@ -58,4 +58,4 @@ def test_where_no_compiler_is_found_it_is_said_and_training_goes_on(
         assert "no-such-compiler" in (no_compiler(CPU) or "")
         transformer, _ = prepared(toy, compile=True)
     assert "--compile is left out, as nothing can be compiled here: " in caplog.text
-    assert transformer.transformer_blocks[0]._compiled_call_impl is None
+    assert "forward" not in vars(transformer.transformer_blocks[0])
