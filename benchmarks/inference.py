@@ -189,7 +189,7 @@ def time_variants(asked: list[str], config: TrainConfig, work: Work) -> Iterator
                 if variant.fold and not before.fold:
                     fold_lora(transformer, {})
                 if variant.compile and not before.compile:
-                    compile_blocks(transformer, work.device)
+                    compile_blocks(transformer)
                 before = variant
                 if name == "stock":
                     draw = partial(draw_stock, stock_pipeline(transformer, vae), work)

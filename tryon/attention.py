@@ -74,11 +74,12 @@ def choose_attention(
 ) -> None:
     """Sets the fastest attention kernel that is right for `batch` samples of `tokens` text and image tokens.
 
-    On a CPU torch's own choice stays. On CUDA the kernels are compared, a few seconds, where `cache` does
+    On a CPU it is torch's own choice. On CUDA the kernels are compared, a few seconds, where `cache` does
     not hold what was found before. diffusers keeps the choice for the whole process, so it is made for every model.
     Raises ValueError where no kernel is right.
     """
     if device.type != "cuda":
+        transformer.set_attention_backend("native")
         return
     config = transformer.config
     asked = Attention(batch, tokens, config.num_attention_heads, config.attention_head_dim, transformer.dtype, autocast)

@@ -66,6 +66,9 @@ def _add_flag(parser: argparse.ArgumentParser, each: dataclasses.Field, hint: An
     kind = kinds[0] if optional else hint
     if kind is bool:
         parser.add_argument(flag, action="store_true", help=text)
+        if each.default is True:
+            parser.add_argument(off := f"--no_{each.name}", dest=each.name, action="store_false", help=f"not {flag}")
+            return [flag, off]
     elif typing.get_origin(kind) is tuple:
         of = typing.get_args(kind)[0]
         parser.add_argument(flag, type=of, nargs="+", metavar=of.__name__.upper(), help=text)

@@ -16,6 +16,7 @@ from tryon.config import Quantization, TrainConfig
 from tryon.geometry import count_tokens
 from tryon.lora import add_lora
 from tryon.quantize import weight_bytes
+from tryon.training_blocks import share_inputs, shares_inputs, use_training_blocks
 from tryon.units import GB, gigabytes
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,11 @@ CONTEXT = 600 * 10**6  # bytes that CUDA and its libraries take beside our tenso
 SLACK = 0.05  # of all tensors: what the allocator cannot use between them
 USABLE = 0.96  # of a card's memory, assumed: the driver and the screen take the rest
 DATA_WORKER = 300 * 10**6  # bytes: psutil's uss of a forked one was 280 MB after 200 samples of 768 x 1152, on a CPU
+# What compiled blocks keep for the backward pass, as a share of what eager ones do, which is counted: measured on an
+# H200 with PyTorch 2.11 at 768 x 1152, ranks 64 and 128, batches of 1, 2 and 4, within 0.5 % (benchmarks/log.md). And
+# what one works with meanwhile, as a share of what it keeps.
+COMPILED_DOUBLE, COMPILED_SINGLE = 0.905, 0.803
+COMPILED_WORK = 0.5
 # Every N-th block recomputes its activations: tried from the least to the most that is recomputed.
 RECOMPUTED: tuple[int | None, ...] = (None, 8, 6, 5, 4, 3, 2, 1)
 # GPUs with at least so many bytes hold the frozen weights so ("auto").
@@ -111,8 +117,15 @@ def transformer_costs(config: TrainConfig, transformer_config: dict[str, Any]) -
     """Counted on the real model with its LoRA, made without memory; takes about a second."""
     one_of_each = {**transformer_config, "num_layers": 1, "num_single_layers": 1}
     transformer = empty_transformer(one_of_each, config.lora_rank)
+    if shares_inputs(config) or config.compile:  # a compiler keeps an input once, however many layers read it
+        share_inputs(transformer)
     double = _trace(transformer.transformer_blocks[0], config, transformer.inner_dim)
     single = _trace(transformer.single_transformer_blocks[0], config, transformer.inner_dim)
+    if config.compile:
+        double, single = (
+            replace(costs, saved=round(share * costs.saved))
+            for costs, share in ((double, COMPILED_DOUBLE), (single, COMPILED_SINGLE))
+        )
     blocks = [double] * transformer_config["num_layers"] + [single] * transformer_config["num_single_layers"]
     return TransformerCosts(count_parameters(transformer_config, config.lora_rank), blocks)
 
@@ -120,7 +133,7 @@ def transformer_costs(config: TrainConfig, transformer_config: dict[str, Any]) -
 def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | None) -> TrainingMemory:
     """What a training step needs where every `every`-th block recomputes its activations, or none.
 
-    config.quantization must be resolved (see choose_quantization). A compiler may keep fewer activations.
+    config.quantization must be resolved (see choose_quantization).
     """
     sizes, itemsize, quantized = costs.sizes, _dtype(config).itemsize, config.quantization != "none"
     each = weight_bytes(config.quantization) if quantized else itemsize
@@ -130,12 +143,13 @@ def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | N
     activations = sum(each.saved for each in kept) + sum(each.inputs for each in recomputed)
     activations += max((each.saved for each in recomputed), default=0)
     moment = 1 if config.optimizer == "adamw8bit" else 4
+    work = COMPILED_WORK if config.compile else 1.0
     return TrainingMemory(
         weights=round(held * each) + (sizes.frozen - sizes.in_blocks + VAE_PARAMETERS) * itemsize,
         lora=8 * sizes.trained,
         optimizer=2 * moment * sizes.trained,
         activations=activations,
-        work=max(block.saved for block in costs.blocks) + (itemsize * sizes.largest if quantized else 0),
+        work=round(work * max(block.saved for block in costs.blocks)) + (itemsize * sizes.largest if quantized else 0),
     )
 
 
@@ -259,10 +273,11 @@ def count_parameters(transformer_config: dict[str, Any], rank: int) -> Sizes:
 
 
 def empty_transformer(transformer_config: dict[str, Any], rank: int) -> FluxTransformer2DModel:
-    """The transformer with a LoRA, without memory: on the meta device."""
+    """The transformer as training runs it, with a LoRA, without memory: on the meta device."""
     with torch.device("meta"):
         transformer = FluxTransformer2DModel.from_config(transformer_config).requires_grad_(False)
         add_lora(transformer, rank, rank, seed=0)
+        use_training_blocks(transformer)
     return transformer
 
 
@@ -278,7 +293,7 @@ def _trace(block: nn.Module, config: TrainConfig, width: int) -> BlockCosts:
             name: torch.empty(
                 each.shape, dtype=torch.float32 if each.requires_grad else dtype, requires_grad=each.requires_grad
             )
-            for name, each in block.named_parameters()
+            for name, each in (*block.named_parameters(), *block.named_buffers())
         }
         inputs = {
             "hidden_states": torch.empty(batch, image, width, dtype=dtype, requires_grad=True),

@@ -28,7 +28,7 @@ from tryon.lora import LoraFacts, attach_lora, fold_lora, read_facts
 from tryon.masks import MaskRule
 from tryon.memory import check_inference_fits, choose_quantization
 from tryon.models import fetch_models, load_scheduler, load_transformer, load_vae, read_transformer_config
-from tryon.prepare import compile_blocks, place
+from tryon.prepare import can_compile, compile_blocks, place
 from tryon.restore import put_back, window_of
 from tryon.runs import LORA_FILE, find_lora
 from tryon.sample import (
@@ -158,8 +158,8 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
     choose_attention(model, 1, tokens, device, autocast=False, cache=data_cache)
     if originals is not None:
         _attach_folded(model, lora, config.lora_scale, originals)
-    if config.compile:
-        compile_blocks(model, device)
+    if config.compile and can_compile(device):
+        compile_blocks(model)
     pipeline = build_pipeline(model, vae, scheduler)
     prompts = {category: embeddings[text] for category, text in texts.items()}
     size, cache = panel_size(config, facts), cache_threshold(config.cache)

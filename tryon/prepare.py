@@ -1,6 +1,7 @@
 """The transformer made ready for training: its LoRA, how its frozen weights are kept, what is recomputed, compiled."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from tryon.geometry import count_tokens
 from tryon.lora import add_lora, load_lora
 from tryon.memory import free_before_training, recomputed_every, training_memory, transformer_costs, which_recompute
 from tryon.quantize import quantize_blocks
-from tryon.training_blocks import share_inputs, use_training_blocks
+from tryon.training_blocks import share_inputs, shares_inputs, use_training_blocks
 from tryon.units import gigabytes
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,7 @@ def prepare_transformer(
 
     config.quantization must be resolved. init_lora: a LoRA's file that training starts from.
     """
+    config = replace(config, compile=config.compile and can_compile(device))
     parameters = add_lora(transformer, config.lora_rank, config.lora_alpha, config.seed, config.lora_dropout)
     if init_lora:
         load_lora(transformer, init_lora)
@@ -38,12 +40,12 @@ def prepare_transformer(
     choose_attention(transformer, config.train_batch_size, tokens, device, autocast, cache)  # while the GPU has room
     use_training_blocks(transformer)
     place(transformer, config.quantization, config.offload, device)
-    if config.quantization == "none" and not config.offload and not config.lora_dropout:
+    if shares_inputs(config):
         share_inputs(transformer)
     if not config.offload:
         recompute(transformer, config, device)
     if config.compile:
-        compile_blocks(transformer, device)
+        compile_blocks(transformer)
     return parameters
 
 
@@ -60,16 +62,20 @@ def place(transformer: FluxTransformer2DModel, quantization: Quantization, offlo
         transformer.to(device)
 
 
-def compile_blocks(transformer: FluxTransformer2DModel, device: torch.device) -> None:
-    """Compiles what the blocks compute, each kind once; where nothing can be compiled it says so, and they stay as they
-    are. Not the call of a block's module: First-Block-Cache stands in between, and decides on the host."""
+def compile_blocks(transformer: FluxTransformer2DModel) -> None:
+    """Compiles what the blocks compute, each kind once. Not the call of a block's module: First-Block-Cache stands in
+    between, and decides on the host."""
+    # A kind of block is compiled for each batch, size and LoRA on or off, beyond torch's 8 times; more is an error.
+    torch._dynamo.config.recompile_limit = 64
+    for block in blocks_of(transformer):
+        block.forward = torch.compile(block.forward, fullgraph=True)
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether blocks can be compiled for the device; where they cannot, it is said that they stay as they are."""
     if problem := no_compiler(device):
-        logger.warning("--compile is left out, as nothing can be compiled here: %s", problem)
-    else:
-        # A kind of block is compiled for each batch, size and LoRA on or off, beyond torch's 8 times; more is an error.
-        torch._dynamo.config.recompile_limit = 64
-        for block in blocks_of(transformer):
-            block.forward = torch.compile(block.forward, fullgraph=True)
+        logger.warning("nothing is compiled, which is slower, as it cannot be done here: %s", problem)
+    return problem is None
 
 
 def recompute(transformer: FluxTransformer2DModel, config: TrainConfig, device: torch.device) -> None:

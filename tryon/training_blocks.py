@@ -18,6 +18,8 @@ from diffusers.models.transformers.transformer_flux import FluxAttention
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from tryon.config import TrainConfig
+
 
 def use_training_blocks(transformer: FluxTransformer2DModel) -> None:
     """Puts a block of this module in the place of each of diffusers', around its own layers: names, and so state
@@ -28,6 +30,11 @@ def use_training_blocks(transformer: FluxTransformer2DModel) -> None:
     ):
         for index, block in enumerate(blocks):
             blocks[index] = kind(block)
+
+
+def shares_inputs(config: TrainConfig) -> bool:
+    """Whether layers that read one input can be one product. config.quantization must be resolved."""
+    return config.quantization == "none" and not config.offload and not config.lora_dropout
 
 
 def share_inputs(transformer: FluxTransformer2DModel) -> None:

@@ -57,5 +57,5 @@ def test_where_no_compiler_is_found_it_is_said_and_training_goes_on(
     with inductor.patch({"cpp.cxx": ("no-such-compiler",)}), fresh_cache():
         assert "no-such-compiler" in (no_compiler(CPU) or "")
         transformer, _ = prepared(toy, compile=True)
-    assert "--compile is left out, as nothing can be compiled here: " in caplog.text
+    assert "nothing is compiled, which is slower, as it cannot be done here: " in caplog.text
     assert "forward" not in vars(transformer.transformer_blocks[0])
