@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tryon.config import TOY_NOTICE, TryOnConfig, mistakes, setting
+from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.entry import run_script
 from tryon.flags import parse_flags
+from tryon.lora_header import LoraFacts, lora_on_disk, read_facts
+from tryon.runs import all_loras, run_of, runs_folder
 
 if TYPE_CHECKING:
-    from tryon.lora import LoraFacts
     from tryon.pipeline import TryOnModel
 
 logger = logging.getLogger(__name__)
@@ -90,9 +92,6 @@ def first_lora(config: TryOnConfig) -> tuple[Path, Path]:
 
     Of a folder of runs it is the newest. Raises ValueError where there is none.
     """
-    from tryon.pipeline import lora_on_disk
-    from tryon.runs import all_loras, run_of, runs_folder
-
     folder = Path(config.lora).expanduser()
     if loras := all_loras(folder):
         return loras[0], folder
@@ -105,35 +104,34 @@ def main(argv: list[str]) -> None:
     config, page = read_settings(argv)
     users = read_users(page.auth) if page.auth else None
     check_port(page.host, page.port)
+    set_up_logging(is_main_process=True)
+    lora, runs = first_lora(config)
+    read_facts(lora)  # what is no LoRA is refused before anything is loaded
 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported
     for name in ("no_proxy", "NO_PROXY"):  # Gradio looks for its own page, which no proxy can see
         os.environ[name] = ",".join(filter(None, [os.environ.get(name), LOOPBACK, page.host]))
+    load_libraries("gradio", *MODEL_LIBRARIES)
     import gradio as gr
     from starlette.requests import ClientDisconnect
 
     from tryon.layout import STYLE, build_page
-    from tryon.lora import read_facts
     from tryon.page import Example, Page
     from tryon.pipeline import load_try_on
     from tryon.studio import Studio
     from tryon.toy.draw import write_pictures
     from tryon.toy.model import is_for_toy, parser_for_try_on, use_toy_model_for_try_on
-    from tryon.tracking import set_up_logging
-
-    set_up_logging(is_main_process=True)
 
     def is_worth_a_line(record: logging.LogRecord) -> bool:
         """An upload that somebody broke off is not, and the server would write a traceback of fifty."""
         return not (record.exc_info and isinstance(record.exc_info[1], ClientDisconnect))
 
     logging.getLogger("uvicorn.error").addFilter(is_worth_a_line)
-    lora, runs = first_lora(config)
 
-    def parser(facts: "LoraFacts | None") -> str | None:
+    def parser(facts: LoraFacts | None) -> str | None:
         return page.parser or parser_for_try_on(config, facts)
 
-    def notice(facts: "LoraFacts | None") -> str:
+    def notice(facts: LoraFacts | None) -> str:
         return f"**Toy model**: {TOY_NOTICE}." if is_for_toy(config, facts) else ""
 
     def load(lora: Path) -> "TryOnModel":

@@ -12,26 +12,30 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.preflight import HUB_NAME, DataConfig, checked_data_path
+from deepfashion_training.preflight import DataConfig, checked_data_path
+from folder_lists import dresscode_pairs, is_dresscode, viton_hd_pairs
 from tryon.config import (
     CATVTON_TRANSFORMER,
     FLUX_BASE,
     MaskConfig,
     TrainConfig,
     TryOnConfig,
+    is_nowhere,
     mistakes,
     save_json,
     setting,
 )
+from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.entry import run_script
 from tryon.flags import parse_flags
+from tryon.lora_header import LoraFacts, denoising, lora_on_disk, panel_size, read_facts
 from tryon.manifest import file_hash
+from tryon.prompts import CATEGORIES
 from tryon.runs import run_of, runs_folder
 
 if TYPE_CHECKING:
     import torch
 
-    from tryon.lora import LoraFacts
     from tryon.masks import MaskRule
     from tryon.sample import SampleSource
     from tryon.scoring import CaseSource
@@ -74,7 +78,7 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, EvaluateConfig]:
     problems += [
         f"--lora {name} does not exist: name a run, a checkpoint, a folder, a file or a hub name"
         for name in asked.lora
-        if not Path(name).expanduser().exists() and not HUB_NAME.fullmatch(name)
+        if is_nowhere(name)
     ]
     if asked.dataset_name and asked.dataroot:
         problems.append("give either --dataset_name or --dataroot")
@@ -96,20 +100,6 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, EvaluateConfig]:
 
 def main(argv: list[str]) -> None:
     config, asked = read_settings(argv)
-
-    # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
-    import torch
-    from diffusers.training_utils import free_memory
-
-    from tryon.comparison import summarise
-    from tryon.lora import LoraFacts, read_facts
-    from tryon.memory import choose_quantization
-    from tryon.perceptual import load_perception
-    from tryon.pipeline import TryOnModel, denoising, load_try_on, panel_size, same_models, swap_lora
-    from tryon.scoring import BASE, is_measured, measure, open_folder
-    from tryon.toy.model import use_toy_model_for_try_on
-    from tryon.tracking import set_up_logging
-
     set_up_logging(is_main_process=True)
     loras = open_loras(asked.lora, config.cache_dir)
     unknown = LoraFacts(FLUX_BASE, CATVTON_TRANSFORMER, "fixed", 512, 768, 576, "rectangle", "", 0)  # another project's
@@ -118,12 +108,25 @@ def main(argv: list[str]) -> None:
     (first, lora), *_ = loras.items()
     learnt = learnt_from(list(loras.values()))
     named = {"base": config.base or facts[0].base, "transformer": config.transformer or facts[0].transformer}
+    data = named_data(asked, next(iter(learnt.values())))
+
+    load_libraries(*MODEL_LIBRARIES)
+    import torch
+    from diffusers.training_utils import free_memory
+
+    from tryon.comparison import summarise
+    from tryon.memory import choose_quantization
+    from tryon.perceptual import load_perception
+    from tryon.pipeline import TryOnModel, load_try_on, same_models, swap_lora
+    from tryon.scoring import BASE, is_measured, measure, open_folder
+    from tryon.toy.model import use_toy_model_for_try_on
+
     config = use_toy_model_for_try_on(config, facts[0])
     height, width = panel_size(config, facts[0])
     steps, guidance = denoising(facts[0], asked.steps, asked.guidance_scale)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
-    what, cases = choose_cases(asked, learnt, facts[0], replace(config, height=height, width=width), device)
+    what, cases = choose_cases(asked, data, learnt, facts[0], replace(config, height=height, width=width), device)
     folder = scores_folder(asked, lora, first)
     settings = {
         "data": what, "num_samples": asked.num_samples, "height": height, "width": width, "steps": steps,
@@ -169,8 +172,6 @@ def main(argv: list[str]) -> None:
 
 def open_loras(names: tuple[str, ...], hub_cache: str | None) -> dict[str, Path]:
     """The files that the names mean, by their hashes. Raises ValueError where two are the same."""
-    from tryon.pipeline import lora_on_disk
-
     files: dict[str, Path] = {}
     for name in names:
         file = lora_on_disk(name, hub_cache)
@@ -197,7 +198,7 @@ def learnt_from(files: list[Path]) -> dict[Path, dict[str, Any]]:
     return learnt
 
 
-def check_alike(files: list[Path], facts: list["LoraFacts"], config: TryOnConfig) -> None:
+def check_alike(files: list[Path], facts: list[LoraFacts], config: TryOnConfig) -> None:
     """Raises ValueError, with the differences, where LoRAs were trained for other models, prompts or panels than the
     first, and no flag says which to use for all."""
     for file, each in zip(files[1:], facts[1:], strict=True):
@@ -224,10 +225,44 @@ def scores_folder(asked: EvaluateConfig, lora: Path, digest: str) -> Path:
     return run / "scores" if run else runs_folder() / f"scores_{digest}"
 
 
+@dataclass(frozen=True)
+class NamedData:
+    """What is scored on: a data set, or a folder and its list of test pairs; nothing for drawings."""
+
+    dataset: str | None
+    dataroot: str | None = None
+    pairs: str | None = None
+
+
+def named_data(asked: EvaluateConfig, trained: dict[str, Any]) -> NamedData:
+    """What the flags name, else what the first LoRA was trained on. trained: the settings of its run.
+
+    Raises ValueError where a list of pairs is named that no folder has, or that cannot be used.
+    """
+    dataset = None if asked.dataroot else asked.dataset_name or trained.get("dataset_name")
+    dataroot = None if dataset else asked.dataroot or trained.get("dataroot")
+    if not dataroot:
+        if asked.validation_data_list:
+            raise ValueError(
+                "--validation_data_list is for VITON-HD and DressCode folders: give --dataroot, or leave it out"
+            )
+        return NamedData(dataset)
+    of_run = trained.get("validation_data_list") if dataroot == trained.get("dataroot") else None
+    listed = asked.validation_data_list or of_run
+    if is_dresscode(dataroot):
+        listed = listed or "test_pairs_paired.txt"
+        dresscode_pairs(dataroot, listed, None)
+    else:
+        listed = listed or "test_pairs.txt"
+        viton_hd_pairs(dataroot, "test", listed, None)
+    return NamedData(None, dataroot, listed)
+
+
 def choose_cases(
     asked: EvaluateConfig,
+    named: NamedData,
     learnt: dict[Path, dict[str, Any]],
-    facts: "LoraFacts",
+    facts: LoraFacts,
     config: TryOnConfig,
     device: "torch.device",
 ) -> tuple[str, dict[str, "CaseSource"]]:
@@ -237,27 +272,23 @@ def choose_cases(
     was trained on. facts: the first LoRA's. config: with the panel's size. Raises ValueError where no data is known,
     and where another LoRA learnt from some of it.
     """
-    from deepfashion_training.deepfashion_dataset import load_deepfashion
     from deepfashion_training.train_deepfashion_lora import toy_data_folder
     from tryon.pipeline import usable_rule
     from tryon.scoring import held_out
 
     rule, trained = usable_rule(facts), next(iter(learnt.values()))
-    name = None if asked.dataroot else asked.dataset_name or trained.get("dataset_name")
-    dataroot = None if name else asked.dataroot or trained.get("dataroot")
-    if asked.validation_data_list and not dataroot:
-        raise ValueError(
-            "--validation_data_list is for VITON-HD and DressCode folders: give --dataroot, or leave it out"
-        )
+    name, dataroot = named.dataset, named.dataroot
     of_toy = name is not None and name == str(toy_data_folder(trained.get("data_cache_dir", "")))
     if of_toy or (config.toy and not (name or dataroot)):
         return f"drawings, masks by {rule.name}", drawn_cases(asked, config, rule)
     if dataroot:
-        data = folder_data(asked, trained, dataroot, rule, config)
+        data = folder_data(dataroot, named.pairs, rule, config)
         check_unseen_persons(learnt, dataroot, data)
         return dataroot, held_out(data, asked.num_samples, data.name)
     if name is None:
         raise ValueError("nobody knows what the first LoRA was trained on: give --dataset_name or --dataroot")
+
+    from deepfashion_training.deepfashion_dataset import load_deepfashion
 
     masks = mask_config(rule)
     # Of data that no LoRA was trained on a tenth of the items is scored, however many that are.
@@ -324,7 +355,6 @@ def _kept(shape: type, trained: dict[str, Any]) -> Any:
 
 def drawn_cases(asked: EvaluateConfig, config: TryOnConfig, rule: "MaskRule") -> dict[str, "CaseSource"]:
     """Drawings that no run has seen, in their own garments and in others, with the truth of both."""
-    from tryon.sample import CATEGORIES
     from tryon.toy.examples import EVALUATION_SEED, DrawnCases, DrawnData
 
     if asked.num_samples is None:
@@ -334,19 +364,14 @@ def drawn_cases(asked: EvaluateConfig, config: TryOnConfig, rule: "MaskRule") ->
     return {"paired": DrawnCases(paired), "unpaired": DrawnCases(replace(paired, unpaired=True))}
 
 
-def folder_data(
-    asked: EvaluateConfig, trained: dict[str, Any], dataroot: str, rule: "MaskRule", config: TryOnConfig
-) -> "SampleSource":
-    """The test pairs of a folder."""
+def folder_data(dataroot: str, pairs: str, rule: "MaskRule", config: TryOnConfig) -> "SampleSource":
+    """The test pairs of a folder, as the list `pairs` has them."""
     from folder_datasets import load_dresscode, load_viton_hd
-    from train_flux_inpaint import is_dresscode
 
     sizes = (config.height, config.width)
-    of_run = trained.get("validation_data_list") if dataroot == trained.get("dataroot") else None
-    listed = asked.validation_data_list or of_run
     if is_dresscode(dataroot):
-        return load_dresscode(dataroot, listed or "test_pairs_paired.txt", mask_config(rule), *sizes, None)
-    return load_viton_hd(dataroot, "test", listed or "test_pairs.txt", *sizes, None)
+        return load_dresscode(dataroot, pairs, mask_config(rule), *sizes, None)
+    return load_viton_hd(dataroot, "test", pairs, *sizes, None)
 
 
 def write_scores(

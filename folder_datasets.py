@@ -24,20 +24,19 @@ import hashlib
 import logging
 from collections import Counter
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
+from folder_lists import dresscode_pairs, viton_hd_pairs
 from tryon.config import MaskConfig
 from tryon.masks import MASK_VERSION, MaskRule, agnostic_mask, among, grown, mask_rule_of
 from tryon.parsing import read_label_map
+from tryon.prompts import CATEGORIES, Category
 from tryon.sample import (
-    CATEGORIES,
     UNREADABLE,
-    Category,
     TryOnSample,
     UnreadablePicture,
     fit_mask,
@@ -49,8 +48,6 @@ from tryon.sample import (
 
 logger = logging.getLogger(__name__)
 
-PARTS = ("image", "cloth", "agnostic-mask")
-DRESSCODE_FOLDERS: dict[str, Category] = {"upper_body": "upper", "lower_body": "lower", "dresses": "full"}
 # What of a label map is the garment. Jumpsuits and two-piece dresses are labelled as the pieces they look like.
 WORN = {"upper": ("upper",), "lower": ("lower",), "full": ("full", "upper", "lower")}
 
@@ -109,44 +106,15 @@ class VitonHdData:
 def load_viton_hd(dataroot: str, split: str, list_name: str, height: int, width: int, limit: int | None) -> VitonHdData:
     """The first `limit` pairs of <dataroot>/<list_name>, whose pictures lie in <dataroot>/<split>.
 
-    Raises ValueError where list or folders are missing, the list is empty, or a category is missing or unknown.
+    Raises ValueError as viton_hd_pairs does.
     """
-    root = Path(dataroot).expanduser()
-    folder, pairs = root / split, root / list_name
-    if root.is_dir() and not pairs.is_file():
-        raise ValueError(f"{pairs} is not there: name the list of {split} pairs that lies in --dataroot")
-    missing = [str(path) for path in (root, *(folder / name for name in PARTS)) if not path.exists()]
-    if missing:
-        raise ValueError(f"--dataroot {dataroot} lacks {', '.join(missing)}: give a folder laid out as VITON-HD is")
-    names = [line.split()[0] for line in pairs.read_text().splitlines() if line.strip()]
-    if not names:
-        raise ValueError(f"{pairs} names no pair: write lines of `person.jpg garment.jpg`")
-    names = names[:limit]
-    _check_names(names, pairs)
-    categories = read_categories(folder / "categories.txt", names)
+    names, categories = viton_hd_pairs(dataroot, split, list_name, limit)
+    folder = Path(dataroot).expanduser() / split
     counts = Counter(categories)
     found = ", ".join(f"{counts[category]} {category}" for category in CATEGORIES if counts[category])
     why = "" if (folder / "categories.txt").is_file() else "; all upper, because there is no categories.txt"
     logger.info("%s pairs: %d  (%s%s)", split, len(names), found, why)
     return VitonHdData(folder, names, categories, height, width)
-
-
-def _check_names(names: list[str], where: Path) -> None:
-    """Raises ValueError where a list names files outside the data's folder."""
-    for name in names:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"{where} names {name}, which lies outside the folder: give names of files in it")
-
-
-def read_categories(file: Path, names: list[str]) -> list[Category]:
-    """Each name's category; without the file every garment is an upper-body one, as in VITON-HD."""
-    if not file.is_file():
-        return ["upper"] * len(names)
-    categories = dict(line.split(maxsplit=1) for line in file.read_text().splitlines() if len(line.split()) > 1)
-    for name in names:
-        if categories.get(name) not in CATEGORIES:
-            raise ValueError(f"{file} calls {name} {categories.get(name)}: write upper, lower or full")
-    return [categories[name] for name in names]
 
 
 @dataclass(frozen=True)
@@ -211,27 +179,9 @@ def load_dresscode(
     """The pairs of <dataroot>/<upper_body, lower_body, dresses>/<list_name>, the first `limit` of them, the folders by
     turns.
 
-    Raises ValueError where there is none of these folders, and where a list is missing or names no pair.
+    Raises ValueError as dresscode_pairs does.
     """
-    root = Path(dataroot).expanduser()
-    of_folder = []
-    for name, category in DRESSCODE_FOLDERS.items():
-        if not (root / name).is_dir():
-            continue
-        pairs = root / name / list_name
-        if not pairs.is_file():
-            raise ValueError(f"{pairs} is not there: name the list of pairs that lies in each of DressCode's folders")
-        lines = [line.split() for line in pairs.read_text().splitlines() if line.strip()]
-        if not lines or any(len(line) < 2 for line in lines):
-            raise ValueError(f"{pairs} must have lines of `person.jpg garment.jpg`: give a list with at least one pair")
-        _check_names([word for line in lines for word in line[:2]], pairs)
-        images = root / name / "images"
-        of_folder.append([(images / line[0], images / line[1], category) for line in lines])
-    if not of_folder:
-        raise ValueError(
-            f"{dataroot} has none of {', '.join(DRESSCODE_FOLDERS)}: give a folder laid out as DressCode is"
-        )
-    pairs = [pair for turn in zip_longest(*of_folder) for pair in turn if pair][:limit]
+    pairs = dresscode_pairs(dataroot, list_name, limit)
     counts = Counter(category for _, _, category in pairs)
     found = ", ".join(f"{counts[category]} {category}" for category in CATEGORIES if counts[category])
     logger.info("%s: %d pairs  (%s)", list_name, len(pairs), found)

@@ -78,6 +78,7 @@ from torch import Tensor
 from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
 from tryon.cache import LatentData, cache_latents, cache_prompts, latent_files
+from tryon.console import progress_bar, set_up_logging
 from tryon.encode import collate, to_device
 from tryon.flow import draw_sigma_and_noise, fill_error, interpolate
 from tryon.geometry import PIXELS_PER_TOKEN
@@ -86,13 +87,13 @@ from tryon.metrics import psnr
 from tryon.models import ModelFiles, load_scheduler, load_vae
 from tryon.parsing import Parser, parse, parts_of
 from tryon.pipeline import build_pipeline, try_on_batch
-from tryon.sample import CATEGORIES, Category, FillBatch, make_diptych, prompt_for
+from tryon.prompts import CATEGORIES, Category, prompt_for
+from tryon.sample import FillBatch, make_diptych
 from tryon.toy.examples import DrawnData, labelled_person
 from tryon.toy.initial import start_with_what_is_known
 from tryon.toy.model import PARSER_LABELS, new_parser, new_transformer, new_vae, parser_processor, toy_model
 from tryon.toy.stage import Stage, train
 from tryon.toy.world import WORLD_VERSION
-from tryon.tracking import progress_bar, set_up_logging
 from tryon.validate import validation_loss
 
 CROP = 64  # pixels; crops are several times cheaper than whole drawings

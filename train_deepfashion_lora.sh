@@ -29,10 +29,6 @@ if [[ $processes -gt 1 ]]; then
 elif [[ $device == cpu ]]; then
     launch+=(--cpu)
 fi
-# On the CPU, threads that wait spin: for so long by default that any other program's work makes training several times
-# slower. This many spins cost nothing on a quiet machine (benchmarks/log.md).
-export GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-3000}
-
 if [[ -t 1 ]]; then export TRAIN_TERMINAL=1; fi
 
 # Passes a signal on to the driver's processes. Before any of them has said that it listens nothing can be lost: all

@@ -12,6 +12,7 @@ the samples from (seed, epoch): neither the number of processes nor an interrupt
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from folder_lists import dresscode_pairs, is_dresscode, viton_hd_pairs
 from tryon.config import (
     MaskConfig,
     TrainConfig,
@@ -48,11 +49,6 @@ class FolderConfig:
     )
 
 
-def is_dresscode(dataroot: str) -> bool:
-    """Whether the folder is laid out as DressCode is: with a folder for each part of the body."""
-    return any((Path(dataroot).expanduser() / part).is_dir() for part in ("upper_body", "lower_body", "dresses"))
-
-
 def read_settings(argv: list[str]) -> tuple[TrainConfig, FolderConfig, MaskConfig]:
     """The run's resolved configuration and folder. Raises ValueError, in one sentence, for every mistake."""
     description = "Trains a try-on LoRA on VITON-HD or DressCode. Defaults shown are the full profile's."
@@ -72,7 +68,21 @@ def read_settings(argv: list[str]) -> tuple[TrainConfig, FolderConfig, MaskConfi
     if folders.validation_data_list is None:
         found = "test_pairs_paired.txt" if dresscode else "test_pairs.txt"
         folders = replace(folders, validation_data_list=found)
+    check_lists(folders, config)
     return with_paths(config, "dresscode_lora" if dresscode else "viton_hd_lora"), folders, masks
+
+
+def check_lists(folders: FolderConfig, config: TrainConfig) -> None:
+    """Raises ValueError where a list of pairs cannot be used, or DressCode's two share persons."""
+    root, train_list, validation_list = folders.dataroot, folders.train_data_list, folders.validation_data_list
+    limits = config.max_train_samples, config.max_validation_samples
+    if not is_dresscode(root):
+        viton_hd_pairs(root, "train", train_list, limits[0])
+        viton_hd_pairs(root, "test", validation_list, limits[1])
+        return
+    trained, validated = dresscode_pairs(root, train_list, limits[0]), dresscode_pairs(root, validation_list, limits[1])
+    if both := {person for person, *_ in trained} & {person for person, *_ in validated}:
+        raise ValueError(f"{train_list} and {validation_list} share {len(both)} persons: give lists that share none")
 
 
 if __name__ == "__main__":
@@ -97,39 +107,25 @@ from tryon.attention import SAFEST_KERNEL, attention_in_use, fall_back
 from tryon.batches import count_draws, drawn_in_step, load_batches
 from tryon.cache import cache_latents, cache_prompts, latent_files
 from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, tidy, verify
+from tryon.console import on_terminal, progress_bar, set_up_logging
 from tryon.evaluate import paired_cases
 from tryon.evaluation import evaluate_run
 from tryon.hub import check_login
-from tryon.lora import LoraFacts
+from tryon.lora_header import LoraFacts
+from tryon.manifest import files_fingerprint
 from tryon.memory import resolved
-from tryon.models import (
-    TEXT_PARTS,
-    ModelFiles,
-    fetch_training_models,
-    files_fingerprint,
-    load_scheduler,
-    load_transformer,
-    load_vae,
-)
+from tryon.models import TEXT_PARTS, ModelFiles, fetch_training_models, load_scheduler, load_transformer, load_vae
 from tryon.pipeline import build_pipeline
 from tryon.prepare import prepare_transformer
+from tryon.prompts import CATEGORIES, Category, prompt_for
 from tryon.report import REPORT, write_data, write_environment, write_report
-from tryon.sample import CATEGORIES, Category, PromptEmbedding, SampleSource, prompt_for
+from tryon.sample import PromptEmbedding, SampleSource
 from tryon.share import push
 from tryon.speed import device_name, remember_speed
 from tryon.step import make_lr_scheduler, make_optimizer, optimiser_step
 from tryon.timing import STEP_PARTS, Clock, shares
 from tryon.toy.model import toy_name, use_toy_model
-from tryon.tracking import (
-    forget_metrics_after,
-    log_metrics,
-    on_terminal,
-    progress_bar,
-    set_up_logging,
-    start_processes,
-    start_trackers,
-    with_trackers,
-)
+from tryon.tracking import forget_metrics_after, log_metrics, start_processes, start_trackers, with_trackers
 from tryon.validate import make_validation, validation_picture
 
 logger = logging.getLogger(__name__)
@@ -386,11 +382,6 @@ def folder_data(folders: FolderConfig, masks: MaskConfig, config: TrainConfig) -
         train_data = load_dresscode(folders.dataroot, train_list, masks, *sizes, limits[0])
         masks = replace(masks, mask_growth=0.0)
         val_data = load_dresscode(folders.dataroot, validation_list, masks, *sizes, limits[1])
-        both = {person for person, _, _ in train_data.pairs} & {person for person, _, _ in val_data.pairs}
-        if both:
-            raise ValueError(
-                f"{train_list} and {validation_list} share {len(both)} persons: give lists that share none"
-            )
         return train_data, val_data
     return (
         load_viton_hd(folders.dataroot, "train", train_list, *sizes, limits[0]),

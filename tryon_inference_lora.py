@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from tryon.config import TryOnConfig, mistakes, setting
+from tryon.console import MODEL_LIBRARIES, load_libraries, on_terminal, progress_bar, set_up_logging
 from tryon.entry import run_script
 from tryon.flags import parse_flags
+from tryon.lora_header import LoraFacts, denoising, lora_on_disk, prompt_category, read_facts
+from tryon.prompts import CATEGORIES, Category
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tryon.lora import LoraFacts
     from tryon.parsing import Parser
     from tryon.pipeline import TryOnModel
-    from tryon.sample import Category
 
     MakeMask = Callable[[Image.Image, Image.Image | None, Category | None], Image.Image]
 
@@ -75,7 +76,7 @@ class Request:
     garment: Path
     mask: Path | None
     worn: Path | None
-    category: "Category | None"
+    category: Category | None
     output: Path
 
 
@@ -86,7 +87,7 @@ class Pictures:
     person: "Image.Image"
     garment: "Image.Image"
     mask: "Image.Image"
-    category: "Category"
+    category: Category
 
 
 def read_settings(argv: list[str]) -> tuple[TryOnConfig, PictureConfig]:
@@ -192,7 +193,7 @@ def read_pairs(pictures: PictureConfig) -> list[tuple[int, dict[str, str]]]:
     return lines
 
 
-def request_of_line(line: dict[str, str], folder: Path, category: "Category | None") -> Request:
+def request_of_line(line: dict[str, str], folder: Path, category: Category | None) -> Request:
     """The try-on that a line asks for, with paths from the file's folder; category: where the line names none.
 
     Makes the folder of its output. Raises ValueError for what is missing or wrong.
@@ -215,7 +216,7 @@ def request_of_line(line: dict[str, str], folder: Path, category: "Category | No
     return Request(**paths, worn=None, category=cells.get("category") or category)
 
 
-def mask_maker(config: TryOnConfig, pictures: PictureConfig, facts: "LoraFacts | None") -> "MakeMask":
+def mask_maker(config: TryOnConfig, pictures: PictureConfig, facts: LoraFacts | None) -> "MakeMask":
     """A function of the person, the region of what it wears, or None, and the category: the mask by the LoRA's rule.
 
     The parser is loaded when it is first needed. The function raises ValueError where no mask can be made.
@@ -228,7 +229,7 @@ def mask_maker(config: TryOnConfig, pictures: PictureConfig, facts: "LoraFacts |
     def parser() -> "Parser":
         return parser_for_masks(pictures.parser or parser_for_try_on(config, facts), config.cache_dir)
 
-    def make_mask(person: "Image.Image", worn: "Image.Image | None", category: "Category | None") -> "Image.Image":
+    def make_mask(person: "Image.Image", worn: "Image.Image | None", category: Category | None) -> "Image.Image":
         rule = trained_rule(facts)
         if category is None:
             raise ValueError("to make a mask the garment's category must be known: give it, or a mask")
@@ -243,10 +244,9 @@ def mask_maker(config: TryOnConfig, pictures: PictureConfig, facts: "LoraFacts |
     return make_mask
 
 
-def open_pictures(request: Request, facts: "LoraFacts | None", make_mask: "MakeMask") -> Pictures:
+def open_pictures(request: Request, facts: LoraFacts | None, make_mask: "MakeMask") -> Pictures:
     """What the try-on starts from. Raises ValueError for what cannot be used."""
-    from tryon.pipeline import prompt_category
-    from tryon.sample import CATEGORIES, EMPTY_MASK, UNREADABLE, read_mask, read_picture
+    from tryon.sample import EMPTY_MASK, UNREADABLE, read_mask, read_picture
 
     def opened(what: str, path: Path | None, size: tuple[int, int] | None = None) -> "Image.Image | None":
         try:
@@ -316,8 +316,6 @@ def dress_pairs(
     model: "TryOnModel", lines: list[tuple[int, dict[str, str]]], pictures: PictureConfig, make_mask: "MakeMask"
 ) -> "tuple[list[tuple[str, list[Image.Image]]], list[str]]":
     """Dresses line by line; returns the grid's rows, and what is wrong with the lines that could not be."""
-    from tryon.tracking import progress_bar
-
     folder, rows, failed = Path(pictures.pairs).expanduser().parent, [], []
     bar = progress_bar(len(lines), "dressing", visible=True)
     for number, line in lines:
@@ -339,17 +337,17 @@ def dress_pairs(
 def main(argv: list[str]) -> None:
     config, pictures = read_settings(argv)
     lines = read_pairs(pictures) if pictures.pairs else []
-
-    # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
-    from tryon.lora import read_facts
-    from tryon.pipeline import denoising, load_try_on, lora_on_disk
-    from tryon.toy.model import use_toy_model_for_try_on
-    from tryon.tracking import on_terminal, set_up_logging
-    from tryon.validate import draw_grid
-
     set_up_logging(is_main_process=True)
     lora = lora_on_disk(config.lora, config.cache_dir)
     facts = read_facts(lora)
+    if not pictures.pairs:
+        prompt_category(facts, pictures.category)  # refused before anything is loaded
+
+    load_libraries(*MODEL_LIBRARIES)
+    from tryon.pipeline import load_try_on
+    from tryon.toy.model import use_toy_model_for_try_on
+    from tryon.validate import draw_grid
+
     config = use_toy_model_for_try_on(config, facts)
     steps, guidance = denoising(facts, pictures.steps, pictures.guidance_scale)
     pictures = replace(pictures, steps=steps, guidance_scale=guidance)

@@ -49,7 +49,7 @@ def read_settings(argv: list[str]) -> ScaleConfig:
 
 
 if __name__ == "__main__":
-    check_first(read_settings)  # --help and a wrong flag answer before the heavy imports
+    check_first(read_settings, "torch", "datasets")  # --help and a wrong flag answer before the heavy imports
 
 import numpy as np
 import pyarrow
@@ -61,7 +61,7 @@ from PIL import Image
 
 from deepfashion_training.deepfashion_dataset import load_deepfashion
 from deepfashion_training.preflight import DataConfig
-from tryon.tracking import progress_bar, set_up_logging
+from tryon.console import progress_bar, set_up_logging
 
 logger = logging.getLogger(__name__)
 

@@ -6,6 +6,11 @@ python -m benchmarks.hardware_needs
 from dataclasses import replace
 
 from tryon.config import PROFILES, TrainConfig
+from tryon.console import MODEL_LIBRARIES, load_libraries
+
+if __name__ == "__main__":
+    load_libraries(*MODEL_LIBRARIES)
+
 from tryon.memory import (
     TransformerCosts,
     card_memory,

@@ -102,16 +102,17 @@ from benchmarks.train_step import StepConfig, make_prompt, make_samples, make_tr
 from tryon.blocks import blocks_of
 from tryon.cache import cache_prompts
 from tryon.config import TrainConfig
+from tryon.console import set_up_logging
 from tryon.lora import add_lora, fold_lora
 from tryon.metrics import psnr
 from tryon.models import FILL_CONFIG
 from tryon.pipeline import build_pipeline, try_on_batch
 from tryon.prepare import compile_blocks, place
-from tryon.sample import PromptEmbedding, TryOnSample, make_diptych, prompt_for
+from tryon.prompts import prompt_for
+from tryon.sample import PromptEmbedding, TryOnSample, make_diptych
 from tryon.speed import device_name
 from tryon.toy.examples import EVALUATION_SEED, DrawnData
 from tryon.toy.model import scheduler, toy_model
-from tryon.tracking import set_up_logging
 
 GUIDANCE = 30.0
 LORA_SHARE = 0.05  # the size of what the LoRA adds to a weight, beside the weight's own

@@ -122,6 +122,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 
 from tryon.attention import attention_in_use, machine
 from tryon.check import random_transformer
+from tryon.console import set_up_logging
 from tryon.encode import collate, encode_pictures, encode_sample, to_device
 from tryon.geometry import pack_latents, pack_mask
 from tryon.lora import add_lora
@@ -140,7 +141,6 @@ from tryon.speed import peak_flops, step_flops
 from tryon.step import batch_loss, draw_noise, draws_of, make_lr_scheduler, make_optimizer, on_device, optimiser_step
 from tryon.timing import Clock
 from tryon.toy.model import toy_model
-from tryon.tracking import set_up_logging
 
 VAE_CONFIG = {  # FLUX.1-dev's
     "down_block_types": ["DownEncoderBlock2D"] * 4,

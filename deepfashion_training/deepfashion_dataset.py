@@ -27,10 +27,9 @@ from tryon.config import MaskConfig, TrainConfig
 from tryon.hub import hub_or_folder
 from tryon.masks import MASK_VERSION, MaskRule, agnostic_mask, grown, mask_rule_of
 from tryon.parsing import Parser, load_parser, parse
+from tryon.prompts import CATEGORIES, Category
 from tryon.sample import (
-    CATEGORIES,
     UNREADABLE,
-    Category,
     TryOnSample,
     UnreadablePicture,
     fit_mask,
@@ -193,6 +192,8 @@ def load_table(name: str, cache_dir: str | None) -> Dataset:
 
     Raises ValueError where they cannot be had or read.
     """
+    datasets.logging.set_verbosity_error()
+    datasets.disable_progress_bars()
     folder = hub_or_folder(name, ["*.parquet"], cache_dir, kind="dataset")
     files = sorted(map(str, folder.rglob("*.parquet")))
     try:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 
 from deepfashion_training.preflight import DataConfig, checked_data_path
 from tryon.config import MaskConfig, TrainConfig, mistakes, setting
+from tryon.console import load_libraries, progress_bar, set_up_logging
 from tryon.entry import run_script
 from tryon.flags import parse_flags
 
@@ -63,14 +64,13 @@ def read_settings(argv: list[str]) -> ExportConfig:
 
 def main(argv: list[str]) -> None:
     config = read_settings(argv)
+    set_up_logging(is_main_process=True)
 
-    # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
+    load_libraries("torch", "datasets")
     import torch
 
     from deepfashion_training.deepfashion_dataset import load_deepfashion
-    from tryon.tracking import set_up_logging
 
-    set_up_logging(is_main_process=True)
     folder = Path(config.folder).expanduser().absolute()
     train, validation = load_deepfashion(
         DataConfig(dataset_name=checked_data_path(config.dataset_name)),
@@ -98,7 +98,6 @@ def write_split(data: "DeepFashionData", root: Path, split: str) -> int:
     Raises ValueError where too many are unreadable (tryon.sample.check_unreadable).
     """
     from tryon.sample import UnreadablePicture, check_unreadable
-    from tryon.tracking import progress_bar
 
     folder = root / split
     for part in ("image", "cloth", "agnostic-mask"):

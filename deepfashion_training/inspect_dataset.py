@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.preflight import REFERENCES, DataConfig, checked_data
 from tryon.config import PROJECT, MaskConfig, TrainConfig, mistakes, setting
+from tryon.console import load_libraries, set_up_logging
 from tryon.entry import run_script
 from tryon.flags import parse_flags
 
@@ -83,7 +84,7 @@ def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Finding
     """What can be said of the data without decoding a picture."""
     from deepfashion_training.deepfashion_dataset import counts
     from deepfashion_training.pairing import CAPTION_RULES, cloth_types, is_flat
-    from tryon.sample import CATEGORIES
+    from tryon.prompts import CATEGORIES
 
     table, columns = train.table, train.columns
     pairs = [*train.pairs, *validation.pairs]
@@ -198,7 +199,8 @@ def problem_of(pair: "Pair", found: list[dict[str, Any]]) -> str:
 
 def judge_pictures(train: "DeepFashionData", validation: "DeepFashionData", found: list[dict[str, Any]]) -> Findings:
     """What the decoded pictures say."""
-    from tryon.sample import CATEGORIES, check_unreadable
+    from tryon.prompts import CATEGORIES
+    from tryon.sample import check_unreadable
 
     pairs = [*train.pairs, *validation.pairs]
     measured = [pair for pair in pairs if "area" in found[pair.row]]
@@ -254,7 +256,8 @@ def write_page(
     file: Path, name: str, findings: Findings, verdict: str, train: "DeepFashionData", validation: "DeepFashionData"
 ) -> None:
     """The findings and, for a sample of each category, garment, person, mask and what is hidden, as one HTML file."""
-    from tryon.sample import CATEGORIES, UnreadablePicture, binary_mask
+    from tryon.prompts import CATEGORIES
+    from tryon.sample import UnreadablePicture, binary_mask
 
     sheets = []
     for category in CATEGORIES:
@@ -333,13 +336,6 @@ def _some(rows: Sequence[int], most: int = 8) -> str:
 
 def main(argv: list[str]) -> None:
     config, data, masks = read_settings(argv)
-
-    # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
-    import torch
-
-    from deepfashion_training.deepfashion_dataset import load_deepfashion
-    from tryon.tracking import set_up_logging
-
     set_up_logging(is_main_process=True)
     default_page = PROJECT / "runs" / f"inspection_{Path(config.data_set).name}.html"
     page = Path(config.page or default_page).expanduser().absolute()
@@ -348,6 +344,12 @@ def main(argv: list[str]) -> None:
         page.touch()
     except OSError as error:
         raise ValueError(f"the page {page} cannot be written ({error.strerror}): name another") from error
+
+    load_libraries("torch", "datasets", *(["transformers"] if data.parser else []))
+    import torch
+
+    from deepfashion_training.deepfashion_dataset import load_deepfashion
+
     settings = TrainConfig(
         seed=config.seed, max_train_samples=config.max_train_samples, cache_dir=config.cache_dir,
         max_validation_samples=config.max_validation_samples, data_cache_dir=config.data_cache_dir,

@@ -28,9 +28,10 @@ from deepfashion_training.references import (
     colour_distances,
     colour_signature,
 )
-from tryon.cache import drop_damaged, read_whole, write_whole
-from tryon.sample import UNREADABLE, Category, read_mask, read_picture
-from tryon.tracking import progress_bar
+from tryon.console import progress_bar
+from tryon.prompts import Category
+from tryon.sample import UNREADABLE, read_mask, read_picture
+from tryon.tensor_files import drop_damaged, read_whole, write_whole
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from deepfashion_training.preflight import DEEPFASHION, DEEPFASHION_ROWS, DataConfig, read_settings
 from tryon.config import MaskConfig, PlanConfig, TrainConfig
+from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.entry import run_script
 from tryon.runs import own_run
 
@@ -27,6 +28,7 @@ TOY_VIEWS = ("front",)
 
 def main(argv: list[str]) -> None:
     config, data, masks, plan = read_settings(argv)
+    load_libraries(*MODEL_LIBRARIES)
     if plan.plan:
         print("\n".join(plan_of(config, data, masks, plan)))
         return
@@ -36,11 +38,10 @@ def main(argv: list[str]) -> None:
         return
     drawn = data.dataset_name is None  # the toy's own data
 
-    # Heavy imports after the cheap checks: --help and a wrong flag answer at once.
     from deepfashion_training.deepfashion_dataset import load_deepfashion, pairs_by_reference
     from deepfashion_training.inspect_dataset import describe
     from tryon.hub import check_login
-    from tryon.tracking import set_up_logging, start_processes
+    from tryon.tracking import start_processes
 
     state = start_processes()
     set_up_logging(state.is_main_process)
@@ -89,7 +90,6 @@ def check_for(config: TrainConfig, plan: PlanConfig) -> bool:
     from tryon.check import check
     from tryon.models import FILL_CONFIG, read_transformer_config
     from tryon.toy.model import use_toy_model
-    from tryon.tracking import set_up_logging
 
     set_up_logging(is_main_process=True)
     if config.toy:
@@ -128,7 +128,7 @@ def plan_of(config: TrainConfig, data: DataConfig, masks: MaskConfig, plan: Plan
 def evaluate_on_drawings(run: Path, config: TrainConfig, rule: "MaskRule") -> None:
     """Scores the run's LoRA on drawings, which have unpaired truths too, under the rule that hid what it learnt."""
     from tryon.evaluation import evaluate_run
-    from tryon.sample import CATEGORIES
+    from tryon.prompts import CATEGORIES
     from tryon.toy.examples import EVALUATION_SEED, DrawnData, drawn_cases, lengths_right
 
     count = len(CATEGORIES) * config.num_evaluation_samples

@@ -19,7 +19,8 @@ from PIL import Image
 from tryon.config import TrainConfig, on_toy
 from tryon.models import load_transformer, load_vae
 from tryon.parsing import Parser, load_parser
-from tryon.sample import CATEGORIES, Category, TryOnSample, fit_picture
+from tryon.prompts import CATEGORIES, Category
+from tryon.sample import TryOnSample, fit_picture
 from tryon.toy.model import ToyFolders, toy_model, toy_parser
 
 PROJECT = Path(__file__).resolve().parent.parent

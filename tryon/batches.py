@@ -13,7 +13,8 @@ from tryon.cache import LatentData
 from tryon.config import TrainConfig
 from tryon.encode import collate
 from tryon.entry import leave_signals_to_the_process
-from tryon.sample import CATEGORIES, Category, PromptEmbedding
+from tryon.prompts import CATEGORIES, Category
+from tryon.sample import PromptEmbedding
 
 POWER = {"none": 1.0, "sqrt": 0.5, "equal": 0.0}  # a category with n rows gets a share proportional to n ** POWER
 

@@ -7,12 +7,10 @@ all, and an interrupted start goes on where it was. The masks are kept as bits.
 
 import json
 import logging
-import os
 import shutil
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from hashlib import sha256
@@ -23,27 +21,19 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, FluxFillPipeline
 from diffusers.training_utils import free_memory
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from tryon.config import TrainConfig
+from tryon.console import progress_bar
 from tryon.encode import encode_prompt, encode_sample
 from tryon.entry import asked_to_stop, leave_signals_to_the_process
+from tryon.manifest import files_fingerprint
 from tryon.memory import free_memory as bytes_free
-from tryon.models import TEXT_PARTS, ModelFiles, files_fingerprint, load_text_encoders
-from tryon.sample import (
-    Category,
-    LatentSample,
-    PromptEmbedding,
-    SampleSource,
-    TryOnSample,
-    UnreadablePicture,
-    check_unreadable,
-)
-from tryon.tracking import progress_bar
+from tryon.models import TEXT_PARTS, ModelFiles, load_text_encoders
+from tryon.prompts import Category
+from tryon.sample import LatentSample, PromptEmbedding, SampleSource, TryOnSample, UnreadablePicture, check_unreadable
+from tryon.tensor_files import drop_damaged, read_whole, write_whole
 from tryon.units import GB, gigabytes
 
 logger = logging.getLogger(__name__)
@@ -52,10 +42,6 @@ logger = logging.getLogger(__name__)
 CACHE_VERSION = 2
 LOG_EVERY = 60  # seconds between two plain lines while encoding
 PENDING_WRITES = 8  # files that may wait to be written while the VAE goes on
-
-
-class DamagedFile(ValueError):
-    """A file of the cache whose content is not what was written."""
 
 
 def content_key(*parts: object) -> str:
@@ -96,30 +82,6 @@ def read_latents(path: Path) -> LatentSample:
     tensors, metadata = read_whole(path)
     mask = torch.from_numpy(np.unpackbits(tensors["mask_bits"].numpy(), axis=-1)).bool()
     return LatentSample(metadata["key"], tensors["target"], tensors["masked"], mask, metadata["category"])
-
-
-def drop_damaged(paths: list[Path], what: str) -> None:
-    """Reads every file that is there, and removes those that are damaged: they are encoded anew."""
-    there = [path for path in dict.fromkeys(paths) if path.exists()]
-
-    def is_damaged(path: Path) -> bool:
-        try:
-            read_whole(path)
-        except DamagedFile:
-            return True
-        return False
-
-    with ThreadPoolExecutor() as pool:  # reading and hashing wait for each other, and not for Python
-        bar = progress_bar(len(there), f"checking {what}", visible=True)
-        damaged = []
-        for path, bad in zip(there, pool.map(is_damaged, there), strict=True):
-            damaged += [path] if bad else []
-            bar.update()
-        bar.close()
-    for path in damaged:
-        path.unlink(missing_ok=True)
-    if damaged:
-        logger.warning("%d of %d encoded %s were damaged and are encoded anew", len(damaged), len(there), what)
 
 
 def latent_files(samples: SampleSource, files: ModelFiles, config: TrainConfig, dtype: torch.dtype) -> list[Path]:
@@ -280,42 +242,6 @@ def _device_for(text_encoders: FluxFillPipeline, device: torch.device) -> torch.
     words = "the text encoders run on the CPU: they need %s and the GPU has %s free"
     logger.info(words, gigabytes(need), gigabytes(free))
     return torch.device("cpu")
-
-
-def write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes the file beside its place and renames it. Raises ValueError where there is no room for it."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, staging, {**(metadata or {}), "sha256": _digest(tensors)})
-        staging.replace(path)
-    except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            staging.unlink()
-        raise ValueError(
-            f"{path} cannot be written ({error}): make room, or put the cache elsewhere with --data_cache_dir; what is "
-            "there already stays, and the next start goes on from there"
-        ) from error
-
-
-def read_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata that write_whole wrote. Raises DamagedFile where the file holds something else."""
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
-    except SafetensorError as error:
-        raise DamagedFile(f"the cached {path} is damaged ({error}): delete it and start again") from error
-    if metadata.get("sha256") != _digest(tensors):
-        raise DamagedFile(f"the cached {path} is damaged (its content has changed): delete it and start again")
-    return tensors, metadata
-
-
-def _digest(tensors: dict[str, Tensor]) -> str:
-    digest = sha256()
-    for name in sorted(tensors):
-        digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def latents_bytes(height: int, width: int, itemsize: int) -> int:

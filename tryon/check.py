@@ -26,7 +26,8 @@ from tryon.attention import Attention, KernelReport, compare_kernels, fastest_ke
 from tryon.blocks import blocks_of
 from tryon.config import TrainConfig, replace_json
 from tryon.geometry import count_tokens, image_ids, text_ids
-from tryon.lora import LoraFacts, add_lora, load_lora, save_lora
+from tryon.lora import add_lora, load_lora, save_lora
+from tryon.lora_header import LoraFacts
 from tryon.memory import (
     GB,
     VAE_PARAMETERS,

@@ -24,8 +24,9 @@ from safetensors.torch import load_file, save_file
 from torch.optim import Optimizer
 
 from tryon.config import save_json
-from tryon.lora import LoraFacts, load_lora, save_lora
-from tryon.manifest import damage, is_listed_otherwise, write_manifest
+from tryon.lora import load_lora, save_lora
+from tryon.lora_header import LoraFacts
+from tryon.manifest import damage, write_manifest
 from tryon.runs import CHECKPOINT, STATE_FILE, check_identity, checkpoints, lora_file, step_of
 
 logger = logging.getLogger(__name__)
@@ -115,13 +116,6 @@ def verify(checkpoint: Path) -> None:
     """Raises ValueError that names the first file of the checkpoint that is missing or changed."""
     if problem := damage(checkpoint):
         raise ValueError(f"{problem}: take another checkpoint")
-
-
-def verify_lora(file: Path) -> None:
-    """Raises ValueError where the file is the LoRA of a checkpoint whose manifest says that it was another."""
-    checkpoint = file.parent.parent
-    if file == lora_file(checkpoint) and is_listed_otherwise(checkpoint, file):
-        raise ValueError(f"{file} is damaged: take another checkpoint")
 
 
 def save_optimizer(folder: Path, optimizer: Optimizer) -> None:

@@ -11,13 +11,8 @@ from PIL import Image
 from scipy.stats import norm, t
 
 from tryon.perceptual import Perception, frechet_distance, kernel_distance
-from tryon.sample import (
-    CATEGORIES,
-    make_diptych,
-    read_picture,
-    split_diptych,
-    to_picture,
-)
+from tryon.prompts import CATEGORIES
+from tryon.sample import make_diptych, read_picture, split_diptych, to_picture
 from tryon.scoring import BASE, CaseSource, as_tensor, picture_path, read_lines
 from tryon.validate import draw_grid
 

@@ -331,6 +331,11 @@ def resolve(given: dict[str, Any], cuda_devices: int, plan: PlanConfig = PlanCon
     return config
 
 
+def is_nowhere(name: str) -> bool:
+    """Whether a name is neither a path that exists nor of the form of a name on the hub."""
+    return not Path(name).expanduser().exists() and not HUB_NAME.fullmatch(name)
+
+
 def mistakes(config: Any) -> typing.Iterator[str]:
     """A clause for every value of the dataclass that is out of range, and for combinations that cannot work."""
     for each in dataclasses.fields(config):
@@ -353,6 +358,13 @@ def mistakes(config: Any) -> typing.Iterator[str]:
             cache_threshold(config.cache)
         except ValueError as error:
             yield str(error)
+    models = {
+        TrainConfig: ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path"),
+        TryOnConfig: ("base", "transformer"),
+    }
+    for name in models.get(type(config), ()):
+        if (model := getattr(config, name)) and is_nowhere(model):
+            yield f"--{name} {model} is neither here nor a hub name: check the path"
     if not isinstance(config, TrainConfig):
         return
     for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):

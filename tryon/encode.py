@@ -5,7 +5,8 @@ from diffusers import AutoencoderKL, FluxFillPipeline
 from torch import Tensor
 
 from tryon.geometry import image_ids, pack_latents, pack_mask, text_ids
-from tryon.sample import Category, FillBatch, LatentSample, PromptEmbedding, TryOnSample, make_diptych
+from tryon.prompts import Category
+from tryon.sample import FillBatch, LatentSample, PromptEmbedding, TryOnSample, make_diptych
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from types import FrameType
 from typing import NoReturn
 
 from tryon.config import PROJECT
+from tryon.console import MODEL_LIBRARIES, load_libraries
 
 MEMORY_ADVICE = (
     "give --quantization nf4, in training --gradient_checkpointing full and --train_batch_size 1, smaller panels with "
@@ -36,12 +37,14 @@ _finishes_steps = False
 _leaves = False
 
 
-def check_first(read_settings: Callable[[list[str]], object]) -> None:
-    """Reads the settings from the command line and leaves the process where they are wrong, or after --help."""
+def check_first(read_settings: Callable[[list[str]], object], *libraries: str) -> None:
+    """Reads the settings from the command line and leaves the process where they are wrong, or after --help; then loads
+    what the script imports next, with a word. libraries: see load_libraries; those of the model if not given."""
     try:
         read_settings(sys.argv[1:])
     except ValueError as error:
         sys.exit(_exit_code(error))
+    load_libraries(*(libraries or MODEL_LIBRARIES))
 
 
 def run_script(main: Callable[[list[str]], None]) -> NoReturn:

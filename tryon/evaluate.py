@@ -16,20 +16,12 @@ from diffusers import FluxFillPipeline
 from PIL import Image
 from torch import Tensor
 
+from tryon.console import progress_bar
 from tryon.encode import decode_latents, encode_pictures
 from tryon.metrics import psnr, ssim
 from tryon.pipeline import TryOnModel, try_on_batch
-from tryon.sample import (
-    CATEGORIES,
-    Category,
-    SampleSource,
-    TryOnSample,
-    UnreadablePicture,
-    make_diptych,
-    split_diptych,
-    to_picture,
-)
-from tryon.tracking import progress_bar
+from tryon.prompts import CATEGORIES, Category
+from tryon.sample import SampleSource, TryOnSample, UnreadablePicture, make_diptych, split_diptych, to_picture
 from tryon.validate import draw_grid
 
 logger = logging.getLogger(__name__)

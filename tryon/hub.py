@@ -26,7 +26,7 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
-from tryon.tracking import on_terminal
+from tryon.console import on_terminal
 from tryon.units import gigabytes
 
 logger = logging.getLogger(__name__)

@@ -3,7 +3,7 @@
 import gradio as gr
 from PIL import Image
 
-from tryon.lora import read_facts
+from tryon.lora_header import denoising, read_facts
 from tryon.page import (
     KEPT_SECONDS,
     MASK_COLOUR,
@@ -15,8 +15,8 @@ from tryon.page import (
     Page,
     panel_sizes,
 )
-from tryon.pipeline import denoising, usable_rule
-from tryon.sample import CATEGORIES
+from tryon.pipeline import usable_rule
+from tryon.prompts import CATEGORIES
 
 CLEANED_EVERY = 60 * 60  # seconds
 STYLE = """

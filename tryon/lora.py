@@ -1,10 +1,7 @@
 """The LoRA: added to the transformer, saved so that plain diffusers loads it, loaded with every key accounted for."""
 
 import json
-import os
-import re
-import shutil
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -12,16 +9,11 @@ from diffusers import FluxTransformer2DModel
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from tryon.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, read_header
 from tryon.runs import LORA_FILE
-
-PREFIX = "transformer."
-# Keys of the file's header: rank and alpha, as diffusers reads them, and our own facts, which it leaves alone.
-ADAPTER_KEY = "lora_adapter_metadata"
-FACTS_KEY = "tryon_lora"
 
 # Attention and feed-forward layers of both kinds of block: 380 modules of the full-size model. x_embedder is left out:
 # a LoRA on its 384 channels silently widens a 64-channel FLUX in diffusers and fails elsewhere.
@@ -40,25 +32,6 @@ TARGET_MODULES = (
     "ff_context.net.2",
     "proj_mlp",
 )
-
-
-@dataclass(frozen=True)
-class LoraFacts:
-    """What a LoRA was trained for: stored in its header, the defaults of whoever uses it. height, width: one panel."""
-
-    base: str
-    transformer: str
-    prompt: str
-    max_sequence_length: int
-    height: int
-    width: int
-    mask_rule: str  # of tryon.masks, or "given" where the data has masks of its own
-    profile: str
-    step: int
-    mask_offsets: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # of the rule: top, bottom, left, right
-    mask_parser: str | None = None  # that told the rule the person's parts
-    num_inference_steps: int = 30  # of its validation pictures, as is the guidance
-    guidance_scale: float = 30.0
 
 
 def add_lora(
@@ -111,7 +84,7 @@ def load_lora(transformer: FluxTransformer2DModel, file: Path) -> None:
     Raises ValueError where the file's rank, alpha or layers are not those of the transformer's LoRA.
     """
     config = transformer.peft_config["default"]
-    header = _header(file)
+    header = read_header(file)
     if ADAPTER_KEY not in header:
         raise ValueError(f"{file} does not say its rank and alpha: give a LoRA that diffusers or this project saved")
     adapter = json.loads(header[ADAPTER_KEY])
@@ -139,7 +112,7 @@ def attach_lora(transformer: FluxTransformer2DModel, file: Path, scale: float) -
 
     Raises ValueError where not every key of the file is used.
     """
-    adapter = json.loads(_header(file).get(ADAPTER_KEY, "null"))
+    adapter = json.loads(read_header(file).get(ADAPTER_KEY, "null"))
     state = load_file(file)
     unknown = [key for key in state if not key.startswith(PREFIX)]
     if not unknown:
@@ -182,68 +155,5 @@ def fold_lora(transformer: FluxTransformer2DModel, originals: dict[nn.Parameter,
     transformer.unload_lora()
 
 
-def export_lora(file: Path, target: Path) -> None:
-    """Writes `target`: a LoRA of this project as every program reads it. The very same file where it is so already.
-
-    ComfyUI reads no header and takes alpha for the rank; so alpha / rank, the factor of peft's B A x, goes into B. Of
-    paths in the header only the last part stays: what lies where on this machine is of no use elsewhere.
-    """
-    header, facts = _header(file), read_facts(file)
-    assert facts is not None, "another project's LoRA is not ours to share"
-    adapter = json.loads(header[ADAPTER_KEY])
-    rank, alpha = adapter[f"{PREFIX}r"], adapter[f"{PREFIX}lora_alpha"]
-    named = replace(
-        facts, base=_public_name(facts.base), transformer=_public_name(facts.transformer),
-        mask_parser=facts.mask_parser and _public_name(facts.mask_parser),
-    )  # fmt: skip
-    target.unlink(missing_ok=True)
-    if alpha == rank and named == facts:
-        try:
-            os.link(file, target)
-        except OSError:  # another disk, or one without links
-            shutil.copyfile(file, target)
-        return
-    state = load_file(file)
-    for key, tensor in state.items():
-        if key.endswith(".lora_B.weight"):
-            tensor *= alpha / rank
-    metadata = {
-        **header,
-        ADAPTER_KEY: json.dumps({**adapter, f"{PREFIX}lora_alpha": rank}),
-        FACTS_KEY: json.dumps(asdict(named)),
-    }
-    save_file(state, target, metadata)
-
-
-def _public_name(name: str) -> str:
-    """The name on the hub of what was downloaded from there; of another folder, the last part of its path."""
-    if in_hub_cache := re.search(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/", name):
-        return "/".join(in_hub_cache.groups())
-    return Path(name).name if Path(name).is_absolute() else name
-
-
-def read_facts(file: Path) -> LoraFacts | None:
-    """What the LoRA was trained for; None for one of another project. Raises ValueError where it cannot be read."""
-    entry = _header(file).get(FACTS_KEY)
-    if entry is None:
-        return None
-    try:
-        facts = LoraFacts(**json.loads(entry))
-    except (json.JSONDecodeError, TypeError) as error:
-        raise ValueError(
-            f"{file} says in a way that is not known here what it was trained for ({error}): use the version of this "
-            "project that made it, or a newer one"
-        ) from error
-    return replace(facts, mask_offsets=tuple(facts.mask_offsets))  # JSON knows lists only
-
-
 def _state(transformer: FluxTransformer2DModel) -> dict[str, torch.Tensor]:
     return get_peft_model_state_dict(transformer)
-
-
-def _header(file: Path) -> dict[str, str]:
-    try:
-        with safe_open(file, framework="pt") as opened:
-            return opened.metadata() or {}
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file} cannot be read as safetensors ({error}): give a LoRA's .safetensors file") from error

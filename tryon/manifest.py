@@ -1,4 +1,4 @@
-"""Manifests: what a folder's files are, so that damage is noticed. Imports nothing heavy."""
+"""What files hold: hashes of files and folders, and manifests, by which damage is noticed. Imports nothing heavy."""
 
 import hashlib
 import json
@@ -7,6 +7,9 @@ from pathlib import Path
 from tryon.config import save_json
 
 MANIFEST = "manifest.json"
+MODEL_FILES = (".json", ".safetensors", ".txt", ".model")  # configurations, weights, vocabularies
+WHOLE_FILE = 2**28  # bytes; a fingerprint reads larger files in so many places, of so many bytes each
+PLACES, PLACE_SIZE = 64, 2**20
 
 
 def write_manifest(folder: Path) -> None:
@@ -50,6 +53,29 @@ def file_hash(path: Path) -> str:
     """The file's sha256."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def files_fingerprint(*where: Path) -> str:
+    """A hash of the names, sizes and contents of files, and of those in folders that models are loaded from: the same
+    on every machine, whatever else was downloaded with them.
+
+    Gigabytes are not read whole: of a large file, 64 evenly spaced megabytes. Other weights differ everywhere.
+    """
+    digest = hashlib.sha256()
+    for root in where:
+        paths = sorted(path for path in root.iterdir() if path.suffix in MODEL_FILES) if root.is_dir() else [root]
+        assert paths, f"{root} holds no files"
+        for path in paths:
+            size = path.stat().st_size
+            digest.update(f"{path.relative_to(root) if path != root else ''} {size} ".encode())
+            with path.open("rb") as file:
+                if size <= WHOLE_FILE:
+                    digest.update(file.read())
+                    continue
+                for place in range(PLACES):
+                    file.seek((size - PLACE_SIZE) * place // (PLACES - 1))
+                    digest.update(file.read(PLACE_SIZE))
+    return digest.hexdigest()
 
 
 def _facts(path: Path) -> dict[str, int | str]:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from tryon.config import MaskConfig, MaskRuleName
-from tryon.sample import Category
+from tryon.prompts import Category
 
 # What a label map of a person tells apart; its values are places in this list. ATR labels, which most human parsers and
 # DressCode's label maps have, know no hands: they are part of the arms.

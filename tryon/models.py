@@ -8,7 +8,6 @@ from another place: CatVTON-Flux has nothing but a transformer, at its repositor
 import json
 import tempfile
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +40,6 @@ FILL_IN_CHANNELS = FILL_CONFIG["in_channels"]
 CONFIG_PLACES = ("config.json", "transformer/config.json")
 TEXT_PARTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
 BASE_PARTS = (*TEXT_PARTS, "vae", "scheduler")
-MODEL_FILES = (".json", ".safetensors", ".txt", ".model")  # configurations, weights, vocabularies
-
-WHOLE_FILE = 2**28  # bytes; a fingerprint reads larger files in so many places, of so many bytes each
-PLACES, PLACE_SIZE = 64, 2**20
 
 
 @dataclass(frozen=True)
@@ -187,26 +182,3 @@ def _incomplete(where: Path, lacking: list[str]) -> str:
         f"the weights in {where} are incomplete: {len(lacking)} are missing or of another shape "
         f"({sorted(lacking)[0]}): download or copy them again"
     )
-
-
-def files_fingerprint(*where: Path) -> str:
-    """A hash of the names, sizes and contents of files, and of those in folders that models are loaded from: the same
-    on every machine, whatever else was downloaded with them.
-
-    Gigabytes are not read whole: of a large file, 64 evenly spaced megabytes. Other weights differ everywhere.
-    """
-    digest = sha256()
-    for root in where:
-        paths = sorted(path for path in root.iterdir() if path.suffix in MODEL_FILES) if root.is_dir() else [root]
-        assert paths, f"{root} holds no files"
-        for path in paths:
-            size = path.stat().st_size
-            digest.update(f"{path.relative_to(root) if path != root else ''} {size} ".encode())
-            with path.open("rb") as file:
-                if size <= WHOLE_FILE:
-                    digest.update(file.read())
-                    continue
-                for place in range(PLACES):
-                    file.seek((size - PLACE_SIZE) * place // (PLACES - 1))
-                    digest.update(file.read(PLACE_SIZE))
-    return digest.hexdigest()

@@ -14,10 +14,11 @@ import gradio as gr
 import torch
 from PIL import Image, ImageChops, ImageColor
 
-from tryon.lora import LoraFacts, read_facts
-from tryon.pipeline import denoising, panel_size, usable_rule
+from tryon.lora_header import LoraFacts, denoising, panel_size, read_facts
+from tryon.pipeline import usable_rule
+from tryon.prompts import CATEGORIES, Category
 from tryon.runs import all_loras, run_of, step_of
-from tryon.sample import CATEGORIES, UNREADABLE, Category, read_picture, upright_rgb
+from tryon.sample import UNREADABLE, read_picture, upright_rgb
 from tryon.studio import Studio, Wish
 
 logger = logging.getLogger(__name__)

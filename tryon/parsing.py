@@ -3,19 +3,22 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
-from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
 from tryon.config import DEFAULT_PARSER
 from tryon.hub import hub_or_folder
+from tryon.manifest import files_fingerprint
 from tryon.masks import PARTS, MaskRule, agnostic_mask, among, without_specks
-from tryon.models import files_fingerprint
-from tryon.sample import CATEGORIES, Category
+from tryon.prompts import CATEGORIES, Category
+
+if TYPE_CHECKING:
+    from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
 # The labels of the ATR data set, which human parsers are trained on and DressCode's label maps use, in their order.
 ATR = (
@@ -65,8 +68,8 @@ class Parser:
     """A human parser: a model, what its pictures are made with, and the part that each of its labels is."""
 
     fingerprint: str  # of its files
-    model: SegformerForSemanticSegmentation
-    processor: SegformerImageProcessorPil
+    model: "SegformerForSemanticSegmentation"
+    processor: "SegformerImageProcessorPil"
     parts: Tensor  # [labels], places in PARTS
 
 
@@ -75,6 +78,8 @@ def load_parser(name: str, cache_dir: str | None, device: torch.device) -> Parse
 
     Raises ValueError where it cannot be had, or its labels are not those of ATR.
     """
+    from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil  # few data sets need it
+
     folder = hub_or_folder(name, ["*.json", "*.safetensors"], cache_dir)
     try:
         processor = SegformerImageProcessorPil.from_pretrained(folder)

@@ -19,27 +19,23 @@ from torch import Tensor, nn
 
 from tryon.attention import choose_attention
 from tryon.cache import cache_prompts
-from tryon.checkpoint import verify_lora
-from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, HUB_NAME, TryOnConfig, cache_threshold
+from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, TryOnConfig, cache_threshold, is_nowhere
 from tryon.encode import decode_latents
 from tryon.geometry import count_tokens, pack_latents, unpack_latents
-from tryon.hub import hub_or_folder
-from tryon.lora import LoraFacts, attach_lora, fold_lora, read_facts
+from tryon.lora import attach_lora, fold_lora
+from tryon.lora_header import LoraFacts, panel_size, read_facts
 from tryon.masks import MaskRule
 from tryon.memory import check_inference_fits, choose_quantization
 from tryon.models import fetch_models, load_scheduler, load_transformer, load_vae, read_transformer_config
 from tryon.prepare import can_compile, compile_blocks, place
+from tryon.prompts import CATEGORIES, Category, prompt_for
 from tryon.restore import put_back, window_of
-from tryon.runs import LORA_FILE, find_lora
 from tryon.sample import (
-    CATEGORIES,
     EMPTY_MASK,
-    Category,
     PromptEmbedding,
     TryOnSample,
     binary_mask,
     make_diptych,
-    prompt_for,
     sample_of_pictures,
     split_diptych,
     to_picture,
@@ -82,25 +78,6 @@ class TryOnModel:
     originals: dict[nn.Parameter, Tensor] | None
 
 
-def panel_size(config: TryOnConfig, facts: LoraFacts | None) -> tuple[int, int]:
-    """Height and width of the panel: as asked for, else as the LoRA was trained, else CatVTON-Flux's own."""
-    height, width = (facts.height, facts.width) if facts else (768, 576)
-    return config.height or height, config.width or width
-
-
-def denoising(facts: LoraFacts | None, steps: int | None, guidance: float | None) -> tuple[int, float]:
-    """Denoising steps and guidance: as asked for, else as the LoRA's own training made its pictures, else 30 and 30."""
-    trained = (facts.num_inference_steps, facts.guidance_scale) if facts else (30, 30.0)
-    return (trained[0] if steps is None else steps), (trained[1] if guidance is None else guidance)
-
-
-def prompt_category(facts: LoraFacts | None, asked: Category | None) -> Category:
-    """The category whose prompt is used. Raises ValueError where the LoRA has one each and none was asked for."""
-    if asked is None and facts and facts.prompt == "category":
-        raise ValueError("this LoRA has one prompt per garment category: say --category upper, lower or full")
-    return asked or "upper"
-
-
 def trained_rule(facts: LoraFacts | None) -> MaskRule:
     """The mask rule that a LoRA was trained with, the default where it does not say. Raises ValueError where its data
     had masks of its own, which nobody here can make."""
@@ -130,7 +107,7 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
     base = config.base or (facts.base if facts else FLUX_BASE)
     transformer = config.transformer or (facts.transformer if facts else CATVTON_TRANSFORMER)
     for name in (base, transformer):
-        if not Path(name).expanduser().exists() and not HUB_NAME.fullmatch(name):
+        if is_nowhere(name):
             raise ValueError(
                 f"{name} is neither here nor a hub name: name the models that this LoRA was trained for with --base "
                 "and --transformer"
@@ -243,22 +220,6 @@ def first_block_cache(transformer: FluxTransformer2DModel, threshold: float | No
             yield
     finally:
         transformer.disable_cache()
-
-
-def lora_on_disk(name: str, hub_cache: str | None) -> Path:
-    """The LoRA file that a path or a hub name means. Raises ValueError where there is none, or it is damaged."""
-    if Path(name).expanduser().exists():
-        file = find_lora(name)
-        verify_lora(file)
-        return file
-    if Path(name).expanduser().parent.is_dir() and Path(name).parent != Path():
-        raise ValueError(f"{name} does not exist: name a run, a checkpoint, a folder, a file or a hub name")
-    places = (LORA_FILE, f"transformer/{LORA_FILE}")
-    folder = hub_or_folder(name, list(places), hub_cache)
-    found = next((folder / place for place in places if (folder / place).is_file()), None)
-    if found is None:
-        raise ValueError(f"{name} holds no {LORA_FILE}, neither at its root nor in transformer/: name a LoRA's file")
-    return found
 
 
 def try_on(

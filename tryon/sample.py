@@ -1,4 +1,4 @@
-"""One try-on example at panel size, the diptych that the model sees, and the prompt that goes with it.
+"""One try-on example at panel size, and the diptych that the model sees.
 
 Letters: B batch; H, W height and width of the diptych in pixels (W is two panels); h, w = H/8, W/8; L = (H/16)(W/16)
 image tokens; T text tokens.
@@ -7,28 +7,19 @@ image tokens; T text tokens.
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Literal, Protocol, get_args
+from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
+from tryon.prompts import Category
+
 if TYPE_CHECKING:
     from tryon.masks import MaskRule
 
 logger = logging.getLogger(__name__)
-
-Category = Literal["upper", "lower", "full"]
-CATEGORIES: tuple[Category, ...] = get_args(Category)
-
-# The prompt that CatVTON-Flux was trained with: the same for every pair.
-FIXED_PROMPT = (
-    "The pair of images highlights a clothing and its styling on a model, high resolution, 4K, 8K; "
-    "[IMAGE1] Detailed product shot of a clothing"
-    "[IMAGE2] The same cloth is worn by a model in a lifestyle setting."
-)
-PromptKind = Literal["fixed", "category"]
 
 
 @dataclass(frozen=True)
@@ -104,14 +95,6 @@ class FillBatch:
     def pin_memory(self) -> "FillBatch":
         """The batch in pinned memory: what a DataLoader calls, so that copies to the GPU need not be waited for."""
         return FillBatch(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})
-
-
-def prompt_for(kind: PromptKind, category: Category) -> str:
-    """The prompt of a pair: CatVTON-Flux's own for "fixed", one per garment category for "category"."""
-    if kind == "fixed":
-        return FIXED_PROMPT
-    garment = {"upper": "upper-body", "lower": "lower-body", "full": "full-body"}[category]
-    return f"[IMAGE1] {garment} garment, product shot [IMAGE2] the same garment worn by a model"
 
 
 class UnreadablePicture(ValueError):

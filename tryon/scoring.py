@@ -24,20 +24,13 @@ from PIL import Image
 from torch import Tensor
 
 from tryon.config import save_json
+from tryon.console import progress_bar
 from tryon.evaluate import Case, dressed
 from tryon.metrics import interior, psnr, ssim
 from tryon.outline import outline_on_edges
 from tryon.pipeline import TryOnModel
-from tryon.sample import (
-    CATEGORIES,
-    SampleSource,
-    UnreadablePicture,
-    check_unreadable,
-    fit_picture,
-    read_picture,
-    to_picture,
-)
-from tryon.tracking import progress_bar
+from tryon.prompts import CATEGORIES
+from tryon.sample import SampleSource, UnreadablePicture, check_unreadable, fit_picture, read_picture, to_picture
 
 logger = logging.getLogger(__name__)
 

@@ -7,19 +7,25 @@ Nothing else of the run is shared: its pictures show people of the data set.
 
 import json
 import logging
+import os
+import re
 import shlex
+import shutil
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
+from safetensors.numpy import load_file, save_file
 
 from tryon.config import HUB_NAME, mistaken_upload, setting
+from tryon.console import set_up_logging
 from tryon.entry import run_script
 from tryon.flags import parse_flags
 from tryon.hub import check_login, upload
-from tryon.lora import LoraFacts, export_lora, read_facts
+from tryon.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, read_facts, read_header
+from tryon.prompts import CATEGORIES, prompt_for
 from tryon.report import (
     COLUMNS_IN_WORDS,
     LENGTH_IN_WORDS,
@@ -30,8 +36,6 @@ from tryon.report import (
     read_scores,
 )
 from tryon.runs import LORA_FILE, identity_of, lora_file, newest_checkpoint
-from tryon.sample import CATEGORIES, prompt_for
-from tryon.tracking import set_up_logging
 from tryon.units import gigabytes
 
 logger = logging.getLogger(__name__)
@@ -82,6 +86,46 @@ def push(run: Path, name: str, private: bool) -> None:
     except ValueError as error:
         command = f"python -m tryon.share {shlex.quote(str(run))} --push_to_hub {name}{' --private' if private else ''}"
         raise ValueError(f"{error}; nothing of the run is lost, upload it with `{command}`") from error
+
+
+def export_lora(file: Path, target: Path) -> None:
+    """Writes `target`: a LoRA of this project as every program reads it. The very same file where it is so already.
+
+    ComfyUI reads no header and takes alpha for the rank; so alpha / rank, the factor of peft's B A x, goes into B. Of
+    paths in the header only the last part stays: what lies where on this machine is of no use elsewhere.
+    """
+    header, facts = read_header(file), read_facts(file)
+    assert facts is not None, "another project's LoRA is not ours to share"
+    adapter = json.loads(header[ADAPTER_KEY])
+    rank, alpha = adapter[f"{PREFIX}r"], adapter[f"{PREFIX}lora_alpha"]
+    named = replace(
+        facts, base=_public_name(facts.base), transformer=_public_name(facts.transformer),
+        mask_parser=facts.mask_parser and _public_name(facts.mask_parser),
+    )  # fmt: skip
+    target.unlink(missing_ok=True)
+    if alpha == rank and named == facts:
+        try:
+            os.link(file, target)
+        except OSError:  # another disk, or one without links
+            shutil.copyfile(file, target)
+        return
+    state = load_file(file)
+    for key, tensor in state.items():
+        if key.endswith(".lora_B.weight"):
+            tensor *= alpha / rank
+    metadata = {
+        **header,
+        ADAPTER_KEY: json.dumps({**adapter, f"{PREFIX}lora_alpha": rank}),
+        FACTS_KEY: json.dumps(asdict(named)),
+    }
+    save_file(state, target, metadata)
+
+
+def _public_name(name: str) -> str:
+    """The name on the hub of what was downloaded from there; of another folder, the last part of its path."""
+    if in_hub_cache := re.search(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/", name):
+        return "/".join(in_hub_cache.groups())
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def listed(folder: Path) -> list[str]:

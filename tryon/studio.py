@@ -15,13 +15,12 @@ from diffusers.training_utils import free_memory
 from PIL import Image
 from torch import Tensor
 
-from tryon.checkpoint import verify_lora
 from tryon.config import TryOnConfig
-from tryon.lora import LoraFacts, read_facts
+from tryon.lora_header import LoraFacts, read_facts, verify_lora
 from tryon.masks import MaskRule
 from tryon.parsing import Parser, mask_of_labels, mask_of_worn, parse, parser_for_masks
 from tryon.pipeline import TryOnModel, same_models, swap_lora, try_on
-from tryon.sample import Category
+from tryon.prompts import Category
 
 logger = logging.getLogger(__name__)
 

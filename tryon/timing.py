@@ -1,11 +1,13 @@
-"""Where the time of a run goes, part by part, without making anything wait to find out."""
+"""Where the time of a run goes, part by part, without making anything wait to find out. Imports nothing heavy."""
 
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 # What a step needs, and what happens once in a while. The rest of a run's time is overhead.
 STEP_PARTS = ("data", "transfer", "forward", "backward", "optimiser")
@@ -19,7 +21,7 @@ class Clock:
     and not of its launch; events are only read once the device has passed them.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: "torch.device") -> None:
         self._on_gpu = device.type == "cuda"
         self._events: list[tuple[str, torch.cuda.Event, torch.cuda.Event]] = []
         self._seconds: dict[str, float] = defaultdict(float)
@@ -28,6 +30,8 @@ class Clock:
     def part(self, name: str) -> Iterator[None]:
         """Times what happens inside. Parts do not nest."""
         if self._on_gpu:
+            import torch  # loaded long since; the names of the parts are read by commands that do without it
+
             begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             begin.record()
             yield

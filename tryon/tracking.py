@@ -1,10 +1,7 @@
-"""What a run says while it runs: the progress bar, metrics.jsonl, and accelerate's trackers, such as TensorBoard."""
+"""What a run records while it runs: metrics.jsonl, and accelerate's trackers, such as TensorBoard."""
 
 import json
 import logging
-import os
-import sys
-import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
@@ -16,41 +13,12 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
-from tqdm import tqdm
 
 from tryon.config import TrainConfig, trackers
 
 logger = logging.getLogger(__name__)
 
-LINE_EVERY = 20.0  # seconds between lines of progress in a log
-LINE = "{desc}: {n_fmt} of {total_fmt}, {remaining} left"
 PROJECT_NAME = "tryon"  # of the runs of all profiles, in every tracker
-
-
-def on_terminal() -> bool:
-    """Whether somebody sees what is written now. The launcher reads the driver's output through a pipe, so it says with
-    TRAIN_TERMINAL that a terminal is behind it."""
-    return sys.stderr.isatty() or os.environ.get("TRAIN_TERMINAL") == "1"
-
-
-def progress_bar(total: int, description: str, visible: bool, initial: int = 0) -> tqdm:
-    """A bar on a terminal; where the output goes to a file a line now and then, of what takes long."""
-    shown = {"total": total, "initial": initial, "desc": description, "disable": not visible or total == 0}
-    if on_terminal():
-        return tqdm(**shown, ncols=110, leave=False)
-    often = {"delay": LINE_EVERY, "mininterval": LINE_EVERY, "maxinterval": LINE_EVERY, "miniters": 1}
-    return tqdm(**shown, **often, bar_format=LINE, file=_LinesOfTheLog(), leave=False)
-
-
-class _LinesOfTheLog:
-    """What tqdm writes to where there is no terminal."""
-
-    def write(self, text: str) -> None:
-        if line := text.strip():
-            logger.info("%s", line)
-
-    def flush(self) -> None:
-        pass
 
 
 def start_processes() -> PartialState:
@@ -59,34 +27,6 @@ def start_processes() -> PartialState:
     They wait for each other for hours if need be: while one downloads, encodes prompts or draws the validation.
     """
     return PartialState(cpu=not torch.cuda.is_available(), timeout=timedelta(hours=6))
-
-
-def set_up_logging(is_main_process: bool) -> None:
-    """Plain lines on stdout, above the progress bar; only warnings from processes other than the main one."""
-
-    class AboveTheBar(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            tqdm.write(self.format(record), file=sys.stdout)
-            sys.stdout.flush()
-
-    handler = AboveTheBar()
-    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-    logging.basicConfig(level=logging.INFO if is_main_process else logging.WARNING, handlers=[handler], force=True)
-    quiet_libraries()
-
-
-def quiet_libraries() -> None:
-    """Silences progress bars and remarks of the libraries that a user can do nothing about; errors stay."""
-    import datasets
-    import diffusers
-    import transformers
-
-    for library in (datasets, diffusers.utils, transformers.utils):
-        library.logging.set_verbosity_error()
-        library.logging.disable_progress_bar()
-    for name in ("accelerate", "httpx", "httpx2", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)  # accelerate knows no other name for it yet
 
 
 def log_metrics(accelerator: Accelerator, run: Path, step: int, metrics: dict[str, float]) -> None:

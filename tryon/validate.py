@@ -16,16 +16,8 @@ from tryon.encode import collate, to_device
 from tryon.entry import asked_to_stop
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate
 from tryon.pipeline import try_on_batch
-from tryon.sample import (
-    CATEGORIES,
-    Category,
-    PromptEmbedding,
-    SampleSource,
-    TryOnSample,
-    make_diptych,
-    split_diptych,
-    to_picture,
-)
+from tryon.prompts import CATEGORIES, Category
+from tryon.sample import PromptEmbedding, SampleSource, TryOnSample, make_diptych, split_diptych, to_picture
 from tryon.tracking import log_metrics, log_picture
 
 logger = logging.getLogger(__name__)

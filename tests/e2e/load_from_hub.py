@@ -8,11 +8,11 @@ import sys
 
 import torch
 
+from tryon.console import load_libraries
 from tryon.models import fetch_models, load_scheduler, load_text_encoders, load_transformer, load_vae
-from tryon.tracking import quiet_libraries
 
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-quiet_libraries()
+load_libraries("torch", "diffusers", "transformers")
 
 results = []
 for base, transformer in json.load(sys.stdin):

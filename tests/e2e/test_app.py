@@ -24,7 +24,7 @@ from PIL import ExifTags, Image
 from app_lora import first_lora, main, read_users
 from conftest import PROJECT
 from tryon.config import TryOnConfig
-from tryon.lora import read_facts
+from tryon.lora_header import read_facts
 from tryon.masks import MaskRule
 from tryon.page import UNCHANGED, Page, as_paint, describe, lora_name, painted_mask, panel_sizes
 from tryon.pipeline import usable_rule

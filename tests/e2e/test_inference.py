@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from test_parsing import write_parser
-from tryon.lora import ADAPTER_KEY, FACTS_KEY, read_facts
+from tryon.lora_header import ADAPTER_KEY, FACTS_KEY, read_facts
 from tryon.masks import agnostic_mask
 from tryon.parsing import ATR, UNSURE
 from tryon.runs import find_lora
@@ -217,7 +217,7 @@ def test_what_is_refused(run: Path, pictures: Path, data_cache: Path, toy: ToyFo
             ("--lora", run, *out, "--output_grid", pictures / "out-seed1.png", "--num_results", "2"),
             "would overwrite --output_grid .*out-seed1.png: name",
         ),
-        (("--lora", run, *out, "--garment", pictures / "words.png"), "words.png cannot be used"),
+        (("--lora", run, "--category", "upper", *out, "--garment", pictures / "words.png"), "words.png cannot be used"),
         (("--lora", run.parent / "nowhere", *out), "nowhere does not exist: name a run"),
         (("--lora", pictures / "odd.safetensors", *out, *toy_flags, "--height", "96", "--width", "64"), "does not fit"),
         (("--lora", pictures / "checkpoint-1", "--category", "upper", *out), "weights.safetensors is damaged"),

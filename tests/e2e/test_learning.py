@@ -8,10 +8,10 @@ import pytest
 from deepfashion_training.train_deepfashion_lora import TOY_CATEGORIES
 from tryon.config import TryOnConfig, on_toy, quick_test
 from tryon.evaluate import evaluate
-from tryon.lora import read_facts
+from tryon.lora_header import read_facts
 from tryon.pipeline import load_try_on
+from tryon.prompts import CATEGORIES
 from tryon.runs import find_lora
-from tryon.sample import CATEGORIES
 from tryon.toy.examples import EVALUATION_SEED, DrawnData, drawn_cases, lengths_right
 from tryon.toy.model import use_toy_model, use_toy_model_for_try_on
 

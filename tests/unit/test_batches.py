@@ -8,7 +8,7 @@ import pytest
 
 from tryon.batches import count_draws, drawn_per_epoch, sample_order
 from tryon.cache import LatentData
-from tryon.sample import Category
+from tryon.prompts import Category
 
 SKEWED: list[Category] = ["upper"] * 16 + ["lower"] * 4 + ["full"] * 1
 

@@ -21,7 +21,8 @@ from tryon.encode import encode_sample
 from tryon.entry import stop_after
 from tryon.masks import MaskRule
 from tryon.models import ModelFiles, load_text_encoders, load_vae
-from tryon.sample import FIXED_PROMPT, TryOnSample, UnreadablePicture
+from tryon.prompts import FIXED_PROMPT
+from tryon.sample import TryOnSample, UnreadablePicture
 from tryon.toy.model import ToyFolders
 
 

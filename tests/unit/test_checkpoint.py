@@ -14,7 +14,8 @@ from diffusers import FluxTransformer2DModel
 from conftest import PROJECT
 from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, verify
 from tryon.config import TrainConfig
-from tryon.lora import LoraFacts, add_lora
+from tryon.lora import add_lora
+from tryon.lora_header import LoraFacts
 from tryon.models import load_transformer
 from tryon.runs import (
     SAME_WHEN_RESUMED,

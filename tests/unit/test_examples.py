@@ -10,7 +10,8 @@ from diffusers import AutoencoderKL
 
 from tryon.encode import decode_latents, encode_pictures
 from tryon.sample import fit_picture
-from tryon.toy.examples import DISTINCT, OTHER_LENGTH, DrawnData, distance, drawn_cases, lengths_right, surroundings
+from tryon.toy.examples import DrawnData, drawn_cases, lengths_right
+from tryon.toy.people import DISTINCT, OTHER_LENGTH, distance, surroundings
 
 SIZE = (192, 144)
 LOWER = DrawnData(45, 7, ("lower",), *SIZE, unpaired=True)

@@ -8,7 +8,8 @@ from diffusers.training_utils import compute_loss_weighting_for_sd3
 from conftest import make_sample
 from tryon.encode import collate, encode_sample
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate, loss_weight, sigma_from_density
-from tryon.sample import CATEGORIES, FillBatch, PromptEmbedding
+from tryon.prompts import CATEGORIES
+from tryon.sample import FillBatch, PromptEmbedding
 from tryon.toy.model import scheduler
 
 

@@ -129,9 +129,8 @@ def test_what_dresscode_lacks_is_named(tmp_path: Path) -> None:
 
 def test_nobody_is_trained_and_validated_on(tmp_path: Path) -> None:
     root = str(write_dresscode(tmp_path))
-    settings = read_settings(["--toy", "--dataroot", root, "--validation_data_list", "train_pairs.txt"])
     with pytest.raises(ValueError, match="train_pairs.txt and train_pairs.txt share 9 persons"):
-        folder_data(*settings[1:], settings[0])
+        read_settings(["--toy", "--dataroot", root, "--validation_data_list", "train_pairs.txt"])
     settings = read_settings(["--toy", "--dataroot", root])
     train, validation = folder_data(*settings[1:], settings[0])
     assert len(train) == 9 and len(validation) == 3

@@ -10,15 +10,16 @@ from conftest import PROJECT
 # Lower floors first; a module imports from its own floor or from below. Toy, benchmarks and tests stand outside.
 FLOORS = [
     {"tryon.config", "tryon.flags", "tryon.sample", "tryon.masks", "tryon.geometry", "tryon.flow",
-     "tryon.outline", "tryon.units"},
+     "tryon.outline", "tryon.units", "tryon.prompts", "tryon.console"},
     {"tryon.manifest", "tryon.runs", "tryon.entry", "tryon.tracking", "tryon.hub", "tryon.memory", "tryon.models",
-     "tryon.lora", "tryon.parsing", "tryon.encode", "tryon.cache", "tryon.checkpoint", "tryon.batches",
+     "tryon.lora", "tryon.lora_header", "tryon.tensor_files", "tryon.parsing", "tryon.encode", "tryon.cache",
+     "tryon.checkpoint", "tryon.batches",
      "tryon.metrics", "tryon.timing", "tryon.step", "tryon.quantize", "tryon.blocks",
      "tryon.attention", "tryon.training_blocks", "tryon.check",
      "tryon.prepare", "tryon.speed", "tryon.plan", "tryon.perceptual", "tryon.restore"},
     {"tryon.pipeline", "tryon.validate", "tryon.evaluate", "tryon.evaluation", "tryon.report", "tryon.share",
      "tryon.scoring", "tryon.comparison", "tryon.studio", "tryon.page", "tryon.layout"},
-    {"train_flux_inpaint", "folder_datasets", "tryon_inference_lora", "app_lora", "pretrain_toy"},
+    {"train_flux_inpaint", "folder_datasets", "folder_lists", "tryon_inference_lora", "app_lora", "pretrain_toy"},
     {"deepfashion_training.preflight", "deepfashion_training.references", "deepfashion_training.pairing",
      "deepfashion_training.deepfashion_dataset",
      "deepfashion_training.log_output", "deepfashion_training.export_viton_hd",
@@ -96,7 +97,8 @@ def test_the_driver_calls_the_loop_and_patches_nothing() -> None:
 
 
 def test_settings_and_run_names_import_nothing_heavy() -> None:
-    for name in ("tryon/config.py", "tryon/runs.py", "tryon/entry.py", "deepfashion_training/preflight.py"):
+    light = ("config", "runs", "entry", "console", "prompts", "manifest", "lora_header")
+    for name in (*(f"tryon/{each}.py" for each in light), "folder_lists.py", "deepfashion_training/preflight.py"):
         heavy = {"torch", "numpy", "diffusers", "transformers", "accelerate", "datasets", "PIL"}
         assert not {module.split(".")[0] for module in imports_of(PROJECT / name)} & heavy
 

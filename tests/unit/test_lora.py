@@ -13,20 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from test_flow import random_batch
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate
-from tryon.lora import (
-    TARGET_MODULES,
-    LoraFacts,
-    add_lora,
-    attach_lora,
-    export_lora,
-    fold_lora,
-    load_lora,
-    read_facts,
-    save_lora,
-)
+from tryon.lora import TARGET_MODULES, add_lora, attach_lora, fold_lora, load_lora, save_lora
+from tryon.lora_header import LoraFacts, read_facts
 from tryon.models import load_transformer
 from tryon.pipeline import build_pipeline
 from tryon.runs import LORA_FILE, find_lora
+from tryon.share import export_lora
 from tryon.toy.model import ToyFolders, scheduler
 
 FACTS = LoraFacts("base", "transformer", "fixed", 512, 768, 576, "rectangle", "full", 3)

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tryon.masks import PARTS, MaskRule, agnostic_mask
-from tryon.sample import CATEGORIES, Category
+from tryon.prompts import CATEGORIES, Category
 from tryon.toy.drawing import draw_person
 from tryon.toy.examples import label_map
 from tryon.toy.world import Garment, Person, random_garment, random_outfit, random_person

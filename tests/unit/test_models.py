@@ -11,11 +11,11 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
+from tryon.manifest import files_fingerprint
 from tryon.models import (
     FILL_CONFIG,
     ModelFiles,
     fetch_models,
-    files_fingerprint,
     load_text_encoders,
     load_transformer,
     load_vae,
@@ -149,8 +149,8 @@ def test_a_fingerprint_follows_the_content_alone(tmp_path: Path, monkeypatch: py
     (tmp_path / "there" / "pictures").mkdir()
     assert files_fingerprint(file.parent) == files_fingerprint(tmp_path / "there") == first
     for large in (False, True):
-        monkeypatch.setattr("tryon.models.WHOLE_FILE", 10 if large else 2**28)
-        monkeypatch.setattr("tryon.models.PLACE_SIZE", 4)
+        monkeypatch.setattr("tryon.manifest.WHOLE_FILE", 10 if large else 2**28)
+        monkeypatch.setattr("tryon.manifest.PLACE_SIZE", 4)
         before = files_fingerprint(file.parent)
         file.write_bytes(bytes(996) + b"last")
         assert files_fingerprint(file.parent) != before

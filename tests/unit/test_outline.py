@@ -8,7 +8,8 @@ from PIL import Image
 from tryon.masks import agnostic_mask
 from tryon.outline import outline_on_edges
 from tryon.toy.drawing import draw_person
-from tryon.toy.examples import VIEW, DrawnData
+from tryon.toy.examples import DrawnData
+from tryon.toy.people import VIEW
 
 
 def boxed(box: tuple[int, int, int, int]) -> Image.Image:

@@ -10,7 +10,7 @@ from tryon.encode import collate, encode_prompt, encode_sample
 from tryon.geometry import image_ids, pack_latents, text_ids, unpack_latents
 from tryon.models import load_text_encoders
 from tryon.pipeline import build_pipeline, try_on_batch
-from tryon.sample import CATEGORIES, prompt_for
+from tryon.prompts import CATEGORIES, prompt_for
 from tryon.toy.model import ToyFolders, scheduler
 
 

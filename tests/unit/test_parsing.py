@@ -11,7 +11,8 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation, Segf
 
 from tryon.masks import PARTS, MaskRule, agnostic_mask
 from tryon.parsing import ATR, UNSURE, Parser, find_worn, load_parser, mask_of_labels, parse, read_label_map
-from tryon.sample import CATEGORIES, to_picture
+from tryon.prompts import CATEGORIES
+from tryon.sample import to_picture
 from tryon.toy.examples import DrawnData
 
 CPU = torch.device("cpu")

@@ -17,7 +17,8 @@ from torch._dynamo.utils import counters
 from conftest import make_sample
 from test_lora import FACTS, disturb
 from tryon.config import TryOnConfig
-from tryon.lora import FACTS_KEY, add_lora, save_lora
+from tryon.lora import add_lora, save_lora
+from tryon.lora_header import FACTS_KEY
 from tryon.metrics import psnr
 from tryon.models import load_transformer
 from tryon.pipeline import TryOnModel, load_try_on, same_models, swap_lora, try_on, try_on_batch

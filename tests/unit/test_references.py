@@ -14,7 +14,7 @@ from deepfashion_training.references import (
     cut_out,
     moved,
 )
-from tryon.sample import CATEGORIES, Category
+from tryon.prompts import CATEGORIES, Category
 from tryon.toy.drawing import draw_person
 from tryon.toy.world import random_garment, random_outfit, random_person
 

@@ -8,13 +8,12 @@ import torch
 from PIL import Image
 
 from conftest import make_sample
+from tryon.prompts import FIXED_PROMPT, prompt_for
 from tryon.sample import (
-    FIXED_PROMPT,
     binary_mask,
     fit_mask,
     fit_picture,
     make_diptych,
-    prompt_for,
     read_picture,
     split_diptych,
     to_picture,

@@ -13,10 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tryon.config import full, on_toy, save_json
-from tryon.lora import export_lora, read_facts
+from tryon.lora_header import read_facts
 from tryon.manifest import write_manifest
 from tryon.runs import LORA_FILE, lora_file
-from tryon.share import write_share
+from tryon.share import export_lora, write_share
 from tryon.toy.model import ToyFolders
 
 

@@ -16,7 +16,7 @@ from tryon.cache import cache_prompts
 from tryon.encode import decode_latents, encode_pictures
 from tryon.manifest import MANIFEST
 from tryon.parsing import Parser
-from tryon.sample import CATEGORIES, Category, prompt_for
+from tryon.prompts import CATEGORIES, Category, prompt_for
 from tryon.toy.examples import DrawnData, labelled_person
 from tryon.toy.model import WEIGHTS, ToyFolders, toy_name
 

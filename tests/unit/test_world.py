@@ -11,7 +11,7 @@ import pytest
 from datasets import Dataset
 from PIL import Image
 
-from tryon.sample import CATEGORIES, Category
+from tryon.prompts import CATEGORIES, Category
 from tryon.toy.dataset import write_dataset
 from tryon.toy.drawing import REGIONS, Drawing, draw_garment, draw_person
 from tryon.toy.world import (

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tryon.config import setting
+from tryon.console import set_up_logging
 from tryon.entry import run_script
 from tryon.flags import parse_flags
-from tryon.sample import CATEGORIES, Category
+from tryon.prompts import CATEGORIES, Category
 from tryon.toy.drawing import draw_garment, draw_person
-from tryon.toy.examples import VIEW, random_example
-from tryon.tracking import set_up_logging
+from tryon.toy.people import VIEW, random_example
 
 logger = logging.getLogger(__name__)
 

@@ -13,61 +13,17 @@ from torch import Tensor
 
 from tryon.evaluate import Case
 from tryon.masks import MASK_VERSION, PARTS, MaskRule, agnostic_mask
-from tryon.sample import CATEGORIES, Category, TryOnSample, fit_mask, fit_picture, to_picture
+from tryon.prompts import CATEGORIES, Category
+from tryon.sample import TryOnSample, fit_mask, fit_picture, to_picture
 from tryon.toy.drawing import Drawing, draw_garment, draw_person, edge_colour
 from tryon.toy.model import PARSER_LABELS
-from tryon.toy.world import (
-    VIEWS,
-    WORLD_VERSION,
-    Colour,
-    Garment,
-    Person,
-    random_garment,
-    random_outfit,
-    random_person,
-)
+from tryon.toy.people import OTHER_LENGTH, VIEW, Example, distance, random_example, surroundings
+from tryon.toy.world import VIEWS, WORLD_VERSION, Garment
 
-VIEW = "front"  # of all examples
-OTHER_LENGTH = {"trousers": "shorts", "shorts": "trousers"}
 EVALUATION_SEED = 10_000  # no run has seen these drawings; they are the same for all, so that numbers can be compared
 LENGTH_TOLERANCE = 0.1  # of the true length
-DISTINCT = 90  # in RGB: garments whose length is measured keep so far from skin, shoes and background
 PARSED_SIZES = ((96, 64), (96, 72), (192, 144), (384, 288))  # height and width of what the parser learns from
 LEGGINGS = Garment("lower", "trousers", 0.95, 0.0, "none", 0.0, 0.0, "plain", 0.1, 0.0, "disc", ((0, 0, 0), (0, 0, 0)))
-
-
-@dataclass(frozen=True)
-class Example:
-    """One person, seen from the front, what it wears, of which outfit[0] is tried on, and another such garment."""
-
-    person: Person
-    outfit: tuple[Garment, ...]
-    other: Garment
-
-
-def random_example(seed: int, index: int, category: Category) -> Example:
-    """The example that seed, index and category stand for. Whoever wears trousers is given shorts and the reverse, in
-    colours that are not those of legs and background, so that the length of what results can be measured."""
-    rng = np.random.default_rng([seed, index])
-    outfit = random_outfit(rng, category)
-    skirted = any(garment.kind in ("skirt", "dress") for garment in outfit)
-    person = random_person(rng, "WOMEN" if skirted else None)
-    other = random_garment(rng, category)
-    if wanted := OTHER_LENGTH.get(outfit[0].kind):
-        while other.kind != wanted or distance(other.colours, surroundings(person)).min() < DISTINCT:
-            other = random_garment(rng, category)
-    return Example(person, outfit, other)
-
-
-def surroundings(person: Person) -> tuple[Colour, ...]:
-    """The colours that legs show where no garment covers them, edges included, and that are beside them."""
-    edges = [edge_colour(colour) for colour in (person.skin, person.shoes)]
-    return person.skin, person.shoes, *edges, *person.backdrop_colours
-
-
-def distance(colours: Sequence[Colour] | np.ndarray, others: Sequence[Colour]) -> np.ndarray:
-    """Distances in RGB, 0..442: [..., 3] and [N, 3] -> [..., N]."""
-    return np.linalg.norm(np.asarray(colours, float)[..., None, :] - np.asarray(others, float), axis=-1)
 
 
 @dataclass(frozen=True)

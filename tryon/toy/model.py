@@ -31,10 +31,9 @@ from transformers import (
 )
 
 from tryon.config import TrainConfig, TryOnConfig, save_json
-from tryon.lora import LoraFacts
-from tryon.manifest import MANIFEST
-from tryon.models import files_fingerprint
-from tryon.sample import CATEGORIES, FIXED_PROMPT, prompt_for
+from tryon.lora_header import LoraFacts
+from tryon.manifest import MANIFEST, files_fingerprint
+from tryon.prompts import CATEGORIES, FIXED_PROMPT, prompt_for
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from tryon.checkpoint import load_optimizer, save_optimizer
 from tryon.config import save_json
+from tryon.console import on_terminal, progress_bar
 from tryon.toy.model import write_weights
-from tryon.tracking import on_terminal, progress_bar
 
 logger = logging.getLogger(__name__)
 

@@ -1,16 +1,16 @@
-"""What a run says while it runs."""
+"""What a command shows while it works."""
 
 import logging
 
 import pytest
 
-from tryon import tracking
-from tryon.tracking import progress_bar
+from tryon import console
+from tryon.console import progress_bar
 
 
 @pytest.fixture
 def every_update(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tracking, "LINE_EVERY", 0.0)
+    monkeypatch.setattr(console, "LINE_EVERY", 0.0)
 
 
 def test_long_work_leaves_lines_in_a_log(
@@ -44,3 +44,12 @@ def test_a_terminal_has_a_bar(
     caplog.set_level(logging.INFO)
     progress_bar(4, "encoding", visible=True).close()
     assert caplog.messages == [] and "encoding:   0%" in capsys.readouterr().err
+
+
+def test_one_of_several_processes_says_what_is_loaded(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for rank, said in (("0", "loading json, math and transformers ...\n"), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        console.load_libraries("json", "math", "transformers")
+        assert capsys.readouterr() == ("", said)

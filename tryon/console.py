@@ -1,0 +1,72 @@
+"""What every command shows: lines, progress bars, and which libraries it is loading. Imports nothing heavy."""
+
+import importlib
+import logging
+import os
+import sys
+import warnings
+
+from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
+
+LINE_EVERY = 20.0  # seconds between lines of progress in a log
+LINE = "{desc}: {n_fmt} of {total_fmt}, {remaining} left"
+MODEL_LIBRARIES = ("torch", "diffusers", "transformers")
+
+
+def on_terminal() -> bool:
+    """Whether somebody sees what is written now. The launcher reads the driver's output through a pipe, so it says with
+    TRAIN_TERMINAL that a terminal is behind it."""
+    return sys.stderr.isatty() or os.environ.get("TRAIN_TERMINAL") == "1"
+
+
+def progress_bar(total: int, description: str, visible: bool, initial: int = 0) -> tqdm:
+    """A bar on a terminal; where the output goes to a file a line now and then, of what takes long."""
+    shown = {"total": total, "initial": initial, "desc": description, "disable": not visible or total == 0}
+    if on_terminal():
+        return tqdm(**shown, ncols=110, leave=False)
+    often = {"delay": LINE_EVERY, "mininterval": LINE_EVERY, "maxinterval": LINE_EVERY, "miniters": 1}
+    return tqdm(**shown, **often, bar_format=LINE, file=_LinesOfTheLog(), leave=False)
+
+
+class _LinesOfTheLog:
+    """What tqdm writes to where there is no terminal."""
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            logger.info("%s", line)
+
+    def flush(self) -> None:
+        pass
+
+
+def set_up_logging(is_main_process: bool) -> None:
+    """Plain lines on stdout, above the progress bar; only warnings from processes other than the main one."""
+
+    class AboveTheBar(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            tqdm.write(self.format(record), file=sys.stdout)
+            sys.stdout.flush()
+
+    handler = AboveTheBar()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+    logging.basicConfig(level=logging.INFO if is_main_process else logging.WARNING, handlers=[handler], force=True)
+    for name in ("accelerate", "httpx", "httpx2"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", ".*broadcast_buffers", FutureWarning)  # accelerate knows no other name for it yet
+
+
+def load_libraries(*names: str) -> None:
+    """Says on stderr that these libraries are being loaded, which takes seconds, and loads them.
+
+    Call it once, after everything that can be checked without them. The progress bars and remarks of diffusers and
+    transformers, which a user can do nothing about, are silenced; errors stay. Of several processes the first speaks.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        print(f"loading {', '.join(names[:-1])} and {names[-1]} ...", file=sys.stderr, flush=True)
+    for name in names:
+        library = importlib.import_module(name)
+        if name in ("diffusers", "transformers"):
+            library.utils.logging.set_verbosity_error()
+            library.utils.logging.disable_progress_bar()

@@ -1,0 +1,81 @@
+"""Tensors in safetensors files that are there whole or not at all, and whose damage is noticed."""
+
+import logging
+import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from tryon.console import progress_bar
+
+logger = logging.getLogger(__name__)
+
+
+class DamagedFile(ValueError):
+    """A file of the cache whose content is not what was written."""
+
+
+def write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Writes the file beside its place and renames it. Raises ValueError where there is no room for it."""
+    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, staging, {**(metadata or {}), "sha256": _digest(tensors)})
+        staging.replace(path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            staging.unlink()
+        raise ValueError(
+            f"{path} cannot be written ({error}): make room, or put the cache elsewhere with --data_cache_dir; what is "
+            "there already stays, and the next start goes on from there"
+        ) from error
+
+
+def read_whole(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata that write_whole wrote. Raises DamagedFile where the file holds something else."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dictionary)
+    except SafetensorError as error:
+        raise DamagedFile(f"the cached {path} is damaged ({error}): delete it and start again") from error
+    if metadata.get("sha256") != _digest(tensors):
+        raise DamagedFile(f"the cached {path} is damaged (its content has changed): delete it and start again")
+    return tensors, metadata
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = sha256()
+    for name in sorted(tensors):
+        digest.update(tensors[name].contiguous().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def drop_damaged(paths: list[Path], what: str) -> None:
+    """Reads every file that is there, and removes those that are damaged: they are encoded anew."""
+    there = [path for path in dict.fromkeys(paths) if path.exists()]
+
+    def is_damaged(path: Path) -> bool:
+        try:
+            read_whole(path)
+        except DamagedFile:
+            return True
+        return False
+
+    with ThreadPoolExecutor() as pool:  # reading and hashing wait for each other, and not for Python
+        bar = progress_bar(len(there), f"checking {what}", visible=True)
+        damaged = []
+        for path, bad in zip(there, pool.map(is_damaged, there), strict=True):
+            damaged += [path] if bad else []
+            bar.update()
+        bar.close()
+    for path in damaged:
+        path.unlink(missing_ok=True)
+    if damaged:
+        logger.warning("%d of %d encoded %s were damaged and are encoded anew", len(damaged), len(there), what)

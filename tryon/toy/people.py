@@ -1,0 +1,48 @@
+"""A person, what it wears, and another garment to try on, from a seed. Imports nothing heavy."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from tryon.prompts import Category
+from tryon.toy.drawing import edge_colour
+from tryon.toy.world import Colour, Garment, Person, random_garment, random_outfit, random_person
+
+VIEW = "front"  # of all examples
+OTHER_LENGTH = {"trousers": "shorts", "shorts": "trousers"}
+DISTINCT = 90  # in RGB: garments whose length is measured keep so far from skin, shoes and background
+
+
+@dataclass(frozen=True)
+class Example:
+    """One person, seen from the front, what it wears, of which outfit[0] is tried on, and another such garment."""
+
+    person: Person
+    outfit: tuple[Garment, ...]
+    other: Garment
+
+
+def random_example(seed: int, index: int, category: Category) -> Example:
+    """The example that seed, index and category stand for. Whoever wears trousers is given shorts and the reverse, in
+    colours that are not those of legs and background, so that the length of what results can be measured."""
+    rng = np.random.default_rng([seed, index])
+    outfit = random_outfit(rng, category)
+    skirted = any(garment.kind in ("skirt", "dress") for garment in outfit)
+    person = random_person(rng, "WOMEN" if skirted else None)
+    other = random_garment(rng, category)
+    if wanted := OTHER_LENGTH.get(outfit[0].kind):
+        while other.kind != wanted or distance(other.colours, surroundings(person)).min() < DISTINCT:
+            other = random_garment(rng, category)
+    return Example(person, outfit, other)
+
+
+def surroundings(person: Person) -> tuple[Colour, ...]:
+    """The colours that legs show where no garment covers them, edges included, and that are beside them."""
+    edges = [edge_colour(colour) for colour in (person.skin, person.shoes)]
+    return person.skin, person.shoes, *edges, *person.backdrop_colours
+
+
+def distance(colours: Sequence[Colour] | np.ndarray, others: Sequence[Colour]) -> np.ndarray:
+    """Distances in RGB, 0..442: [..., 3] and [N, 3] -> [..., N]."""
+    return np.linalg.norm(np.asarray(colours, float)[..., None, :] - np.asarray(others, float), axis=-1)
