@@ -1,10 +1,13 @@
 """Attention kernels: each is compared with plain arithmetic on this machine, and the fastest that is right is used."""
 
+import fcntl
 import json
 import logging
 import os
 import statistics
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.util import find_spec
 from multiprocessing import get_context
@@ -85,7 +88,8 @@ def choose_attention(
         return
     config = transformer.config
     asked = Attention(batch, tokens, config.num_attention_heads, config.attention_head_dim, transformer.dtype, autocast)
-    reports = remembered_kernels(asked, device, cache) or compare_kernels(asked, device, cache)
+    with one_at_a_time(cache):  # processes of one run start together
+        reports = remembered_kernels(asked, device, cache) or compare_kernels(asked, device, cache)
     fastest = best_kernel(reports, device)
     transformer.set_attention_backend(fastest)
     logger.info("attention: %s, the fastest of the right ones (%s)", fastest, "; ".join(map(in_words, reports)))
@@ -123,6 +127,15 @@ def in_words(report: KernelReport) -> str:
     if report.problem:
         return f"{report.kernel} wrong: {report.problem}"
     return f"{report.kernel} {1000 * report.seconds:.2f} ms"
+
+
+@contextmanager
+def one_at_a_time(cache: Path) -> Iterator[None]:
+    """Waits until no other process compares kernels: what is half compared looks as if it had crashed."""
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / f"{KERNELS_FILE}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def compare_kernels(asked: Attention, device: torch.device, cache: Path) -> list[KernelReport]:

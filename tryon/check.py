@@ -22,7 +22,16 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
-from tryon.attention import SAFEST_KERNEL, Attention, KernelReport, best_kernel, compare_kernels, in_words, machine
+from tryon.attention import (
+    SAFEST_KERNEL,
+    Attention,
+    KernelReport,
+    best_kernel,
+    compare_kernels,
+    in_words,
+    machine,
+    one_at_a_time,
+)
 from tryon.blocks import blocks_of
 from tryon.config import TrainConfig, replace_json
 from tryon.geometry import count_tokens, image_ids, text_ids
@@ -156,7 +165,8 @@ def attention_rows(
     heads, head_dim = transformer_config["num_attention_heads"], transformer_config["attention_head_dim"]
     autocast = config.mixed_precision == "bf16"
     asked = Attention(config.train_batch_size, tokens, heads, head_dim, dtype, autocast)
-    reports = compare_kernels(asked, device, Path(config.data_cache_dir))
+    with one_at_a_time(cache := Path(config.data_cache_dir)):
+        reports = compare_kernels(asked, device, cache)
     for report in reports:
         yield kernel_row(report)
     yield Row("attention, chosen", best_kernel(reports, device), right=True)
