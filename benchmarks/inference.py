@@ -209,8 +209,8 @@ def time_variants(asked: list[str], config: TrainConfig, work: Work) -> Iterator
                     to_truth = [inside(picture, s.person, s) for picture, s in zip(pictures, work.samples, strict=True)]
             yield name, Row(name, seconds, computed, to_eager, to_truth)
         del transformer
+        torch.compiler.reset()  # it keeps the blocks that it compiled, until cycles of references are looked for
         free_memory()
-        torch.compiler.reset()
 
 
 def samples_of(config: TrainConfig) -> list[TryOnSample]:

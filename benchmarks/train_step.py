@@ -439,8 +439,8 @@ def main(argv: list[str]) -> None:
         result["ratios"] = ratios(rows)
         if steps.json:
             replace_json(Path(steps.json), result)
-        accelerator.free_memory()  # it keeps what it prepared
-        torch.compiler.reset()
+        torch.compiler.reset()  # it keeps the blocks that it compiled,
+        accelerator.free_memory()  # and this one what it prepared, until cycles of references are looked for
 
     losses = {row.name: row.losses[0] for row in rows}
     for ours, beside in ratios(rows).items():

@@ -5,6 +5,7 @@ random weights: nothing is downloaded. From their times and those of fewer block
 """
 
 import copy
+import gc
 import json
 import logging
 import os
@@ -59,7 +60,7 @@ DEPTH = 2, 3  # double and single blocks
 KINDS: tuple[Kind, ...] = ("fp8", "int8", "nf4")
 LORA_STRENGTH = 0.02  # standard deviation of the LoRA's B
 # Relative differences of all gradients together. Rounding alone: where the same operations run in another order.
-ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 MEMORY_ALLOWED = 0.10
 PASSES = 3  # timed
 RANDOM_NUMBERS = 2**24 - 3  # a prime, so that layers which begin at the same one are rare
@@ -361,31 +362,29 @@ def memory_rows(
     """What these blocks take of a GPU's memory, beside what is planned for them, part by part."""
     if device.type != "cuda":
         return
-    if config.gradient_checkpointing == "auto":
-        config = replace(config, gradient_checkpointing="none")
+    config = replace(config, gradient_accumulation_steps=1)  # one backward pass is looked at
     costs = transformer_costs(config, dict(base.config))
-    plan = training_memory(config, costs, recomputed_every(config, costs, free_memory(device)))
+    every = recomputed_every(config, costs, free_memory(device))
+    plan = training_memory(config, costs, every)
     vae = VAE_PARAMETERS * base.dtype.itemsize  # planned with the weights, but not here
 
+    gc.collect()
     torch.cuda.empty_cache()
     before = torch.cuda.memory_allocated(device)
     transformer, parameters = prepared(base, config, device)
     placed = torch.cuda.memory_allocated(device) - before
     optimizer = make_optimizer(config, parameters)
-    for _ in range(2):  # the second finds the moments there
-        optimizer.zero_grad(set_to_none=True)
+    for _ in range(2):  # the second finds the moments there, and everything compiled
+        torch.cuda.reset_peak_memory_stats(device)
         seeded_loss(transformer, config, batch).backward()
+        torch.cuda.synchronize(device)
+        peak = torch.cuda.max_memory_allocated(device) - before
         optimizer.step()
-    torch.cuda.synchronize(device)
+        optimizer.zero_grad(set_to_none=True)
     settled = torch.cuda.memory_allocated(device) - before
-    optimizer.zero_grad(set_to_none=True)
-    torch.cuda.reset_peak_memory_stats(device)
-    seeded_loss(transformer, config, batch).backward()
-    torch.cuda.synchronize(device)
-    peak = torch.cuda.max_memory_allocated(device) - before
     parts = {
-        "weights and LoRA": (placed, plan.weights - vae + plan.lora // 2),
-        "gradients and moments": (settled - placed, plan.lora // 2 + plan.optimizer),
+        "weights and LoRA": (placed, plan.weights - vae + 4 * costs.sizes.trained),
+        "moments": (settled - placed, plan.optimizer),
         "activations": (peak - settled, plan.activations + plan.work),
     }
     for name, (measured, planned) in parts.items():

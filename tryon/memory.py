@@ -41,7 +41,8 @@ QUANTIZED_BELOW: tuple[tuple[int, Quantization], ...] = ((60 * GB, "none"), (32 
 class TrainingMemory:
     """Bytes on the GPU at the fullest moment of a step, by what they are for.
 
-    weights: frozen ones and the VAE's. lora: its float32 weights and their gradients. optimizer: moments.
+    weights: frozen ones and the VAE's. lora: its float32 weights, and gradients where they are there at that moment.
+    optimizer: moments.
     activations: what the forward pass keeps for the backward pass. work: what a block computes with meanwhile.
     """
 
@@ -143,10 +144,13 @@ def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | N
     activations = sum(each.saved for each in kept) + sum(each.inputs for each in recomputed)
     activations += max((each.saved for each in recomputed), default=0)
     moment = 1 if config.optimizer == "adamw8bit" else 4
+    # The first micro-batch's gradients come while its activations go; those of later ones come on top.
+    gradients = 4 * sizes.trained
+    there = gradients if config.gradient_accumulation_steps > 1 else max(0, gradients - activations)
     work = COMPILED_WORK if config.compile else 1.0
     return TrainingMemory(
         weights=round(held * each) + (sizes.frozen - sizes.in_blocks + VAE_PARAMETERS) * itemsize,
-        lora=8 * sizes.trained,
+        lora=4 * sizes.trained + there,
         optimizer=2 * moment * sizes.trained,
         activations=activations,
         work=round(work * max(block.saved for block in costs.blocks)) + (itemsize * sizes.largest if quantized else 0),
@@ -207,7 +211,7 @@ def which_recompute(every: int | None) -> str:
 def free_before_training(config: TrainConfig, costs: TransformerCosts, device: torch.device) -> int:
     """What the device had free before the transformer, prepared for training, came to lie there."""
     there = training_memory(config, costs, None)
-    return free_memory(device) + there.weights + there.lora // 2  # without gradients yet
+    return free_memory(device) + there.weights + 4 * costs.sizes.trained  # without gradients yet
 
 
 def check_training_fits(config: TrainConfig, transformer_config: dict[str, Any], device: torch.device) -> None:
@@ -278,6 +282,8 @@ def empty_transformer(transformer_config: dict[str, Any], rank: int) -> FluxTran
         transformer = FluxTransformer2DModel.from_config(transformer_config).requires_grad_(False)
         add_lora(transformer, rank, rank, seed=0)
         use_training_blocks(transformer)
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        block.attn.processor._attention_backend = "native"  # not what the process's other models use, on other devices
     return transformer
 
 

@@ -88,7 +88,7 @@ def plan_lines(
         steps = -(-config.num_train_epochs * pairs // per_step)
     each = latents_bytes(config.height, 2 * config.width, 2 if config.mixed_precision == "bf16" else 4)
     kept = (config.checkpoints_total_limit or steps // config.checkpointing_steps) + 1
-    checkpoint = need.lora // 2 + need.optimizer
+    checkpoint = 4 * costs.sizes.trained + need.optimizer
     models = costs.sizes.frozen * 2 + TEXT_ENCODERS_AND_VAE
     if pairs:
         cached = f"{gigabytes(pairs * variants * each)} at most: {pairs:,} pairs, in up to {variants} variants"
