@@ -158,6 +158,15 @@ def remember_check(config: TrainConfig, device: torch.device, estimate: Estimate
     replace_json(file, known)
 
 
+def remembered_check(config: TrainConfig, device: torch.device) -> dict[str, Any] | None:
+    """What the last `--check` of this machine for such steps left: Estimate's seconds, what failed, the date; None
+    where there was none. config: with quantization resolved."""
+    file = Path(config.data_cache_dir) / CHECKS_FILE
+    if not file.is_file():
+        return None
+    return json.loads(file.read_text()).get(machine(device), {}).get(kind_of_step(config, device))
+
+
 def attention_rows(
     config: TrainConfig, transformer_config: dict[str, Any], dtype: torch.dtype, device: torch.device
 ) -> Iterator[Row]:

@@ -139,22 +139,32 @@ def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | N
     sizes, itemsize, quantized = costs.sizes, _dtype(config).itemsize, config.quantization != "none"
     each = weight_bytes(config.quantization) if quantized else itemsize
     held = 2 * sizes.in_double_block if config.offload else sizes.in_blocks  # the block that runs, and the next
-    recomputed = costs.blocks[::every] if every else []
-    kept = [each for index, each in enumerate(costs.blocks) if not every or index % every]
-    activations = sum(each.saved for each in kept) + sum(each.inputs for each in recomputed)
-    activations += max((each.saved for each in recomputed), default=0)
+    activations, work = fullest_moment(costs.blocks, every, COMPILED_WORK if config.compile else 1.0)
     moment = 1 if config.optimizer == "adamw8bit" else 4
     # The first micro-batch's gradients come while its activations go; those of later ones come on top.
     gradients = 4 * sizes.trained
     there = gradients if config.gradient_accumulation_steps > 1 else max(0, gradients - activations)
-    work = COMPILED_WORK if config.compile else 1.0
     return TrainingMemory(
         weights=round(held * each) + (sizes.frozen - sizes.in_blocks + VAE_PARAMETERS) * itemsize,
         lora=4 * sizes.trained + there,
         optimizer=2 * moment * sizes.trained,
         activations=activations,
-        work=round(work * max(block.saved for block in costs.blocks)) + (itemsize * sizes.largest if quantized else 0),
+        work=work + (itemsize * sizes.largest if quantized else 0),
     )
+
+
+def fullest_moment(blocks: list[BlockCosts], every: int | None, work: float) -> tuple[int, int]:
+    """Bytes of activations, and of what the block at work computes with, when most of them are there in the backward
+    pass, which begins at the last block and leaves nothing of those behind it.
+
+    work: the latter, as a share of what a block keeps.
+    """
+    moments, kept = [], 0
+    for index, block in enumerate(blocks):
+        recomputes = bool(every) and index % every == 0
+        kept += block.inputs if recomputes else block.saved
+        moments.append((kept + (block.saved if recomputes else 0), round(work * block.saved)))
+    return max(moments, key=sum)
 
 
 def host_memory(config: TrainConfig, sizes: Sizes) -> HostMemory:

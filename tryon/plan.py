@@ -10,6 +10,7 @@ import torch
 from huggingface_hub import constants
 
 from tryon.cache import latents_bytes
+from tryon.check import remembered_check
 from tryon.config import TrainConfig
 from tryon.memory import (
     CONTEXT,
@@ -178,6 +179,12 @@ def _time_lines(
         hours = steps * measured / 3600
         lines = [f"  {_hours(hours)}, at {measured:.3g} s a step, measured on {device_name(device)}", on_top]
         return lines if price_per_hour is None else [*lines, f"  {hours * price_per_hour:,.2f}{at}"]
+    if checked := remembered_check(config, device) if device else None:
+        hours = steps * checked["step"] / 3600
+        cost = "" if price_per_hour is None else f", {hours * price_per_hour:,.2f}{at}"
+        by = f"extrapolated by --check on {checked['date']}"
+        wrong = [f"  --check found this machine not fit: {'; '.join(checked['failed'])}"] if checked["failed"] else []
+        return [*wrong, f"  {_hours(hours)}{cost}, at {checked['step']:.3g} s a step, {by}", on_top]
     if (device and device.type == "cpu") or config.mixed_precision != "bf16":
         price = "" if price_per_hour is None else "; so there is no price either"
         return [f"  nothing measured yet: the first run of this kind leaves its speed to later plans{price}"]
