@@ -238,7 +238,7 @@ def test_every_setting_is_read_somewhere() -> None:
 
 
 TOY_CHANGES = {
-    "compile",    "toy", "height", "width", "max_sequence_length", "prompt", "mixed_precision", "gradient_checkpointing",
+    "toy", "height", "width", "max_sequence_length", "prompt", "mixed_precision", "gradient_checkpointing", "compile",
     "num_inference_steps", "dataloader_num_workers",
 }  # fmt: skip
 QUICK_TOY_CHANGES = {
