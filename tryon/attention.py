@@ -34,6 +34,7 @@ KERNELS_FILE = "kernels.json"  # in the data cache: what was found, per machine 
 EXTREME_LOGIT = 110.0  # half of the rows have a log-sum-exp near minus this, half near this
 HALF_TILE = 64  # tokens: kernels work in tiles of 128, and half a tile has failed before
 REPEATS = 5  # timed passes
+CRASHED = "it ended the process that it ran in"
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def compare_kernels(asked: Attention, device: torch.device, cache: Path) -> list
         return _read(asked, device, cache)
     for _ in CUDA_KERNELS:
         before = _read(asked, device, cache)
-        process = get_context("spawn").Process(target=_compare_quietly, args=(asked, device, cache))
+        process = get_context("spawn").Process(target=_compare_quietly, args=(asked, device, cache), daemon=True)
         process.start()
         process.join()
         reports = _read(asked, device, cache)
@@ -172,7 +173,7 @@ def _compare_remaining(asked: Attention, device: torch.device, cache: Path) -> N
             continue
         _write(asked, device, cache, [*reports, KernelReport(kernel, available=True, problem=CRASHED)])
         reports.append(compare_kernel(kernel, asked, device))
-        _write(asked, device, cache, reports)
+    _write(asked, device, cache, reports)
 
 
 def _compare_quietly(asked: Attention, device: torch.device, cache: Path) -> None:
@@ -184,9 +185,6 @@ def _compare_quietly(asked: Attention, device: torch.device, cache: Path) -> Non
 def kernels_of(device: torch.device) -> dict[str, str]:
     """Kernels that may be had on such a device, and the package of each."""
     return CUDA_KERNELS if device.type == "cuda" else CPU_KERNELS
-
-
-CRASHED = "it ended the process that it ran in"
 
 
 def compare_kernel(kernel: str, asked: Attention, device: torch.device) -> KernelReport:
@@ -206,9 +204,9 @@ def _compare_at(kernel: str, asked: Attention, device: torch.device) -> KernelRe
         expected, allowed = reference_attention(*inputs), allowed_error(inputs)
         try:
             first, second = (run_kernel(kernel, asked, *inputs) for _ in range(2))
-        except (RuntimeError, ValueError, ImportError) as error:  # not built, or not for these shapes
-            if isinstance(error, torch.AcceleratorError | torch.OutOfMemoryError):
-                raise
+        except torch.AcceleratorError:  # the process cannot go on
+            raise
+        except (RuntimeError, ValueError, ImportError) as error:  # not built, not for these shapes, too little memory
             return KernelReport(kernel, available=False, problem=str(error).strip().splitlines()[0])
         where = f"with {asked.tokens} tokens and {'extreme' if extreme else 'ordinary'} logits"
         for name, found, again, right in zip(("output", "dq", "dk", "dv"), first, second, expected, strict=True):

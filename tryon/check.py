@@ -8,6 +8,7 @@ import copy
 import gc
 import json
 import logging
+import math
 import os
 import statistics
 import tempfile
@@ -120,7 +121,6 @@ def check(
     """Prints a table of what was checked, found and allowed, each line as soon as it is known, then the verdict.
 
     Returns whether everything that the run depends on is right. Verdict and times are kept for `--plan`.
-
     price_per_hour: of the machine, in any currency.
     """
     print(f"{'checked':46} {'found':72} {'allowed':>16}", flush=True)
@@ -329,6 +329,7 @@ def block_rows(
         transformer, _ = prepared(base, replace(unchanged, quantization=kind, **settings), device)
         first, second = (loss_and_gradients(transformer, config, batch) for _ in range(2))
         del transformer
+        gc.collect()  # compiled blocks are cycles of references
         loss, gradients = difference(first, expected_of[kind])
         repeat = max(difference(second, first))
         right = max(loss, gradients, repeat) <= allowed
@@ -345,7 +346,7 @@ def difference(found: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[
     apart = sum((one - other).square().sum() for one, other in zip(found[1], expected[1], strict=True))
     size = sum(other.square().sum() for other in expected[1])
     gradients = (apart / size).sqrt().item()
-    return tuple(each if each == each else float("inf") for each in (loss, gradients))
+    return tuple(math.inf if math.isnan(each) else each for each in (loss, gradients))
 
 
 def lora_row(base: FluxTransformer2DModel, config: TrainConfig, batch: FillBatch, device: torch.device) -> Row:
@@ -432,8 +433,8 @@ def time_rows(
     chosen = set(range(sum(whole))[::every]) if every else set()
     passes = forward = 0.0
     for checkpointing, wanted in (("none", set(range(sum(whole))) - chosen), ("full", chosen)):
-        if not wanted and (checkpointing == "full" or config.offload):
-            continue  # offloaded blocks recompute all
+        if not wanted:
+            continue
         doubles = sum(index < whole[0] for index in wanted)
         counts = doubles, len(wanted) - doubles
         timed = [
@@ -473,7 +474,7 @@ class Passes:
 def time_passes(
     base: FluxTransformer2DModel, depth: tuple[int, int], config: TrainConfig, batch: FillBatch, device: torch.device
 ) -> Passes:
-    """The median of PASSES, after two that are not timed."""
+    """Of so many of the blocks, as the configuration says."""
     fewer = copy.deepcopy(base)
     fewer.transformer_blocks = fewer.transformer_blocks[: depth[0]]
     fewer.single_transformer_blocks = fewer.single_transformer_blocks[: depth[1]]
@@ -497,6 +498,7 @@ def time_passes(
 
 
 def seconds_of(work: Callable[[], None], device: torch.device) -> float:
+    """The median of PASSES, after two that are not timed: they compile and warm up."""
     seconds = []
     for _ in range(PASSES + 2):
         started = time.perf_counter()
