@@ -39,21 +39,19 @@ CRASHED = "it ended the process that it ran in"
 
 @dataclass(frozen=True)
 class Attention:
-    """What attention is computed on. autocast: queries and keys come in float32, as they are normalised so, and are
-    cast to bfloat16 with the rest, as in training; without it everything has `dtype`."""
+    """What attention is computed on: its sizes, and the dtype of queries, keys and values."""
 
     batch: int
     tokens: int
     heads: int
     head_dim: int
     dtype: torch.dtype
-    autocast: bool
 
     @property
     def key(self) -> str:
         """Names it in a file."""
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"{self.batch} x {self.tokens} x {self.heads} x {self.head_dim}, {dtype}{', autocast' * self.autocast}"
+        return f"{self.batch} x {self.tokens} x {self.heads} x {self.head_dim}, {dtype}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +74,7 @@ class KernelReport:
 
 
 def choose_attention(
-    transformer: FluxTransformer2DModel, batch: int, tokens: int, device: torch.device, autocast: bool, cache: Path
+    transformer: FluxTransformer2DModel, batch: int, tokens: int, device: torch.device, cache: Path
 ) -> None:
     """Sets the fastest attention kernel that is right for `batch` samples of `tokens` text and image tokens.
 
@@ -88,7 +86,7 @@ def choose_attention(
         transformer.set_attention_backend("native")
         return
     config = transformer.config
-    asked = Attention(batch, tokens, config.num_attention_heads, config.attention_head_dim, transformer.dtype, autocast)
+    asked = Attention(batch, tokens, config.num_attention_heads, config.attention_head_dim, transformer.dtype)
     with one_at_a_time(cache):  # processes of one run start together
         reports = remembered_kernels(asked, device, cache) or compare_kernels(asked, device, cache)
     fastest = best_kernel(reports, device)
@@ -203,7 +201,7 @@ def _compare_at(kernel: str, asked: Attention, device: torch.device) -> KernelRe
         inputs = attention_inputs(asked, extreme, device)
         expected, allowed = reference_attention(*inputs), allowed_error(inputs)
         try:
-            first, second = (run_kernel(kernel, asked, *inputs) for _ in range(2))
+            first, second = (run_kernel(kernel, *inputs) for _ in range(2))
         except torch.AcceleratorError:  # the process cannot go on
             raise
         except (RuntimeError, ValueError, ImportError) as error:  # not built, not for these shapes, too little memory
@@ -223,8 +221,8 @@ def _compare_at(kernel: str, asked: Attention, device: torch.device) -> KernelRe
 
 
 def attention_inputs(shape: Attention, extreme: bool, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Seeded query, key, value and gradient of the output, each [batch, tokens, heads, head_dim], as diffusers' Flux
-    blocks lay them out. extreme: every second query has logits near -EXTREME_LOGIT, the others near EXTREME_LOGIT."""
+    """Seeded query, key, value and gradient of the output, each [batch, tokens, heads, head_dim], laid out as the
+    training blocks do. extreme: every second query has logits near -EXTREME_LOGIT, the others near EXTREME_LOGIT."""
     generator = torch.Generator(device).manual_seed(0)
     size = shape.batch, shape.tokens, shape.heads, shape.head_dim
     query, key, value, grad = (torch.randn(size, generator=generator, device=device) for _ in range(4))
@@ -233,10 +231,7 @@ def attention_inputs(shape: Attention, extreme: bool, device: torch.device) -> t
         sign = torch.ones(shape.tokens, 1, 1, device=device)
         sign[::2] = -1
         query, key = query + shift * sign, key + shift
-    values = value.to(shape.dtype), grad.to(shape.dtype)
-    if shape.autocast:  # rounded already, so that the reference gets what the kernel gets
-        return query.bfloat16().float(), key.bfloat16().float(), *values
-    return query.to(shape.dtype), key.to(shape.dtype), *values
+    return tuple(each.to(shape.dtype) for each in (query, key, value, grad))
 
 
 def reference_attention(
@@ -286,14 +281,13 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
 
 
 def run_kernel(
-    kernel: str, shape: Attention, query: Tensor, key: Tensor, value: Tensor, grad: Tensor
+    kernel: str, query: Tensor, key: Tensor, value: Tensor, grad: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The output and the gradients of query, key and value as the kernel computes them. Raises RuntimeError, ValueError
     or ImportError where it cannot."""
     inputs = [each.detach().clone().requires_grad_() for each in (query, key, value)]
-    with torch.autocast(query.device.type, torch.bfloat16, enabled=shape.autocast):
-        out = dispatch_attention_fn(*inputs, backend=kernel)
-    out.backward(grad.to(out.dtype))
+    out = dispatch_attention_fn(*inputs, backend=kernel)
+    out.backward(grad)
     _wait(query.device)  # an illegal access is an error of this kernel, not of what comes next
     return out.detach(), *(each.grad for each in inputs)
 
@@ -305,7 +299,7 @@ def time_kernel(kernel: str, shape: Attention, device: torch.device) -> float:
     for _ in range(REPEATS + 1):
         _wait(device)
         started = time.perf_counter()
-        run_kernel(kernel, shape, *inputs)
+        run_kernel(kernel, *inputs)
         _wait(device)
         seconds.append(time.perf_counter() - started)
     return statistics.median(seconds[1:])

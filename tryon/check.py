@@ -173,8 +173,7 @@ def attention_rows(
     """A row for each kernel, and one for the choice."""
     tokens = count_tokens(config.height, config.width) + config.max_sequence_length
     heads, head_dim = transformer_config["num_attention_heads"], transformer_config["attention_head_dim"]
-    autocast = config.mixed_precision == "bf16"
-    asked = Attention(config.train_batch_size, tokens, heads, head_dim, dtype, autocast)
+    asked = Attention(config.train_batch_size, tokens, heads, head_dim, dtype)
     with one_at_a_time(cache := Path(config.data_cache_dir)):
         reports = compare_kernels(asked, device, cache)
     for report in reports:

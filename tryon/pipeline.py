@@ -132,7 +132,7 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
     place(model.eval().to(dtype), quantization, config.offload, device)  # the LoRA too: one precision throughout
     height, width = panel_size(config, facts)
     tokens = count_tokens(height, width) + length
-    choose_attention(model, 1, tokens, device, autocast=False, cache=data_cache)
+    choose_attention(model, 1, tokens, device, data_cache)
     if originals is not None:
         _attach_folded(model, lora, config.lora_scale, originals)
     if config.compile and can_compile(device):

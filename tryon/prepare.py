@@ -36,8 +36,8 @@ def prepare_transformer(
     count = sum(parameter.numel() for parameter in parameters) / 1e6
     logger.info("LoRA: rank %d, %.1f M parameters", config.lora_rank, count)
     tokens = count_tokens(config.height, config.width) + config.max_sequence_length
-    autocast, cache = config.mixed_precision == "bf16", Path(config.data_cache_dir)
-    choose_attention(transformer, config.train_batch_size, tokens, device, autocast, cache)  # while the GPU has room
+    cache = Path(config.data_cache_dir)
+    choose_attention(transformer, config.train_batch_size, tokens, device, cache)  # while the GPU has room
     use_training_blocks(transformer)
     place(transformer, config.quantization, config.offload, device)
     if shares_inputs(config):
