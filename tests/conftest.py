@@ -8,7 +8,8 @@ from pathlib import Path
 
 # Read when the libraries are imported, which the imports below do.
 os.environ["HF_HUB_OFFLINE"] = "1"
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # what is tested here is tested on the CPU, on every machine
+if "TRYON_GPU_TESTS" not in os.environ:  # set by bash tests/run.sh --gpu
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""  # everything else is tested on the CPU, on every machine
 
 import numpy as np
 import pytest
@@ -24,6 +25,19 @@ from tryon.sample import TryOnSample, fit_picture
 from tryon.toy.model import ToyFolders, toy_model, toy_parser
 
 PROJECT = Path(__file__).resolve().parent.parent
+
+
+def pytest_sessionstart() -> None:
+    if "TRYON_GPU_TESTS" in os.environ and not torch.cuda.is_available():
+        pytest.exit("the GPU tests need a CUDA device and none was found: run them on a machine with a GPU", 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The one place where a test that is marked gpu is skipped."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip("needs a CUDA device: bash tests/run.sh --gpu"))
 
 
 @pytest.fixture(scope="session")

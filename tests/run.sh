@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the tests, in .venv or an active environment that has requirements-dev.txt; with --faults the long fault run
-# instead, which takes a quarter of an hour. Other arguments go to pytest.
+# instead, which takes a quarter of an hour; with --gpu the tests that need a GPU, which fail where there is none. Other
+# arguments go to pytest.
 set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 python=$(bash "$root/environment.sh" requirements-dev.txt)
@@ -8,6 +9,11 @@ cd -- "$root"
 if [[ ${1-} == --faults ]]; then
     shift
     exec "$python" -m pytest tests/faults -m faults "$@"
+fi
+if [[ ${1-} == --gpu ]]; then
+    shift
+    # One process: each would import everything again, and take memory of the GPU.
+    TRYON_GPU_TESTS=1 exec "$python" -m pytest -m gpu "$@"
 fi
 # Two files at a time, each with one thread: most of the time goes into starting the real commands, which use one core.
 export OMP_NUM_THREADS=1
