@@ -1,5 +1,6 @@
 """Blocks that are checkpointed or offloaded: the same numbers to the last bit, with less in memory."""
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from test_lora import FACTS, disturb, predict
 from test_quantize import CPU, loss_and_gradients
-from tryon.blocks import blocks_of, checkpoint_blocks, next_block, offload_blocks
+from tryon.blocks import Host, blocks_of, checkpoint_blocks, next_block, offload_blocks
 from tryon.lora import add_lora, attach_lora, load_lora, save_lora
 from tryon.models import load_transformer
 from tryon.quantize import Kind, quantize_blocks
@@ -86,11 +87,32 @@ def test_offloaded_blocks_train_to_the_last_bit(kind: Kind | None, toy: ToyFolde
     transformer = adapted(toy, kind, dropout=0.2)
     offload_blocks(transformer, CPU)
     runs = count_runs(transformer)
-    for _ in range(2):  # the second time the slots hold what the first left
+    for _ in range(2):  # the second time the memory is what the first left
         assert_same(run(transformer, vae), expected)
     assert runs == [4] * 6
     transformer.eval()
     assert torch.equal(predict(transformer, vae), predict(adapted(toy, kind).eval(), vae))
+
+
+def test_a_block_leaves_the_device_before_the_next_but_one_comes(
+    toy: ToyFolders, vae, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU no block is fetched ahead: at most the one that ran last is there when another one comes."""
+    transformer = adapted(toy)
+    offload_blocks(transformer, CPU)
+    room, copies, alive = Host._room, [], []
+
+    def watched(host: Host, index: int) -> Tensor:
+        alive.append(sum(copy() is not None for copy in copies))
+        memory = room(host, index)
+        copies.append(weakref.ref(memory.untyped_storage()))
+        return memory
+
+    monkeypatch.setattr(Host, "_room", watched)
+    run(transformer, vae)
+    assert len(alive) == 12  # six blocks, forward and backward
+    assert max(alive) <= 1
+    assert not any(copy() for copy in copies)
 
 
 @pytest.mark.parametrize("kind", [None, "nf4"])

@@ -41,6 +41,7 @@ def config(tmp_path: Path) -> TrainConfig:
         mixed_precision="bf16",
         quantization="none",
         gradient_checkpointing="full",
+        compile=False,
         data_cache_dir=str(tmp_path),
     )
 
@@ -99,6 +100,7 @@ def test_a_lora_is_saved_and_loaded(config: TrainConfig, base: FluxTransformer2D
     "changes",
     [
         {"gradient_checkpointing": "none"},
+        {"gradient_checkpointing": "none", "compile": True},
         {"gradient_checkpointing": "2"},
         {"quantization": "fp8"},
         {"quantization": "int8"},
