@@ -103,7 +103,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from folder_datasets import load_dresscode, load_viton_hd
-from tryon.attention import SAFEST_KERNEL, attention_in_use, fall_back
+from tryon.attention import fall_back, uses_safest
 from tryon.batches import count_draws, drawn_in_step, load_batches
 from tryon.cache import cache_latents, cache_prompts, latent_files
 from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, tidy, verify
@@ -242,7 +242,7 @@ def run_training(
             metrics = optimiser_step(
                 config, state.step, model, batches, optimizer, lr_scheduler, accelerator, clock, samples
             )
-            state = replace(state, step=state.step + 1, safest_attention=attention_in_use(transformer) == SAFEST_KERNEL)
+            state = replace(state, step=state.step + 1, safest_attention=uses_safest(transformer))
             log_metrics(accelerator, run, state.step, metrics)
             words = "loss {train/loss:.4f}, lr {train/learning_rate:.1e}, {train/seconds:.2f} s/step"
             words = words.format_map(metrics)

@@ -5,12 +5,14 @@ import json
 import logging
 import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
-from multiprocessing import get_context
 from pathlib import Path
 
 import torch
@@ -18,7 +20,7 @@ from diffusers import FluxTransformer2DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
-from tryon.config import replace_json
+from tryon.config import PROJECT, first_line, replace_json
 
 logger = logging.getLogger(__name__)
 
@@ -28,13 +30,15 @@ CUDA_KERNELS = {
     "native": "torch", "flash": "flash_attn", "_flash_3": "flash_attn_interface",
 }  # fmt: skip
 CPU_KERNELS = {"_native_math": "torch", "native": "torch"}
-SAFEST_KERNEL = "_native_math"  # matrix products and a softmax, as torch writes them out
+# Where a gradient was not finite. On CUDA not the plainest one: that one's memory grows with the tokens' square.
+SAFEST_KERNEL = {"cpu": "_native_math", "cuda": "_native_efficient"}
 
 KERNELS_FILE = "kernels.json"  # in the data cache: what was found, per machine and shape
 EXTREME_LOGIT = 110.0  # half of the rows have a log-sum-exp near minus this, half near this
 HALF_TILE = 64  # tokens: kernels work in tiles of 128, and half a tile has failed before
 REPEATS = 5  # timed passes
 CRASHED = "it ended the process that it ran in"
+TOO_LITTLE_MEMORY = "too little memory is free"
 
 
 @dataclass(frozen=True)
@@ -107,11 +111,16 @@ def best_kernel(reports: list[KernelReport], device: torch.device) -> str:
 
 
 def fall_back(transformer: FluxTransformer2DModel) -> bool:
-    """Sets the safest kernel. False where it is in use already."""
-    if attention_in_use(transformer) == SAFEST_KERNEL:
+    """Sets the safest kernel of the transformer's device. False where it is in use already."""
+    if uses_safest(transformer):
         return False
-    transformer.set_attention_backend(SAFEST_KERNEL)
+    transformer.set_attention_backend(SAFEST_KERNEL[transformer.device.type])
     return True
+
+
+def uses_safest(transformer: FluxTransformer2DModel) -> bool:
+    """Whether the safest kernel is in use."""
+    return attention_in_use(transformer) == SAFEST_KERNEL[transformer.device.type]
 
 
 def attention_in_use(transformer: FluxTransformer2DModel) -> str:
@@ -130,7 +139,7 @@ def in_words(report: KernelReport) -> str:
 
 @contextmanager
 def one_at_a_time(cache: Path) -> Iterator[None]:
-    """Waits until no other process compares kernels: what is half compared looks as if it had crashed."""
+    """Waits until no other process compares kernels, as a GPU's memory and its time are shared."""
     cache.mkdir(parents=True, exist_ok=True)
     with (cache / f"{KERNELS_FILE}.lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -140,44 +149,56 @@ def one_at_a_time(cache: Path) -> Iterator[None]:
 def compare_kernels(asked: Attention, device: torch.device, cache: Path) -> list[KernelReport]:
     """Compares every kernel with `reference_attention`, and keeps what it finds in `cache` for later runs.
 
-    On CUDA this happens in a process of its own, as a kernel that accesses memory illegally ends its process; what was
-    found before is on disk, and the next process goes on after it. Raises ValueError where nothing can be compared.
+    On CUDA this happens in a process of its own, as a kernel that accesses memory illegally ends its process; another
+    process goes on after it. Raises ValueError where nothing can be compared.
     """
-    _write(asked, device, cache, [])
+    reports: dict[str, KernelReport] = {}
+    for kernel, package in kernels_of(device).items():
+        if find_spec(package) is None:
+            reports[kernel] = KernelReport(kernel, available=False, problem=f"{package} is not installed")
     if device.type != "cuda":
-        _compare_remaining(asked, device, cache)
-        return _read(asked, device, cache)
-    for _ in CUDA_KERNELS:
-        before = _read(asked, device, cache)
-        process = get_context("spawn").Process(target=_compare_quietly, args=(asked, device, cache), daemon=True)
-        process.start()
-        process.join()
-        reports = _read(asked, device, cache)
-        if process.exitcode == 0:
-            return reports
-        if len(reports) == len(before):
-            raise ValueError("attention kernels cannot be compared here: give the GPU more free memory, then try again")
+        reports |= {kernel: compare_kernel(kernel, asked, device) for kernel in CPU_KERNELS}
+    while remaining := [kernel for kernel in kernels_of(device) if kernel not in reports]:
+        reports |= compare_elsewhere(remaining, asked, device)
+    found = [reports[kernel] for kernel in kernels_of(device)]
+    if not any(report.problem == TOO_LITTLE_MEMORY for report in found):  # there may be more of it next time
+        _write(asked, device, cache, found)
+    return found
+
+
+def compare_elsewhere(kernels: list[str], asked: Attention, device: torch.device) -> dict[str, KernelReport]:
+    """Compares the kernels on the device in a process of its own, up to the first that ends it: at least one report.
+
+    Raises ValueError where the process ends by anything else.
+    """
+    torch.cuda.empty_cache()  # what this process has reserved and does not use
+    dtype = str(asked.dtype).removeprefix("torch.")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())  # of this process, one of several perhaps
+    work = json.dumps({"kernels": kernels, "asked": {**vars(asked), "dtype": dtype}, "device": str(device)})
+    path = os.pathsep.join(filter(None, (str(PROJECT), os.environ.get("PYTHONPATH"))))
+    command = [sys.executable, "-m", "tryon.attention", work]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path})
+    found = [KernelReport(**json.loads(line)) for line in done.stdout.splitlines() if line.startswith("{")]
+    reports = {report.kernel: report for report in found}
+    if done.returncode and (done.returncode < 0 or "AcceleratorError" in done.stderr) and len(found) < len(kernels):
+        kernel = kernels[len(found)]
+        reports[kernel] = KernelReport(kernel, available=True, problem=CRASHED)
+    elif done.returncode:
+        last = next(iter(reversed(done.stderr.strip().splitlines())), "it says nothing")
+        raise ValueError(
+            f"attention kernels cannot be compared here ({last}): free memory of the GPU, and let two processes use it "
+            "at a time"
+        )
     return reports
 
 
-def _compare_remaining(asked: Attention, device: torch.device, cache: Path) -> None:
-    """Of the kernels that nothing is known of yet. Each counts as the one that ended the process until it has not."""
-    reports = _read(asked, device, cache)
-    for kernel, package in kernels_of(device).items():
-        if kernel in (report.kernel for report in reports):
-            continue
-        if find_spec(package) is None:
-            reports.append(KernelReport(kernel, available=False, problem=f"{package} is not installed"))
-            continue
-        _write(asked, device, cache, [*reports, KernelReport(kernel, available=True, problem=CRASHED)])
-        reports.append(compare_kernel(kernel, asked, device))
-    _write(asked, device, cache, reports)
-
-
-def _compare_quietly(asked: Attention, device: torch.device, cache: Path) -> None:
-    """In a process of its own, whose last words are of no use: the kernel that ends it is on disk."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-    _compare_remaining(asked, device, cache)
+def main(argv: list[str]) -> None:
+    """Compares kernels in this process, which `compare_elsewhere` starts, and prints a line of JSON for each."""
+    work = json.loads(argv[0])
+    asked = Attention(**{**work["asked"], "dtype": getattr(torch, work["asked"]["dtype"])})
+    for kernel in work["kernels"]:
+        print(json.dumps(asdict(compare_kernel(kernel, asked, torch.device(work["device"])))), flush=True)
 
 
 def kernels_of(device: torch.device) -> dict[str, str]:
@@ -202,10 +223,12 @@ def _compare_at(kernel: str, asked: Attention, device: torch.device) -> KernelRe
         expected, allowed = reference_attention(*inputs), allowed_error(inputs)
         try:
             first, second = (run_kernel(kernel, *inputs) for _ in range(2))
+        except torch.OutOfMemoryError:
+            return KernelReport(kernel, available=False, problem=TOO_LITTLE_MEMORY)
         except torch.AcceleratorError:  # the process cannot go on
             raise
-        except (RuntimeError, ValueError, ImportError) as error:  # not built, not for these shapes, too little memory
-            return KernelReport(kernel, available=False, problem=str(error).strip().splitlines()[0])
+        except (RuntimeError, ValueError, ImportError) as error:  # not built, or not for these shapes
+            return KernelReport(kernel, available=False, problem=first_line(error))
         where = f"with {asked.tokens} tokens and {'extreme' if extreme else 'ordinary'} logits"
         for name, found, again, right in zip(("output", "dq", "dk", "dv"), first, second, expected, strict=True):
             error, repeat = relative_error(found, right), relative_error(found, again)
@@ -311,9 +334,11 @@ def _wait(device: torch.device) -> None:
 
 
 def remembered_kernels(asked: Attention, device: torch.device, cache: Path) -> list[KernelReport] | None:
-    """What an earlier comparison on this machine found; None where there was none, or it did not come to its end."""
-    reports = _read(asked, device, cache)
-    return reports if len(reports) == len(kernels_of(device)) else None
+    """What an earlier comparison on this machine found; None where there was none."""
+    file = cache / KERNELS_FILE
+    known = json.loads(file.read_text()) if file.is_file() else {}
+    reports = known.get(_kernels_key(device), {}).get(asked.key)
+    return reports and [KernelReport(**report) for report in reports]
 
 
 def machine(device: torch.device) -> str:
@@ -333,14 +358,25 @@ def driver_version() -> str:
     return next((word for word in words if word[0].isdigit() and word.count(".") >= 1), "unknown")
 
 
-def _read(asked: Attention, device: torch.device, cache: Path) -> list[KernelReport]:
-    file = cache / KERNELS_FILE
-    known = json.loads(file.read_text()) if file.is_file() else {}
-    return [KernelReport(**report) for report in known.get(machine(device), {}).get(asked.key, [])]
+def _kernels_key(device: torch.device) -> str:
+    """The machine, and the packages that have kernels or call them."""
+    packages = {"diffusers", *kernels_of(device).values()} - {"torch"}
+    return ", ".join([machine(device), *(f"{name} {_version(name)}" for name in sorted(packages))])
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def _write(asked: Attention, device: torch.device, cache: Path, reports: list[KernelReport]) -> None:
     file = cache / KERNELS_FILE
     known = json.loads(file.read_text()) if file.is_file() else {}
-    known.setdefault(machine(device), {})[asked.key] = [asdict(report) for report in reports]
+    known.setdefault(_kernels_key(device), {})[asked.key] = [asdict(report) for report in reports]
     replace_json(file, known)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

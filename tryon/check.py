@@ -35,7 +35,7 @@ from tryon.attention import (
     one_at_a_time,
 )
 from tryon.blocks import blocks_of
-from tryon.config import TrainConfig, replace_json
+from tryon.config import TrainConfig, first_line, replace_json
 from tryon.geometry import count_tokens, image_ids, text_ids
 from tryon.lora import add_lora, load_lora, save_lora
 from tryon.lora_header import LoraFacts
@@ -65,6 +65,7 @@ ALLOWED = {torch.float32: 1e-4, torch.bfloat16: 1e-2}
 MEMORY_ALLOWED = 0.10
 PASSES = 3  # timed
 RANDOM_NUMBERS = 2**24 - 3  # a prime, so that layers which begin at the same one are rare
+PER_SAMPLE = "x0", "cond", "prompt", "pooled"  # tensors of a FillBatch
 CHECKS_FILE = "checks.json"  # in the data cache
 DISK_TRIAL = 256 * 10**6  # bytes
 
@@ -135,12 +136,12 @@ def check(
             if found.needed and found.right is False:
                 failed.append(found.what)
     except (ValueError, torch.AcceleratorError) as error:  # no kernel is right, or the GPU gave up: nothing more to see
-        failed.append(str(error).splitlines()[0])
-    if estimate:
+        failed.append(first_line(error))
+    remember_check(config, device, estimate, failed)
+    if estimate and not config.num_train_epochs:
         hours = config.max_train_steps * estimate.step / 3600
         cost = "" if price_per_hour is None else f", {hours * price_per_hour:,.2f} at {price_per_hour:g} an hour"
         print(f"{config.max_train_steps:,} steps: about {hours:.3g} h{cost}, validation and checkpoints aside")
-        remember_check(config, device, estimate, failed)
     print(
         f"NOT FIT for this run: {'; '.join(failed)}"
         if failed
@@ -149,18 +150,22 @@ def check(
     return not failed
 
 
-def remember_check(config: TrainConfig, device: torch.device, estimate: Estimate, failed: list[str]) -> None:
-    """Keeps the verdict and the estimate in the data cache, by machine and kind of step."""
+def remember_check(config: TrainConfig, device: torch.device, estimate: Estimate | None, failed: list[str]) -> None:
+    """Keeps the verdict, and the estimate where there is one, in the data cache, by machine and kind of step."""
     file = Path(config.data_cache_dir) / CHECKS_FILE
     known = json.loads(file.read_text()) if file.is_file() else {}
     kind = kind_of_step(resolved(config, device), device)
-    known.setdefault(machine(device), {})[kind] = {**asdict(estimate), "failed": failed, "date": str(date.today())}
+    known.setdefault(machine(device), {})[kind] = {
+        **(asdict(estimate) if estimate else {}),
+        "failed": failed,
+        "date": str(date.today()),
+    }
     replace_json(file, known)
 
 
 def remembered_check(config: TrainConfig, device: torch.device) -> dict[str, Any] | None:
-    """What the last `--check` of this machine for such steps left: Estimate's seconds, what failed, the date; None
-    where there was none. config: with quantization resolved."""
+    """What the last `--check` of this machine for such steps left: Estimate's seconds where it came to its end, what
+    failed, the date; None where there was none. config: with quantization resolved."""
     file = Path(config.data_cache_dir) / CHECKS_FILE
     if not file.is_file():
         return None
@@ -261,6 +266,7 @@ def prepared(
     base: FluxTransformer2DModel, config: TrainConfig, device: torch.device
 ) -> tuple[FluxTransformer2DModel, list[nn.Parameter]]:
     """A copy of the blocks as training gets them, with a LoRA that does something; and what is trained."""
+    collect(device)
     transformer = copy.deepcopy(base)
     parameters = prepare_transformer(transformer, config, device, None)
     strengthen_lora(transformer)
@@ -273,8 +279,15 @@ def plain(base: FluxTransformer2DModel, config: TrainConfig, device: torch.devic
     add_lora(transformer, config.lora_rank, config.lora_alpha, config.seed)
     strengthen_lora(transformer)
     transformer.to(device).enable_gradient_checkpointing()
-    transformer.set_attention_backend("_native_efficient" if device.type == "cuda" else SAFEST_KERNEL)
+    transformer.set_attention_backend(SAFEST_KERNEL[device.type])
     return transformer.train()
+
+
+def collect(device: torch.device) -> None:
+    """Gives back the memory of earlier blocks: compiled and offloaded ones are cycles of references."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def strengthen_lora(transformer: FluxTransformer2DModel) -> None:
@@ -325,17 +338,20 @@ def block_rows(
         if kind not in expected_of:
             weights = base if kind == "none" else dequantized(base, kind, device)
             expected_of = {kind: loss_and_gradients(plain(weights, config, device), config, batch)}
-        transformer, _ = prepared(base, replace(unchanged, quantization=kind, **settings), device)
-        first, second = (loss_and_gradients(transformer, config, batch) for _ in range(2))
+        weights = "bf16" if base.dtype == torch.bfloat16 else "float32"
+        what = f"blocks {weights if kind == 'none' else kind}, {name}"
+        needed = kind == config.quantization and settings.get("offload", False) == config.offload
+        try:
+            transformer, _ = prepared(base, replace(unchanged, quantization=kind, **settings), device)
+            first, second = (loss_and_gradients(transformer, config, batch) for _ in range(2))
+        except torch.OutOfMemoryError:
+            yield Row(what, "too little memory", needed=needed)
+            continue
         del transformer
-        gc.collect()  # compiled blocks are cycles of references
         loss, gradients = difference(first, expected_of[kind])
         repeat = max(difference(second, first))
         right = max(loss, gradients, repeat) <= allowed
         found = f"loss {loss:.1e}, gradients {gradients:.1e} off, repeated {repeat:.1e}"
-        weights = "bf16" if base.dtype == torch.bfloat16 else "float32"
-        what = f"blocks {weights if kind == 'none' else kind}, {name}"
-        needed = kind == config.quantization and settings.get("offload", False) == config.offload
         yield Row(what, found, f"{allowed:.0e}", right, needed)
 
 
@@ -377,8 +393,7 @@ def memory_rows(
     plan = training_memory(config, costs, every)
     vae = VAE_PARAMETERS * base.dtype.itemsize  # planned with the weights, but not here
 
-    gc.collect()
-    torch.cuda.empty_cache()
+    collect(device)
     before = torch.cuda.memory_allocated(device)
     transformer, parameters = prepared(base, config, device)
     placed = torch.cuda.memory_allocated(device) - before
@@ -411,6 +426,7 @@ def _against(measured: int, planned: int) -> str:
 
 def plan_row(config: TrainConfig, transformer_config: dict[str, Any], device: torch.device) -> Row:
     """Whether the whole model is planned to fit."""
+    collect(device)
     costs, free = transformer_costs(config, transformer_config), free_memory(device)
     need = training_memory(config, costs, recomputed_every(config, costs, free)).total
     return Row("memory of the whole model, planned", f"{need / GB:.1f} GB", f"{free / GB:.1f} GB free", need <= free)
@@ -487,9 +503,9 @@ def time_passes(
         torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
         optimizer.step()
 
-    def predict() -> None:
-        with torch.no_grad():
-            seeded_loss(transformer, config, batch)
+    def predict() -> None:  # as validation does: a picture at a time, not compiled
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            seeded_loss(transformer, config, replace(batch, **{name: vars(batch)[name][:1] for name in PER_SAMPLE}))
 
     training, optimiser = seconds_of(train, device), seconds_of(update, device)
     transformer.eval()

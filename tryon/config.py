@@ -433,6 +433,11 @@ def seconds_of(time: str) -> int:
     return 60 * (60 * int(hours) + int(minutes))
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, in a line; its kind where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 def replace_json(path: Path, content: dict[str, Any]) -> None:
     """Writes the dictionary beside its place and renames it: a reader finds the old or the new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)

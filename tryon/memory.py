@@ -143,7 +143,8 @@ def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | N
     moment = 1 if config.optimizer == "adamw8bit" else 4
     # The first micro-batch's gradients come while its activations go; those of later ones come on top.
     gradients = 4 * sizes.trained
-    there = gradients if config.gradient_accumulation_steps > 1 else max(0, gradients - activations)
+    later = config.gradient_accumulation_steps > 1 or config.num_processes > 1  # whose gradients' buckets stay
+    there = gradients if later else max(0, gradients - activations)
     return TrainingMemory(
         weights=round(held * each) + (sizes.frozen - sizes.in_blocks + VAE_PARAMETERS) * itemsize,
         lora=4 * sizes.trained + there,
@@ -192,7 +193,8 @@ def choose_quantization(asked: Quantization, device: torch.device) -> Quantizati
 
 def resolved(config: TrainConfig, device: torch.device) -> TrainConfig:
     """The configuration with what "auto" means on the device for the frozen weights, which a resumed run must share."""
-    return replace(config, quantization=choose_quantization(config.quantization, device))
+    quantization = choose_quantization(config.quantization, device)
+    return replace(config, quantization=quantization, compile=config.compile and not config.offload)
 
 
 def quantization_for(asked: Quantization, memory: float) -> Quantization:

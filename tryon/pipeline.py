@@ -128,11 +128,11 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
     originals = {} if fold and quantization == "none" and not config.offload else None
     if originals is None:
         attach_lora(model, lora, config.lora_scale)
-    vae, scheduler = load_vae(files.base, dtype, device), load_scheduler(files.base)
-    place(model.eval().to(dtype), quantization, config.offload, device)  # the LoRA too: one precision throughout
     height, width = panel_size(config, facts)
     tokens = count_tokens(height, width) + length
     choose_attention(model, 1, tokens, device, data_cache)
+    vae, scheduler = load_vae(files.base, dtype, device), load_scheduler(files.base)
+    place(model.eval().to(dtype), quantization, config.offload, device)  # the LoRA too: one precision throughout
     if originals is not None:
         _attach_folded(model, lora, config.lora_scale, originals)
     if config.compile and can_compile(device):

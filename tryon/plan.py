@@ -179,17 +179,21 @@ def _time_lines(
         hours = steps * measured / 3600
         lines = [f"  {_hours(hours)}, at {measured:.3g} s a step, measured on {device_name(device)}", on_top]
         return lines if price_per_hour is None else [*lines, f"  {hours * price_per_hour:,.2f}{at}"]
-    if checked := remembered_check(config, device) if device else None:
+    checked = remembered_check(config, device) if device else None
+    lines = (
+        [f"  --check found this machine not fit: {'; '.join(checked['failed'])}"]
+        if checked and checked["failed"]
+        else []
+    )
+    if checked and "step" in checked:
         hours = steps * checked["step"] / 3600
         cost = "" if price_per_hour is None else f", {hours * price_per_hour:,.2f}{at}"
         by = f"extrapolated by --check on {checked['date']}"
-        wrong = [f"  --check found this machine not fit: {'; '.join(checked['failed'])}"] if checked["failed"] else []
-        return [*wrong, f"  {_hours(hours)}{cost}, at {checked['step']:.3g} s a step, {by}", on_top]
+        return [*lines, f"  {_hours(hours)}{cost}, at {checked['step']:.3g} s a step, {by}", on_top]
     if (device and device.type == "cpu") or config.mixed_precision != "bf16":
         price = "" if price_per_hour is None else "; so there is no price either"
         return [f"  nothing measured yet: the first run of this kind leaves its speed to later plans{price}"]
 
-    lines = []
     for name, peak in peaks_of(device or card).items():
         hours = estimated_hours(flops, peak, config.compile)
         cost = "" if price_per_hour is None else f", {_range(*(price_per_hour * each for each in hours))}{at}"

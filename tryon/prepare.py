@@ -10,7 +10,7 @@ from torch import nn
 
 from tryon.attention import choose_attention
 from tryon.blocks import blocks_of, checkpoint_blocks, offload_blocks
-from tryon.config import Quantization, TrainConfig
+from tryon.config import Quantization, TrainConfig, first_line
 from tryon.geometry import count_tokens
 from tryon.lora import add_lora, load_lora
 from tryon.memory import free_before_training, recomputed_every, training_memory, transformer_costs, which_recompute
@@ -67,6 +67,7 @@ def compile_blocks(transformer: FluxTransformer2DModel) -> None:
     between, and decides on the host."""
     # A kind of block is compiled for each batch, size and LoRA on or off, beyond torch's 8 times; more is an error.
     torch._dynamo.config.recompile_limit = 64
+    torch._dynamo.config.optimize_ddp = False  # it would cut blocks into pieces, which are graphs of their own already
     for block in blocks_of(transformer):
         block.forward = torch.compile(block.forward, fullgraph=True)
 
@@ -98,5 +99,5 @@ def no_compiler(device: torch.device) -> str | None:
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
     except Exception as error:  # whatever a missing or broken toolchain raises
-        return str(error).strip().splitlines()[0]
+        return first_line(error)
     return None

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from tryon.attention import SAFEST_KERNEL, fall_back
+from tryon.attention import attention_in_use, fall_back, uses_safest
 from tryon.config import TrainConfig
 from tryon.encode import to_device
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate, loss_weight, seed_of
@@ -52,14 +52,14 @@ def optimiser_step(
             return tuple(torch.stack([accelerator.reduce(total, "mean"), norm]).tolist())
 
     mean_loss, grad_norm = attempt()
-    if not finite(mean_loss, grad_norm) and fall_back(accelerator.unwrap_model(model)):
+    transformer = accelerator.unwrap_model(model)
+    if not finite(mean_loss, grad_norm) and not uses_safest(transformer):
+        words = "step %d: the gradient is not finite with the attention kernel %s; once more with %s, which stays"
+        used = attention_in_use(transformer)
+        fall_back(transformer)
+        logger.warning(words, step + 1, used, attention_in_use(transformer))
         optimizer.zero_grad(set_to_none=True)
         mean_loss, grad_norm = attempt()
-        if finite(mean_loss, grad_norm):
-            logger.warning(
-                "step %d: the gradient was not finite and is with the attention kernel %s, which is used from here on: "
-                "run --check to see what is wrong with the other one", step + 1, SAFEST_KERNEL,
-            )  # fmt: skip
     if not finite(mean_loss, grad_norm):
         raise ValueError(
             f"the loss is {mean_loss} and the gradient's norm {grad_norm} at step {step + 1}, so this update was "
