@@ -94,6 +94,8 @@ def check_for(config: TrainConfig, plan: PlanConfig) -> bool:
     set_up_logging(is_main_process=True)
     if config.toy:
         config = use_toy_model(config, asked_for=True)
+    elif not torch.cuda.is_available():
+        raise ValueError("there is a GPU that torch cannot use: update the NVIDIA driver, or add --toy")
     transformer = config.pretrained_inpaint_model_name_or_path
     shapes = read_transformer_config(transformer, None) if Path(transformer).exists() else FILL_CONFIG
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
