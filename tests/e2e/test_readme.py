@@ -51,7 +51,7 @@ def test_every_command_is_one_that_is_tested_here() -> None:
     commands = {" ".join(line.split("#")[0].split()) for line in text.splitlines()}
     assert commands == {
         f"{TRAIN} --quick-test", "bash tests/run.sh", TRAIN, f"{TRAIN} --h100", f"{TRAIN} --help",
-        f"{TRAIN} --check",  # in test_check.py
+        f"{TRAIN} --check",  # in test_machine_check.py
         INSPECT, EXPORT, FOLDERS, INFERENCE, SCORE, RESUME, APP,
     }  # fmt: skip
 
