@@ -146,6 +146,17 @@ def test_the_plan_is_within_a_tenth_of_what_was_measured(measured: float, settin
     assert planned == pytest.approx(measured * 10**9, rel=0.1)
 
 
+def test_costs_are_counted_whatever_kernel_the_process_uses(transformer) -> None:
+    """diffusers keeps the choice of kernel for the whole process; cuDNN's does not run on the CPU, where is counted."""
+    config = replace(on_toy(full()), lora_alpha=4, lora_rank=4, quantization="none")
+    expected = transformer_costs(config, dict(transformer.config))
+    transformer.set_attention_backend("_native_cudnn")
+    try:
+        assert transformer_costs(config, dict(transformer.config)) == expected
+    finally:
+        transformer.set_attention_backend("native")
+
+
 def test_the_host_holds_the_transformer_first_and_offloaded_blocks_then() -> None:
     sizes = Sizes(frozen=1000, in_blocks=800, in_double_block=100, largest=50, trained=10)
     config = TrainConfig(quantization="fp8", dataloader_num_workers=0)
