@@ -55,8 +55,6 @@ from tryon.sample import FillBatch
 from tryon.speed import kind_of_step
 from tryon.step import batch_loss, make_optimizer
 
-logger = logging.getLogger(__name__)
-
 DEPTH = 2, 3  # double and single blocks
 KINDS: tuple[Kind, ...] = ("fp8", "int8", "nf4")
 LORA_STRENGTH = 0.02  # standard deviation of the LoRA's B

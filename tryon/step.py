@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from tryon.attention import attention_in_use, fall_back, uses_safest
+from tryon.attention import attention_in_use, fall_back
 from tryon.config import TrainConfig
 from tryon.encode import to_device
 from tryon.flow import draw_sigma_and_noise, fill_loss, interpolate, loss_weight, seed_of
@@ -53,10 +53,9 @@ def optimiser_step(
 
     mean_loss, grad_norm = attempt()
     transformer = accelerator.unwrap_model(model)
-    if not finite(mean_loss, grad_norm) and not uses_safest(transformer):
+    used = attention_in_use(transformer)
+    if not finite(mean_loss, grad_norm) and fall_back(transformer):
         words = "step %d: the gradient is not finite with the attention kernel %s; once more with %s, which stays"
-        used = attention_in_use(transformer)
-        fall_back(transformer)
         logger.warning(words, step + 1, used, attention_in_use(transformer))
         optimizer.zero_grad(set_to_none=True)
         mean_loss, grad_norm = attempt()
