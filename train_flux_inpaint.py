@@ -31,7 +31,6 @@ from tryon.runs import (
     find_checkpoint,
     find_lora,
     locked,
-    lora_file,
     own_run,
     step_of,
     with_paths,
@@ -106,7 +105,7 @@ from folder_datasets import load_dresscode, load_viton_hd
 from tryon.attention import fall_back, uses_safest
 from tryon.batches import count_draws, drawn_in_step, load_batches
 from tryon.cache import cache_latents, cache_prompts, latent_files
-from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, tidy, verify
+from tryon.checkpoint import CheckpointWriter, TrainerState, load_checkpoint, take_snapshot, tidy, verify
 from tryon.console import on_terminal, progress_bar, set_up_logging
 from tryon.evaluate import paired_cases
 from tryon.evaluation import evaluate_run
@@ -211,8 +210,11 @@ def run_training(
     pipeline = build_pipeline(transformer, vae, load_scheduler(files.base))
     look = make_validation(config, accelerator, pipeline, val_data, val_latents, prompts, run)
 
+    writer = CheckpointWriter(run, config.checkpoints_total_limit)
+
     def validate(step: int) -> None:
         look(step)
+        writer.wait()  # the report names the newest checkpoint
         drawn = count_draws(train_latents, config.balance, config.seed, 0, step, samples_per_step)
         log_metrics(accelerator, run, step, {f"drawn/{category}": count for category, count in drawn.items()})
         if accelerator.is_main_process and (run / "config.json").is_file():  # none where train() is called as a library
@@ -236,7 +238,7 @@ def run_training(
     is_shown = accelerator.is_main_process and on_terminal()  # a log has lines of every tenth step
     bar = progress_bar(max_steps, "training", is_shown, initial=state.step)
     started, first_step = time.monotonic(), state.step
-    with finishing_steps():
+    with finishing_steps(), writer:
         while state.step < max_steps:
             samples = partial(drawn_in_step, train_latents, config, state.step, accelerator.num_processes)
             metrics = optimiser_step(
@@ -254,14 +256,16 @@ def run_training(
                 take_time()
 
             # Once in a while: save, then look. A picture that fails must not cost the weights it shows.
+            writer.raise_if_failed()
             stop = agreed_stop(accelerator)
             if state.step % config.checkpointing_steps == 0 or state.step == max_steps or stop:
                 with clock.part("checkpoint"):
                     if accelerator.is_main_process:
-                        facts, keep = lora_facts(config, train_data, state.step), config.checkpoints_total_limit
-                        checkpoint = save_checkpoint(run, state, facts, transformer, optimizer, keep)
-                        logger.info("saved %s", lora_file(checkpoint))
-                    accelerator.wait_for_everyone()
+                        facts = lora_facts(config, train_data, state.step)
+                        writer.save(take_snapshot(state, facts, transformer, optimizer))
+                    if state.step == max_steps or stop:
+                        writer.wait()
+                        accelerator.wait_for_everyone()  # one that leaves takes the others with it
             if stop == TIME_IS_UP:
                 logger.info("--max_time %s is over", config.max_time)
             if stop > 128 or (stop and state.step < max_steps):

@@ -13,18 +13,20 @@ import json
 import logging
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
-import torch
 from diffusers import FluxTransformer2DModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 from torch.optim import Optimizer
 
 from tryon.config import save_json
-from tryon.lora import load_lora, save_lora
+from tryon.lora import load_lora, lora_header, lora_weights, write_lora
 from tryon.lora_header import LoraFacts
 from tryon.manifest import damage, write_manifest
 from tryon.runs import CHECKPOINT, STATE_FILE, check_identity, checkpoints, lora_file, step_of
@@ -43,25 +45,73 @@ class TrainerState:
     safest_attention: bool = False
 
 
-def save_checkpoint(
-    run: Path,
-    state: TrainerState,
-    facts: LoraFacts,
-    transformer: FluxTransformer2DModel,
-    optimizer: Optimizer,
-    keep: int | None,
-) -> Path:
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint will hold; training leaves its tensors alone, as they are copies on the host."""
+
+    state: TrainerState
+    lora: dict[str, Tensor]
+    lora_header: dict[str, str]
+    optimizer: dict[str, Tensor | Any]  # see optimizer_state
+
+
+def take_snapshot(
+    state: TrainerState, facts: LoraFacts, transformer: FluxTransformer2DModel, optimizer: Optimizer
+) -> Snapshot:
+    """Copies LoRA and optimiser state to the host."""
+    return Snapshot(state, lora_weights(transformer), lora_header(transformer, facts), optimizer_state(optimizer))
+
+
+class CheckpointWriter:
+    """Writes a run's checkpoints in a thread, one at a time, while training goes on: writing, hashing and waiting for
+    the disk take several times as long as the copies. Leaving its context waits for what is being written.
+
+    keep: see save_checkpoint.
+    """
+
+    def __init__(self, run: Path, keep: int | None) -> None:
+        self._run, self._keep = run, keep
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._thread.shutdown()
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Begins to write, once the checkpoint before is written. Raises its ValueError where that failed."""
+        self.wait()
+        self._writing = self._thread.submit(self._write, snapshot)
+
+    def _write(self, snapshot: Snapshot) -> None:
+        checkpoint = save_checkpoint(self._run, snapshot, self._keep)
+        logger.info("saved %s", lora_file(checkpoint))
+
+    def raise_if_failed(self) -> None:
+        """Raises the ValueError of save_checkpoint where that has failed by now; waits for nothing."""
+        if self._writing and self._writing.done():
+            self._writing.result()
+
+    def wait(self) -> None:
+        """Returns when what `save` was given is on the disk. Raises the ValueError of save_checkpoint."""
+        if self._writing:
+            self._writing.result()
+
+
+def save_checkpoint(run: Path, snapshot: Snapshot, keep: int | None) -> Path:
     """Writes checkpoint-<step>, then removes all but the newest `keep` (None keeps all). Returns its folder.
 
     Raises ValueError where it cannot be written: older ones are untouched, and no part of it stays.
     """
-    final = run / f"checkpoint-{state.step}"
+    final = run / f"checkpoint-{snapshot.state.step}"
     staging = run / f".{final.name}.partial"
     shutil.rmtree(staging, ignore_errors=True)
     try:
-        save_lora(staging / "transformer", transformer, facts)
-        save_optimizer(staging, optimizer)
-        save_json(staging / STATE_FILE, asdict(state))
+        write_lora(lora_file(staging).parent, snapshot.lora, snapshot.lora_header)
+        write_optimizer(staging, snapshot.optimizer)
+        save_json(staging / STATE_FILE, asdict(snapshot.state))
         write_manifest(staging)
         _sync(staging)
         if final.exists():
@@ -118,15 +168,19 @@ def verify(checkpoint: Path) -> None:
         raise ValueError(f"{problem}: take another checkpoint")
 
 
-def save_optimizer(folder: Path, optimizer: Optimizer) -> None:
-    """Tensors go to safetensors under "<parameter>.<name>", everything else to JSON."""
-    flat = _flatten(optimizer.state_dict()["state"])
-    tensors = {  # copies: bitsandbytes shares its code books between parameters, which safetensors refuses
-        name: value.contiguous().to("cpu", copy=True) for name, value in flat.items() if isinstance(value, torch.Tensor)
+def optimizer_state(optimizer: Optimizer) -> dict[str, Tensor | Any]:
+    """The optimiser's moments and counters under "<parameter>.<name>", tensors as copies on the host."""
+    return {  # bitsandbytes shares its code books between parameters, which safetensors refuses: a copy for each
+        name: value.to("cpu", copy=True).contiguous() if isinstance(value, Tensor) else value
+        for name, value in _flatten(optimizer.state_dict()["state"]).items()
     }
-    scalars = {name: value for name, value in flat.items() if name not in tensors}
+
+
+def write_optimizer(folder: Path, state: dict[str, Tensor | Any]) -> None:
+    """Writes what `optimizer_state` returned: tensors as safetensors, everything else as JSON."""
+    tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     save_file(tensors, folder / "optimizer.safetensors")
-    save_json(folder / "optimizer.json", scalars)
+    save_json(folder / "optimizer.json", {name: value for name, value in state.items() if name not in tensors})
 
 
 def load_optimizer(folder: Path, optimizer: Optimizer) -> None:

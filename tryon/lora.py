@@ -57,7 +57,17 @@ def add_lora(
 
 
 def save_lora(folder: Path, transformer: FluxTransformer2DModel, facts: LoraFacts) -> None:
-    """Writes folder/pytorch_lora_weights.safetensors with diffusers' keys, adapter metadata and our facts.
+    """Writes folder/pytorch_lora_weights.safetensors with diffusers' keys, adapter metadata and our facts."""
+    write_lora(folder, lora_weights(transformer), lora_header(transformer, facts))
+
+
+def lora_weights(transformer: FluxTransformer2DModel) -> dict[str, Tensor]:
+    """Copies of the LoRA's weights on the host, under diffusers' keys."""
+    return {f"{PREFIX}{key}": tensor.to("cpu", copy=True).contiguous() for key, tensor in _state(transformer).items()}
+
+
+def lora_header(transformer: FluxTransformer2DModel, facts: LoraFacts) -> dict[str, str]:
+    """The metadata of the LoRA's file.
 
     Only three of peft's fields are written: without rank and alpha the file reloads wrong where they differ, and with
     all of peft's fields an older peft refuses it.
@@ -68,14 +78,13 @@ def save_lora(folder: Path, transformer: FluxTransformer2DModel, facts: LoraFact
         f"{PREFIX}lora_alpha": config.lora_alpha,
         f"{PREFIX}target_modules": sorted(config.target_modules),
     }
-    metadata = {
-        "format": "pt",
-        ADAPTER_KEY: json.dumps(adapter),
-        FACTS_KEY: json.dumps(asdict(facts)),
-    }
-    state = {f"{PREFIX}{key}": tensor.contiguous().cpu() for key, tensor in _state(transformer).items()}
+    return {"format": "pt", ADAPTER_KEY: json.dumps(adapter), FACTS_KEY: json.dumps(asdict(facts))}
+
+
+def write_lora(folder: Path, weights: dict[str, Tensor], header: dict[str, str]) -> None:
+    """Writes what `lora_weights` and `lora_header` returned."""
     folder.mkdir(parents=True, exist_ok=True)
-    save_file(state, folder / LORA_FILE, metadata)
+    save_file(weights, folder / LORA_FILE, header)
 
 
 def load_lora(transformer: FluxTransformer2DModel, file: Path) -> None:

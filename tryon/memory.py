@@ -73,7 +73,7 @@ class HostMemory:
     """Bytes of the host's memory that a training process needs, beside the libraries' own.
 
     loading: the transformer with its LoRA, whole and not quantised yet, before it goes to the GPU. training: offloaded
-    blocks, locked in place, and the processes that read data.
+    blocks, locked in place, the processes that read data, and a checkpoint that is being written.
     """
 
     loading: int
@@ -140,7 +140,6 @@ def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | N
     each = weight_bytes(config.quantization) if quantized else itemsize
     held = 2 * sizes.in_double_block if config.offload else sizes.in_blocks  # the block that runs, and the next
     activations, work = fullest_moment(costs.blocks, every, COMPILED_WORK if config.compile else 1.0)
-    moment = 1 if config.optimizer == "adamw8bit" else 4
     # The first micro-batch's gradients come while its activations go; those of later ones come on top.
     gradients = 4 * sizes.trained
     later = config.gradient_accumulation_steps > 1 or config.num_processes > 1  # whose gradients' buckets stay
@@ -148,7 +147,7 @@ def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | N
     return TrainingMemory(
         weights=round(held * each) + (sizes.frozen - sizes.in_blocks + VAE_PARAMETERS) * itemsize,
         lora=4 * sizes.trained + there,
-        optimizer=2 * moment * sizes.trained,
+        optimizer=2 * _moment_bytes(config) * sizes.trained,
         activations=activations,
         work=work + (itemsize * sizes.largest if quantized else 0),
     )
@@ -173,9 +172,10 @@ def host_memory(config: TrainConfig, sizes: Sizes) -> HostMemory:
     itemsize = _dtype(config).itemsize
     each = itemsize if config.quantization == "none" else weight_bytes(config.quantization)
     locked = round(sizes.in_blocks * each) if config.offload else 0
+    checkpoint = (4 + 2 * _moment_bytes(config)) * sizes.trained
     return HostMemory(
         loading=sizes.frozen * itemsize + 4 * sizes.trained,
-        training=locked + config.dataloader_num_workers * DATA_WORKER,
+        training=locked + config.dataloader_num_workers * DATA_WORKER + checkpoint,
     )
 
 
@@ -367,6 +367,11 @@ def check_gpu_memory(what: str, need: int, what_helps: str, device: torch.device
     if need > free:
         have = f"needs at least {gigabytes(need)} of GPU memory and this GPU has {gigabytes(free)} free"
         raise ValueError(f"{what} {have}: {what_helps}")
+
+
+def _moment_bytes(config: TrainConfig) -> int:
+    """Bytes of one of the optimiser's two moments of one trained number."""
+    return 1 if config.optimizer == "adamw8bit" else 4
 
 
 def _dtype(config: TrainConfig) -> torch.dtype:

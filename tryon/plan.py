@@ -153,11 +153,11 @@ def _host_lines(config: TrainConfig, need: HostMemory, here: bool) -> list[str]:
     if config.num_processes > 1:
         line += f", {gigabytes(together)} for {config.num_processes} on one machine"
     reading = f"{config.dataloader_num_workers} processes that read data, {gigabytes(DATA_WORKER)} each"
-    blocks = "the offloaded blocks, locked in place, and " if config.offload else ""
+    blocks = "the offloaded blocks, locked in place, " if config.offload else ""
     lines = [
         line + (f", of {gigabytes(free)} free" if here else ""),
         f"  loading      {gigabytes(need.loading):>8}  the transformer, not quantised yet, and its LoRA",
-        f"  training     {gigabytes(need.training):>8}  {blocks}{reading}",
+        f"  training     {gigabytes(need.training):>8}  {blocks}a checkpoint while it is written, {reading}",
         "  the larger of the two counts, as one comes after the other; Python's and CUDA's libraries come on top",
     ]
     if here and together > free:

@@ -4,15 +4,17 @@ import json
 import logging
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file
 
 from conftest import PROJECT
-from tryon.checkpoint import TrainerState, load_checkpoint, save_checkpoint, verify
+from tryon.checkpoint import CheckpointWriter, TrainerState, load_checkpoint, save_checkpoint, take_snapshot, verify
 from tryon.config import TrainConfig
 from tryon.lora import add_lora
 from tryon.lora_header import LoraFacts
@@ -49,6 +51,10 @@ def step(parameters, optimiser, seed: int) -> None:
     optimiser.step()
 
 
+def save(run: Path, state: TrainerState, transformer, optimiser, keep: int | None = None) -> Path:
+    return save_checkpoint(run, take_snapshot(state, FACTS, transformer, optimiser), keep)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
 def test_a_resumed_optimiser_goes_on_as_if_nothing_happened(
     optimizer: str, toy: ToyFolders, transformer: FluxTransformer2DModel, tmp_path: Path
@@ -57,7 +63,7 @@ def test_a_resumed_optimiser_goes_on_as_if_nothing_happened(
     for seed in range(3):
         step(*trained, seed)
     state = TrainerState(step=3, identity=IDENTITY)
-    checkpoint = save_checkpoint(tmp_path, state, FACTS, transformer, trained[1], keep=None)
+    checkpoint = save(tmp_path, state, transformer, trained[1])
 
     other = load_transformer(toy.transformer, torch.float32)
     resumed = parts(other, optimizer)
@@ -75,7 +81,7 @@ def test_a_resumed_optimiser_goes_on_as_if_nothing_happened(
 def test_damage_is_noticed(file: str, damage: str, transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
     trained = parts(transformer)
     step(*trained, 0)
-    checkpoint = save_checkpoint(tmp_path, TrainerState(1, IDENTITY), FACTS, transformer, trained[1], keep=None)
+    checkpoint = save(tmp_path, TrainerState(1, IDENTITY), transformer, trained[1])
     verify(checkpoint)
     path = checkpoint / file
     content = bytearray(path.read_bytes())
@@ -92,16 +98,54 @@ def test_damage_is_noticed(file: str, damage: str, transformer: FluxTransformer2
 
 def test_another_run_is_not_resumed(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
     trained = parts(transformer)
-    checkpoint = save_checkpoint(tmp_path, TrainerState(1, IDENTITY), FACTS, transformer, trained[1], keep=None)
+    checkpoint = save(tmp_path, TrainerState(1, IDENTITY), transformer, trained[1])
     other = {"data": "6 samples", "seed": 0, "height": 96}
     with pytest.raises(ValueError, match="data was 5 samples and is 6 samples; height was None and is 96"):
         load_checkpoint(checkpoint, other, transformer, trained[1])
 
 
+def test_what_is_written_while_training_goes_on_is_what_was_trained_before(
+    transformer: FluxTransformer2DModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, disk = parts(transformer), threading.Event()
+    step(*trained, 0)
+    expected = save(tmp_path / "expected", TrainerState(1, IDENTITY), transformer, trained[1])
+    (tmp_path / "run").mkdir()
+
+    def slow(*arguments) -> Path:
+        disk.wait()
+        return save_checkpoint(*arguments)
+
+    monkeypatch.setattr("tryon.checkpoint.save_checkpoint", slow)
+    with CheckpointWriter(tmp_path / "run", keep=None) as writer:
+        writer.save(take_snapshot(TrainerState(1, IDENTITY), FACTS, transformer, trained[1]))
+        step(*trained, 1)
+        writer.raise_if_failed()
+        assert not checkpoints(tmp_path / "run")
+        disk.set()
+        writer.wait()
+    found = tmp_path / "run" / "checkpoint-1"
+    for file in ("optimizer.safetensors", "transformer/pytorch_lora_weights.safetensors"):
+        tensors, others = load_file(found / file), load_file(expected / file)
+        assert tensors.keys() == others.keys() and all(torch.equal(tensors[name], others[name]) for name in others)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_at_the_next_step(
+    transformer: FluxTransformer2DModel, tmp_path: Path
+) -> None:
+    trained = parts(transformer)
+    with CheckpointWriter(tmp_path / "no folder", keep=None) as writer:
+        (tmp_path / "no folder").touch()
+        writer.save(take_snapshot(TrainerState(1, IDENTITY), FACTS, transformer, trained[1]))
+        for ask in (writer.wait, writer.raise_if_failed):
+            with pytest.raises(ValueError, match="checkpoint-1 cannot be written .*: make room on the disk, then resu"):
+                ask()
+
+
 def test_retention_keeps_the_newest(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
     trained = parts(transformer)
     for number in (5, 20, 100):
-        save_checkpoint(tmp_path, TrainerState(number, IDENTITY), FACTS, transformer, trained[1], keep=2)
+        save(tmp_path, TrainerState(number, IDENTITY), transformer, trained[1], keep=2)
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-100"]
     assert newest_checkpoint(tmp_path).name == "checkpoint-100"
     assert not list(tmp_path.glob(".*")), "nothing half-written is left"
@@ -109,8 +153,8 @@ def test_retention_keeps_the_newest(transformer: FluxTransformer2DModel, tmp_pat
 
 def test_a_checkpoint_without_a_manifest_does_not_count(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
     trained = parts(transformer)
-    first = save_checkpoint(tmp_path, TrainerState(1, IDENTITY), FACTS, transformer, trained[1], keep=None)
-    second = save_checkpoint(tmp_path, TrainerState(2, IDENTITY), FACTS, transformer, trained[1], keep=None)
+    first = save(tmp_path, TrainerState(1, IDENTITY), transformer, trained[1])
+    second = save(tmp_path, TrainerState(2, IDENTITY), transformer, trained[1])
     (second / "manifest.json").unlink()
     assert newest_checkpoint(tmp_path) == first
     with pytest.raises(ValueError, match="no whole checkpoint"):
@@ -119,7 +163,7 @@ def test_a_checkpoint_without_a_manifest_does_not_count(transformer: FluxTransfo
 
 def test_a_lora_is_found_by_run_checkpoint_folder_and_file(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
     trained = parts(transformer)
-    checkpoint = save_checkpoint(tmp_path, TrainerState(1, IDENTITY), FACTS, transformer, trained[1], keep=None)
+    checkpoint = save(tmp_path, TrainerState(1, IDENTITY), transformer, trained[1])
     file = checkpoint / "transformer" / "pytorch_lora_weights.safetensors"
     for name in (tmp_path, checkpoint, checkpoint / "transformer", file):
         assert find_lora(str(name)) == file

@@ -161,11 +161,11 @@ def test_the_host_holds_the_transformer_first_and_offloaded_blocks_then() -> Non
     sizes = Sizes(frozen=1000, in_blocks=800, in_double_block=100, largest=50, trained=10)
     config = TrainConfig(quantization="fp8", dataloader_num_workers=0)
     need = host_memory(config, sizes)
-    assert (need.loading, need.training, need.total) == (2 * 1000 + 4 * 10, 0, 2040)
+    assert (need.loading, need.training, need.total) == (2 * 1000 + 4 * 10, 12 * 10, 2040)
     assert host_memory(replace(config, mixed_precision="no"), sizes).loading == 4 * 1000 + 4 * 10
-    assert host_memory(replace(config, offload=True), sizes).training == 801
+    assert host_memory(replace(config, offload=True, optimizer="adamw8bit"), sizes).training == 801 + 6 * 10
     reading = host_memory(replace(config, quantization="none", offload=True, dataloader_num_workers=3), sizes)
-    assert reading.total == reading.training == 2 * 800 + 3 * memory.DATA_WORKER
+    assert reading.total == reading.training == 2 * 800 + 3 * memory.DATA_WORKER + 12 * 10
 
 
 def test_auto_takes_as_little_as_the_memory_asks_for() -> None:

@@ -16,7 +16,7 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tryon.checkpoint import load_optimizer, save_optimizer
+from tryon.checkpoint import load_optimizer, optimizer_state, write_optimizer
 from tryon.config import save_json
 from tryon.console import on_terminal, progress_bar
 from tryon.toy.model import write_weights
@@ -112,7 +112,7 @@ def _save_state(folder: Path, stage: Stage, average: EMAModel, step: int, second
     save_file({str(i): tensor for i, tensor in enumerate(average.shadow_params)}, staging / "average.safetensors")
     for optimizer in stage.optimizers:
         (staging / type(optimizer).__name__).mkdir()
-        save_optimizer(staging / type(optimizer).__name__, optimizer)
+        write_optimizer(staging / type(optimizer).__name__, optimizer_state(optimizer))
     save_json(staging / "state.json", {"step": step, "seconds": seconds, "settings": stage.settings})
     if folder.is_dir():
         folder.rename(_put_aside(folder))
