@@ -101,13 +101,14 @@ from torch import Tensor, nn
 from benchmarks.train_step import StepConfig, make_prompt, make_samples, make_transformer, make_vae, train_config
 from tryon.blocks import blocks_of
 from tryon.cache import cache_prompts
+from tryon.compiler import compile_blocks
 from tryon.config import TrainConfig
 from tryon.console import set_up_logging
 from tryon.lora import add_lora, fold_lora
 from tryon.metrics import psnr
 from tryon.models import FILL_CONFIG
 from tryon.pipeline import build_pipeline, try_on_batch
-from tryon.prepare import compile_blocks, place
+from tryon.prepare import place
 from tryon.prompts import prompt_for
 from tryon.sample import PromptEmbedding, TryOnSample, make_diptych
 from tryon.speed import device_name

@@ -122,6 +122,7 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 
 from tryon.attention import attention_in_use, machine
 from tryon.check import random_transformer
+from tryon.compiler import no_compiler
 from tryon.console import set_up_logging
 from tryon.encode import collate, encode_pictures, encode_sample, to_device
 from tryon.geometry import pack_latents, pack_mask
@@ -135,7 +136,7 @@ from tryon.memory import (
     which_recompute,
 )
 from tryon.models import FILL_CONFIG, load_transformer, load_vae
-from tryon.prepare import no_compiler, prepare_transformer
+from tryon.prepare import prepare_transformer
 from tryon.sample import FillBatch, PromptEmbedding, TryOnSample, make_diptych
 from tryon.speed import peak_flops, step_flops
 from tryon.step import batch_loss, draw_noise, draws_of, make_lr_scheduler, make_optimizer, on_device, optimiser_step

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers.models.attention_dispatch import attention_backend
 from PIL import Image
 
 from tryon.config import TrainConfig, on_toy
@@ -38,6 +39,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip("needs a CUDA device: bash tests/run.sh --gpu"))
+
+
+@pytest.fixture(autouse=True)
+def own_attention_kernel() -> Iterator[None]:
+    """diffusers keeps the choice of kernel for the whole process: a test's choice ends with the test."""
+    with attention_backend("native"):
+        yield
 
 
 @pytest.fixture(scope="session")

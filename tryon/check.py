@@ -35,6 +35,7 @@ from tryon.attention import (
     one_at_a_time,
 )
 from tryon.blocks import blocks_of
+from tryon.compiler import no_compiler
 from tryon.config import TrainConfig, first_line, replace_json
 from tryon.geometry import count_tokens, image_ids, text_ids
 from tryon.lora import add_lora, load_lora, save_lora
@@ -48,7 +49,7 @@ from tryon.memory import (
     training_memory,
     transformer_costs,
 )
-from tryon.prepare import no_compiler, prepare_transformer
+from tryon.prepare import prepare_transformer
 from tryon.quantize import Kind, dequantize, quantize
 from tryon.runs import LORA_FILE
 from tryon.sample import FillBatch
@@ -95,7 +96,7 @@ def check_machine(
 
     config: as for training; what is "auto" is resolved here. Raises ValueError where no attention kernel is right.
     """
-    config = resolved(config, device)
+    config, asked_to_compile = resolved(config, device), config.compile
     dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
     yield Row("machine", machine(device))
     yield from attention_rows(config, transformer_config, dtype, device)
@@ -103,6 +104,8 @@ def check_machine(
         few = {**transformer_config, "num_layers": DEPTH[0], "num_single_layers": DEPTH[1]}
         base = random_transformer(few, dtype, torch.device("cpu"))
         batch = random_batch(config, transformer_config, dtype, device)
+        if asked_to_compile and (problem := no_compiler(device)):
+            yield Row("compiled blocks", f"nothing can be compiled here: {problem}")
         yield from block_rows(base, config, batch, device)
         yield lora_row(base, config, batch, device)
         yield from memory_rows(base, config, batch, device)
@@ -312,11 +315,10 @@ def dequantized(base: FluxTransformer2DModel, kind: Kind, device: torch.device) 
 def block_variants(config: TrainConfig) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Ways to run the blocks: the kind of their frozen weights, a name, and the settings. All that the flags can make;
     compiled ones, which take long, for the run's own kind only."""
-    compiled = config.compile and not config.offload
     for kind in ("none", *KINDS):
         for name, checkpointing in (("nothing", "none"), ("every block", "full"), ("every 2nd block", "2")):
             yield kind, f"{name} recomputed", {"gradient_checkpointing": checkpointing}
-            if compiled and kind == config.quantization and checkpointing != "2":
+            if config.compile and kind == config.quantization and checkpointing != "2":
                 settings = {"gradient_checkpointing": checkpointing, "compile": True}
                 yield kind, f"{name} recomputed, compiled", settings
         yield kind, "offloaded", {"gradient_checkpointing": "full", "offload": True}
@@ -329,16 +331,13 @@ def block_rows(
     unchanged = replace(config, gradient_checkpointing="none", quantization="none", offload=False, compile=False)
     allowed = ALLOWED[base.dtype]
     expected_of: dict[str, tuple[Tensor, list[Tensor]]] = {}
-    if config.compile and (problem := no_compiler(device)):
-        yield Row("compiled blocks", f"nothing can be compiled here: {problem}")
-        config = replace(config, compile=False)
     for kind, name, settings in block_variants(config):
         if kind not in expected_of:
             weights = base if kind == "none" else dequantized(base, kind, device)
             expected_of = {kind: loss_and_gradients(plain(weights, config, device), config, batch)}
         weights = "bf16" if base.dtype == torch.bfloat16 else "float32"
         what = f"blocks {weights if kind == 'none' else kind}, {name}"
-        needed = kind == config.quantization and settings.get("offload", False) == config.offload
+        needed = is_the_runs(config, kind, settings)
         try:
             transformer, _ = prepared(base, replace(unchanged, quantization=kind, **settings), device)
             first, second = (loss_and_gradients(transformer, config, batch) for _ in range(2))
@@ -351,6 +350,15 @@ def block_rows(
         right = max(loss, gradients, repeat) <= allowed
         found = f"loss {loss:.1e}, gradients {gradients:.1e} off, repeated {repeat:.1e}"
         yield Row(what, found, f"{allowed:.0e}", right, needed)
+
+
+def is_the_runs(config: TrainConfig, kind: str, settings: dict[str, Any]) -> bool:
+    """Whether the run may have a variant's blocks: how many of them recompute is open where it is "auto", and some do
+    and some do not where it is a number."""
+    offloaded = settings.get("offload", False)
+    fixed = config.gradient_checkpointing in ("none", "full") and not config.offload
+    recomputes_so = not fixed or settings["gradient_checkpointing"] == config.gradient_checkpointing
+    return kind == config.quantization and offloaded == config.offload and recomputes_so
 
 
 def difference(found: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[Tensor]]) -> tuple[float, float]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
+from tryon.compiler import can_compile
 from tryon.config import Quantization, TrainConfig
 from tryon.geometry import count_tokens
 from tryon.lora import add_lora
@@ -192,9 +193,11 @@ def choose_quantization(asked: Quantization, device: torch.device) -> Quantizati
 
 
 def resolved(config: TrainConfig, device: torch.device) -> TrainConfig:
-    """The configuration with what "auto" means on the device for the frozen weights, which a resumed run must share."""
+    """The configuration with what "auto" means on the device for the frozen weights, which a resumed run must share,
+    and without compiling where that cannot be done: offloaded, or with no compiler on the machine, which is said."""
     quantization = choose_quantization(config.quantization, device)
-    return replace(config, quantization=quantization, compile=config.compile and not config.offload)
+    compiles = config.compile and not config.offload and can_compile(device)
+    return replace(config, quantization=quantization, compile=compiles)
 
 
 def quantization_for(asked: Quantization, memory: float) -> Quantization:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tryon.attention import choose_attention
 from tryon.cache import cache_prompts
+from tryon.compiler import can_compile, compile_blocks
 from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, TryOnConfig, cache_threshold, is_nowhere
 from tryon.encode import decode_latents
 from tryon.geometry import count_tokens, pack_latents, unpack_latents
@@ -27,7 +28,7 @@ from tryon.lora_header import LoraFacts, panel_size, read_facts
 from tryon.masks import MaskRule
 from tryon.memory import check_inference_fits, choose_quantization
 from tryon.models import fetch_models, load_scheduler, load_transformer, load_vae, read_transformer_config
-from tryon.prepare import can_compile, compile_blocks, place
+from tryon.prepare import place
 from tryon.prompts import CATEGORIES, Category, prompt_for
 from tryon.restore import put_back, window_of
 from tryon.sample import (

@@ -74,7 +74,8 @@ def plan_lines(
         free = free_memory(device)
     else:
         free = card_memory(card)
-        config = replace(config, quantization=quantization_for(config.quantization, free))
+        kind = quantization_for(config.quantization, free)
+        config = replace(config, quantization=kind, compile=config.compile and not config.offload)
     costs = transformer_costs(config, transformer_config)
     every = recomputed_every(config, costs, free)
     need = training_memory(config, costs, every)

@@ -1,7 +1,6 @@
 """The transformer made ready for training: its LoRA, how its frozen weights are kept, what is recomputed, compiled."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,8 +8,9 @@ from diffusers import FluxTransformer2DModel
 from torch import nn
 
 from tryon.attention import choose_attention
-from tryon.blocks import blocks_of, checkpoint_blocks, offload_blocks
-from tryon.config import Quantization, TrainConfig, first_line
+from tryon.blocks import checkpoint_blocks, offload_blocks
+from tryon.compiler import compile_blocks
+from tryon.config import Quantization, TrainConfig
 from tryon.geometry import count_tokens
 from tryon.lora import add_lora, load_lora
 from tryon.memory import free_before_training, recomputed_every, training_memory, transformer_costs, which_recompute
@@ -27,9 +27,8 @@ def prepare_transformer(
     """Gives the transformer, which lies in the host's memory, its LoRA, and brings it to the device as the
     configuration says: quantised block by block, so that the whole never has to fit there. Returns what is trained.
 
-    config.quantization must be resolved. init_lora: a LoRA's file that training starts from.
+    config must be resolved, see memory.resolved. init_lora: a LoRA's file that training starts from.
     """
-    config = replace(config, compile=config.compile and can_compile(device))
     parameters = add_lora(transformer, config.lora_rank, config.lora_alpha, config.seed, config.lora_dropout)
     if init_lora:
         load_lora(transformer, init_lora)
@@ -62,23 +61,6 @@ def place(transformer: FluxTransformer2DModel, quantization: Quantization, offlo
         transformer.to(device)
 
 
-def compile_blocks(transformer: FluxTransformer2DModel) -> None:
-    """Compiles what the blocks compute, each kind once. Not the call of a block's module: First-Block-Cache stands in
-    between, and decides on the host."""
-    # A kind of block is compiled for each batch, size and LoRA on or off, beyond torch's 8 times; more is an error.
-    torch._dynamo.config.recompile_limit = 64
-    torch._dynamo.config.optimize_ddp = False  # it would cut blocks into pieces, which are graphs of their own already
-    for block in blocks_of(transformer):
-        block.forward = torch.compile(block.forward, fullgraph=True)
-
-
-def can_compile(device: torch.device) -> bool:
-    """Whether blocks can be compiled for the device; where they cannot, it is said that they stay as they are."""
-    if problem := no_compiler(device):
-        logger.warning("nothing is compiled, which is slower, as it cannot be done here: %s", problem)
-    return problem is None
-
-
 def recompute(transformer: FluxTransformer2DModel, config: TrainConfig, device: torch.device) -> None:
     """Lets as many blocks recompute their activations as the configuration says, and says which where it chose."""
     if config.gradient_checkpointing == "none":
@@ -92,12 +74,3 @@ def recompute(transformer: FluxTransformer2DModel, config: TrainConfig, device: 
         need = training_memory(config, costs, every).total
         in_words = which_recompute(every), gigabytes(need), gigabytes(free)
         logger.info("%s recomputes its activations: planned %s of %s", *in_words)
-
-
-def no_compiler(device: torch.device) -> str | None:
-    """Why nothing can be compiled for the device, in a line; None where it can."""
-    try:
-        torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
-    except Exception as error:  # whatever a missing or broken toolchain raises
-        return first_line(error)
-    return None

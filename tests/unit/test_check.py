@@ -22,6 +22,7 @@ from tryon.check import (
     block_rows,
     difference,
     disk_speed,
+    is_the_runs,
     lora_row,
     random_batch,
     random_transformer,
@@ -131,7 +132,7 @@ def test_a_gradient_that_is_5_percent_off_is_found_and_told_whether_the_run_need
     assert "gradients 5.0e-02 off, repeated 0.0e+00" in rows["blocks int8, offloaded"].found
 
     kind, offload = changes.get("quantization", "float32"), changes.get("offload", False)
-    needed = [f"blocks {kind}, {way}" for way in (ways[3:] if offload else ways[:3])]
+    needed = [f"blocks {kind}, {way}" for way in (ways[3:] if offload else ways[:1])]  # it recomputes nothing
     assert [what for what, row in rows.items() if row.needed] == needed
 
 
@@ -222,3 +223,23 @@ def test_a_gpu_that_gives_up_is_a_verdict(
     monkeypatch.setattr(check, "check_machine", gives_up)
     assert not check.check(config, NARROW, CPU, tmp_path, None)
     assert capsys.readouterr().out.endswith("\nNOT FIT for this run: an illegal memory access was encountered\n")
+
+
+@pytest.mark.parametrize(
+    ("settings", "runs"),
+    [
+        ({}, {"none", "full", "2"}),
+        ({"gradient_checkpointing": "none"}, {"none"}),
+        ({"gradient_checkpointing": "full"}, {"full"}),
+        ({"gradient_checkpointing": "4"}, {"none", "full", "2"}),
+        ({"offload": True}, {"offload"}),
+    ],
+)
+def test_a_run_depends_on_the_blocks_that_it_may_have(
+    config: TrainConfig, settings: dict[str, object], runs: set[str]
+) -> None:
+    config = replace(config, **{"gradient_checkpointing": "auto", **settings})
+    ways = {each: {"gradient_checkpointing": each} for each in ("none", "full", "2")}
+    ways["offload"] = {"gradient_checkpointing": "full", "offload": True}
+    assert {name for name, way in ways.items() if is_the_runs(config, "none", way)} == runs
+    assert not any(is_the_runs(config, "nf4", way) for way in ways.values())

@@ -15,7 +15,7 @@ FLOORS = [
      "tryon.lora", "tryon.lora_header", "tryon.tensor_files", "tryon.parsing", "tryon.encode", "tryon.cache",
      "tryon.checkpoint", "tryon.batches",
      "tryon.metrics", "tryon.timing", "tryon.step", "tryon.quantize", "tryon.blocks",
-     "tryon.attention", "tryon.training_blocks", "tryon.check",
+     "tryon.attention", "tryon.training_blocks", "tryon.compiler", "tryon.check",
      "tryon.prepare", "tryon.speed", "tryon.plan", "tryon.perceptual", "tryon.restore"},
     {"tryon.pipeline", "tryon.validate", "tryon.evaluate", "tryon.evaluation", "tryon.report", "tryon.share",
      "tryon.scoring", "tryon.comparison", "tryon.studio", "tryon.page", "tryon.layout"},

@@ -190,6 +190,7 @@ def test_a_gpu_that_is_too_small_is_one_sentence(
     """Only what the driver answers is made up."""
     config, gpu = TrainConfig(lora_rank=128, quantization="none"), torch.device("cuda", 0)
     monkeypatch.setattr(memory, "free_memory", lambda device: 23_600_000_000)
+    monkeypatch.setattr(memory, "can_compile", lambda device: True)
     words = (
         r"training at rank 128 with adamw, activations aside, needs at least 30.9 GB of GPU memory and this GPU has "
         r"23.6 GB free: give --quantization nf4, or give --optimizer adamw8bit"

@@ -8,10 +8,12 @@ import torch
 from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_cache
 
+from tryon.compiler import no_compiler
 from tryon.config import TrainConfig, full, on_toy
 from tryon.lora import _state
+from tryon.memory import resolved
 from tryon.models import load_transformer
-from tryon.prepare import no_compiler, prepare_transformer
+from tryon.prepare import prepare_transformer
 from tryon.quantize import QuantizedLinear
 from tryon.toy.model import ToyFolders
 
@@ -56,6 +58,9 @@ def test_where_no_compiler_is_found_it_is_said_and_training_goes_on(
     torch.compiler.reset()
     with inductor.patch({"cpp.cxx": ("no-such-compiler",)}), fresh_cache():
         assert "no-such-compiler" in (no_compiler(CPU) or "")
-        transformer, _ = prepared(toy, compile=True)
+        config = resolved(replace(on_toy(full()), lora_rank=2, lora_alpha=2, compile=True), CPU)
+    assert not config.compile
+    transformer = load_transformer(toy.transformer, torch.float32)
+    prepare_transformer(transformer, config, CPU, None)
     assert "nothing is compiled, which is slower, as it cannot be done here: " in caplog.text
     assert "forward" not in vars(transformer.transformer_blocks[0])

@@ -102,7 +102,10 @@ def test_the_plan_says_what_the_host_needs() -> None:
     assert line == "planned, host memory: 24.7 GB for each process, one per GPU"
     four = "\n".join(plan_for(replace(full(), num_processes=4, offload=True), 24))
     assert "planned, host memory: 24.7 GB for each process, one per GPU, 98.7 GB for 4 on one machine\n" in four
-    assert "  training       6.7 GB  the offloaded blocks, locked in place, and 2 processes that read data" in four
+    assert (
+        "  training       9.3 GB  the offloaded blocks, locked in place, a checkpoint while it is written, 2 processes"
+        in four
+    )
 
 
 def test_the_plan_says_that_more_gpus_take_more_samples_and_not_fewer_steps() -> None:
@@ -152,6 +155,7 @@ def test_the_plan_of_this_machine_s_gpu_names_it_and_looks_at_the_host(
     """Only what the driver answers is made up."""
     monkeypatch.setattr(plan, "free_memory", lambda device: 84_000_000_000)
     monkeypatch.setattr(memory, "total_memory", lambda device: 85_000_000_000)
+    monkeypatch.setattr(memory, "can_compile", lambda device: True)
     monkeypatch.setattr(speed, "device_name", lambda device: "NVIDIA H100 80GB HBM3")
     config = replace(h100(), data_cache_dir=str(tmp_path), num_processes=1000)
     lines = plan_lines(config, FILL_CONFIG, None, 2, torch.device("cuda", 0), None, None)
