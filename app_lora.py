@@ -17,11 +17,11 @@ from tryon.config import TOY_NOTICE, TryOnConfig, mistakes, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.entry import run_script
 from tryon.flags import parse_flags
-from tryon.lora_header import LoraFacts, lora_on_disk, read_facts
+from tryon.flux.lora_header import LoraFacts, lora_on_disk, read_facts
 from tryon.runs import all_loras, run_of, runs_folder
 
 if TYPE_CHECKING:
-    from tryon.pipeline import TryOnModel
+    from tryon.inference.pipeline import TryOnModel
 
 logger = logging.getLogger(__name__)
 
@@ -115,10 +115,10 @@ def main(argv: list[str]) -> None:
     import gradio as gr
     from starlette.requests import ClientDisconnect
 
-    from tryon.layout import STYLE, build_page
-    from tryon.page import Example, Page
-    from tryon.pipeline import load_try_on
-    from tryon.studio import Studio
+    from tryon.app.layout import STYLE, build_page
+    from tryon.app.page import Example, Page
+    from tryon.app.session import Studio
+    from tryon.inference.pipeline import load_try_on
     from tryon.toy.draw import write_pictures
     from tryon.toy.model import is_for_toy, parser_for_try_on, use_toy_model_for_try_on
 

@@ -26,19 +26,19 @@ from tryon.config import (
     setting,
 )
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
+from tryon.data.category import CATEGORIES
 from tryon.entry import run_script
 from tryon.flags import parse_flags
-from tryon.lora_header import LoraFacts, denoising, lora_on_disk, panel_size, read_facts
+from tryon.flux.lora_header import LoraFacts, denoising, lora_on_disk, panel_size, read_facts
 from tryon.manifest import file_hash
-from tryon.prompts import CATEGORIES
 from tryon.runs import run_of, runs_folder
 
 if TYPE_CHECKING:
     import torch
 
-    from tryon.masks import MaskRule
-    from tryon.sample import SampleSource
-    from tryon.scoring import CaseSource
+    from tryon.data.masks import MaskRule
+    from tryon.data.sample import SampleSource
+    from tryon.evaluation.score import CaseSource
 
 logger = logging.getLogger(__name__)
 
@@ -114,11 +114,11 @@ def main(argv: list[str]) -> None:
     import torch
     from diffusers.training_utils import free_memory
 
-    from tryon.comparison import summarise
-    from tryon.memory import choose_quantization
-    from tryon.perceptual import load_perception
-    from tryon.pipeline import TryOnModel, load_try_on, same_models, swap_lora
-    from tryon.scoring import BASE, is_measured, measure, open_folder
+    from tryon.evaluation.compare import summarise
+    from tryon.evaluation.perceptual import load_perception
+    from tryon.evaluation.score import BASE, is_measured, measure, open_folder
+    from tryon.flux.memory import choose_quantization
+    from tryon.inference.pipeline import TryOnModel, load_try_on, same_models, swap_lora
     from tryon.toy.model import use_toy_model_for_try_on
 
     config = use_toy_model_for_try_on(config, facts[0])
@@ -273,8 +273,8 @@ def choose_cases(
     and where another LoRA learnt from some of it.
     """
     from deepfashion_training.train_deepfashion_lora import toy_data_folder
-    from tryon.pipeline import usable_rule
-    from tryon.scoring import held_out
+    from tryon.evaluation.score import held_out
+    from tryon.inference.pipeline import usable_rule
 
     rule, trained = usable_rule(facts), next(iter(learnt.values()))
     name, dataroot = named.dataset, named.dataroot
@@ -383,7 +383,7 @@ def write_scores(
 ) -> None:
     """Writes evaluation.json, evaluation.md and the grids, and says what they hold. Raises ValueError where a pixel
     outside a mask is not the person's."""
-    from tryon.comparison import LEAST_CASES, changed_outside, outlines, tables, worst_grid
+    from tryon.evaluation.compare import LEAST_CASES, changed_outside, outlines, tables, worst_grid
 
     save_json(folder / "evaluation.json", {**facts, "scores": results})
     changed = changed_outside(results)

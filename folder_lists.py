@@ -3,7 +3,7 @@
 from itertools import zip_longest
 from pathlib import Path
 
-from tryon.prompts import CATEGORIES, Category
+from tryon.data.category import CATEGORIES, Category
 
 PARTS = ("image", "cloth", "agnostic-mask")  # folders of each split of VITON-HD
 DRESSCODE_FOLDERS: dict[str, Category] = {"upper_body": "upper", "lower_body": "lower", "dresses": "full"}

@@ -77,24 +77,26 @@ from PIL import Image
 from torch import Tensor
 from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
-from tryon.cache import LatentData, cache_latents, cache_prompts, latent_files
 from tryon.console import progress_bar, set_up_logging
-from tryon.encode import collate, to_device
-from tryon.flow import draw_sigma_and_noise, fill_error, interpolate
-from tryon.geometry import PIXELS_PER_TOKEN
-from tryon.masks import PARTS
-from tryon.metrics import psnr
-from tryon.models import ModelFiles, load_scheduler, load_vae
-from tryon.parsing import Parser, parse, parts_of
-from tryon.pipeline import build_pipeline, try_on_batch
-from tryon.prompts import CATEGORIES, Category, prompt_for
-from tryon.sample import FillBatch, make_diptych
+from tryon.data.category import CATEGORIES, Category
+from tryon.data.human_parser import Parser, parse, parts_of
+from tryon.data.masks import PARTS
+from tryon.data.sample import FillBatch, make_diptych
+from tryon.evaluation.metrics import psnr
+from tryon.flux.encode import collate, to_device
+from tryon.flux.flow_matching import draw_sigma_and_noise, fill_error, interpolate
+from tryon.flux.load import ModelFiles, load_scheduler, load_vae
+from tryon.flux.packing import PIXELS_PER_TOKEN
+from tryon.flux.prompt_cache import cache_prompts
+from tryon.flux.prompts import prompt_for
+from tryon.inference.pipeline import build_pipeline, try_on_batch
 from tryon.toy.examples import DrawnData, labelled_person
 from tryon.toy.initial import start_with_what_is_known
 from tryon.toy.model import PARSER_LABELS, new_parser, new_transformer, new_vae, parser_processor, toy_model
 from tryon.toy.stage import Stage, train
 from tryon.toy.world import WORLD_VERSION
-from tryon.validate import validation_loss
+from tryon.training.latent_cache import LatentData, cache_latents, latent_files
+from tryon.training.validation import validation_loss
 
 CROP = 64  # pixels; crops are several times cheaper than whole drawings
 WHOLE_SHARE = 0.15  # of the VAE's steps, the last, on whole diptychs: normalisation sees other statistics in a crop

@@ -102,30 +102,32 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
 
 from folder_datasets import load_dresscode, load_viton_hd
-from tryon.attention import fall_back, uses_safest
-from tryon.batches import count_draws, drawn_in_step, load_batches
-from tryon.cache import cache_latents, cache_prompts, latent_files
-from tryon.checkpoint import CheckpointWriter, TrainerState, load_checkpoint, take_snapshot, tidy, verify
 from tryon.console import on_terminal, progress_bar, set_up_logging
-from tryon.evaluate import paired_cases
-from tryon.evaluation import evaluate_run
+from tryon.data.category import CATEGORIES, Category
+from tryon.data.sample import PromptEmbedding, SampleSource
+from tryon.evaluation.cases import paired_cases
+from tryon.evaluation.run_scores import evaluate_run
+from tryon.flux.attention import fall_back, uses_safest
+from tryon.flux.load import TEXT_PARTS, ModelFiles, fetch_training_models, load_scheduler, load_transformer, load_vae
+from tryon.flux.lora_header import LoraFacts
+from tryon.flux.memory import resolved
+from tryon.flux.placement import prepare_transformer
+from tryon.flux.prompt_cache import cache_prompts
+from tryon.flux.prompts import prompt_for
 from tryon.hub import check_login
-from tryon.lora_header import LoraFacts
+from tryon.inference.pipeline import build_pipeline
 from tryon.manifest import files_fingerprint
-from tryon.memory import resolved
-from tryon.models import TEXT_PARTS, ModelFiles, fetch_training_models, load_scheduler, load_transformer, load_vae
-from tryon.pipeline import build_pipeline
-from tryon.prepare import prepare_transformer
-from tryon.prompts import CATEGORIES, Category, prompt_for
 from tryon.report import REPORT, write_data, write_environment, write_report
-from tryon.sample import PromptEmbedding, SampleSource
 from tryon.share import push
-from tryon.speed import device_name, remember_speed
-from tryon.step import make_lr_scheduler, make_optimizer, optimiser_step
-from tryon.timing import STEP_PARTS, Clock, shares
 from tryon.toy.model import toy_name, use_toy_model
-from tryon.tracking import forget_metrics_after, log_metrics, start_processes, start_trackers, with_trackers
-from tryon.validate import make_validation, validation_picture
+from tryon.training.batches import count_draws, drawn_in_step, load_batches
+from tryon.training.checkpoint import CheckpointWriter, TrainerState, load_checkpoint, take_snapshot, tidy, verify
+from tryon.training.clock import STEP_PARTS, Clock, shares
+from tryon.training.latent_cache import cache_latents, latent_files
+from tryon.training.speed import device_name, remember_speed
+from tryon.training.step import make_lr_scheduler, make_optimizer, optimiser_step
+from tryon.training.tracking import forget_metrics_after, log_metrics, start_processes, start_trackers, with_trackers
+from tryon.training.validation import make_validation, validation_picture
 
 logger = logging.getLogger(__name__)
 

@@ -19,16 +19,16 @@ from typing import TYPE_CHECKING, Literal
 
 from tryon.config import TryOnConfig, mistakes, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, on_terminal, progress_bar, set_up_logging
+from tryon.data.category import CATEGORIES, Category
 from tryon.entry import run_script
 from tryon.flags import parse_flags
-from tryon.lora_header import LoraFacts, denoising, lora_on_disk, prompt_category, read_facts
-from tryon.prompts import CATEGORIES, Category
+from tryon.flux.lora_header import LoraFacts, denoising, lora_on_disk, prompt_category, read_facts
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from tryon.parsing import Parser
-    from tryon.pipeline import TryOnModel
+    from tryon.data.human_parser import Parser
+    from tryon.inference.pipeline import TryOnModel
 
     MakeMask = Callable[[Image.Image, Image.Image | None, Category | None], Image.Image]
 
@@ -221,8 +221,8 @@ def mask_maker(config: TryOnConfig, pictures: PictureConfig, facts: LoraFacts | 
 
     The parser is loaded when it is first needed. The function raises ValueError where no mask can be made.
     """
-    from tryon.parsing import mask_of_labels, mask_of_worn, parse, parser_for_masks
-    from tryon.pipeline import trained_rule
+    from tryon.data.human_parser import mask_of_labels, mask_of_worn, parse, parser_for_masks
+    from tryon.inference.pipeline import trained_rule
     from tryon.toy.model import parser_for_try_on
 
     @cache
@@ -246,7 +246,7 @@ def mask_maker(config: TryOnConfig, pictures: PictureConfig, facts: LoraFacts | 
 
 def open_pictures(request: Request, facts: LoraFacts | None, make_mask: "MakeMask") -> Pictures:
     """What the try-on starts from. Raises ValueError for what cannot be used."""
-    from tryon.sample import EMPTY_MASK, UNREADABLE, read_mask, read_picture
+    from tryon.data.sample import EMPTY_MASK, UNREADABLE, read_mask, read_picture
 
     def opened(what: str, path: Path | None, size: tuple[int, int] | None = None) -> "Image.Image | None":
         try:
@@ -279,7 +279,7 @@ def open_pictures(request: Request, facts: LoraFacts | None, make_mask: "MakeMas
 
 def dress(model: "TryOnModel", opened: Pictures, pictures: PictureConfig, output: Path) -> "list[Image.Image]":
     """Writes the try-on's results and returns them. Raises ValueError for what cannot be dressed or written."""
-    from tryon.pipeline import try_on
+    from tryon.inference.pipeline import try_on
 
     seeds = range(pictures.seed, pictures.seed + pictures.num_results)
     results = try_on(
@@ -305,7 +305,7 @@ def grid_row(opened: Pictures, results: "list[Image.Image]", size: tuple[int, in
     """A try-on as a row of the grid, everything fitted into panels of a size, height and width."""
     from PIL import Image
 
-    from tryon.sample import fit_picture, to_picture
+    from tryon.data.sample import fit_picture, to_picture
 
     masked = Image.composite(Image.new("RGB", opened.mask.size, "grey"), opened.person, opened.mask)
     shown = (opened.garment, opened.person, masked, *results)
@@ -344,9 +344,9 @@ def main(argv: list[str]) -> None:
         prompt_category(facts, pictures.category)  # refused before anything is loaded
 
     load_libraries(*MODEL_LIBRARIES)
-    from tryon.pipeline import load_try_on
+    from tryon.data.grid import draw_grid
+    from tryon.inference.pipeline import load_try_on
     from tryon.toy.model import use_toy_model_for_try_on
-    from tryon.validate import draw_grid
 
     config = use_toy_model_for_try_on(config, facts)
     steps, guidance = denoising(facts, pictures.steps, pictures.guidance_scale)

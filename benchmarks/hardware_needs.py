@@ -11,7 +11,8 @@ from tryon.console import MODEL_LIBRARIES, load_libraries
 if __name__ == "__main__":
     load_libraries(*MODEL_LIBRARIES)
 
-from tryon.memory import (
+from tryon.flux.load import FILL_CONFIG
+from tryon.flux.memory import (
     TransformerCosts,
     card_memory,
     quantization_for,
@@ -20,7 +21,6 @@ from tryon.memory import (
     transformer_costs,
     which_recompute,
 )
-from tryon.models import FILL_CONFIG
 from tryon.units import GB
 
 CARDS = (12, 16, 24, 32, 48, 80)  # GB that cards are sold as

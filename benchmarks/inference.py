@@ -99,21 +99,21 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from benchmarks.train_step import StepConfig, make_prompt, make_samples, make_transformer, make_vae, train_config
-from tryon.blocks import blocks_of
-from tryon.cache import cache_prompts
-from tryon.compiler import compile_blocks
 from tryon.config import TrainConfig
 from tryon.console import set_up_logging
-from tryon.lora import add_lora, fold_lora
-from tryon.metrics import psnr
-from tryon.models import FILL_CONFIG
-from tryon.pipeline import build_pipeline, try_on_batch
-from tryon.prepare import place
-from tryon.prompts import prompt_for
-from tryon.sample import PromptEmbedding, TryOnSample, make_diptych
-from tryon.speed import device_name
+from tryon.data.sample import PromptEmbedding, TryOnSample, make_diptych
+from tryon.evaluation.metrics import psnr
+from tryon.flux.compiler import compile_blocks
+from tryon.flux.load import FILL_CONFIG
+from tryon.flux.lora import add_lora, fold_lora
+from tryon.flux.offload import blocks_of
+from tryon.flux.placement import place
+from tryon.flux.prompt_cache import cache_prompts
+from tryon.flux.prompts import prompt_for
+from tryon.inference.pipeline import build_pipeline, try_on_batch
 from tryon.toy.examples import EVALUATION_SEED, DrawnData
 from tryon.toy.model import scheduler, toy_model
+from tryon.training.speed import device_name
 
 GUIDANCE = 30.0
 LORA_SHARE = 0.05  # the size of what the LoRA adds to a weight, beside the weight's own

@@ -94,12 +94,12 @@ if __name__ == "__main__":
 from deepfashion_training.references import cut_out
 from train_flux_inpaint import train
 from tryon.console import set_up_logging
-from tryon.evaluate import Case, evaluate
-from tryon.lora_header import read_facts
-from tryon.pipeline import load_try_on
-from tryon.prompts import CATEGORIES, Category
+from tryon.data.category import CATEGORIES, Category
+from tryon.data.sample import TryOnSample, fit_mask, fit_picture
+from tryon.evaluation.cases import Case, evaluate
+from tryon.flux.lora_header import read_facts
+from tryon.inference.pipeline import load_try_on
 from tryon.runs import find_lora
-from tryon.sample import TryOnSample, fit_mask, fit_picture
 from tryon.toy.drawing import draw_person
 from tryon.toy.examples import EVALUATION_SEED, DrawnData, lengths_right
 from tryon.toy.model import toy_name, use_toy_model, use_toy_model_for_try_on

@@ -16,8 +16,8 @@ torch's own choice of the attention kernel:
                            block recomputes its activations, nothing is compiled, torch's own choice of AdamW
     reference_cached_none  as those are where nothing is recomputed
 
-TFLOP/s: those of the step's linear layers and attention, without what is recomputed (tryon/speed.py), by the median
-time of a step; the share is of the data sheet's peak.
+TFLOP/s: those of the step's linear layers and attention, without what is recomputed (tryon/training/speed.py), by the
+median time of a step; the share is of the data sheet's peak.
 """
 
 import statistics
@@ -120,14 +120,14 @@ import torch
 from accelerate import Accelerator
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 
-from tryon.attention import attention_in_use, machine
-from tryon.check import random_transformer
-from tryon.compiler import no_compiler
 from tryon.console import set_up_logging
-from tryon.encode import collate, encode_pictures, encode_sample, to_device
-from tryon.geometry import pack_latents, pack_mask
-from tryon.lora import add_lora
-from tryon.memory import (
+from tryon.data.sample import FillBatch, PromptEmbedding, TryOnSample, make_diptych
+from tryon.flux.attention import attention_in_use, machine
+from tryon.flux.compiler import no_compiler
+from tryon.flux.encode import collate, encode_pictures, encode_sample, to_device
+from tryon.flux.load import FILL_CONFIG, load_transformer, load_vae
+from tryon.flux.lora import add_lora
+from tryon.flux.memory import (
     choose_quantization,
     free_before_training,
     recomputed_every,
@@ -135,13 +135,21 @@ from tryon.memory import (
     transformer_costs,
     which_recompute,
 )
-from tryon.models import FILL_CONFIG, load_transformer, load_vae
-from tryon.prepare import prepare_transformer
-from tryon.sample import FillBatch, PromptEmbedding, TryOnSample, make_diptych
-from tryon.speed import peak_flops, step_flops
-from tryon.step import batch_loss, draw_noise, draws_of, make_lr_scheduler, make_optimizer, on_device, optimiser_step
-from tryon.timing import Clock
+from tryon.flux.packing import pack_latents, pack_mask
+from tryon.flux.placement import prepare_transformer
 from tryon.toy.model import toy_model
+from tryon.training.check import random_transformer
+from tryon.training.clock import Clock
+from tryon.training.speed import peak_flops, step_flops
+from tryon.training.step import (
+    batch_loss,
+    draw_noise,
+    draws_of,
+    make_lr_scheduler,
+    make_optimizer,
+    on_device,
+    optimiser_step,
+)
 
 VAE_CONFIG = {  # FLUX.1-dev's
     "down_block_types": ["DownEncoderBlock2D"] * 4,
@@ -162,8 +170,8 @@ class Row:
     """What the steps of a variant took. Where it was on a CPU, peak and reserved are None.
 
     seconds: of each timed step. samples: of one. recomputed, attention: which blocks, which kernel. peak, reserved:
-    bytes on the GPU in tensors, and held by torch's allocator; planned: what tryon.memory said of peak. flops: of a
-    step, without what is recomputed. parts: mean seconds. losses: of every step, from the first untimed one on.
+    bytes on the GPU in tensors, and held by torch's allocator; planned: what tryon.flux.memory said of peak. flops: of
+    a step, without what is recomputed. parts: mean seconds. losses: of every step, from the first untimed one on.
     """
 
     name: str

@@ -24,11 +24,10 @@ from deepfashion_training.pairing import Columns, Pair, content, make_pairs, spl
 from deepfashion_training.preflight import REFERENCES, DataConfig
 from deepfashion_training.references import cut_out, moved
 from tryon.config import MaskConfig, TrainConfig
-from tryon.hub import hub_or_folder
-from tryon.masks import MASK_VERSION, MaskRule, agnostic_mask, grown, mask_rule_of
-from tryon.parsing import Parser, load_parser, parse
-from tryon.prompts import CATEGORIES, Category
-from tryon.sample import (
+from tryon.data.category import CATEGORIES, Category
+from tryon.data.human_parser import Parser, load_parser, parse
+from tryon.data.masks import MASK_VERSION, MaskRule, agnostic_mask, grown, mask_rule_of
+from tryon.data.sample import (
     UNREADABLE,
     TryOnSample,
     UnreadablePicture,
@@ -38,6 +37,7 @@ from tryon.sample import (
     read_picture,
     upright_size,
 )
+from tryon.hub import hub_or_folder
 
 logger = logging.getLogger(__name__)
 

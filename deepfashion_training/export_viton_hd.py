@@ -95,9 +95,9 @@ def main(argv: list[str]) -> None:
 def write_split(data: "DeepFashionData", root: Path, split: str) -> int:
     """Writes all readable pairs below root/<split> and their lists, and returns how many. The rest is logged.
 
-    Raises ValueError where too many are unreadable (tryon.sample.check_unreadable).
+    Raises ValueError where too many are unreadable (tryon.data.sample.check_unreadable).
     """
-    from tryon.sample import UnreadablePicture, check_unreadable
+    from tryon.data.sample import UnreadablePicture, check_unreadable
 
     folder = root / split
     for part in ("image", "cloth", "agnostic-mask"):

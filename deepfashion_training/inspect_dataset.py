@@ -84,7 +84,7 @@ def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Finding
     """What can be said of the data without decoding a picture."""
     from deepfashion_training.deepfashion_dataset import counts
     from deepfashion_training.pairing import CAPTION_RULES, cloth_types, is_flat
-    from tryon.prompts import CATEGORIES
+    from tryon.data.category import CATEGORIES
 
     table, columns = train.table, train.columns
     pairs = [*train.pairs, *validation.pairs]
@@ -134,7 +134,7 @@ def look_at_rows(table: "Dataset", columns: "Columns", rows: list[int]) -> list[
     """Of each row what is wrong with its picture, mask and garment, empty where nothing is; and where picture and mask
     can be read, what they are like."""
     from deepfashion_training.pairing import content
-    from tryon.sample import UNREADABLE, read_mask, read_picture, upright_size
+    from tryon.data.sample import UNREADABLE, read_mask, read_picture, upright_size
 
     found = []
     for values in (table[row] for row in rows):
@@ -169,7 +169,7 @@ def measure(person: "Image.Image", worn: "Image.Image", raw: "Image.Image") -> d
     """
     import numpy as np
 
-    from tryon.outline import outline_on_edges
+    from tryon.data.outline import outline_on_edges
 
     values, inside = np.asarray(raw.convert("L")), np.asarray(worn) > 0
     rows = np.flatnonzero(inside.any(1))
@@ -199,8 +199,8 @@ def problem_of(pair: "Pair", found: list[dict[str, Any]]) -> str:
 
 def judge_pictures(train: "DeepFashionData", validation: "DeepFashionData", found: list[dict[str, Any]]) -> Findings:
     """What the decoded pictures say."""
-    from tryon.prompts import CATEGORIES
-    from tryon.sample import check_unreadable
+    from tryon.data.category import CATEGORIES
+    from tryon.data.sample import check_unreadable
 
     pairs = [*train.pairs, *validation.pairs]
     measured = [pair for pair in pairs if "area" in found[pair.row]]
@@ -256,8 +256,8 @@ def write_page(
     file: Path, name: str, findings: Findings, verdict: str, train: "DeepFashionData", validation: "DeepFashionData"
 ) -> None:
     """The findings and, for a sample of each category, garment, person, mask and what is hidden, as one HTML file."""
-    from tryon.prompts import CATEGORIES
-    from tryon.sample import UnreadablePicture, binary_mask
+    from tryon.data.category import CATEGORIES
+    from tryon.data.sample import UnreadablePicture, binary_mask
 
     sheets = []
     for category in CATEGORIES:

@@ -29,8 +29,8 @@ from deepfashion_training.references import (
     colour_signature,
 )
 from tryon.console import progress_bar
-from tryon.prompts import Category
-from tryon.sample import UNREADABLE, read_mask, read_picture
+from tryon.data.category import Category
+from tryon.data.sample import UNREADABLE, read_mask, read_picture
 from tryon.tensor_files import drop_damaged, read_whole, write_whole
 
 logger = logging.getLogger(__name__)

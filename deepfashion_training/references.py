@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import binary_fill_holes, label
 
-from tryon.outline import to_lab
+from tryon.data.outline import to_lab
 
 CUT_OUT_MARGIN = 0.08  # white around a cut-out garment, as a share of its longer side
 HOLE = 0.02  # of the garment's area: smaller holes in its mask are mistakes, larger ones are seen through

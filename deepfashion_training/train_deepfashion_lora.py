@@ -16,7 +16,7 @@ from tryon.entry import run_script
 from tryon.runs import own_run
 
 if TYPE_CHECKING:
-    from tryon.masks import MaskRule
+    from tryon.data.masks import MaskRule
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +41,7 @@ def main(argv: list[str]) -> None:
     from deepfashion_training.deepfashion_dataset import load_deepfashion, pairs_by_reference
     from deepfashion_training.inspect_dataset import describe
     from tryon.hub import check_login
-    from tryon.tracking import start_processes
+    from tryon.training.tracking import start_processes
 
     state = start_processes()
     set_up_logging(state.is_main_process)
@@ -56,8 +56,8 @@ def main(argv: list[str]) -> None:
                 data = replace(data, dataset_name=str(toy_data(config)))
 
     from train_flux_inpaint import evaluate_on, train
-    from tryon.memory import resolved
-    from tryon.models import fetch_training_models
+    from tryon.flux.load import fetch_training_models
+    from tryon.flux.memory import resolved
     from tryon.report import REPORT, write_data
     from tryon.share import push
 
@@ -87,9 +87,9 @@ def check_for(config: TrainConfig, plan: PlanConfig) -> bool:
     """Prints whether this machine is fit for the run, and why; returns whether it is. Nothing is downloaded."""
     import torch
 
-    from tryon.check import check
-    from tryon.models import FILL_CONFIG, read_transformer_config
+    from tryon.flux.load import FILL_CONFIG, read_transformer_config
     from tryon.toy.model import use_toy_model
+    from tryon.training.check import check
 
     set_up_logging(is_main_process=True)
     if config.toy:
@@ -106,9 +106,9 @@ def plan_of(config: TrainConfig, data: DataConfig, masks: MaskConfig, plan: Plan
     """What the run will need and take, in lines. Of the models only the transformer's config.json is read."""
     import torch
 
-    from tryon.models import FILL_CONFIG, read_transformer_config
-    from tryon.plan import plan_lines
+    from tryon.flux.load import FILL_CONFIG, read_transformer_config
     from tryon.toy.model import use_toy_model
+    from tryon.training.plan import plan_lines
 
     lines = []
     if config.toy:
@@ -129,8 +129,8 @@ def plan_of(config: TrainConfig, data: DataConfig, masks: MaskConfig, plan: Plan
 
 def evaluate_on_drawings(run: Path, config: TrainConfig, rule: "MaskRule") -> None:
     """Scores the run's LoRA on drawings, which have unpaired truths too, under the rule that hid what it learnt."""
-    from tryon.evaluation import evaluate_run
-    from tryon.prompts import CATEGORIES
+    from tryon.data.category import CATEGORIES
+    from tryon.evaluation.run_scores import evaluate_run
     from tryon.toy.examples import EVALUATION_SEED, DrawnData, drawn_cases, lengths_right
 
     count = len(CATEGORIES) * config.num_evaluation_samples

@@ -19,10 +19,10 @@ from diffusers.models.attention_dispatch import attention_backend
 from PIL import Image
 
 from tryon.config import TrainConfig, on_toy
-from tryon.models import load_transformer, load_vae
-from tryon.parsing import Parser, load_parser
-from tryon.prompts import CATEGORIES, Category
-from tryon.sample import TryOnSample, fit_picture
+from tryon.data.category import CATEGORIES, Category
+from tryon.data.human_parser import Parser, load_parser
+from tryon.data.sample import TryOnSample, fit_picture
+from tryon.flux.load import load_transformer, load_vae
 from tryon.toy.model import ToyFolders, toy_model, toy_parser
 
 PROJECT = Path(__file__).resolve().parent.parent

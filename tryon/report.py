@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from tryon.config import PROFILES, TOY_NOTICE, MaskConfig, on_toy, save_json, setting
+from tryon.data.category import CATEGORIES
 from tryon.entry import run_script
 from tryon.flags import parse_flags
-from tryon.prompts import CATEGORIES
 from tryon.runs import WARNINGS, checkpoints, lora_file
-from tryon.timing import OCCASIONAL_PARTS, STEP_PARTS
+from tryon.training.clock import OCCASIONAL_PARTS, STEP_PARTS
 
 Scores = dict[str, dict[str, float]]
 ENVIRONMENT = "environment.json"

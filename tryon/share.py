@@ -21,11 +21,12 @@ from safetensors.numpy import load_file, save_file
 
 from tryon.config import HUB_NAME, mistaken_upload, setting
 from tryon.console import set_up_logging
+from tryon.data.category import CATEGORIES
 from tryon.entry import run_script
 from tryon.flags import parse_flags
+from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, read_facts, read_header
+from tryon.flux.prompts import prompt_for
 from tryon.hub import check_login, upload
-from tryon.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, read_facts, read_header
-from tryon.prompts import CATEGORIES, prompt_for
 from tryon.report import (
     COLUMNS_IN_WORDS,
     LENGTH_IN_WORDS,

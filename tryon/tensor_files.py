@@ -1,5 +1,6 @@
 """Tensors in safetensors files that are there whole or not at all, and whose damage is noticed."""
 
+import json
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -16,9 +17,17 @@ from tryon.console import progress_bar
 
 logger = logging.getLogger(__name__)
 
+# Bump when the way from picture to latents or from prompt to embedding changes: every file is made anew.
+CACHE_VERSION = 2
+
 
 class DamagedFile(ValueError):
     """A file of the cache whose content is not what was written."""
+
+
+def content_key(*parts: object) -> str:
+    """A hash of the parts, told apart by their JSON form."""
+    return sha256(json.dumps([CACHE_VERSION, *parts]).encode()).hexdigest()
 
 
 def write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:

@@ -9,7 +9,7 @@ import sys
 import torch
 
 from tryon.console import load_libraries
-from tryon.models import fetch_models, load_scheduler, load_text_encoders, load_transformer, load_vae
+from tryon.flux.load import fetch_models, load_scheduler, load_text_encoders, load_transformer, load_vae
 
 logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
 load_libraries("torch", "diffusers", "transformers")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.toy_ablation import LENGTHS, main, read_settings
-from tryon.prompts import CATEGORIES
+from tryon.data.category import CATEGORIES
 
 pytestmark = pytest.mark.e2e
 

@@ -23,13 +23,13 @@ from PIL import ExifTags, Image
 
 from app_lora import first_lora, main, read_users
 from conftest import PROJECT
+from tryon.app.page import UNCHANGED, Page, as_paint, describe, lora_name, painted_mask, panel_sizes
+from tryon.app.session import Studio
 from tryon.config import TryOnConfig
-from tryon.lora_header import read_facts
-from tryon.masks import MaskRule
-from tryon.page import UNCHANGED, Page, as_paint, describe, lora_name, painted_mask, panel_sizes
-from tryon.pipeline import usable_rule
+from tryon.data.masks import MaskRule
+from tryon.flux.lora_header import read_facts
+from tryon.inference.pipeline import usable_rule
 from tryon.runs import find_lora
-from tryon.studio import Studio
 from tryon.toy.draw import write_pictures
 
 pytestmark = pytest.mark.e2e

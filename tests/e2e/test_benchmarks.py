@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import inference, train_step
 from conftest import PROJECT
-from tryon.models import FILL_CONFIG
+from tryon.flux.load import FILL_CONFIG
 
 pytestmark = pytest.mark.e2e
 CPU = torch.device("cpu")

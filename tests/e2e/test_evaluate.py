@@ -8,9 +8,9 @@ import torch
 
 from conftest import make_sample
 from tryon.config import TryOnConfig
-from tryon.evaluate import COLUMNS, Case, evaluate, filled, table
-from tryon.lora_header import read_facts
-from tryon.pipeline import TryOnModel, load_try_on, try_on_batch
+from tryon.evaluation.cases import COLUMNS, Case, evaluate, filled, table
+from tryon.flux.lora_header import read_facts
+from tryon.inference.pipeline import TryOnModel, load_try_on, try_on_batch
 from tryon.runs import find_lora
 from tryon.toy.model import use_toy_model_for_try_on
 

@@ -11,7 +11,7 @@ from conftest import PROJECT
 from launch import environment, metrics
 from test_folders import write_dresscode, write_viton_hd
 from train_flux_inpaint import main
-from tryon.lora_header import read_facts
+from tryon.flux.lora_header import read_facts
 
 pytestmark = pytest.mark.e2e
 

@@ -11,13 +11,13 @@ import torch
 from PIL import ExifTags, Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-
 from test_parsing import write_parser
-from tryon.lora_header import ADAPTER_KEY, FACTS_KEY, read_facts
-from tryon.masks import agnostic_mask
-from tryon.parsing import ATR, UNSURE
+
+from tryon.data.human_parser import ATR, UNSURE
+from tryon.data.masks import agnostic_mask
+from tryon.data.sample import to_picture
+from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, read_facts
 from tryon.runs import find_lora
-from tryon.sample import to_picture
 from tryon.toy import draw
 from tryon.toy.examples import EVALUATION_SEED, DrawnData
 from tryon.toy.model import ToyFolders

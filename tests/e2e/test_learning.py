@@ -7,10 +7,10 @@ import pytest
 
 from deepfashion_training.train_deepfashion_lora import TOY_CATEGORIES
 from tryon.config import TryOnConfig, on_toy, quick_test
-from tryon.evaluate import evaluate
-from tryon.lora_header import read_facts
-from tryon.pipeline import load_try_on
-from tryon.prompts import CATEGORIES
+from tryon.data.category import CATEGORIES
+from tryon.evaluation.cases import evaluate
+from tryon.flux.lora_header import read_facts
+from tryon.inference.pipeline import load_try_on
 from tryon.runs import find_lora
 from tryon.toy.examples import EVALUATION_SEED, DrawnData, drawn_cases, lengths_right
 from tryon.toy.model import use_toy_model, use_toy_model_for_try_on

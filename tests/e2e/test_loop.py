@@ -19,11 +19,11 @@ from torch.utils.tensorboard import SummaryWriter
 from conftest import ListSource, make_sample
 from launch import assert_same_run, metrics
 from train_flux_inpaint import train
-from tryon.batches import load_batches
-from tryon.cache import LatentData
 from tryon.config import TrainConfig, on_toy
 from tryon.runs import find_lora, newest_checkpoint
 from tryon.toy.model import ToyFolders
+from tryon.training.batches import load_batches
+from tryon.training.latent_cache import LatentData
 
 pytestmark = pytest.mark.e2e
 

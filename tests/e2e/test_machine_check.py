@@ -9,8 +9,8 @@ import pytest
 
 from conftest import PROJECT
 from launch import LAUNCHER, environment, launch
-from tryon.attention import CPU_KERNELS
-from tryon.check import CHECKS_FILE
+from tryon.flux.attention import CPU_KERNELS
+from tryon.training.check import CHECKS_FILE
 
 pytestmark = pytest.mark.e2e
 # Read before any of the project's code: torch's attention as a broken driver would compute it.

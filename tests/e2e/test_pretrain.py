@@ -9,9 +9,9 @@ from diffusers.models.embeddings import apply_rotary_emb
 from safetensors.torch import load_file
 
 from pretrain_toy import main, read_settings
-from tryon.geometry import image_ids
-from tryon.models import load_transformer, load_vae
-from tryon.parsing import load_parser
+from tryon.data.human_parser import load_parser
+from tryon.flux.load import load_transformer, load_vae
+from tryon.flux.packing import image_ids
 from tryon.toy.examples import DrawnData
 from tryon.toy.initial import start_with_what_is_known
 from tryon.toy.model import new_transformer, toy_model, toy_parser

@@ -14,8 +14,8 @@ import tryon_inference_lora
 from conftest import PROJECT
 from deepfashion_training import export_viton_hd, inspect_dataset, preflight
 from launch import SMALL, launch, metrics, only_run
+from tryon.data.sample import to_picture
 from tryon.runs import find_lora
-from tryon.sample import to_picture
 from tryon.toy.dataset import write_dataset
 from tryon.toy.examples import EVALUATION_SEED, DrawnData
 from tryon.toy.model import ToyFolders

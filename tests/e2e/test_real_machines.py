@@ -11,7 +11,7 @@ import pytest
 from conftest import PROJECT
 from launch import SMALL, environment, metrics, only_run
 from tryon.config import CATVTON_TRANSFORMER
-from tryon.models import FILL_CONFIG
+from tryon.flux.load import FILL_CONFIG
 
 pytestmark = pytest.mark.e2e
 TESTS = sorted(set((PROJECT / "tests").rglob("test_*.py")) - {Path(__file__)})
@@ -50,7 +50,7 @@ def run_tests(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
 
 
 def test_gpu_tests_fail_where_there_is_no_gpu() -> None:
-    done = run_tests("--gpu", "tests/unit/test_timing.py")
+    done = run_tests("--gpu", "tests/unit/training/test_clock.py")
     assert done.returncode == 1
     assert "the GPU tests need a CUDA device and none was found" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
@@ -79,9 +79,8 @@ def test_gpu_tests_are_skipped_for_want_of_a_gpu_and_nothing_else(tmp_path: Path
 @pytest.mark.network
 @pytest.mark.skipif("TRYON_NETWORK_TESTS" not in os.environ, reason="TRYON_NETWORK_TESTS is not set")
 def test_the_real_transformer_is_what_is_assumed(tmp_path: Path) -> None:
-    code = (
-        f"import json, tryon.models as m; print(json.dumps(m.read_transformer_config({CATVTON_TRANSFORMER!r}, None)))"
-    )
+    read = f"m.read_transformer_config({CATVTON_TRANSFORMER!r}, None)"
+    code = f"import json, tryon.flux.load as m; print(json.dumps({read}))"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True,
         env={**os.environ, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path)},

@@ -10,9 +10,9 @@ from PIL import Image
 from folder_datasets import load_dresscode, load_viton_hd
 from train_flux_inpaint import folder_data, read_settings
 from tryon.config import MaskConfig
-from tryon.masks import PARTS
-from tryon.parsing import ATR, PART_OF_LABEL
-from tryon.sample import UnreadablePicture, fit_picture
+from tryon.data.human_parser import ATR, PART_OF_LABEL
+from tryon.data.masks import PARTS
+from tryon.data.sample import UnreadablePicture, fit_picture
 from tryon.toy.drawing import draw_garment
 from tryon.toy.examples import DrawnData, label_map
 

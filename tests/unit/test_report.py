@@ -56,9 +56,9 @@ def test_data_and_warnings_are_those_of_the_run(run: Path, caplog: pytest.LogCap
     write_data(run, {"training, garment from flat": {"upper": 1200}, "validation": {"full": 3}})
     config = replace(on_toy(quick_test()), output_dir=str(run), resume_from_checkpoint=None)
     with caplog.at_level(logging.INFO), own_run(config, True):
-        logging.getLogger("tryon.cache").warning("warning: skipped: %s", "a < b\nTraceback")
-        logging.getLogger("tryon.cache").info("nothing to worry about")
-    logging.getLogger("tryon.cache").warning("of something else")
+        logging.getLogger("tryon.training.latent_cache").warning("warning: skipped: %s", "a < b\nTraceback")
+        logging.getLogger("tryon.training.latent_cache").info("nothing to worry about")
+    logging.getLogger("tryon.training.latent_cache").warning("of something else")
     page = write_report(run).read_text()
     assert "<td>training, garment from flat</td><td class='number'>1,200</td>" in page
     assert "<td>validation</td><td class='number'>0</td><td class='number'>0</td><td class='number'>3</td>" in page

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tryon.config import full, on_toy, save_json
-from tryon.lora_header import read_facts
+from tryon.flux.lora_header import read_facts
 from tryon.manifest import write_manifest
 from tryon.runs import LORA_FILE, lora_file
 from tryon.share import export_lora, write_share

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tryon.prompts import CATEGORIES, Category
+from tryon.data.category import CATEGORIES, Category
 from tryon.toy.drawing import draw_garment, draw_person
 from tryon.toy.world import TEXTURES, VIEWS, Garment, random_outfit, random_person
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from tryon.config import setting
 from tryon.console import set_up_logging
+from tryon.data.category import CATEGORIES, Category
 from tryon.entry import run_script
 from tryon.flags import parse_flags
-from tryon.prompts import CATEGORIES, Category
 from tryon.toy.drawing import draw_garment, draw_person
 from tryon.toy.people import VIEW, random_example
 

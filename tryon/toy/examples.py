@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tryon.evaluate import Case
-from tryon.masks import MASK_VERSION, PARTS, MaskRule, agnostic_mask
-from tryon.prompts import CATEGORIES, Category
-from tryon.sample import TryOnSample, fit_mask, fit_picture, to_picture
+from tryon.data.category import CATEGORIES, Category
+from tryon.data.masks import MASK_VERSION, PARTS, MaskRule, agnostic_mask
+from tryon.data.sample import TryOnSample, fit_mask, fit_picture, to_picture
+from tryon.evaluation.cases import Case
 from tryon.toy.drawing import Drawing, draw_garment, draw_person, edge_colour
 from tryon.toy.model import PARSER_LABELS
 from tryon.toy.people import OTHER_LENGTH, VIEW, Example, distance, random_example, surroundings

@@ -31,9 +31,10 @@ from transformers import (
 )
 
 from tryon.config import TrainConfig, TryOnConfig, save_json
-from tryon.lora_header import LoraFacts
+from tryon.data.category import CATEGORIES
+from tryon.flux.lora_header import LoraFacts
+from tryon.flux.prompts import FIXED_PROMPT, prompt_for
 from tryon.manifest import MANIFEST, files_fingerprint
-from tryon.prompts import CATEGORIES, FIXED_PROMPT, prompt_for
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +127,8 @@ def toy_model(cache_dir: Path, weights: Path = WEIGHTS) -> ToyFolders:
 
 
 def toy_parser(cache_dir: Path, weights: Path = WEIGHTS) -> Path:
-    """The folder of the human parser for drawn people, which tryon.parsing.load_parser takes, below `cache_dir`; built
-    there where it is not yet. weights: a folder with parser.safetensors."""
+    """The folder of the human parser for drawn people, which tryon.data.human_parser.load_parser takes, below
+    `cache_dir`; built there where it is not yet. weights: a folder with parser.safetensors."""
     file = weights / "parser.safetensors"
     folder = cache_dir / "toy" / f"parser-{files_fingerprint(file)[:8]}"
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tryon.prompts import CATEGORIES, Category
+from tryon.data.category import CATEGORIES, Category
 
 WORLD_VERSION = 4  # raise it whenever a drawing changes: caches are named after it
 VIEWS = ("front", "side", "back", "full", "additional")

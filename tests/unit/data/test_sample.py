@@ -1,0 +1,100 @@
+"""Pictures and masks at panel size, and the diptych."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from conftest import make_sample
+from tryon.data.sample import (
+    binary_mask,
+    fit_mask,
+    fit_picture,
+    make_diptych,
+    read_picture,
+    split_diptych,
+    to_picture,
+    upright_size,
+)
+from tryon.flux.prompts import FIXED_PROMPT, prompt_for
+
+
+def test_a_picture_of_panel_size_survives_unchanged() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (32, 16, 3), dtype=np.uint8)
+    fitted = fit_picture(Image.fromarray(pixels), 32, 16)
+    assert fitted.shape == (3, 32, 16)
+    assert -1 <= fitted.min() < fitted.max() <= 1
+    assert np.array_equal(np.asarray(to_picture(fitted)), pixels)
+
+
+@pytest.mark.parametrize("size", [(100, 20), (20, 100), (33, 47)])
+def test_other_shapes_are_not_distorted_and_masks_fall_on_their_pictures(size: tuple[int, int]) -> None:
+    """A picture that is black where its mask is: after fitting, black is still where the mask is."""
+    mask = Image.new("L", size, 0)
+    mask.paste(255, (size[0] // 4, size[1] // 4, size[0] // 2, size[1] // 2))
+    picture = Image.composite(Image.new("RGB", size, "black"), Image.new("RGB", size, "white"), mask)
+    fitted, fitted_mask = fit_picture(picture, 96, 64), fit_mask(mask, 96, 64)
+    assert set(fitted_mask.unique().tolist()) == {0.0, 1.0}
+    disagree = (fitted[:1] < 0) != fitted_mask.bool()
+    assert disagree.float().mean() < 0.005
+    rows, columns = fitted_mask[0].any(1).sum(), fitted_mask[0].any(0).sum()
+    ratio = (size[0] // 2 - size[0] // 4) / (size[1] // 2 - size[1] // 4)
+    assert abs(columns / rows - ratio) < 0.25 * ratio
+
+
+def test_masks_with_jpeg_noise_become_binary() -> None:
+    noisy = np.random.default_rng(0).choice([0, 3, 120, 127, 128, 200, 255], (40, 30)).astype(np.uint8)
+    mask = binary_mask(Image.fromarray(noisy).convert("RGB"), (30, 40))
+    assert np.array_equal(np.asarray(mask), np.where(noisy > 127, 255, 0))
+
+
+def test_a_mask_of_another_size_is_brought_to_its_picture() -> None:
+    assert binary_mask(Image.new("L", (15, 20), 255), (30, 40)).size == (30, 40)
+
+
+def test_masks_that_cannot_be_meant_are_refused() -> None:
+    with pytest.raises(ValueError, match="another shape"):
+        binary_mask(Image.new("L", (20, 10), 255), (30, 40))
+    with pytest.raises(ValueError, match="8 bits"):
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((4, 4), 1000, np.uint16)).save(buffer, "PNG")
+        read_picture(io.BytesIO(buffer.getvalue()))
+    clear = Image.new("RGBA", (4, 4), (255, 255, 255, 0))
+    assert not np.asarray(binary_mask(clear, (4, 4))).any(), "transparent white is no mask"
+
+
+def test_transparency_is_white_and_exif_is_followed() -> None:
+    clear = Image.new("RGBA", (4, 4), (255, 0, 0, 0))
+    buffer = io.BytesIO()
+    clear.save(buffer, "PNG")
+    assert read_picture(io.BytesIO(buffer.getvalue())).getpixel((0, 0)) == (255, 255, 255)
+
+    lying, buffer = Image.new("RGB", (8, 4)), io.BytesIO()
+    exif = lying.getexif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    lying.save(buffer, "JPEG", exif=exif)
+    assert read_picture(io.BytesIO(buffer.getvalue())).size == (4, 8)
+    assert upright_size(io.BytesIO(buffer.getvalue())) == (4, 8)
+
+
+def test_diptych_has_the_garment_left_and_hides_only_the_mask() -> None:
+    sample = make_sample(0)
+    image, masked, mask = make_diptych(sample)
+    height, width = sample.person.shape[-2:]
+    assert image.shape == (3, height, 2 * width)
+    garment, person = split_diptych(image)
+    assert torch.equal(garment, sample.garment)
+    assert torch.equal(person, sample.person)
+    assert mask[..., :width].sum() == 0
+    assert torch.equal(mask[..., width:], sample.mask)
+    hidden = mask.bool().expand_as(masked)
+    assert (masked[hidden] == 0).all()
+    assert torch.equal(masked[~hidden], image[~hidden])
+
+
+def test_prompts() -> None:
+    assert "clothing[IMAGE2] The same" in FIXED_PROMPT
+    assert prompt_for("fixed", "upper") == prompt_for("fixed", "full") == FIXED_PROMPT
+    assert len({prompt_for("category", category) for category in ("upper", "lower", "full")}) == 3

@@ -1,0 +1,104 @@
+"""What is said of a data set before anybody trains on it."""
+
+import re
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from test_dataset import png, row, write
+
+from deepfashion_training.inspect_dataset import main, read_settings
+from tryon.toy.dataset import write_dataset
+
+
+@pytest.fixture(scope="module")
+def toys(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_dataset(tmp_path_factory.mktemp("toys") / "data", items=24, seed=5).parent.parent)
+
+
+def test_the_toys_are_ready(toys: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    page = tmp_path / "page.html"
+    main([toys, "--page", str(page)])
+    said = capsys.readouterr().out
+    assert "rows: 90, columns: images as person, mask as mask" in said
+    assert "items: 24; by the number of their views: 24 with 3" in said
+    assert "flat views, which are garments and never persons: 18" in said
+    assert re.search(r"garment shown by flat: 18 upper, 18 lower, 18 full", said)
+    assert re.search(r"garment shown by other_view: 6 upper, 6 lower, 6 full", said)
+    assert "picture sizes: 144 x 192 (72)" in said and "masks: 72 binary, 0 noisy" in said
+    assert "warning: only 66 pairs to train on" in said
+    assert "too large" not in said and "elsewhere" not in said and "more than once" not in said
+    assert said.splitlines()[-1].endswith("ready: every kept row builds")
+
+    text = page.read_text()
+    assert "ready: every kept row builds" in text and 'class="verdict ready"' in text
+    assert text.count("<figure>") == 24 and text.count("<img") == 4 * 24
+    assert not re.search(r'(src|href)="(?!data:)', text), "the page needs no network"
+
+
+def test_what_is_wrong_with_masks_and_pictures_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    rows = [row(item, "front") for item in range(110)]
+    for number, each in enumerate(rows):
+        picture = Image.new("RGB", (48, 64), (240, 240, 240))
+        picture.paste((number, 20, 30), (12, 30, 36, 60))
+        each["images"] = png(picture)
+    wide, small, grey = Image.new("L", (48, 64)), Image.new("L", (24, 32)), Image.new("L", (48, 64), 90)
+    wide.paste(255, (2, 26, 46, 63))  # far into the even background
+    small.paste(255, (6, 15, 18, 30))
+    grey.paste(255, (12, 30, 36, 60))
+    rows[3]["mask"], rows[4]["mask"], rows[5]["mask"] = png(wide), png(small), png(grey)
+    rows[6]["mask"] = png(Image.new("L", (48, 64)))
+    high = Image.new("L", (48, 64))
+    high.paste(255, (12, 2, 36, 12))
+    rows[7]["mask"] = png(high)
+    rows[8]["images"] = rows[9]["images"]
+    main([write(tmp_path, rows), "--page", str(tmp_path / "page.html")])
+    said = capsys.readouterr().out
+    too_large = "masks of lower garments are too large to be garments: their outlines run through even colour"
+    assert f"2 {too_large}: rows 3, 7" in said
+    assert "1 masks of lower garments lie elsewhere on the picture: rows 7" in said
+    assert "1 masks of another size than their pictures, resized: rows 4" in said
+    assert "108 binary, 1 noisy or soft" in said
+    assert (
+        "1 rows cannot be used and are left out: rows 6" in said
+        and "cannot be used, 1 rows: the garment's mask is empty" in said
+    )
+    assert "1 pictures are there more than once: rows 9" in said
+    assert "0 of " in said and "training pairs are upper" in said, "skewed"
+    assert "ready: every kept row builds" in said
+
+
+def test_a_set_that_cannot_be_trained_on_is_not_ready(tmp_path: Path) -> None:
+    rows = [row(item, "front") for item in range(20)]
+    for each in rows[:5]:
+        each["images"] = {"bytes": b"no picture", "path": None}
+    with pytest.raises(ValueError, match=r"not ready: \d of 18 training pairs cannot be read, more than 1 %"):
+        main([write(tmp_path, rows), "--page", str(tmp_path / "page.html")])
+    assert 'class="verdict not"' in (tmp_path / "page.html").read_text()
+
+
+def test_only_what_a_pair_needs_is_asked_of_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """A flat view needs no mask; a garment column has to be readable."""
+    rows = [row(item, pose) for item in range(300) for pose in ("01_1_front", "01_4_flat")]
+    for each in rows[1::2]:
+        each["mask"] = png(Image.new("L", (48, 64)))
+    main([write(tmp_path / "flat", rows), "--page", str(tmp_path / "page.html")])
+    said = capsys.readouterr().out
+    assert "garment shown by flat: 300 lower" in said and "cannot be used" not in said
+
+    with_garments = [{**row(item, "front"), "cloth": {"bytes": b"no picture", "path": None}} for item in range(30)]
+    name = write(tmp_path / "column", with_garments, ("images", "mask", "cloth"))
+    with pytest.raises(ValueError, match="not ready: 27 of 27 training pairs cannot be read"):
+        main([name, "--page", str(tmp_path / "page.html")])
+    with pytest.raises(ValueError, match=r"the page .*words.txt/page.html cannot be written"):
+        (tmp_path / "words.txt").touch()
+        main([name, "--page", str(tmp_path / "words.txt" / "page.html")])
+
+
+def test_wrong_flags_are_refused() -> None:
+    with pytest.raises(ValueError, match="required: data_set"):
+        read_settings([])
+    with pytest.raises(ValueError, match="--dataset_name x/y has no place here: name the data set without a flag"):
+        read_settings(["a/b", "--dataset_name", "x/y"])
+    with pytest.raises(ValueError, match="neither a folder nor a hub name"):
+        read_settings(["no/such/data"])

@@ -1,0 +1,243 @@
+"""The LoRA: changes nothing when fresh, trains alone, overfits, and loads in plain diffusers with difference 0."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from peft import LoraConfig
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_flow import random_batch
+
+from tryon.flux.flow_matching import draw_sigma_and_noise, fill_loss, interpolate
+from tryon.flux.load import load_transformer
+from tryon.flux.lora import TARGET_MODULES, add_lora, attach_lora, fold_lora, load_lora, save_lora
+from tryon.flux.lora_header import LoraFacts, read_facts
+from tryon.inference.pipeline import build_pipeline
+from tryon.runs import LORA_FILE, find_lora
+from tryon.share import export_lora
+from tryon.toy.model import ToyFolders, scheduler
+
+FACTS = LoraFacts("base", "transformer", "fixed", 512, 768, 576, "rectangle", "full", 3)
+LATER_FACTS = {"mask_offsets", "mask_parser", "num_inference_steps", "guidance_scale"}
+
+
+def predict(transformer: FluxTransformer2DModel, vae) -> torch.Tensor:
+    """The loss per sample: any change of the prediction shows in it."""
+    batch = random_batch(transformer, vae)
+    sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], "none", 0.0, 1.0, [(0, 0), (0, 1)])
+    x_t, velocity = interpolate(batch.x0, noise, sigma)
+    with torch.no_grad():
+        return fill_loss(transformer, batch, x_t, velocity, sigma, 1.0)
+
+
+def disturb(parameters: list[torch.nn.Parameter]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in parameters:
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
+
+
+def test_a_fresh_lora_changes_nothing_and_trains_alone(transformer: FluxTransformer2DModel, vae) -> None:
+    before = predict(transformer, vae)
+    parameters = add_lora(transformer, rank=4, alpha=4, seed=0)
+    assert torch.equal(predict(transformer, vae), before)
+
+    batch = random_batch(transformer, vae)
+    sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], "none", 0.0, 1.0, [(0, 0), (0, 1)])
+    x_t, velocity = interpolate(batch.x0, noise, sigma)
+    fill_loss(transformer, batch, x_t, velocity, sigma, 1.0).mean().backward()
+    with_gradient = {name for name, p in transformer.named_parameters() if p.grad is not None}
+    assert with_gradient == {name for name, _ in transformer.named_parameters() if "lora_" in name}
+    assert all(p.dtype == torch.float32 for p in parameters)
+
+
+def test_every_block_is_adapted_and_the_embedders_are_not(transformer: FluxTransformer2DModel) -> None:
+    add_lora(transformer, rank=4, alpha=4, seed=0)
+    adapted = {name.split(".lora_A")[0] for name, _ in transformer.named_parameters() if "lora_A" in name}
+    blocks, single_blocks = transformer.config.num_layers, transformer.config.num_single_layers
+    assert len(adapted) == 12 * blocks + 4 * single_blocks
+    assert not [name for name in adapted if "embedder" in name or name == "proj_out"]
+    assert all(any(name.endswith(target) for name in adapted) for target in TARGET_MODULES)
+
+
+def test_seed_decides_the_first_weights_without_touching_the_global_state(toy: ToyFolders) -> None:
+    def first(seed: int) -> torch.Tensor:
+        return add_lora(load_transformer(toy.transformer, torch.float32), 4, 4, seed)[0].detach()
+
+    torch.manual_seed(5)
+    expected = torch.rand(1)
+    torch.manual_seed(5)
+    assert torch.equal(first(0), first(0))
+    assert torch.equal(torch.rand(1), expected)
+    assert not torch.equal(first(0), first(1))
+
+
+def test_one_batch_can_be_overfitted(transformer: FluxTransformer2DModel, vae) -> None:
+    parameters = add_lora(transformer, rank=16, alpha=16, seed=0)
+    batch = random_batch(transformer, vae)
+    sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], "none", 0.0, 1.0, [(0, 0), (0, 1)])
+    x_t, velocity = interpolate(batch.x0, noise, sigma)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-2)
+    losses = []
+    for _ in range(150):
+        loss = fill_loss(transformer, batch, x_t, velocity, sigma, 1.0).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.2 * losses[0]
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(4, 4), (4, 9)])
+def test_a_saved_lora_loads_in_plain_diffusers(
+    rank: int, alpha: int, toy: ToyFolders, transformer: FluxTransformer2DModel, vae, tmp_path: Path
+) -> None:
+    parameters = add_lora(transformer, rank, alpha, seed=0)
+    disturb(parameters)
+    save_lora(tmp_path, transformer, FACTS)
+    expected = predict(transformer, vae)
+
+    plain = load_transformer(toy.transformer, torch.float32)
+    assert not torch.equal(predict(plain, vae), expected)
+    build_pipeline(plain, vae, scheduler()).load_lora_weights(tmp_path, weight_name=LORA_FILE)
+    assert torch.equal(predict(plain, vae), expected)
+
+
+def test_an_exported_lora_needs_no_alpha(toy: ToyFolders, transformer: FluxTransformer2DModel, vae, tmp_path) -> None:
+    """ComfyUI knows alpha from tensors named `<module>.alpha` alone; without them it takes it for the rank."""
+    disturb(add_lora(transformer, rank=4, alpha=9, seed=0))
+    save_lora(tmp_path, transformer, FACTS)
+    expected = predict(transformer, vae)
+    export_lora(tmp_path / LORA_FILE, tmp_path / "exported.safetensors")
+    assert read_facts(tmp_path / "exported.safetensors") == FACTS
+
+    for metadata in ("kept", "lost"):
+        plain, file = load_transformer(toy.transformer, torch.float32), tmp_path / "exported.safetensors"
+        if metadata == "lost":
+            save_file(load_file(file), file)
+        build_pipeline(plain, vae, scheduler()).load_lora_weights(tmp_path, weight_name=file.name)
+        torch.testing.assert_close(predict(plain, vae), expected, rtol=1e-5, atol=1e-6)
+
+
+# ComfyUI's map of FLUX LoRAs in diffusers' names: `transformer.<block>.<number>.<layer>`, where lora_A and lora_B are.
+COMFY_LAYERS = {
+    "transformer_blocks": {
+        "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj",
+        "attn.to_add_out", "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "norm1.linear",
+        "norm1_context.linear",
+    },
+    "single_transformer_blocks": {"attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp", "proj_out", "norm.linear"},
+}  # fmt: skip
+
+
+def test_every_key_is_one_that_comfyui_knows(run: Path, tmp_path: Path) -> None:
+    export_lora(find_lora(str(run)), tmp_path / LORA_FILE)
+    state = load_file(tmp_path / LORA_FILE)
+    parts = [re.fullmatch(r"transformer\.(\w+)\.\d+\.(.+)\.(lora_[AB])\.weight", key) for key in state]
+    assert all(parts), list(state)
+    assert all(found[2] in COMFY_LAYERS[found[1]] for found in parts)
+    modules = {key.rsplit(".", 2)[0] for key in state}
+    assert len(state) == 2 * len(modules), "each with its A and its B"
+    assert all(state[f"{module}.lora_B.weight"].shape[1] == 4 for module in modules), "the rank, which alpha is then"
+
+
+def test_the_header_is_portable(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
+    add_lora(transformer, rank=4, alpha=9, seed=0)
+    save_lora(tmp_path, transformer, FACTS)
+    with safe_open(tmp_path / LORA_FILE, framework="pt") as file:
+        metadata, keys = file.metadata(), list(file.keys())
+    adapter = json.loads(metadata["lora_adapter_metadata"])
+    assert adapter == {
+        "transformer.r": 4,
+        "transformer.lora_alpha": 9,
+        "transformer.target_modules": sorted(TARGET_MODULES),
+    }
+    assert read_facts(tmp_path / LORA_FILE) == FACTS
+    old = {name: value for name, value in json.loads(metadata["tryon_lora"]).items() if name not in LATER_FACTS}
+    header = {**metadata, "tryon_lora": json.dumps(old)}
+    save_file(load_file(tmp_path / LORA_FILE), tmp_path / "old.safetensors", header)
+    assert read_facts(tmp_path / "old.safetensors") == FACTS, "what older versions wrote is still read"
+    for entry in (json.dumps({**old, "of_tomorrow": 1}), "{"):
+        save_file(load_file(tmp_path / LORA_FILE), tmp_path / "new.safetensors", {**metadata, "tryon_lora": entry})
+        with pytest.raises(ValueError, match="says in a way that is not known here what it was trained for"):
+            read_facts(tmp_path / "new.safetensors")
+    assert all(key.startswith("transformer.") and key.endswith((".lora_A.weight", ".lora_B.weight")) for key in keys)
+
+
+def test_loading_restores_every_weight(toy: ToyFolders, transformer: FluxTransformer2DModel, vae, tmp_path) -> None:
+    disturb(add_lora(transformer, 4, 4, seed=0))
+    save_lora(tmp_path, transformer, FACTS)
+    other = load_transformer(toy.transformer, torch.float32)
+    add_lora(other, 4, 4, seed=1)
+    load_lora(other, tmp_path / LORA_FILE)
+    assert torch.equal(predict(other, vae), predict(transformer, vae))
+
+
+def test_a_lora_that_does_not_fit_is_refused(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
+    add_lora(transformer, 4, 4, seed=0)
+    save_lora(tmp_path, transformer, FACTS)
+    file = tmp_path / LORA_FILE
+    with safe_open(file, framework="pt") as opened:
+        metadata = opened.metadata()
+    state = load_file(file)
+
+    wrong_rank = {**json.loads(metadata["lora_adapter_metadata"]), "transformer.r": 8}
+    save_file(state, tmp_path / "rank.safetensors", {**metadata, "lora_adapter_metadata": json.dumps(wrong_rank)})
+    with pytest.raises(ValueError, match="--lora_rank 8"):
+        load_lora(transformer, tmp_path / "rank.safetensors")
+
+    save_file(dict(list(state.items())[1:]), tmp_path / "missing.safetensors", metadata)
+    with pytest.raises(ValueError, match="0 of its keys are unknown and 1 are missing"):
+        load_lora(transformer, tmp_path / "missing.safetensors")
+
+    save_file({f"unet.{key}": tensor for key, tensor in state.items()}, tmp_path / "prefix.safetensors", metadata)
+    with pytest.raises(ValueError, match="does not fit"):
+        load_lora(transformer, tmp_path / "prefix.safetensors")
+
+    (tmp_path / "torn.safetensors").write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        load_lora(transformer, tmp_path / "torn.safetensors")
+
+    save_file(state, tmp_path / "bare.safetensors")
+    with pytest.raises(ValueError, match="does not say"):
+        load_lora(transformer, tmp_path / "bare.safetensors")
+
+
+def test_a_lora_of_another_width_is_refused(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
+    """The toy's and the full-size model's first blocks have the same keys."""
+    other = FluxTransformer2DModel.from_config(
+        {**transformer.config, "attention_head_dim": 64, "axes_dims_rope": (16, 24, 24)}
+    )
+    add_lora(other, 4, 4, seed=0)
+    save_lora(tmp_path, other, FACTS)
+    with pytest.raises(ValueError, match="does not fit this transformer: give a LoRA of the same base"):
+        attach_lora(transformer, tmp_path / LORA_FILE, 1.0)
+    transformer.unload_lora()
+    add_lora(transformer, 4, 4, seed=0)
+    with pytest.raises(ValueError, match="does not fit this transformer, whose layers are wider or narrower"):
+        load_lora(transformer, tmp_path / LORA_FILE)
+
+
+def test_a_folded_lora_leaves_no_trace_in_bf16(transformer: FluxTransformer2DModel) -> None:
+    """Where subtracting what was added would leave rounded weights. Layers that no LoRA had before come along."""
+    transformer.to(torch.bfloat16)
+    before = {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+    originals: dict[torch.nn.Parameter, torch.Tensor] = {}
+
+    def fold(targets: list[str], scale: float) -> dict[str, torch.Tensor]:
+        transformer.add_adapter(LoraConfig(r=2, lora_alpha=2, target_modules=targets, init_lora_weights=False))
+        transformer.set_adapters("default", scale)
+        fold_lora(transformer, originals)
+        return {name: tensor.clone() for name, tensor in transformer.state_dict().items()}
+
+    folded = fold(["attn.to_q"], 1.0)
+    changed = {name for name in before if not torch.equal(folded[name], before[name])}
+    assert folded.keys() == before.keys()
+    assert changed == {name for name in before if name.endswith("attn.to_q.weight")}
+    fold(["attn.to_q", "ff.net.2"], 1.0)
+    unchanged = fold(["attn.to_k"], 0.0)
+    assert all(torch.equal(unchanged[name], before[name]) for name in before)

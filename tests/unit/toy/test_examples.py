@@ -1,0 +1,77 @@
+"""Drawn examples: the truth of an unpaired try-on, and how lengths are measured on it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+from tryon.data.sample import fit_picture
+from tryon.flux.encode import decode_latents, encode_pictures
+from tryon.toy.examples import DrawnData, drawn_cases, lengths_right
+from tryon.toy.people import DISTINCT, OTHER_LENGTH, distance, surroundings
+
+SIZE = (192, 144)
+LOWER = DrawnData(45, 7, ("lower",), *SIZE, unpaired=True)
+
+
+def measured(data: DrawnData) -> Iterator[int]:
+    """The pairs of which lengths can be told."""
+    return (index for index in range(len(data)) if data.example(index).outfit[0].kind in OTHER_LENGTH)
+
+
+def test_who_wears_trousers_is_given_shorts_and_the_reverse() -> None:
+    kinds = set()
+    for index in measured(LOWER):
+        worn, other = LOWER.example(index).outfit[0], LOWER.tried_on(index)[0]
+        assert {worn.kind, other.kind} == {"trousers", "shorts"}
+        assert distance(other.colours, surroundings(LOWER.example(index).person)).min() >= DISTINCT
+        kinds.add(worn.kind)
+    assert kinds == {"trousers", "shorts"}
+
+
+def test_the_truth_is_the_same_person_in_the_other_garment() -> None:
+    paired = DrawnData(9, 3, ("upper", "lower", "full"), *SIZE)
+    unpaired = DrawnData(9, 3, ("upper", "lower", "full"), *SIZE, unpaired=True)
+    for index, (own, other) in enumerate(zip(drawn_cases(paired), drawn_cases(unpaired), strict=True)):
+        assert torch.equal(own.truth, own.sample.person)
+        assert torch.equal(own.sample.person, other.sample.person) and torch.equal(own.sample.mask, other.sample.mask)
+        assert not torch.equal(own.sample.garment, other.sample.garment)
+        changed = (own.truth != other.truth).any(0)
+        category = own.sample.category
+        worn = [np.asarray(data.truth(index).masks[category]) > 0 for data in (paired, unpaired)]
+        assert changed.any() and not (changed.numpy() & ~(worn[0] | worn[1])).any()
+    assert paired.key(0) != unpaired.key(0)
+
+
+def test_lengths_are_right_on_the_truth_and_wrong_on_what_was_worn() -> None:
+    truths = [fit_picture(LOWER.truth(index).image, *SIZE) for index in range(len(LOWER))]
+    right = lengths_right(LOWER, truths)
+    few = [case for case in drawn_cases(replace(LOWER, count=4)) if case.ends_right]
+    assert [case.ends_right(case.truth) for case in few] == right[: len(few)]
+    assert len(few) == sum(index < 4 for index in measured(LOWER)) > 0
+    assert len(right) == len(list(measured(LOWER))) > 25
+    assert np.mean(right) >= 0.99
+    worn = [LOWER[index].person for index in range(len(LOWER))]
+    assert np.mean(lengths_right(LOWER, worn)) < 0.2
+
+
+@torch.no_grad()
+def test_lengths_survive_the_vae(vae: AutoencoderKL) -> None:
+    data = DrawnData(60, 8, ("lower",), *SIZE, unpaired=True)
+    truths = (fit_picture(data.truth(index).image, *SIZE) for index in range(len(data)))
+    decoded = [decode_latents(vae, encode_pictures(vae, truth[None]))[0].clamp(-1, 1) for truth in truths]
+    right = lengths_right(data, decoded)
+    assert len(right) > 35 and np.mean(right) >= 0.95
+
+
+@pytest.mark.parametrize("garment_length", [0.0, 1.0])
+def test_nothing_worn_has_no_length(garment_length: float) -> None:
+    """A picture in the background's colour alone, or in the garment's."""
+    index = next(measured(LOWER))
+    person, garment = LOWER.example(index).person, LOWER.tried_on(index)[0]
+    colour = garment.colours[0] if garment_length else person.backdrop_colours[0]
+    rows = LOWER.legs(index).any(1).sum()
+    assert LOWER.length(index, np.full((*SIZE, 3), colour)) == round(garment_length * rows)

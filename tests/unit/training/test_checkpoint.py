@@ -1,0 +1,285 @@
+"""Checkpoints: everything comes back, damage is noticed, the newest are kept."""
+
+import json
+import logging
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from safetensors.torch import load_file
+
+from conftest import PROJECT
+from tryon.config import TrainConfig
+from tryon.flux.load import load_transformer
+from tryon.flux.lora import add_lora
+from tryon.flux.lora_header import LoraFacts
+from tryon.runs import (
+    SAME_WHEN_RESUMED,
+    Refused,
+    checkpoints,
+    find_lora,
+    locked,
+    newest_checkpoint,
+    run_folder,
+    told_how_to_go_on,
+    with_paths,
+)
+from tryon.toy.model import ToyFolders
+from tryon.training.checkpoint import (
+    CheckpointWriter,
+    TrainerState,
+    load_checkpoint,
+    save_checkpoint,
+    take_snapshot,
+    verify,
+)
+from tryon.training.step import make_optimizer
+
+IDENTITY = {"data": "5 samples", "seed": 0}
+FACTS = LoraFacts("base", "transformer", "fixed", 512, 768, 576, "rectangle", "full", 3)
+
+
+def parts(transformer: FluxTransformer2DModel, optimizer: str = "adamw"):
+    config = TrainConfig(optimizer=optimizer)
+    parameters = add_lora(transformer, 16, 16, seed=0)  # large enough for bitsandbytes to use its 8-bit moments
+    optimiser = make_optimizer(config, parameters)
+    return parameters, optimiser
+
+
+def step(parameters, optimiser, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator)
+    optimiser.step()
+
+
+def save(run: Path, state: TrainerState, transformer, optimiser, keep: int | None = None) -> Path:
+    return save_checkpoint(run, take_snapshot(state, FACTS, transformer, optimiser), keep)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit"])
+def test_a_resumed_optimiser_goes_on_as_if_nothing_happened(
+    optimizer: str, toy: ToyFolders, transformer: FluxTransformer2DModel, tmp_path: Path
+) -> None:
+    trained = parts(transformer, optimizer)
+    for seed in range(3):
+        step(*trained, seed)
+    state = TrainerState(step=3, identity=IDENTITY)
+    checkpoint = save(tmp_path, state, transformer, trained[1])
+
+    other = load_transformer(toy.transformer, torch.float32)
+    resumed = parts(other, optimizer)
+    assert load_checkpoint(checkpoint, IDENTITY, other, resumed[1]) == state
+    for seed in range(3, 6):
+        step(*trained, seed)
+        step(*resumed, seed)
+    for expected, found in zip(trained[0], resumed[0], strict=True):
+        assert torch.equal(expected, found)
+
+
+@pytest.mark.parametrize("file", ["optimizer.safetensors", "transformer/pytorch_lora_weights.safetensors",
+                                  "trainer_state.json", "optimizer.json"])  # fmt: skip
+@pytest.mark.parametrize("damage", ["flip", "cut", "remove"])
+def test_damage_is_noticed(file: str, damage: str, transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
+    trained = parts(transformer)
+    step(*trained, 0)
+    checkpoint = save(tmp_path, TrainerState(1, IDENTITY), transformer, trained[1])
+    verify(checkpoint)
+    path = checkpoint / file
+    content = bytearray(path.read_bytes())
+    if damage == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif damage == "cut":
+        path.write_bytes(content[:-1])
+    else:
+        path.unlink()
+    with pytest.raises(ValueError, match=f"{path.name} is {'missing' if damage == 'remove' else 'damaged'}"):
+        verify(checkpoint)
+
+
+def test_another_run_is_not_resumed(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
+    trained = parts(transformer)
+    checkpoint = save(tmp_path, TrainerState(1, IDENTITY), transformer, trained[1])
+    other = {"data": "6 samples", "seed": 0, "height": 96}
+    with pytest.raises(ValueError, match="data was 5 samples and is 6 samples; height was None and is 96"):
+        load_checkpoint(checkpoint, other, transformer, trained[1])
+
+
+def test_what_is_written_while_training_goes_on_is_what_was_trained_before(
+    transformer: FluxTransformer2DModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trained, disk = parts(transformer), threading.Event()
+    step(*trained, 0)
+    expected = save(tmp_path / "expected", TrainerState(1, IDENTITY), transformer, trained[1])
+    (tmp_path / "run").mkdir()
+
+    def slow(*arguments) -> Path:
+        disk.wait()
+        return save_checkpoint(*arguments)
+
+    monkeypatch.setattr("tryon.training.checkpoint.save_checkpoint", slow)
+    with CheckpointWriter(tmp_path / "run", keep=None) as writer:
+        writer.save(take_snapshot(TrainerState(1, IDENTITY), FACTS, transformer, trained[1]))
+        step(*trained, 1)
+        writer.raise_if_failed()
+        assert not checkpoints(tmp_path / "run")
+        disk.set()
+        writer.wait()
+    found = tmp_path / "run" / "checkpoint-1"
+    for file in ("optimizer.safetensors", "transformer/pytorch_lora_weights.safetensors"):
+        tensors, others = load_file(found / file), load_file(expected / file)
+        assert tensors.keys() == others.keys() and all(torch.equal(tensors[name], others[name]) for name in others)
+
+
+def test_a_checkpoint_that_cannot_be_written_is_said_at_the_next_step(
+    transformer: FluxTransformer2DModel, tmp_path: Path
+) -> None:
+    trained = parts(transformer)
+    with CheckpointWriter(tmp_path / "no folder", keep=None) as writer:
+        (tmp_path / "no folder").touch()
+        writer.save(take_snapshot(TrainerState(1, IDENTITY), FACTS, transformer, trained[1]))
+        for ask in (writer.wait, writer.raise_if_failed):
+            with pytest.raises(ValueError, match="checkpoint-1 cannot be written .*: make room on the disk, then resu"):
+                ask()
+
+
+def test_retention_keeps_the_newest(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
+    trained = parts(transformer)
+    for number in (5, 20, 100):
+        save(tmp_path, TrainerState(number, IDENTITY), transformer, trained[1], keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-100"]
+    assert newest_checkpoint(tmp_path).name == "checkpoint-100"
+    assert not list(tmp_path.glob(".*")), "nothing half-written is left"
+
+
+def test_a_checkpoint_without_a_manifest_does_not_count(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
+    trained = parts(transformer)
+    first = save(tmp_path, TrainerState(1, IDENTITY), transformer, trained[1])
+    second = save(tmp_path, TrainerState(2, IDENTITY), transformer, trained[1])
+    (second / "manifest.json").unlink()
+    assert newest_checkpoint(tmp_path) == first
+    with pytest.raises(ValueError, match="no whole checkpoint"):
+        verify(second)
+
+
+def test_a_lora_is_found_by_run_checkpoint_folder_and_file(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
+    trained = parts(transformer)
+    checkpoint = save(tmp_path, TrainerState(1, IDENTITY), transformer, trained[1])
+    file = checkpoint / "transformer" / "pytorch_lora_weights.safetensors"
+    for name in (tmp_path, checkpoint, checkpoint / "transformer", file):
+        assert find_lora(str(name)) == file
+    with pytest.raises(ValueError, match="has no checkpoint"):
+        find_lora(str(tmp_path / "nowhere"))
+
+
+def make_run(folder: Path, step: int = 5) -> Path:
+    (folder / f"checkpoint-{step}").mkdir(parents=True)
+    (folder / f"checkpoint-{step}" / "manifest.json").write_text("{}")
+    identity = {name: getattr(TrainConfig(), name) for name in SAME_WHEN_RESUMED}
+    (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"step": step, "identity": identity}))
+    return folder
+
+
+def test_a_folder_is_one_trainings(tmp_path: Path) -> None:
+    hold = "import sys\nfrom pathlib import Path\nfrom tryon.runs import locked\nwith locked(Path(sys.argv[1])):\n" \
+           "    print('held', flush=True)\n    sys.stdin.read()"  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-c", hold, str(tmp_path)], cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdout.readline() == b"held\n"
+    with (
+        pytest.raises(ValueError, match=f"another training, process {process.pid} on .*, writes into"),
+        locked(tmp_path),
+    ):
+        pass
+    process.kill()
+    process.communicate()
+    with locked(tmp_path):  # whoever is killed holds nothing
+        pass
+
+
+def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
+    config = TrainConfig(profile="h100")
+    new = run_folder(config, "lora")
+    assert new.parent == tmp_path and new.name.startswith("lora_h100_20") and not new.exists()
+
+    with pytest.raises(ValueError, match="has no h100 run with a checkpoint"):
+        run_folder(TrainConfig(profile="h100", resume_from_checkpoint="latest"), "lora")
+    make_run(tmp_path / "lora_h100_20260101_000000")
+    newest = make_run(tmp_path / "lora_h100_20260102_000000")
+    (tmp_path / "lora_h100_20260103_000000").mkdir()  # a run that never saved
+    make_run(tmp_path / "lora_full_20260104_000000")
+    assert run_folder(TrainConfig(profile="h100", resume_from_checkpoint="latest"), "lora") == newest
+
+    with pytest.raises(ValueError, match="holds checkpoints of another run"):
+        run_folder(TrainConfig(output_dir=str(newest)), "lora")
+    assert run_folder(TrainConfig(output_dir=str(newest), resume_from_checkpoint="latest"), "lora") == newest
+    with pytest.raises(ValueError, match="has no checkpoint to resume"):
+        run_folder(TrainConfig(output_dir=str(tmp_path / "x"), resume_from_checkpoint="latest"), "lora")
+    with pytest.raises(ValueError, match="is no whole checkpoint"):
+        run_folder(TrainConfig(resume_from_checkpoint=str(newest / "checkpoint-6")), "lora")
+    with pytest.raises(ValueError, match="has no checkpoint: name a run"):
+        run_folder(TrainConfig(resume_from_checkpoint=str(tmp_path)), "lora")
+    named = TrainConfig(resume_from_checkpoint=str(newest / "checkpoint-5"))
+    for way in (named, TrainConfig(resume_from_checkpoint=str(newest))):
+        assert run_folder(way, "lora") == newest
+    make_run(newest, 7)
+    (newest / "checkpoint-7-copy").mkdir()
+    (newest / "checkpoint-7-copy" / "manifest.json").write_text("{}")
+    with pytest.raises(ValueError, match="is not the newest of its run"):
+        run_folder(named, "lora")
+    elsewhere = TrainConfig(resume_from_checkpoint=str(newest / "checkpoint-5"), output_dir=str(tmp_path / "new"))
+    assert run_folder(elsewhere, "lora") == tmp_path / "new"
+    make_run(tmp_path / "new")
+    with pytest.raises(ValueError, match="holds checkpoints of another run than"):
+        run_folder(elsewhere, "lora")
+
+
+def test_a_run_that_has_nothing_left_to_do_is_not_resumed(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", step=50)
+    resume = TrainConfig(output_dir=str(run), resume_from_checkpoint="latest", max_train_steps=50)
+    with pytest.raises(ValueError, match="checkpoint-50 is at step 50 of 50 already: give more --max_train_steps"):
+        with_paths(resume, "lora")
+    assert with_paths(replace(resume, max_train_steps=51), "lora").output_dir == str(run)
+    with pytest.raises(ValueError, match="height was 768 and is 96; seed was 0 and is 1: give what the run's config"):
+        with_paths(replace(resume, max_train_steps=51, seed=1, height=96), "lora")
+
+
+def test_model_folders_are_recorded_with_paths_that_hold_from_anywhere(
+    toy: ToyFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy.base.parent)
+    config = TrainConfig(pretrained_model_name_or_path="base", output_dir=str(tmp_path))
+    resolved = with_paths(config, "lora")
+    assert resolved.pretrained_model_name_or_path == str(toy.base)
+    assert resolved.pretrained_inpaint_model_name_or_path == "xiaozaa/catvton-flux-alpha"
+
+
+def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run = make_run(tmp_path / "my run", step=25)
+    config, settings = TrainConfig(output_dir=str(run), max_train_steps=50), run / "config-from-25.json"
+    for steps, words in (
+        (50, f"saved up to step 25: go on with the same flags and --resume_from_checkpoint '{run}/checkpoint-25'"),
+        (25, "all 25 steps are done and saved"),
+    ):
+        stopped = told_how_to_go_on(replace(config, max_train_steps=steps), None)
+        with caplog.at_level(logging.INFO), pytest.raises(SystemExit), stopped:
+            raise SystemExit(130)
+        assert words in caplog.text
+        caplog.clear()
+
+    settings.write_text("{}")
+    with caplog.at_level(logging.INFO), pytest.raises(ValueError), told_how_to_go_on(config, settings):
+        raise ValueError("the disk is full")
+    assert "saved up to step 25" in caplog.text and settings.exists()
+    caplog.clear()
+    with caplog.at_level(logging.INFO), pytest.raises(ValueError), told_how_to_go_on(config, settings):
+        raise Refused("another run")
+    assert not caplog.text and not settings.exists()

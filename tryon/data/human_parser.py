@@ -1,0 +1,186 @@
+"""Label maps of people: which pixel is head, arm or leg, which garment. By a SegFormer with ATR labels, or a file."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from tryon.config import DEFAULT_PARSER
+from tryon.data.category import CATEGORIES, Category
+from tryon.data.masks import PARTS, MaskRule, agnostic_mask, among, without_specks
+from tryon.hub import hub_or_folder
+from tryon.manifest import files_fingerprint
+
+if TYPE_CHECKING:
+    from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
+
+# The labels of the ATR data set, which human parsers are trained on and DressCode's label maps use, in their order.
+ATR = (
+    "Background", "Hat", "Hair", "Sunglasses", "Upper-clothes", "Skirt", "Pants", "Dress", "Belt", "Left-shoe",
+    "Right-shoe", "Face", "Left-leg", "Right-leg", "Left-arm", "Right-arm", "Bag", "Scarf",
+)  # fmt: skip
+PART_OF_LABEL = {
+    "Background": "background",
+    "Hat": "head",
+    "Hair": "head",
+    "Sunglasses": "head",
+    "Upper-clothes": "upper",
+    "Skirt": "lower",
+    "Pants": "lower",
+    "Dress": "full",
+    "Belt": "lower",
+    "Left-shoe": "shoes",
+    "Right-shoe": "shoes",
+    "Face": "head",
+    "Left-leg": "legs",
+    "Right-leg": "legs",
+    "Left-arm": "arms",
+    "Right-arm": "arms",
+    "Bag": "other",
+    "Scarf": "other",
+}
+
+# How much of the picture's height a mask begins above the garment that was found: neither parsers nor hands are exact
+# to the pixel, and at the mask's edge the new picture only fades in (tryon.inference.photograph). A strip of the old
+# garment spoils a result; a mask that begins a little higher does not.
+UNSURE = 0.015
+BACKGROUND = PARTS.index("background")
+PORTRAIT = 3 / 4  # width of one, in heights
+LARGEST_PARSED = 2048  # pixels of the longer side, of the labels
+
+
+def parts_of(labels: Sequence[str]) -> Tensor:
+    """[labels], the places in PARTS of ATR labels."""
+    return torch.tensor([PARTS.index(PART_OF_LABEL[label]) for label in labels])
+
+
+_PART_OF_ATR = parts_of(ATR)
+
+
+@dataclass(frozen=True)
+class Parser:
+    """A human parser: a model, what its pictures are made with, and the part that each of its labels is."""
+
+    fingerprint: str  # of its files
+    model: "SegformerForSemanticSegmentation"
+    processor: "SegformerImageProcessorPil"
+    parts: Tensor  # [labels], places in PARTS
+
+
+def load_parser(name: str, cache_dir: str | None, device: torch.device) -> Parser:
+    """Loads a SegFormer with ATR labels, such as mattmdjaga/segformer_b2_clothes, from the hub or a folder.
+
+    Raises ValueError where it cannot be had, or its labels are not those of ATR.
+    """
+    from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil  # few data sets need it
+
+    folder = hub_or_folder(name, ["*.json", "*.safetensors"], cache_dir)
+    try:
+        processor = SegformerImageProcessorPil.from_pretrained(folder)
+        model, loaded = SegformerForSemanticSegmentation.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise ValueError(f"the parser {name} cannot be loaded ({error}): name a SegFormer with ATR labels") from error
+    if absent := [*loaded["missing_keys"], *loaded["mismatched_keys"]]:
+        raise ValueError(f"the parser {name} lacks {len(absent)} of its weights: name one that is complete")
+    labels = [model.config.id2label[index] for index in range(model.config.num_labels)]
+    if unknown := sorted(set(labels) - set(PART_OF_LABEL)):
+        raise ValueError(f"the parser {name} has the labels {', '.join(unknown)}: name a SegFormer with ATR labels")
+    return Parser(files_fingerprint(folder), model.to(device).eval(), processor, parts_of(labels))
+
+
+def parser_for_masks(name: str | None, cache_dir: str | None) -> Parser:
+    """The parser, or the default one for photographs, to make a mask with. Raises ValueError, in one sentence, where it
+    cannot be had: then a mask has to be given."""
+    try:
+        return load_parser(name or DEFAULT_PARSER, cache_dir, torch.device("cpu"))
+    except ValueError as error:
+        raise ValueError(f"no mask can be made without a human parser: {error}, or give a mask") from error
+
+
+def parse(parser: Parser, person: Image.Image) -> Tensor:
+    """[H, W] of places in PARTS, bytes, for an RGB picture of a person.
+
+    Parsers squeeze every picture into one shape, and learnt from portraits. So of a landscape a first look says where
+    the person stands, and a second one, at a portrait around it, what is what.
+    """
+    labels = _parse_portrait(parser, person)
+    seen = (labels != BACKGROUND).any(0).nonzero().flatten().tolist()
+    if person.width <= person.height or not seen:
+        return labels
+    width = max(round(PORTRAIT * person.height), round(1.2 * (seen[-1] - seen[0])))
+    left = max(0, min((seen[0] + seen[-1] - width) // 2, person.width - width))
+    portrait = _parse_portrait(parser, person.crop((left, 0, min(left + width, person.width), person.height)))
+    labels = torch.full_like(labels, BACKGROUND)
+    labels[:, left : left + portrait.shape[1]] = portrait
+    return labels
+
+
+@torch.no_grad()
+def _parse_portrait(parser: Parser, person: Image.Image) -> Tensor:
+    """The same for a portrait. Of a very large one the labels are coarser, as each pixel first has a number for each
+    label."""
+    inputs = parser.processor(person, return_tensors="pt").to(parser.model.device)
+    size = person.height, person.width
+    scale = min(1.0, LARGEST_PARSED / max(size))
+    scores = interpolate(parser.model(**inputs).logits, [round(scale * side) for side in size], mode="bilinear")
+    parts = parser.parts[scores[0].argmax(0).cpu()].to(torch.uint8)
+    return interpolate(parts[None, None], size, mode="nearest-exact")[0, 0]
+
+
+def find_worn(labels: Tensor, category: Category) -> Tensor:
+    """[1, H, W] bool: the garment of a category that a person wears, by its labels, [H, W] of places in PARTS.
+
+    A full-body garment may take the place of an upper and a lower one. A part of one cannot be replaced: where a dress
+    has its waistline nobody knows. Raises ValueError where nothing of that kind is worn, but for specks.
+    """
+    seen = {each: without_specks(among(labels, (each,))) for each in CATEGORIES}
+    if not seen["full"].any() and seen["upper"].any():  # its mask hangs from the neckline
+        seen["full"] = seen["upper"] | seen["lower"]
+    if seen[category].any():
+        return seen[category]
+    if others := [each for each in CATEGORIES if seen[each].any()]:
+        raise ValueError(
+            f"the parser sees no {category}-body garment on this person: give a mask, or what is worn there as a "
+            f"region or paint, or choose the category {' or '.join(others)} if the new garment is one"
+        )
+    raise ValueError("the parser sees no garment on this person: give a mask, or another picture")
+
+
+def mask_of_labels(labels: Tensor, category: Category, rule: MaskRule) -> Image.Image:
+    """The mask that training would have made of a person in a garment of the category, reaching higher where that is
+    unsure, from its labels alone, [H, W] of places in PARTS: "L" of 0 and 255. Raises ValueError as find_worn does.
+    """
+    return _to_picture(agnostic_mask(find_worn(labels, category), category, rule, labels, UNSURE))
+
+
+def mask_of_worn(worn: Image.Image, category: Category, rule: MaskRule, labels: Tensor | None) -> Image.Image:
+    """The mask that training would have made of the region of what a person wears, "L" of 0 and 255, reaching higher
+    where that is unsure: likewise. labels: the person's, which all rules but the rectangle need. Raises ValueError as
+    agnostic_mask does.
+    """
+    return _to_picture(agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], category, rule, labels, UNSURE))
+
+
+def _to_picture(mask: Tensor) -> Image.Image:
+    """[1, H, W] bool -> "L" of 0 and 255."""
+    return Image.fromarray(mask[0].numpy().astype(np.uint8) * 255)
+
+
+def read_label_map(file: Path, size: tuple[int, int]) -> Tensor:
+    """[H, W] of places in PARTS from a picture whose pixels, or palette indices, are ATR labels; at `size` (width,
+    height) of its person.
+
+    Raises ValueError where it holds other values.
+    """
+    labels = np.array(Image.open(file).resize(size, Image.Resampling.NEAREST))
+    if labels.ndim != 2 or labels.max() >= len(ATR):
+        raise ValueError(f"{file} is no label map: its pixels must be 0 to {len(ATR) - 1}, the labels of ATR")
+    return _PART_OF_ATR[torch.from_numpy(labels.astype(np.int64))]

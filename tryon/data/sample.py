@@ -1,0 +1,272 @@
+"""One try-on example at panel size, and the diptych that the model sees.
+
+Letters: B batch; H, W height and width of the diptych in pixels (W is two panels); h, w = H/8, W/8; L = (H/16)(W/16)
+image tokens; T text tokens.
+"""
+
+import logging
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Protocol
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image, ImageOps
+from torch import Tensor
+
+from tryon.data.category import Category
+
+if TYPE_CHECKING:
+    from tryon.data.masks import MaskRule
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TryOnSample:
+    """One training pair at panel size.
+
+    key: hash of the row's content and of every setting that shaped the tensors below.
+    garment, person: [3, H, W/2] float32 in [-1, 1].
+    mask: [1, H, W/2] float32 of exactly 0 and 1; 1 = repaint.
+    mask_was_resized: whether the mask had another size than its picture.
+    """
+
+    key: str
+    garment: Tensor
+    person: Tensor
+    mask: Tensor
+    category: Category
+    mask_was_resized: bool = False
+
+    def pin_memory(self) -> "TryOnSample":
+        """The sample in pinned memory: what a DataLoader calls, so that copies to the GPU need not be waited for."""
+        return replace(
+            self, garment=self.garment.pin_memory(), person=self.person.pin_memory(), mask=self.mask.pin_memory()
+        )
+
+    def to(self, device: torch.device) -> "TryOnSample":
+        """The same sample on another device."""
+        garment, person, mask = (
+            tensor.to(device, non_blocking=True) for tensor in (self.garment, self.person, self.mask)
+        )
+        return replace(self, garment=garment, person=person, mask=mask)
+
+
+@dataclass(frozen=True)
+class LatentSample:
+    """A TryOnSample after the VAE: what the cache keeps.
+
+    target: [16, h, w] latents of the diptych, shifted and scaled as the transformer wants them.
+    masked: [16, h, w] latents of the masked diptych, likewise.
+    mask: [1, H, W] bool over the whole diptych; the garment's panel is False.
+    """
+
+    key: str
+    target: Tensor
+    masked: Tensor
+    mask: Tensor
+    category: Category
+
+
+@dataclass(frozen=True)
+class PromptEmbedding:
+    """A prompt after the text encoders. embeds: [T, 4096] of T5. pooled: [768] of CLIP. (The toy's are narrower.)"""
+
+    embeds: Tensor
+    pooled: Tensor
+
+
+@dataclass(frozen=True)
+class FillBatch:
+    """What one forward pass of the FLUX-Fill transformer needs, noise and sigma aside.
+
+    x0: [B, L, 64] packed clean latents. cond: [B, L, 320] packed masked latents (64) and packed mask (256).
+    prompt: [B, T, 4096]. pooled: [B, 768]. img_ids: [L, 3]. txt_ids: [T, 3].
+    """
+
+    x0: Tensor
+    cond: Tensor
+    prompt: Tensor
+    pooled: Tensor
+    img_ids: Tensor
+    txt_ids: Tensor
+
+    def pin_memory(self) -> "FillBatch":
+        """The batch in pinned memory: what a DataLoader calls, so that copies to the GPU need not be waited for."""
+        return FillBatch(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})
+
+
+class UnreadablePicture(ValueError):
+    """A row whose pictures cannot be used: skipped and counted while a data set is encoded."""
+
+
+EMPTY_MASK = "the mask has no white in it: paint what is to be dressed in white on black"
+
+# What Pillow and our own checks raise for a picture that cannot be used.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+# One bad row in a hundred is the data's fault; more is a mistake in how it was given.
+UNREADABLE_SHARE = 0.01
+
+
+def check_unreadable(unreadable: int, total: int, what: str) -> None:
+    """Says how many of `total` samples were skipped. Raises ValueError where it is more than one and more than 1 %, or
+    where none is left."""
+    if unreadable > max(1, UNREADABLE_SHARE * total):
+        raise ValueError(
+            f"{unreadable} of {total} {what} cannot be read, more than 1 %: the log lists them; "
+            "repair the data set or take these rows out of it"
+        )
+    if unreadable == total:
+        raise ValueError(f"there are no {what}: give a data set with at least one readable row")
+    if unreadable:
+        logger.warning("%d of %d %s cannot be read and was left out", unreadable, total, what)
+
+
+class SampleSource(Protocol):
+    """A data set: what `train()` takes. Samples are built when asked for; keys and categories must be cheap.
+
+    Where something about a sample is random, each row comes in several fixed variants, of which training takes another
+    in each epoch: sample v * rows + i is variant v of row i. Variants of a row in which nothing is random have one key.
+    """
+
+    variants: int
+    mask_rule: "MaskRule | None"  # what hides the persons' garments; None: the data has masks of its own
+
+    def __len__(self) -> int:
+        """Rows times variants."""
+
+    def key(self, index: int) -> str:
+        """The key of sample `index`, without decoding its pictures."""
+
+    def category(self, index: int) -> Category:
+        """The category of sample `index`."""
+
+    def name(self, index: int) -> str:
+        """What a message calls sample `index`, so that whoever reads it finds its row or file."""
+
+    def __getitem__(self, index: int) -> TryOnSample:
+        """Builds sample `index`. Raises UnreadablePicture, which names the row, where its pictures cannot be used."""
+
+
+def read_picture(source: Path | BinaryIO) -> Image.Image:
+    """The picture, read to its last byte, upright and RGB. Raises one of UNREADABLE where it is broken."""
+    return upright_rgb(_read(source))
+
+
+def read_mask(source: Path | BinaryIO, size: tuple[int, int]) -> Image.Image:
+    """The mask, read to its last byte, binary and at `size` (width, height) of its picture."""
+    return binary_mask(_read(source), size)
+
+
+def upright_size(source: Path | BinaryIO) -> tuple[int, int]:
+    """Width and height of a picture, turned as its EXIF orientation says, without decoding it."""
+    picture = Image.open(source)
+    lies_on_its_side = picture.getexif().get(ExifTags.Base.Orientation, 1) > 4
+    return picture.size[::-1] if lies_on_its_side else picture.size
+
+
+def _read(source: Path | BinaryIO) -> Image.Image:
+    image = Image.open(source)
+    image.load()
+    return image
+
+
+def _refuse_deep(picture: Image.Image) -> None:
+    if picture.mode.startswith(("I", "F")):
+        raise ValueError(
+            f"its pixels are of kind {picture.mode}, which would turn white: save it with 8 bits per channel"
+        )
+
+
+def upright_rgb(picture: Image.Image) -> Image.Image:
+    """The picture as RGB, turned as its EXIF orientation says, transparency shown on white. Raises ValueError for one
+    of more than 8 bits per channel."""
+    _refuse_deep(picture)
+    picture = ImageOps.exif_transpose(picture)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
+def binary_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """The mask as "L" of exactly 0 and 255 at `size` (width, height) of its picture.
+
+    Masks come as RGB and with JPEG noise: a pixel above 127 belongs to the mask; a transparent one does not. A mask of
+    another size is resized. Raises ValueError where its shape is not that of its picture, or it has more than 8 bits.
+    """
+    _refuse_deep(mask)
+    mask = ImageOps.exif_transpose(mask)
+    if mask.has_transparency_data:
+        mask = mask.convert("RGBA")
+        mask = Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask)
+    mask = mask.convert("L").point(lambda value: 255 if value > 127 else 0)
+    if mask.size == size:
+        return mask
+    if abs(mask.width * size[1] / (mask.height * size[0]) - 1) > 0.02:
+        raise ValueError(
+            f"the mask is {mask.width} x {mask.height} and its picture {size[0]} x {size[1]}: another shape"
+        )
+    return mask.resize(size, Image.Resampling.NEAREST)
+
+
+def fit_picture(picture: Image.Image, height: int, width: int) -> Tensor:
+    """[3, height, width] float32 in [-1, 1]: the whole picture, undistorted, centred on white."""
+    fitted = ImageOps.pad(upright_rgb(picture), (width, height), Image.Resampling.LANCZOS, color="white")
+    # In the pipeline's order of operations and memory layout: not even the last bit differs from what it makes of it.
+    return 2 * (torch.from_numpy(np.array(fitted)).permute(2, 0, 1).contiguous().float() / 255) - 1
+
+
+def fit_mask(mask: Image.Image, height: int, width: int) -> Tensor:
+    """[1, height, width] float32 of 0 and 1, placed exactly as `fit_picture` places a picture of the same size.
+
+    A resized mask is grey at its edges and would change the conditioning: it is made binary again at one half.
+    """
+    fitted = ImageOps.pad(binary_mask(mask, mask.size), (width, height), Image.Resampling.BILINEAR, color=0)
+    return torch.from_numpy(np.array(fitted) >= 128)[None].float()
+
+
+def to_picture(image: Tensor) -> Image.Image:
+    """[3, H, W] in [-1, 1] -> RGB picture."""
+    pixels = ((image.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
+
+
+def sample_of_pictures(
+    garment: Image.Image, person: Image.Image, mask: Image.Image, category: Category, height: int, width: int
+) -> TryOnSample:
+    """A sample for inference, made from pictures exactly as the data sets make theirs. mask: white = repaint.
+
+    Raises ValueError where nothing of the mask is white.
+    """
+    person = upright_rgb(person)
+    fitted_mask = fit_mask(binary_mask(mask, person.size), height, width)
+    if not fitted_mask.any():
+        raise ValueError(EMPTY_MASK)
+    return TryOnSample(
+        key="",  # inference caches nothing
+        garment=fit_picture(garment, height, width),
+        person=fit_picture(person, height, width),
+        mask=fitted_mask,
+        category=category,
+    )
+
+
+def make_diptych(sample: TryOnSample) -> tuple[Tensor, Tensor, Tensor]:
+    """Garment left, person right.
+
+    Returns image [3, H, W] in [-1, 1]; masked [3, H, W], the image with repainted pixels at mid grey (0);
+    mask [1, H, W], 0 over the garment's panel.
+    """
+    image = torch.cat([sample.garment, sample.person], dim=-1)
+    mask = torch.cat([torch.zeros_like(sample.mask), sample.mask], dim=-1)
+    return image, image * (1 - mask), mask
+
+
+def split_diptych(image: Tensor) -> tuple[Tensor, Tensor]:
+    """[..., H, W] -> garment and person, [..., H, W/2] each."""
+    garment, person = image.chunk(2, dim=-1)
+    return garment, person

@@ -1,0 +1,67 @@
+"""Pictures through the VAE and prompts through the text encoders, exactly as FluxFillPipeline encodes them."""
+
+import torch
+from diffusers import AutoencoderKL, FluxFillPipeline
+from torch import Tensor
+
+from tryon.data.category import Category
+from tryon.data.sample import FillBatch, LatentSample, PromptEmbedding, TryOnSample, make_diptych
+from tryon.flux.packing import image_ids, pack_latents, pack_mask, text_ids
+
+
+@torch.no_grad()
+def encode_pictures(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """[B, 3, H, W] in [-1, 1] -> [B, 16, h, w]: the posterior's mode, shifted and scaled as the transformer wants it.
+
+    The mode, not a sample: the same picture always gives the same latents, so they can be cached.
+    """
+    mode = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode()
+    return (mode - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+@torch.no_grad()
+def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """[B, 16, h, w] shifted and scaled latents -> [B, 3, H, W] float32 pictures in about [-1, 1], on the CPU."""
+    latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
+    return vae.decode(latents).sample.float().cpu()
+
+
+def encode_sample(vae: AutoencoderKL, sample: TryOnSample) -> LatentSample:
+    """The diptych and the masked diptych as latents on the CPU, in the VAE's dtype.
+
+    On a GPU both at once, and never those of other samples with them: rounding differs with the batch, and what is
+    cached must not depend on what was encoded beside it. On a CPU one picture at a time is several times faster.
+    """
+    image, masked, mask = make_diptych(sample.to(vae.device))
+    batches = torch.stack([image, masked]).split(2 if vae.device.type == "cuda" else 1)
+    target, masked_target = torch.cat([encode_pictures(vae, batch) for batch in batches]).cpu()
+    return LatentSample(sample.key, target, masked_target, mask.bool().cpu(), sample.category)
+
+
+@torch.no_grad()
+def encode_prompt(text_encoders: FluxFillPipeline, prompt: str, max_sequence_length: int) -> PromptEmbedding:
+    """T5's and CLIP's embedding of the prompt on the CPU. T5 has no attention mask: the padded length matters."""
+    embeds, pooled, _ = text_encoders.encode_prompt(prompt, max_sequence_length=max_sequence_length)
+    return PromptEmbedding(embeds=embeds[0].cpu(), pooled=pooled[0].cpu())
+
+
+def collate(samples: list[LatentSample], prompts: dict[Category, PromptEmbedding]) -> FillBatch:
+    """Latent samples of one size -> the packed batch that the transformer takes."""
+    target = torch.stack([sample.target for sample in samples])
+    masked = torch.stack([sample.masked for sample in samples])
+    mask = torch.stack([sample.mask for sample in samples]).to(masked.dtype)
+    chosen = [prompts[sample.category] for sample in samples]
+    embeds = torch.stack([prompt.embeds for prompt in chosen])
+    return FillBatch(
+        x0=pack_latents(target),
+        cond=torch.cat([pack_latents(masked), pack_mask(mask)], dim=2),
+        prompt=embeds,
+        pooled=torch.stack([prompt.pooled for prompt in chosen]),
+        img_ids=image_ids(*target.shape[-2:]),
+        txt_ids=text_ids(embeds.shape[1]),
+    )
+
+
+def to_device(batch: FillBatch, device: torch.device) -> FillBatch:
+    """The same batch on another device."""
+    return FillBatch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(batch).items()})

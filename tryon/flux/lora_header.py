@@ -1,0 +1,104 @@
+"""A LoRA's file: where it lies, and what its header says that it was trained for. Imports nothing heavy."""
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from tryon.config import TryOnConfig
+from tryon.data.category import Category
+from tryon.manifest import is_listed_otherwise
+from tryon.runs import LORA_FILE, find_lora, lora_file
+
+PREFIX = "transformer."
+# Keys of the file's header: rank and alpha, as diffusers reads them, and our own facts, which it leaves alone.
+ADAPTER_KEY = "lora_adapter_metadata"
+FACTS_KEY = "tryon_lora"
+
+
+@dataclass(frozen=True)
+class LoraFacts:
+    """What a LoRA was trained for: stored in its header, the defaults of whoever uses it. height, width: one panel."""
+
+    base: str
+    transformer: str
+    prompt: str
+    max_sequence_length: int
+    height: int
+    width: int
+    mask_rule: str  # of tryon.data.masks, or "given" where the data has masks of its own
+    profile: str
+    step: int
+    mask_offsets: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)  # of the rule: top, bottom, left, right
+    mask_parser: str | None = None  # that told the rule the person's parts
+    num_inference_steps: int = 30  # of its validation pictures, as is the guidance
+    guidance_scale: float = 30.0
+
+
+def lora_on_disk(name: str, hub_cache: str | None) -> Path:
+    """The LoRA file that a path or a hub name means. Raises ValueError where there is none, or it is damaged."""
+    if Path(name).expanduser().exists():
+        file = find_lora(name)
+        verify_lora(file)
+        return file
+    if Path(name).expanduser().parent.is_dir() and Path(name).parent != Path():
+        raise ValueError(f"{name} does not exist: name a run, a checkpoint, a folder, a file or a hub name")
+    from tryon.hub import hub_or_folder  # the hub's client takes a moment to import
+
+    places = (LORA_FILE, f"transformer/{LORA_FILE}")
+    folder = hub_or_folder(name, list(places), hub_cache)
+    found = next((folder / place for place in places if (folder / place).is_file()), None)
+    if found is None:
+        raise ValueError(f"{name} holds no {LORA_FILE}, neither at its root nor in transformer/: name a LoRA's file")
+    return found
+
+
+def verify_lora(file: Path) -> None:
+    """Raises ValueError where the file is the LoRA of a checkpoint whose manifest says that it was another."""
+    checkpoint = file.parent.parent
+    if file == lora_file(checkpoint) and is_listed_otherwise(checkpoint, file):
+        raise ValueError(f"{file} is damaged: take another checkpoint")
+
+
+def read_header(file: Path) -> dict[str, str]:
+    """The metadata of a safetensors file. Raises ValueError where it cannot be read."""
+    try:
+        with safe_open(file, framework="np") as opened:
+            return opened.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read as safetensors ({error}): give a LoRA's .safetensors file") from error
+
+
+def read_facts(file: Path) -> LoraFacts | None:
+    """What the LoRA was trained for; None for one of another project. Raises ValueError where it cannot be read."""
+    entry = read_header(file).get(FACTS_KEY)
+    if entry is None:
+        return None
+    try:
+        facts = LoraFacts(**json.loads(entry))
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(
+            f"{file} says in a way that is not known here what it was trained for ({error}): use the version of this "
+            "project that made it, or a newer one"
+        ) from error
+    return replace(facts, mask_offsets=tuple(facts.mask_offsets))  # JSON knows lists only
+
+
+def panel_size(config: TryOnConfig, facts: LoraFacts | None) -> tuple[int, int]:
+    """Height and width of the panel: as asked for, else as the LoRA was trained, else CatVTON-Flux's own."""
+    height, width = (facts.height, facts.width) if facts else (768, 576)
+    return config.height or height, config.width or width
+
+
+def denoising(facts: LoraFacts | None, steps: int | None, guidance: float | None) -> tuple[int, float]:
+    """Denoising steps and guidance: as asked for, else as the LoRA's own training made its pictures, else 30 and 30."""
+    trained = (facts.num_inference_steps, facts.guidance_scale) if facts else (30, 30.0)
+    return (trained[0] if steps is None else steps), (trained[1] if guidance is None else guidance)
+
+
+def prompt_category(facts: LoraFacts | None, asked: Category | None) -> Category:
+    """The category whose prompt is used. Raises ValueError where the LoRA has one each and none was asked for."""
+    if asked is None and facts and facts.prompt == "category":
+        raise ValueError("this LoRA has one prompt per garment category: say --category upper, lower or full")
+    return asked or "upper"

@@ -1,0 +1,381 @@
+"""What training needs of the GPU's and the host's memory, known before anything large is downloaded or loaded."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import psutil
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+
+from tryon.config import Quantization, TrainConfig
+from tryon.flux.compiler import can_compile
+from tryon.flux.lora import add_lora
+from tryon.flux.packing import count_tokens
+from tryon.flux.quantize import weight_bytes
+from tryon.flux.training_blocks import share_inputs, shares_inputs, use_training_blocks
+from tryon.units import GB, gigabytes
+
+logger = logging.getLogger(__name__)
+
+VAE_PARAMETERS = 83_800_000  # FLUX's; it stays on the GPU for the validation's pictures
+CONTEXT = 600 * 10**6  # bytes that CUDA and its libraries take beside our tensors
+SLACK = 0.05  # of all tensors: what the allocator cannot use between them
+USABLE = 0.96  # of a card's memory, assumed: the driver and the screen take the rest
+DATA_WORKER = 300 * 10**6  # bytes: psutil's uss of a forked one was 280 MB after 200 samples of 768 x 1152, on a CPU
+# What compiled blocks keep for the backward pass, as a share of what eager ones do, which is counted: measured on an
+# H200 with PyTorch 2.11 at 768 x 1152, ranks 64 and 128, batches of 1, 2 and 4, within 0.5 % (benchmarks/log.md). And
+# what one works with meanwhile, as a share of what it keeps.
+COMPILED_DOUBLE, COMPILED_SINGLE = 0.905, 0.803
+COMPILED_WORK = 0.5
+# Every N-th block recomputes its activations: tried from the least to the most that is recomputed.
+RECOMPUTED: tuple[int | None, ...] = (None, 8, 6, 5, 4, 3, 2, 1)
+# GPUs with at least so many bytes hold the frozen weights so ("auto").
+QUANTIZED_BELOW: tuple[tuple[int, Quantization], ...] = ((60 * GB, "none"), (32 * GB, "fp8"), (0, "nf4"))
+
+
+@dataclass(frozen=True)
+class TrainingMemory:
+    """Bytes on the GPU at the fullest moment of a step, by what they are for.
+
+    weights: frozen ones and the VAE's. lora: its float32 weights, and gradients where they are there at that moment.
+    optimizer: moments.
+    activations: what the forward pass keeps for the backward pass. work: what a block computes with meanwhile.
+    """
+
+    weights: int
+    lora: int
+    optimizer: int
+    activations: int
+    work: int
+
+    @property
+    def tensors(self) -> int:
+        """All of it: what torch.cuda.max_memory_allocated will say."""
+        return sum(getattr(self, each.name) for each in fields(self))
+
+    @property
+    def reserve(self) -> int:
+        """What the allocator cannot use between the tensors, and what CUDA takes beside them."""
+        return round(SLACK * self.tensors) + CONTEXT
+
+    @property
+    def total(self) -> int:
+        """Tensors and reserve: what the GPU must have."""
+        return self.tensors + self.reserve
+
+
+@dataclass(frozen=True)
+class HostMemory:
+    """Bytes of the host's memory that a training process needs, beside the libraries' own.
+
+    loading: the transformer with its LoRA, whole and not quantised yet, before it goes to the GPU. training: offloaded
+    blocks, locked in place, the processes that read data, and a checkpoint that is being written.
+    """
+
+    loading: int
+    training: int
+
+    @property
+    def total(self) -> int:
+        """The larger one, as the transformer has left the host when the processes that read data begin."""
+        return max(self.loading, self.training)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Numbers of parameters: frozen ones, those of them in the linear layers of blocks, in those of a double block, in
+    the largest layer; and trained ones."""
+
+    frozen: int
+    in_blocks: int
+    in_double_block: int
+    largest: int
+    trained: int
+
+
+@dataclass(frozen=True)
+class BlockCosts:
+    """Of one transformer block, in bytes. inputs: what is kept of it where it recomputes its activations. saved: what
+    it keeps for its backward pass where it does not."""
+
+    inputs: int
+    saved: int
+
+
+@dataclass(frozen=True)
+class TransformerCosts:
+    """The transformer's sizes, and what its blocks, in their order, cost in a micro-batch."""
+
+    sizes: Sizes
+    blocks: list[BlockCosts]
+
+
+def transformer_costs(config: TrainConfig, transformer_config: dict[str, Any]) -> TransformerCosts:
+    """Counted on the real model with its LoRA, made without memory; takes about a second."""
+    one_of_each = {**transformer_config, "num_layers": 1, "num_single_layers": 1}
+    transformer = empty_transformer(one_of_each, config.lora_rank)
+    if shares_inputs(config) or config.compile:  # a compiler keeps an input once, however many layers read it
+        share_inputs(transformer)
+    double = _trace(transformer.transformer_blocks[0], config, transformer.inner_dim)
+    single = _trace(transformer.single_transformer_blocks[0], config, transformer.inner_dim)
+    if config.compile:
+        double, single = (
+            replace(costs, saved=round(share * costs.saved))
+            for costs, share in ((double, COMPILED_DOUBLE), (single, COMPILED_SINGLE))
+        )
+    blocks = [double] * transformer_config["num_layers"] + [single] * transformer_config["num_single_layers"]
+    return TransformerCosts(count_parameters(transformer_config, config.lora_rank), blocks)
+
+
+def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | None) -> TrainingMemory:
+    """What a training step needs where every `every`-th block recomputes its activations, or none.
+
+    config.quantization must be resolved (see choose_quantization).
+    """
+    sizes, itemsize, quantized = costs.sizes, _dtype(config).itemsize, config.quantization != "none"
+    each = weight_bytes(config.quantization) if quantized else itemsize
+    held = 2 * sizes.in_double_block if config.offload else sizes.in_blocks  # the block that runs, and the next
+    activations, work = fullest_moment(costs.blocks, every, COMPILED_WORK if config.compile else 1.0)
+    # The first micro-batch's gradients come while its activations go; those of later ones come on top.
+    gradients = 4 * sizes.trained
+    later = config.gradient_accumulation_steps > 1 or config.num_processes > 1  # whose gradients' buckets stay
+    there = gradients if later else max(0, gradients - activations)
+    return TrainingMemory(
+        weights=round(held * each) + (sizes.frozen - sizes.in_blocks + VAE_PARAMETERS) * itemsize,
+        lora=4 * sizes.trained + there,
+        optimizer=2 * _moment_bytes(config) * sizes.trained,
+        activations=activations,
+        work=work + (itemsize * sizes.largest if quantized else 0),
+    )
+
+
+def fullest_moment(blocks: list[BlockCosts], every: int | None, work: float) -> tuple[int, int]:
+    """Bytes of activations, and of what the block at work computes with, when most of them are there in the backward
+    pass, which begins at the last block and leaves nothing of those behind it.
+
+    work: the latter, as a share of what a block keeps.
+    """
+    moments, kept = [], 0
+    for index, block in enumerate(blocks):
+        recomputes = bool(every) and index % every == 0
+        kept += block.inputs if recomputes else block.saved
+        moments.append((kept + (block.saved if recomputes else 0), round(work * block.saved)))
+    return max(moments, key=sum)
+
+
+def host_memory(config: TrainConfig, sizes: Sizes) -> HostMemory:
+    """What a process that trains on a GPU needs of the host's memory. config.quantization must be resolved."""
+    itemsize = _dtype(config).itemsize
+    each = itemsize if config.quantization == "none" else weight_bytes(config.quantization)
+    locked = round(sizes.in_blocks * each) if config.offload else 0
+    checkpoint = (4 + 2 * _moment_bytes(config)) * sizes.trained
+    return HostMemory(
+        loading=sizes.frozen * itemsize + 4 * sizes.trained,
+        training=locked + config.dataloader_num_workers * DATA_WORKER + checkpoint,
+    )
+
+
+def card_memory(sold_as: float) -> int:
+    """Usable bytes of a card that is sold as having so many GB: makers count 2^30 bytes as one."""
+    return round(USABLE * sold_as * 2**30)
+
+
+def choose_quantization(asked: Quantization, device: torch.device) -> Quantization:
+    """What "auto" means on the device: as little as its memory allows. Anything else is returned as it is."""
+    if asked == "auto" and device.type == "cuda":
+        return quantization_for(asked, total_memory(device))
+    return "none" if asked == "auto" else asked
+
+
+def resolved(config: TrainConfig, device: torch.device) -> TrainConfig:
+    """The configuration with what "auto" means on the device for the frozen weights, which a resumed run must share,
+    and without compiling where that cannot be done: offloaded, or with no compiler on the machine, which is said."""
+    quantization = choose_quantization(config.quantization, device)
+    compiles = config.compile and not config.offload and can_compile(device)
+    return replace(config, quantization=quantization, compile=compiles)
+
+
+def quantization_for(asked: Quantization, memory: float) -> Quantization:
+    """The same for a GPU of so many bytes."""
+    return next(kind for least, kind in QUANTIZED_BELOW if memory >= least) if asked == "auto" else asked
+
+
+def recomputed_every(config: TrainConfig, costs: TransformerCosts, free: int) -> int | None:
+    """What --gradient_checkpointing means: every how many-th block recomputes its activations, or None for none. "auto"
+    is the least with which a step fits into `free` bytes, or 1, all of them."""
+    asked = config.gradient_checkpointing
+    if config.offload or asked == "full":
+        return 1
+    if asked == "auto":
+        return next((every for every in RECOMPUTED if training_memory(config, costs, every).total <= free), 1)
+    return None if asked == "none" else int(asked)
+
+
+def which_recompute(every: int | None) -> str:
+    """The blocks that recompute their activations, in words."""
+    return {None: "no block", 1: "every block", 2: "every 2nd block", 3: "every 3rd block"}.get(
+        every, f"every {every}th block"
+    )
+
+
+def free_before_training(config: TrainConfig, costs: TransformerCosts, device: torch.device) -> int:
+    """What the device had free before the transformer, prepared for training, came to lie there."""
+    there = training_memory(config, costs, None)
+    return free_memory(device) + there.weights + 4 * costs.sizes.trained  # without gradients yet
+
+
+def check_training_fits(config: TrainConfig, transformer_config: dict[str, Any], device: torch.device) -> None:
+    """Raises ValueError where weights, LoRA and optimiser alone need more than the GPU has free; warns where the plan
+    with activations does."""
+    if device.type != "cuda":
+        return
+    config = resolved(config, device)
+    free = free_memory(device)
+    costs = transformer_costs(config, transformer_config)
+    every = recomputed_every(config, costs, free)
+    need = training_memory(config, costs, every)
+    helps = ", or ".join(what_helps(config, every)) or "use a GPU with more"
+    check_gpu_memory(
+        f"training at rank {config.lora_rank} with {config.optimizer}, activations aside,",
+        need.weights + need.lora + need.optimizer,
+        helps,
+        device,
+    )
+    if need.total > free:
+        words = "a step is planned to need %s of GPU memory and %s are free; should it not fit: %s"
+        logger.warning(words, gigabytes(need.total), gigabytes(free), helps)
+
+
+def what_helps(config: TrainConfig, every: int | None) -> list[str]:
+    """Flags that need less memory than the configuration, what helps most first."""
+    samples = config.train_batch_size * config.gradient_accumulation_steps
+    advice = {
+        "--gradient_checkpointing full": every != 1,
+        "--quantization nf4": config.quantization != "nf4",
+        f"--train_batch_size 1 --gradient_accumulation_steps {samples}": config.train_batch_size > 1,
+        "--optimizer adamw8bit": config.optimizer != "adamw8bit",
+        "a smaller --lora_rank": config.lora_rank > 16,
+        "--offload" + (" instead of --compile" if config.compile else ""): not config.offload,
+    }
+    return [f"give {flag}" for flag, there in advice.items() if there]
+
+
+def check_inference_fits(
+    transformer_config: dict[str, Any], quantization: Quantization, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Raises ValueError where the transformer's weights alone need more than the GPU has free."""
+    sizes = count_parameters(transformer_config, rank=1)
+    each = dtype.itemsize if quantization == "none" else weight_bytes(quantization)
+    need = round(sizes.in_blocks * each) + (sizes.frozen - sizes.in_blocks) * dtype.itemsize
+    check_gpu_memory("try-on", need, "give --offload" if quantization == "nf4" else "give --quantization nf4", device)
+
+
+def count_parameters(transformer_config: dict[str, Any], rank: int) -> Sizes:
+    """Of the transformer with a LoRA of this rank, counted without allocating any."""
+    transformer = empty_transformer(transformer_config, rank)
+    trained = sum(each.numel() for each in transformer.parameters() if each.requires_grad)
+    linear = [
+        [
+            layer.weight.numel()
+            for name, layer in block.named_modules()
+            if isinstance(layer, nn.Linear) and "lora_" not in name
+        ]
+        for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
+    ]
+    frozen = sum(each.numel() for each in transformer.parameters()) - trained
+    return Sizes(frozen, sum(map(sum, linear)), sum(linear[0]), max(map(max, linear)), trained)
+
+
+def empty_transformer(transformer_config: dict[str, Any], rank: int) -> FluxTransformer2DModel:
+    """The transformer as training runs it, with a LoRA, without memory: on the meta device."""
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel.from_config(transformer_config).requires_grad_(False)
+        add_lora(transformer, rank, rank, seed=0)
+        use_training_blocks(transformer)
+    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+        block.attn.processor._attention_backend = "native"  # not what the process's other models use, on other devices
+    return transformer
+
+
+def _trace(block: nn.Module, config: TrainConfig, width: int) -> BlockCosts:
+    """Runs the block forward on tensors that have shapes and no memory, and adds up what autograd would keep."""
+    dtype, batch = _dtype(config), config.train_batch_size
+    image, text, head = count_tokens(config.height, config.width), config.max_sequence_length, block.attn.head_dim
+    saved: dict[int, int] = {}
+
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=config.mixed_precision == "bf16")
+    with FakeTensorMode(allow_non_fake_inputs=True), autocast, _LikeCuda():
+        weights = {
+            name: torch.empty(
+                each.shape, dtype=torch.float32 if each.requires_grad else dtype, requires_grad=each.requires_grad
+            )
+            for name, each in (*block.named_parameters(), *block.named_buffers())
+        }
+        inputs = {
+            "hidden_states": torch.empty(batch, image, width, dtype=dtype, requires_grad=True),
+            "encoder_hidden_states": torch.empty(batch, text, width, dtype=dtype, requires_grad=True),
+            "temb": torch.empty(batch, width, dtype=dtype),
+            "image_rotary_emb": (torch.empty(image + text, head), torch.empty(image + text, head)),
+        }
+        own = {each.untyped_storage()._cdata for each in weights.values()}
+        alive: list[Tensor] = []  # a storage that is freed would lend its name to the next
+
+        def keep(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage._cdata not in own:
+                saved[storage._cdata] = storage.nbytes()
+                alive.append(tensor)
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            torch.func.functional_call(block, weights, (), inputs)
+    return BlockCosts(inputs=batch * (image + text) * width * dtype.itemsize, saved=sum(saved.values()))
+
+
+class _LikeCuda(TorchFunctionMode):
+    """Autocast on a CPU leaves normalisation in bfloat16, on a CUDA device it is done in float32."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None) -> Any:
+        if function is nn.functional.layer_norm and torch.is_autocast_enabled("cpu"):
+            args = (args[0].float(), *args[1:])
+        return function(*args, **(kwargs or {}))
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes that this process may use on a CUDA device, in use or not."""
+    index = torch.cuda.current_device() if device.index is None else device.index  # it takes no device without one
+    share = torch.cuda.get_per_process_memory_fraction(index)
+    return round(share * torch.cuda.get_device_properties(device).total_memory)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes on a CUDA device that this process could still allocate; of the host where the device is a CPU."""
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    free, _ = torch.cuda.mem_get_info(device)
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return min(free + unused, total_memory(device) - torch.cuda.memory_allocated(device))
+
+
+def check_gpu_memory(what: str, need: int, what_helps: str, device: torch.device) -> None:
+    """Raises ValueError where a CUDA device has less than `need` bytes free."""
+    if device.type != "cuda":
+        return
+    free = free_memory(device)
+    if need > free:
+        have = f"needs at least {gigabytes(need)} of GPU memory and this GPU has {gigabytes(free)} free"
+        raise ValueError(f"{what} {have}: {what_helps}")
+
+
+def _moment_bytes(config: TrainConfig) -> int:
+    """Bytes of one of the optimiser's two moments of one trained number."""
+    return 1 if config.optimizer == "adamw8bit" else 4
+
+
+def _dtype(config: TrainConfig) -> torch.dtype:
+    return torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32

@@ -1,0 +1,316 @@
+"""One way to infer, used by validation, command line, app and evaluation: stock FluxFillPipeline on our diptych."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    FirstBlockCacheConfig,
+    FlowMatchEulerDiscreteScheduler,
+    FluxFillPipeline,
+    FluxTransformer2DModel,
+)
+from PIL import Image
+from torch import Tensor, nn
+
+from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, TryOnConfig, cache_threshold, is_nowhere
+from tryon.data.category import CATEGORIES, Category
+from tryon.data.masks import MaskRule
+from tryon.data.sample import (
+    EMPTY_MASK,
+    PromptEmbedding,
+    TryOnSample,
+    binary_mask,
+    make_diptych,
+    sample_of_pictures,
+    split_diptych,
+    to_picture,
+    upright_rgb,
+)
+from tryon.flux.attention import choose_attention
+from tryon.flux.compiler import can_compile, compile_blocks
+from tryon.flux.encode import decode_latents
+from tryon.flux.load import fetch_models, load_scheduler, load_transformer, load_vae, read_transformer_config
+from tryon.flux.lora import attach_lora, fold_lora
+from tryon.flux.lora_header import LoraFacts, panel_size, read_facts
+from tryon.flux.memory import check_inference_fits, choose_quantization
+from tryon.flux.packing import count_tokens, pack_latents, unpack_latents
+from tryon.flux.placement import place
+from tryon.flux.prompt_cache import cache_prompts
+from tryon.flux.prompts import prompt_for
+from tryon.inference.photograph import put_back, window_of
+
+logger = logging.getLogger(__name__)
+
+
+def build_pipeline(
+    transformer: FluxTransformer2DModel, vae: AutoencoderKL, scheduler: FlowMatchEulerDiscreteScheduler
+) -> FluxFillPipeline:
+    """The diffusers pipeline around loaded parts, without text encoders: prompts come as embeddings."""
+    pipeline = FluxFillPipeline(
+        scheduler=scheduler,
+        vae=vae,
+        transformer=transformer,
+        text_encoder=None,
+        text_encoder_2=None,
+        tokenizer=None,
+        tokenizer_2=None,
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    vae.enable_slicing()  # a picture at a time: less memory, and on a CPU several times faster than a batch
+    return pipeline
+
+
+@dataclass(frozen=True)
+class TryOnModel:
+    """Everything that inference needs, loaded. prompts: of each category. size: height and width of the panel.
+    cache: as in `try_on_batch`. originals: weights without the LoRA, as fold_lora keeps them; None: it is not folded.
+    """
+
+    pipeline: FluxFillPipeline
+    prompts: dict[Category, PromptEmbedding]
+    lora: Path
+    facts: LoraFacts | None  # the LoRA's
+    size: tuple[int, int]
+    cache: float | None
+    originals: dict[nn.Parameter, Tensor] | None
+
+
+def trained_rule(facts: LoraFacts | None) -> MaskRule:
+    """The mask rule that a LoRA was trained with, the default where it does not say. Raises ValueError where its data
+    had masks of its own, which nobody here can make."""
+    if facts is None:
+        return MaskRule()
+    if facts.mask_rule == "given":
+        raise ValueError("this LoRA was trained with masks that its data set had: give a --mask of that kind")
+    return MaskRule(facts.mask_rule, *facts.mask_offsets, parser=facts.mask_parser)
+
+
+def usable_rule(facts: LoraFacts | None) -> MaskRule:
+    """The same, but the default too where the data had masks of its own: for whoever looks at what is made."""
+    return MaskRule() if facts and facts.mask_rule == "given" else trained_rule(facts)
+
+
+def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOnModel:
+    """Loads a LoRA and the models that it was trained for: its header names them where the configuration does not.
+
+    lora: its file (see lora_on_disk). fold: adds it to the weights, where these are neither quantised nor offloaded,
+    which is faster; it can be swapped then, but not switched off. On a CUDA device in bf16, else in float32 on the CPU.
+    Raises ValueError, in one sentence, where a part cannot be loaded or not every key of the LoRA is used.
+    """
+    facts, hub_cache = read_facts(lora), config.cache_dir
+    for given, trained in ((config.base, facts and facts.base), (config.transformer, facts and facts.transformer)):
+        if given and trained and given != trained and not config.toy:
+            logger.warning("this LoRA was trained for %s and is used with %s: the result may suffer", trained, given)
+    base = config.base or (facts.base if facts else FLUX_BASE)
+    transformer = config.transformer or (facts.transformer if facts else CATVTON_TRANSFORMER)
+    for name in (base, transformer):
+        if is_nowhere(name):
+            raise ValueError(
+                f"{name} is neither here nor a hub name: name the models that this LoRA was trained for with --base "
+                "and --transformer"
+            )
+    kind, length = (facts.prompt, facts.max_sequence_length) if facts else ("fixed", 512)
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    quantization = choose_quantization(config.quantization, device)
+    if not config.offload:
+        check_inference_fits(read_transformer_config(transformer, hub_cache), quantization, dtype, device)
+    texts = {category: prompt_for(kind, category) for category in CATEGORIES}
+    logger.info("loading %s, %s and %s", base, transformer, lora)
+    files = fetch_models(base, transformer, hub_cache)
+    data_cache = Path(config.data_cache_dir).expanduser()
+    embeddings = cache_prompts(sorted(set(texts.values())), files.base, length, dtype, device, data_cache)
+    model = load_transformer(files.transformer, dtype)
+    originals = {} if fold and quantization == "none" and not config.offload else None
+    if originals is None:
+        attach_lora(model, lora, config.lora_scale)
+    height, width = panel_size(config, facts)
+    tokens = count_tokens(height, width) + length
+    choose_attention(model, 1, tokens, device, data_cache)
+    vae, scheduler = load_vae(files.base, dtype, device), load_scheduler(files.base)
+    place(model.eval().to(dtype), quantization, config.offload, device)  # the LoRA too: one precision throughout
+    if originals is not None:
+        _attach_folded(model, lora, config.lora_scale, originals)
+    if config.compile and can_compile(device):
+        compile_blocks(model)
+    pipeline = build_pipeline(model, vae, scheduler)
+    prompts = {category: embeddings[text] for category, text in texts.items()}
+    size, cache = panel_size(config, facts), cache_threshold(config.cache)
+    return TryOnModel(pipeline, prompts, lora, facts, size, cache, originals)
+
+
+def same_models(model: TryOnModel, facts: LoraFacts | None) -> bool:
+    """Whether a LoRA with these facts can take the place of the model's: trained on the same, with the same prompts.
+
+    One of another project, which says nothing, cannot: it may have other layers, and a quantised or offloaded layer
+    takes a LoRA only before it becomes so.
+    """
+
+    def needed(facts: LoraFacts) -> tuple:
+        return facts.base, facts.transformer, facts.prompt, facts.max_sequence_length
+
+    return bool(facts and model.facts) and needed(model.facts) == needed(facts)
+
+
+def swap_lora(model: TryOnModel, config: TryOnConfig, lora: Path) -> TryOnModel:
+    """The model with another LoRA in place of its own, or its own at another strength, without loading anything else.
+    See same_models.
+
+    Raises ValueError, and leaves the model as it was, where the LoRA does not fit.
+    """
+    facts, transformer = read_facts(lora), model.pipeline.transformer
+    assert same_models(model, facts)
+    if model.originals is None:
+        _attach_in_place(transformer, lora, model.lora, config.lora_scale)
+        torch.compiler.reset()  # compiled blocks would be compiled again for each rank, which is done a few times only
+    else:
+        _attach_folded(transformer, lora, config.lora_scale, model.originals)
+    logger.info("LoRA: %s", lora)
+    return replace(model, lora=lora, facts=facts, size=panel_size(config, facts))
+
+
+def _attach_in_place(transformer: FluxTransformer2DModel, lora: Path, before: Path, scale: float) -> None:
+    """Attaches a file's LoRA in place of the one of the file `before`, which stays where it does not fit."""
+
+    def attach(file: Path) -> None:
+        transformer.delete_adapters("default")
+        attach_lora(transformer, file, scale)
+        for name, parameter in transformer.named_parameters():
+            if "lora_" in name:  # made where its layer's frozen weights are, which may be offloaded
+                parameter.data = parameter.to(transformer.device, transformer.dtype)
+
+    try:
+        attach(lora)
+    except ValueError:
+        attach(before)
+        raise
+
+
+def _attach_folded(
+    transformer: FluxTransformer2DModel, lora: Path, scale: float, originals: dict[nn.Parameter, Tensor]
+) -> None:
+    """Folds the LoRA of a file into the weights, in place of the one before: see fold_lora. Raises ValueError, and
+    leaves the weights as they were, where it does not fit."""
+    try:
+        attach_lora(transformer, lora, scale)
+    except ValueError:
+        transformer.unload_lora()
+        raise
+    fold_lora(transformer, originals)
+
+
+@contextmanager
+def first_block_cache(transformer: FluxTransformer2DModel, threshold: float | None) -> Iterator[None]:
+    """A pipeline's call in here skips the blocks after the first in steps in which what the first one adds has
+    changed, as a share of itself, by less than `threshold` since they last ran, and adds what they added then. None:
+    all blocks run.
+
+    The share is the whole batch's: what a sample gets depends on the others. Nothing is kept for the next call.
+    """
+    if threshold is None:
+        yield
+        return
+    transformer.enable_cache(FirstBlockCacheConfig(threshold))
+    try:
+        with transformer.cache_context("cond"):
+            yield
+    finally:
+        transformer.disable_cache()
+
+
+def try_on(
+    model: TryOnModel,
+    person: Image.Image,
+    garment: Image.Image,
+    mask: Image.Image,
+    category: Category,
+    *,
+    steps: int,
+    guidance: float,
+    seeds: Sequence[int],
+    each_step: Callable[[int], None] | None = None,
+) -> list[Image.Image]:
+    """The person wearing the garment, once per seed: RGB pictures of the person's size, upright.
+
+    Pictures may have any size and orientation. mask: white = repaint, of the person's shape. Pixels outside it are
+    exactly the person's. All seeds are drawn in one batch; the noise comes from a CPU generator, so that every device
+    starts from the same. each_step: called after each denoising step with how many are done; what it raises ends the
+    try-on. Raises ValueError where the mask is empty or has another shape.
+    """
+    person = upright_rgb(person)
+    mask = binary_mask(mask, person.size)
+    if mask.getbbox() is None:
+        raise ValueError(EMPTY_MASK)
+    window = window_of(mask, *model.size)
+    sample = sample_of_pictures(garment, person.crop(window), mask.crop(window), category, *model.size)
+    samples, prompts = [sample] * len(seeds), [model.prompts[category]] * len(seeds)
+    panels = try_on_batch(
+        model.pipeline,
+        samples,
+        prompts,
+        steps=steps,
+        guidance=guidance,
+        seeds=seeds,
+        each_step=each_step,
+        cache=model.cache,
+    )
+    return [put_back(person, mask, to_picture(panel), window) for panel in panels]
+
+
+@torch.no_grad()
+def try_on_batch(
+    pipeline: FluxFillPipeline,
+    samples: Sequence[TryOnSample],
+    prompts: Sequence[PromptEmbedding],
+    *,
+    steps: int,
+    guidance: float,
+    seeds: Sequence[int],
+    each_step: Callable[[int], None] | None = None,
+    cache: float | None = None,
+) -> Tensor:
+    """The samples' persons wearing their garments, [B, 3, H, W/2] in [-1, 1]: panels, as training, validation and
+    evaluation see them. cache: see `first_block_cache`; without it a sample gets what it gets alone, but for rounding.
+    The rest is as in `try_on`."""
+
+    def after_step(pipeline: FluxFillPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict:
+        each_step(step + 1)
+        return tensors
+
+    image, _, mask = (torch.stack(parts) for parts in zip(*map(make_diptych, samples), strict=True))
+    height, width = image.shape[-2:]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    shape = (1, pipeline.vae.config.latent_channels, height // 8, width // 8)
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    device, dtype = pipeline.transformer.device, pipeline.transformer.dtype
+    with first_block_cache(pipeline.transformer, cache):
+        latents = pipeline(
+            # In [0, 1], which the pipeline normalises as fit_picture did: rounded to 256 levels it comes out the same
+            # to the last bit. A tensor in [-1, 1] would be normalised again if it happened to have no negative values.
+            image=((image + 1) * 127.5).round() / 255,
+            mask_image=mask,
+            height=height,
+            width=width,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generators,
+            latents=pack_latents(noise),
+            prompt_embeds=torch.stack([prompt.embeds for prompt in prompts]).to(device, dtype),
+            pooled_prompt_embeds=torch.stack([prompt.pooled for prompt in prompts]).to(device, dtype),
+            callback_on_step_end=after_step if each_step else None,
+            output_type="latent",
+        ).images
+    decoded = decode_latents(pipeline.vae, unpack_latents(latents, height // 8, width // 8))
+    _, generated = split_diptych(decoded)
+    return torch.stack(
+        [
+            torch.where(sample.mask.bool(), picture.clamp(-1, 1), sample.person)
+            for sample, picture in zip(samples, generated, strict=True)
+        ]
+    )

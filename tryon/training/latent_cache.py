@@ -1,0 +1,222 @@
+"""Latents on disk, each in a file named after everything that shaped it.
+
+A name is a hash of the row's content, the model's files and the settings; a change of any of them is another name, so
+a stale latent cannot be read. Files are written beside their place and renamed into it: one is there whole or not at
+all, and an interrupted start goes on where it was. The masks are kept as bits.
+"""
+
+import logging
+import shutil
+import time
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from diffusers import AutoencoderKL
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from tryon.config import TrainConfig
+from tryon.console import progress_bar
+from tryon.data.category import Category
+from tryon.data.sample import (
+    LatentSample,
+    SampleSource,
+    TryOnSample,
+    UnreadablePicture,
+    check_unreadable,
+)
+from tryon.entry import asked_to_stop, leave_signals_to_the_process
+from tryon.flux.encode import encode_sample
+from tryon.flux.load import ModelFiles
+from tryon.manifest import files_fingerprint
+from tryon.tensor_files import content_key, drop_damaged, read_whole, write_whole
+from tryon.units import gigabytes
+
+logger = logging.getLogger(__name__)
+
+LOG_EVERY = 60  # seconds between two plain lines while encoding
+PENDING_WRITES = 8  # files that may wait to be written while the VAE goes on
+
+
+@dataclass(frozen=True)
+class LatentData(Dataset):
+    """The encoded samples of one data set: LatentSample by index, each read from its memory-mapped file.
+
+    files: variant by variant, each with all rows. categories, names: of the rows.
+    """
+
+    files: list[Path]
+    categories: list[Category]
+    names: list[str]
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> LatentSample:
+        return read_latents(self.files[index])
+
+
+def write_latents(path: Path, latents: LatentSample) -> None:
+    """Writes one sample; its mask as one bit per pixel."""
+    tensors = {
+        "target": latents.target.contiguous(),
+        "masked": latents.masked.contiguous(),
+        "mask_bits": torch.from_numpy(np.packbits(latents.mask.numpy(), axis=-1)),
+    }
+    write_whole(path, tensors, {"key": latents.key, "category": latents.category})
+
+
+def read_latents(path: Path) -> LatentSample:
+    """Reads what write_latents wrote. Raises DamagedFile where the file holds something else."""
+    tensors, metadata = read_whole(path)
+    mask = torch.from_numpy(np.unpackbits(tensors["mask_bits"].numpy(), axis=-1)).bool()
+    return LatentSample(metadata["key"], tensors["target"], tensors["masked"], mask, metadata["category"])
+
+
+def latent_files(samples: SampleSource, files: ModelFiles, config: TrainConfig, dtype: torch.dtype) -> list[Path]:
+    """Where the samples' latents are kept, or would be; dtype: the VAE's."""
+    folder = Path(config.data_cache_dir) / "latents"
+    settings = [files_fingerprint(files.base / "vae"), str(dtype)]
+    names = [content_key(samples.key(index), settings) for index in range(len(samples))]
+    return [folder / name[:2] / f"{name}.safetensors" for name in names]
+
+
+@dataclass(frozen=True)
+class ReadableSamples(Dataset):
+    """The samples for a worker to read. An UnreadablePicture is returned: raised, it would end the worker's reading."""
+
+    samples: SampleSource
+
+    def __getitem__(self, index: int) -> TryOnSample | UnreadablePicture:
+        try:
+            return self.samples[index]
+        except UnreadablePicture as error:
+            return error
+
+
+def read_ahead(samples: SampleSource, indices: list[int], workers: int, device: torch.device) -> DataLoader:
+    """The samples of these indices in their order, or the UnreadablePicture in a sample's place, read by workers while
+    the device encodes others."""
+    if samples.mask_rule and samples.mask_rule.parser:
+        workers = 0  # the parser may be on the GPU, which a forked process cannot use
+    return DataLoader(
+        ReadableSamples(samples),
+        batch_size=None,
+        sampler=indices,
+        num_workers=min(workers, len(indices)),
+        worker_init_fn=leave_signals_to_the_process,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def cache_latents(
+    samples: SampleSource,
+    paths: list[Path],
+    what: str,
+    vae: AutoencoderKL,
+    config: TrainConfig,
+    accelerator: Accelerator,
+) -> LatentData:
+    """Encodes what is not cached yet, each process its share, and returns all readable samples in their order.
+
+    paths: latent_files of the samples. Unreadable samples are skipped, counted and listed in the log. Raises ValueError
+    where more than one of them, and more than 1 %, cannot be read, and where the disk has no room for what is to be
+    written.
+    """
+    with accelerator.main_process_first():
+        if accelerator.is_main_process:
+            drop_damaged(paths, what)
+    # One of all samples that share a file: variants in which nothing is random.
+    missing = list({path: index for index, path in enumerate(paths) if not path.exists()}.values())
+    files = len(set(paths))
+    logger.info("%s: %d, %d of them encoded already", what, files, files - len(missing))
+    if missing:
+        _check_disk(
+            Path(config.data_cache_dir) / "latents", len(missing), config.height, 2 * config.width, vae.dtype.itemsize
+        )
+
+    accelerator.wait_for_everyone()  # all have looked before the first writes
+    started = time.monotonic()
+    own = missing[accelerator.process_index :: accelerator.num_processes]
+    bar = progress_bar(len(own), f"encoding {what}", accelerator.is_main_process)
+    waited = encode_to_files(samples, own, paths, what, vae, config.dataloader_num_workers, bar)
+    bar.close()
+    accelerator.wait_for_everyone()
+    if missing:
+        seconds, encoded = time.monotonic() - started, sum(paths[index].exists() for index in missing)
+        logger.info("encoded %d %s: %.1f per second, two pictures each; for %.0f %% of the time it waited for pictures",
+                    encoded, what, encoded / seconds, 100 * waited / seconds)  # fmt: skip
+
+    rows = len(paths) // samples.variants
+    readable = [row for row in range(rows) if all(path.exists() for path in paths[row::rows])]
+    check_unreadable(rows - len(readable), rows, what)
+    kept = [paths[variant * rows + row] for variant in range(samples.variants) for row in readable]
+    return LatentData(kept, [samples.category(row) for row in readable], [samples.name(row) for row in readable])
+
+
+def encode_to_files(
+    samples: SampleSource,
+    own: list[int],
+    paths: list[Path],
+    what: str,
+    vae: AutoencoderKL,
+    workers: int,
+    bar: tqdm,
+) -> float:
+    """Encodes the samples of the indices `own`, each into its file; unreadable ones are named in the log.
+
+    Returns for how many seconds the VAE waited for pictures. Raises ValueError where a file cannot be written.
+    """
+    reading = read_ahead(samples, own, workers, vae.device)
+    writes: deque[Future[None]] = deque()
+    started = said = asked = time.monotonic()
+    waited, resized = 0.0, 0
+    with ThreadPoolExecutor(1) as writer:  # left by a signal too only when what is under way is written
+        for done, (index, sample) in enumerate(zip(own, reading, strict=True), start=1):
+            waited += time.monotonic() - asked
+            if stop := asked_to_stop():  # the time is up
+                raise SystemExit(stop)
+            if isinstance(sample, UnreadablePicture):
+                logger.warning("skipped: %s", sample)
+            else:
+                resized += sample.mask_was_resized
+                writes.append(writer.submit(write_latents, paths[index], encode_sample(vae, sample)))
+            while len(writes) > PENDING_WRITES:
+                writes.popleft().result()
+            bar.update()
+            if time.monotonic() - said > LOG_EVERY:
+                said = time.monotonic()
+                rate = done / (said - started)
+                left = timedelta(seconds=round((len(own) - done) / rate))
+                logger.info("encoded %d of %d %s, %.1f per second, %s left", done, len(own), what, rate, left)
+            asked = time.monotonic()
+        for write in writes:
+            write.result()
+    if resized:
+        logger.warning("masks of another size than their pictures, resized: %d of %d %s", resized, len(own), what)
+    return waited
+
+
+def latents_bytes(height: int, width: int, itemsize: int) -> int:
+    """What a diptych of height x width pixels takes in the cache: twice 16 channels of latents, and a bit a pixel."""
+    return 2 * 16 * (height // 8) * (width // 8) * itemsize + height * width // 8
+
+
+def _check_disk(folder: Path, count: int, height: int, width: int, itemsize: int) -> None:
+    """Says how much disk `count` diptychs of height x width pixels need. Raises ValueError where there is less."""
+    need = count * latents_bytes(height, width, itemsize)
+    folder.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(folder).free
+    in_words = gigabytes(need), gigabytes(free)
+    logger.info("encoding %d samples into %s: %s needed, %s free", count, folder, *in_words)
+    if need > free:
+        raise ValueError(
+            f"the latents need {in_words[0]} and {folder} has {in_words[1]} free: "
+            "make room, or put the cache elsewhere with --data_cache_dir"
+        )

@@ -1,0 +1,152 @@
+"""What a validation measures and shows: the loss on held-out pairs with fixed draws, a labelled grid of pictures."""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from diffusers import FluxFillPipeline, FluxTransformer2DModel
+from PIL import Image
+
+from tryon.config import TrainConfig
+from tryon.data.category import Category
+from tryon.data.grid import draw_grid, pick_for_grid
+from tryon.data.sample import PromptEmbedding, SampleSource, TryOnSample, make_diptych, split_diptych, to_picture
+from tryon.entry import asked_to_stop
+from tryon.flux.encode import collate, to_device
+from tryon.flux.flow_matching import draw_sigma_and_noise, fill_loss, interpolate
+from tryon.inference.pipeline import try_on_batch
+from tryon.training.latent_cache import LatentData
+from tryon.training.tracking import log_metrics, log_picture
+
+logger = logging.getLogger(__name__)
+
+
+class CutShort(Exception):
+    """A validation during which somebody asked the training to stop."""
+
+
+GRID_COLUMNS = ("garment", "person", "masked", "before LoRA", "now")
+
+
+def make_validation(
+    config: TrainConfig,
+    accelerator: Accelerator,
+    pipeline: FluxFillPipeline,
+    val_data: SampleSource,
+    val_latents: LatentData,
+    prompts: dict[Category, PromptEmbedding],
+    run: Path,
+) -> Callable[[int], None]:
+    """A function of the step that measures the validation loss and draws the grid, on the main process. It gives up
+    where the training was asked to stop.
+
+    The pictures before the LoRA are drawn here, once, from the transformer with its LoRA switched off.
+    """
+    transformer = pipeline.transformer
+    by_key = {val_data.key(index): index for index in range(len(val_data))}
+    encoded = [val_latents[index] for index in range(len(val_latents))]
+    picked = pick_for_grid([each.category for each in encoded], config.num_validation_images)
+    samples = [val_data[by_key[encoded[index].key]] for index in picked]
+
+    def draw(each_step: Callable[[int], None] | None) -> list[Image.Image]:
+        panels = [
+            try_on_batch(
+                pipeline,
+                [sample],
+                [prompts[sample.category]],
+                steps=config.num_inference_steps,
+                guidance=config.validation_guidance_scale,
+                seeds=[config.seed + row],
+                each_step=each_step,
+            )
+            for row, sample in enumerate(samples)
+        ]
+        return [to_picture(panel[0]) for panel in panels]
+
+    # Where blocks are compiled: for other shapes, without gradients or LoRA, each would be compiled again.
+    eagerly = partial(torch.compiler.set_stance, "force_eager")
+    before: list[Image.Image] = []
+    if accelerator.is_main_process:
+        transformer.disable_adapters()
+        with eagerly():
+            before = draw(None)
+        transformer.enable_adapters()
+
+    def look(step: int) -> None:
+        losses = validation_loss(transformer, val_latents, prompts, guidance=config.guidance_scale, seed=config.seed)
+        log_metrics(accelerator, run, step, losses)
+        grid = validation_grid(samples, before, draw(lambda done: leave_if_asked()))
+        path = validation_picture(run, step)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        grid.save(path)
+        log_picture(accelerator, "validation", grid, step)
+        words = ", ".join(f"{name.removeprefix('validation/')} {loss:.4f}" for name, loss in losses.items())
+        logger.info("validation at step %d: %s; pictures in %s", step, words, path)
+
+    def validate(step: int) -> None:
+        if accelerator.is_main_process:
+            transformer.eval()
+            try:
+                with eagerly():
+                    look(step)
+            except CutShort:
+                logger.info("validation at step %d given up", step)
+            transformer.train()
+        accelerator.wait_for_everyone()
+
+    return validate
+
+
+def validation_picture(run: Path, step: int) -> Path:
+    """Where the grid of a step lies."""
+    return run / "validation" / f"step-{step:06d}.png"
+
+
+def leave_if_asked() -> None:
+    """Raises CutShort where the training was asked to stop."""
+    if asked_to_stop():
+        raise CutShort
+
+
+@torch.no_grad()
+def validation_loss(
+    transformer: FluxTransformer2DModel,
+    data: LatentData,
+    prompts: dict[Category, PromptEmbedding],
+    *,
+    guidance: float,
+    seed: int,
+) -> dict[str, float]:
+    """Mean unweighted loss over the data, and per category: {"validation/loss": x, "validation/loss_upper": y, ...}.
+
+    Sample i is always measured at the same noise level and with the same noise, so that two steps of a run, or two
+    runs, differ by their weights alone.
+    """
+    device = transformer.device
+    losses: dict[str, list[float]] = {}
+    for index in range(len(data)):
+        leave_if_asked()
+        latents = data[index]
+        batch = to_device(collate([latents], prompts), device)
+        sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], "none", 0.0, 1.0, [(seed, index)])
+        sigma, noise = sigma.to(device), noise.to(device)
+        x_t, velocity = interpolate(batch.x0.float(), noise, sigma)
+        loss = fill_loss(transformer, batch, x_t, velocity, sigma, guidance).item()
+        losses.setdefault("validation/loss", []).append(loss)
+        losses.setdefault(f"validation/loss_{latents.category}", []).append(loss)
+    return {name: sum(values) / len(values) for name, values in losses.items()}
+
+
+def validation_grid(
+    samples: Sequence[TryOnSample], before: Sequence[Image.Image], now: Sequence[Image.Image]
+) -> Image.Image:
+    """One row per pair: garment, person, masked person, before the LoRA, now."""
+    rows = []
+    for row, sample in enumerate(samples):
+        masked = split_diptych(make_diptych(sample)[1])[1]
+        inputs = [to_picture(picture) for picture in (sample.garment, sample.person, masked)]
+        rows.append((sample.category, [*inputs, before[row], now[row]]))
+    return draw_grid(GRID_COLUMNS, rows)
