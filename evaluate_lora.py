@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.preflight import DataConfig, checked_data_path
+from deepfashion_training.preflight import DataConfig, checked_data_path, toy_data_folder
 from folder_lists import dresscode_pairs, is_dresscode, viton_hd_pairs
 from tryon.config import (
     CATVTON_TRANSFORMER,
@@ -26,7 +26,7 @@ from tryon.config import (
     setting,
 )
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
-from tryon.data.category import CATEGORIES
+from tryon.data.category import CATEGORIES, MaskRule
 from tryon.entry import run_script
 from tryon.flags import parse_flags
 from tryon.flux.lora_header import LoraFacts, denoising, lora_on_disk, panel_size, read_facts
@@ -36,7 +36,6 @@ from tryon.runs import run_of, runs_folder
 if TYPE_CHECKING:
     import torch
 
-    from tryon.data.masks import MaskRule
     from tryon.data.sample import SampleSource
     from tryon.evaluation.score import CaseSource
 
@@ -272,7 +271,6 @@ def choose_cases(
     was trained on. facts: the first LoRA's. config: with the panel's size. Raises ValueError where no data is known,
     and where another LoRA learnt from some of it.
     """
-    from deepfashion_training.train_deepfashion_lora import toy_data_folder
     from tryon.evaluation.score import held_out
     from tryon.inference.pipeline import usable_rule
 
@@ -341,7 +339,7 @@ def known(learnt: dict[Path, dict[str, Any]]) -> list[tuple[Path, dict[str, Any]
     return [(file, settings) for file, settings in learnt.items() if settings]
 
 
-def mask_config(rule: "MaskRule") -> MaskConfig:
+def mask_config(rule: MaskRule) -> MaskConfig:
     """The settings that the rule follows from."""
     return MaskConfig(
         mask_rule=rule.name, mask_top=rule.top, mask_bottom=rule.bottom, mask_left=rule.left, mask_right=rule.right
@@ -353,7 +351,7 @@ def _kept(shape: type, trained: dict[str, Any]) -> Any:
     return shape(**{each.name: trained[each.name] for each in fields(shape) if each.name in trained})
 
 
-def drawn_cases(asked: EvaluateConfig, config: TryOnConfig, rule: "MaskRule") -> dict[str, "CaseSource"]:
+def drawn_cases(asked: EvaluateConfig, config: TryOnConfig, rule: MaskRule) -> dict[str, "CaseSource"]:
     """Drawings that no run has seen, in their own garments and in others, with the truth of both."""
     from tryon.toy.examples import EVALUATION_SEED, DrawnCases, DrawnData
 
@@ -364,7 +362,7 @@ def drawn_cases(asked: EvaluateConfig, config: TryOnConfig, rule: "MaskRule") ->
     return {"paired": DrawnCases(paired), "unpaired": DrawnCases(replace(paired, unpaired=True))}
 
 
-def folder_data(dataroot: str, pairs: str, rule: "MaskRule", config: TryOnConfig) -> "SampleSource":
+def folder_data(dataroot: str, pairs: str, rule: MaskRule, config: TryOnConfig) -> "SampleSource":
     """The test pairs of a folder, as the list `pairs` has them."""
     from folder_datasets import load_dresscode, load_viton_hd
 

@@ -32,9 +32,9 @@ from PIL import Image
 
 from folder_lists import dresscode_pairs, viton_hd_pairs
 from tryon.config import MaskConfig
-from tryon.data.category import CATEGORIES, Category
+from tryon.data.category import CATEGORIES, Category, MaskRule, mask_rule_of
 from tryon.data.human_parser import read_label_map
-from tryon.data.masks import MASK_VERSION, MaskRule, agnostic_mask, among, grown, mask_rule_of
+from tryon.data.masks import MASK_VERSION, agnostic_mask, among, grown
 from tryon.data.sample import (
     UNREADABLE,
     TryOnSample,

@@ -26,6 +26,7 @@ from tryon.entry import TIME_IS_UP, asked_to_stop, check_first, finishing_steps,
 from tryon.flags import parse_flags
 from tryon.runs import (
     SAME_WHEN_RESUMED,
+    STEP_PARTS,
     Refused,
     check_identity,
     find_checkpoint,
@@ -122,7 +123,7 @@ from tryon.share import push
 from tryon.toy.model import toy_name, use_toy_model
 from tryon.training.batches import count_draws, drawn_in_step, load_batches
 from tryon.training.checkpoint import CheckpointWriter, TrainerState, load_checkpoint, take_snapshot, tidy, verify
-from tryon.training.clock import STEP_PARTS, Clock, shares
+from tryon.training.clock import Clock, shares
 from tryon.training.latent_cache import cache_latents, latent_files
 from tryon.training.speed import device_name, remember_speed
 from tryon.training.step import make_lr_scheduler, make_optimizer, optimiser_step
@@ -375,8 +376,9 @@ def lora_facts(config: TrainConfig, data: SampleSource, step: int) -> LoraFacts:
 
 
 def evaluate_on(val_data: SampleSource, run: Path, config: TrainConfig) -> None:
-    """Scores the finished run's LoRA on its first validation pairs of each category."""
+    """Scores the finished run's LoRA on its first validation pairs of each category, for its report."""
     evaluate_run(run, config, {"paired": paired_cases(val_data, config.num_evaluation_samples)})
+    write_report(run)
 
 
 def folder_data(folders: FolderConfig, masks: MaskConfig, config: TrainConfig) -> tuple[SampleSource, SampleSource]:

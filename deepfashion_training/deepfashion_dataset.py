@@ -24,9 +24,9 @@ from deepfashion_training.pairing import Columns, Pair, content, make_pairs, spl
 from deepfashion_training.preflight import REFERENCES, DataConfig
 from deepfashion_training.references import cut_out, moved
 from tryon.config import MaskConfig, TrainConfig
-from tryon.data.category import CATEGORIES, Category
+from tryon.data.category import CATEGORIES, Category, MaskRule, mask_rule_of
 from tryon.data.human_parser import Parser, load_parser, parse
-from tryon.data.masks import MASK_VERSION, MaskRule, agnostic_mask, grown, mask_rule_of
+from tryon.data.masks import MASK_VERSION, agnostic_mask, grown
 from tryon.data.sample import (
     UNREADABLE,
     TryOnSample,

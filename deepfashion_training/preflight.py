@@ -29,6 +29,7 @@ from tryon.runs import locked, with_paths
 
 DEEPFASHION = "SaffalPoosh/deepFashion-with-masks"
 DEEPFASHION_ROWS = 40_658
+TOY_ITEMS = 750  # enough for the quick test's 720 training and 20 validation pairs
 COMMAND = "bash ./train_deepfashion_lora.sh"
 DESCRIPTION = (
     "LoRA fine-tuning of CatVTON-Flux. Defaults shown are the full profile's; a flag beats the profile. "
@@ -102,6 +103,13 @@ def checked_data_path(name: str) -> str:
     if not HUB_NAME.fullmatch(name) or name.startswith("."):
         raise ValueError(f"the data set {name} is neither a folder nor a hub name: check the path")
     return name
+
+
+def toy_data_folder(data_cache_dir: str) -> Path:
+    """Where the toy's data set lies."""
+    from tryon.toy.world import WORLD_VERSION
+
+    return Path(data_cache_dir) / "toy" / f"data-v{WORLD_VERSION}-{TOY_ITEMS}-tops"
 
 
 def main(argv: list[str]) -> None:

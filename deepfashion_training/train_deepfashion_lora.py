@@ -7,20 +7,23 @@ import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from deepfashion_training.preflight import DEEPFASHION, DEEPFASHION_ROWS, DataConfig, read_settings
+from deepfashion_training.preflight import (
+    DEEPFASHION,
+    DEEPFASHION_ROWS,
+    TOY_ITEMS,
+    DataConfig,
+    read_settings,
+    toy_data_folder,
+)
 from tryon.config import MaskConfig, PlanConfig, TrainConfig
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
+from tryon.data.category import CATEGORIES, MaskRule
 from tryon.entry import run_script
 from tryon.runs import own_run
 
-if TYPE_CHECKING:
-    from tryon.data.masks import MaskRule
-
 logger = logging.getLogger(__name__)
 
-TOY_ITEMS = 750  # enough for the quick test's 720 training and 20 validation pairs
 # Tops dominate, as in the hub's data set: what the model knows already it forgets where it is rare.
 TOY_CATEGORIES = ("upper", "lower", "upper", "upper", "full", "upper")
 TOY_VIEWS = ("front",)
@@ -127,10 +130,10 @@ def plan_of(config: TrainConfig, data: DataConfig, masks: MaskConfig, plan: Plan
     ]
 
 
-def evaluate_on_drawings(run: Path, config: TrainConfig, rule: "MaskRule") -> None:
+def evaluate_on_drawings(run: Path, config: TrainConfig, rule: MaskRule) -> None:
     """Scores the run's LoRA on drawings, which have unpaired truths too, under the rule that hid what it learnt."""
-    from tryon.data.category import CATEGORIES
     from tryon.evaluation.run_scores import evaluate_run
+    from tryon.report import write_report
     from tryon.toy.examples import EVALUATION_SEED, DrawnData, drawn_cases, lengths_right
 
     count = len(CATEGORIES) * config.num_evaluation_samples
@@ -139,6 +142,7 @@ def evaluate_on_drawings(run: Path, config: TrainConfig, rule: "MaskRule") -> No
     unpaired = replace(paired, unpaired=True)
     cases = {"paired": drawn_cases(paired), "unpaired": drawn_cases(unpaired)}
     evaluate_run(run, config, cases, partial(lengths_right, unpaired))
+    write_report(run)
 
 
 def toy_data(config: TrainConfig) -> Path:
@@ -150,13 +154,6 @@ def toy_data(config: TrainConfig) -> Path:
         logger.info("drawing the toy's data into %s", folder)
         write_dataset(folder, items=TOY_ITEMS, seed=0, views=TOY_VIEWS, every_flat=True, categories=TOY_CATEGORIES)
     return folder
-
-
-def toy_data_folder(data_cache_dir: str) -> Path:
-    """Where the toy's data set lies."""
-    from tryon.toy.world import WORLD_VERSION
-
-    return Path(data_cache_dir) / "toy" / f"data-v{WORLD_VERSION}-{TOY_ITEMS}-tops"
 
 
 if __name__ == "__main__":

@@ -19,8 +19,7 @@ from tryon.config import PROFILES, TOY_NOTICE, MaskConfig, on_toy, save_json, se
 from tryon.data.category import CATEGORIES
 from tryon.entry import run_script
 from tryon.flags import parse_flags
-from tryon.runs import WARNINGS, checkpoints, lora_file
-from tryon.training.clock import OCCASIONAL_PARTS, STEP_PARTS
+from tryon.runs import OCCASIONAL_PARTS, STEP_PARTS, WARNINGS, checkpoints, lora_file
 
 Scores = dict[str, dict[str, float]]
 ENVIRONMENT = "environment.json"

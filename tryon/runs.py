@@ -33,6 +33,9 @@ STATE_FILE = "trainer_state.json"
 LOCK_FILE = ".lock"
 WARNINGS = "warnings.log"
 _held: set[Path] = set()  # runs that this process keeps
+# The parts of a run's time: what a step needs, and what happens once in a while. The rest is overhead.
+STEP_PARTS = ("data", "transfer", "forward", "backward", "optimiser")
+OCCASIONAL_PARTS = ("validation", "checkpoint")
 CHECKPOINT = re.compile(r"checkpoint-\d+")
 # Settings that a resumed run may not change, because the batches or what is learnt from them would be others.
 SAME_WHEN_RESUMED = (

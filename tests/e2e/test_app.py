@@ -26,7 +26,7 @@ from conftest import PROJECT
 from tryon.app.page import UNCHANGED, Page, as_paint, describe, lora_name, painted_mask, panel_sizes
 from tryon.app.session import Studio
 from tryon.config import TryOnConfig
-from tryon.data.masks import MaskRule
+from tryon.data.category import MaskRule
 from tryon.flux.lora_header import read_facts
 from tryon.inference.pipeline import usable_rule
 from tryon.runs import find_lora

@@ -16,9 +16,8 @@ from PIL import Image
 from torch import Tensor
 
 from tryon.config import TryOnConfig
-from tryon.data.category import Category
+from tryon.data.category import Category, MaskRule
 from tryon.data.human_parser import Parser, mask_of_labels, mask_of_worn, parse, parser_for_masks
-from tryon.data.masks import MaskRule
 from tryon.flux.lora_header import LoraFacts, read_facts, verify_lora
 from tryon.inference.pipeline import TryOnModel, same_models, swap_lora, try_on
 

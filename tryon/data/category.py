@@ -1,6 +1,31 @@
-"""The categories of garments. Imports nothing heavy."""
+"""The categories of garments, and the rule that hides what a person wears. Imports nothing heavy."""
 
+from dataclasses import dataclass
 from typing import Literal, get_args
+
+from tryon.config import MaskConfig, MaskRuleName
 
 Category = Literal["upper", "lower", "full"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
+
+
+@dataclass(frozen=True)
+class MaskRule:
+    """A rule and how much further than it the mask reaches, in shares of the picture's height (top, bottom) and width
+    (left, right). parser: hub name or folder of the model that tells the rule the person's parts, where one does."""
+
+    name: MaskRuleName = "rectangle"
+    top: float = 0.0
+    bottom: float = 0.0
+    left: float = 0.0
+    right: float = 0.0
+    parser: str | None = None
+
+    @property
+    def offsets(self) -> tuple[float, float, float, float]:
+        return self.top, self.bottom, self.left, self.right
+
+
+def mask_rule_of(masks: MaskConfig, parser: str | None = None) -> MaskRule:
+    """The rule that the settings ask for."""
+    return MaskRule(masks.mask_rule, masks.mask_top, masks.mask_bottom, masks.mask_left, masks.mask_right, parser)

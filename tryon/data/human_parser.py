@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from tryon.config import DEFAULT_PARSER
-from tryon.data.category import CATEGORIES, Category
-from tryon.data.masks import PARTS, MaskRule, agnostic_mask, among, without_specks
+from tryon.data.category import CATEGORIES, Category, MaskRule
+from tryon.data.masks import PARTS, agnostic_mask, among, without_specks
 from tryon.hub import hub_or_folder
 from tryon.manifest import files_fingerprint
 

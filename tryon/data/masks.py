@@ -14,8 +14,7 @@ from scipy.spatial import ConvexHull
 from torch import Tensor
 from torch.nn.functional import pad
 
-from tryon.config import MaskConfig, MaskRuleName
-from tryon.data.category import Category
+from tryon.data.category import Category, MaskRule
 
 # What a label map of a person tells apart; its values are places in this list. ATR labels, which most human parsers and
 # DressCode's label maps have, know no hands: they are part of the arms.
@@ -35,28 +34,6 @@ PROTECTED: dict[Category, tuple[str, ...]] = {
 MASK_VERSION = 2
 SMOOTHING = 0.03  # of the picture's height: gaps up to this are closed, and outlines rounded by half of it
 SPECK = 0.001  # of the picture's area: smaller regions are a parser's mistakes
-
-
-@dataclass(frozen=True)
-class MaskRule:
-    """A rule and how much further than it the mask reaches, in shares of the picture's height (top, bottom) and width
-    (left, right). parser: hub name or folder of the model that tells the rule the person's parts, where one does."""
-
-    name: MaskRuleName = "rectangle"
-    top: float = 0.0
-    bottom: float = 0.0
-    left: float = 0.0
-    right: float = 0.0
-    parser: str | None = None
-
-    @property
-    def offsets(self) -> tuple[float, float, float, float]:
-        return self.top, self.bottom, self.left, self.right
-
-
-def mask_rule_of(masks: MaskConfig, parser: str | None = None) -> MaskRule:
-    """The rule that the settings ask for."""
-    return MaskRule(masks.mask_rule, masks.mask_top, masks.mask_bottom, masks.mask_left, masks.mask_right, parser)
 
 
 def grown(rule: MaskRule, growth: float, rng: np.random.Generator) -> MaskRule:

@@ -7,17 +7,14 @@ image tokens; T text tokens.
 import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Protocol
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
-from tryon.data.category import Category
-
-if TYPE_CHECKING:
-    from tryon.data.masks import MaskRule
+from tryon.data.category import Category, MaskRule
 
 logger = logging.getLogger(__name__)
 
@@ -133,7 +130,7 @@ class SampleSource(Protocol):
     """
 
     variants: int
-    mask_rule: "MaskRule | None"  # what hides the persons' garments; None: the data has masks of its own
+    mask_rule: MaskRule | None  # what hides the persons' garments; None: the data has masks of its own
 
     def __len__(self) -> int:
         """Rows times variants."""

@@ -18,7 +18,6 @@ from tryon.config import TrainConfig, TryOnConfig, save_json
 from tryon.data.grid import pick_for_grid
 from tryon.evaluation.cases import Case, Scores, evaluate, evaluation_grid, table
 from tryon.inference.pipeline import load_try_on
-from tryon.report import write_report
 from tryon.runs import find_lora
 
 logger = logging.getLogger(__name__)
@@ -75,4 +74,3 @@ def evaluate_run(
         words = "length of trousers for shorts and the reverse: right in %d of %d, before in %d"
         logger.info(words, sum(right), len(right), sum(before))
     save_json(run / "evaluation.json", {**facts, **results})
-    write_report(run)

@@ -18,8 +18,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, TryOnConfig, cache_threshold, is_nowhere
-from tryon.data.category import CATEGORIES, Category
-from tryon.data.masks import MaskRule
+from tryon.data.category import CATEGORIES, Category, MaskRule
 from tryon.data.sample import (
     EMPTY_MASK,
     PromptEmbedding,

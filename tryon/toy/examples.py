@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tryon.data.category import CATEGORIES, Category
-from tryon.data.masks import MASK_VERSION, PARTS, MaskRule, agnostic_mask
+from tryon.data.category import CATEGORIES, Category, MaskRule
+from tryon.data.masks import MASK_VERSION, PARTS, agnostic_mask
 from tryon.data.sample import TryOnSample, fit_mask, fit_picture, to_picture
 from tryon.evaluation.cases import Case
 from tryon.toy.drawing import Drawing, draw_garment, draw_person, edge_colour

@@ -9,10 +9,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
-# What a step needs, and what happens once in a while. The rest of a run's time is overhead.
-STEP_PARTS = ("data", "transfer", "forward", "backward", "optimiser")
-OCCASIONAL_PARTS = ("validation", "checkpoint")
-
 
 class Clock:
     """Adds up the seconds of named parts of a program.

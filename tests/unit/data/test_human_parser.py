@@ -9,9 +9,9 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import SegformerConfig, SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
-from tryon.data.category import CATEGORIES
+from tryon.data.category import CATEGORIES, MaskRule
 from tryon.data.human_parser import ATR, UNSURE, Parser, find_worn, load_parser, mask_of_labels, parse, read_label_map
-from tryon.data.masks import PARTS, MaskRule, agnostic_mask
+from tryon.data.masks import PARTS, agnostic_mask
 from tryon.data.sample import to_picture
 from tryon.toy.examples import DrawnData
 

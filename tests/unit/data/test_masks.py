@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tryon.data.category import CATEGORIES, Category
-from tryon.data.masks import PARTS, MaskRule, agnostic_mask
+from tryon.data.category import CATEGORIES, Category, MaskRule
+from tryon.data.masks import PARTS, agnostic_mask
 from tryon.toy.drawing import draw_person
 from tryon.toy.examples import label_map
 from tryon.toy.world import Garment, Person, random_garment, random_outfit, random_person

@@ -16,7 +16,7 @@ from torch.utils.data import get_worker_info
 
 from conftest import PROJECT, ListSource, make_sample
 from tryon.config import TrainConfig, on_toy
-from tryon.data.masks import MaskRule
+from tryon.data.category import MaskRule
 from tryon.data.sample import TryOnSample, UnreadablePicture
 from tryon.entry import stop_after
 from tryon.flux.encode import encode_sample
