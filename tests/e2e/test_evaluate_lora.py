@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_dataset import row, write
 
 from evaluate_lora import main, read_settings
+from test_dataset import row, write
 from test_folders import write_dresscode, write_viton_hd
 from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, read_facts
 from tryon.manifest import write_manifest

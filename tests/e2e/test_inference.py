@@ -11,8 +11,8 @@ import torch
 from PIL import ExifTags, Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_parsing import write_parser
 
+from test_human_parser import write_parser
 from tryon.data.human_parser import ATR, UNSURE
 from tryon.data.masks import agnostic_mask
 from tryon.data.sample import to_picture

@@ -23,7 +23,7 @@ FLOORS = (
     {"train_flux_inpaint", "tryon_inference_lora", "app_lora", "evaluate_lora", "pretrain_toy"},
     {"deepfashion_training"},
 )
-# evaluate_lora scores on DeepFashion too, and the driver calls the loop.
+# It scores on rows of DeepFashion too.
 ALLOWED = {("evaluate_lora", "deepfashion_training")}
 
 

@@ -11,12 +11,12 @@ import torch
 from PIL import Image
 from pyarrow.parquet import read_table, write_table
 from safetensors.torch import load_file, save_file
-from test_parsing import write_parser
 
 from conftest import PROJECT
 from deepfashion_training.deepfashion_dataset import DeepFashionData, load_deepfashion, load_table
 from deepfashion_training.pairing import Pair, category_of, is_flat, split_by_item
 from deepfashion_training.preflight import DataConfig
+from test_human_parser import write_parser
 from tryon.config import MaskConfig, TrainConfig, on_toy
 from tryon.data.human_parser import ATR
 from tryon.data.sample import UnreadablePicture, fit_picture

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from test_dataset import items, load, png, write
 
 from deepfashion_training.deepfashion_dataset import DeepFashionData
 from deepfashion_training.export_viton_hd import EXIF_ORIENTATION, main
 from folder_datasets import VitonHdData, load_viton_hd
+from test_dataset import items, load, png, write
 from tryon.config import TrainConfig
 from tryon.toy.dataset import write_dataset
 

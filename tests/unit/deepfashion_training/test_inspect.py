@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from test_dataset import png, row, write
 
 from deepfashion_training.inspect_dataset import main, read_settings
+from test_dataset import png, row, write
 from tryon.toy.dataset import write_dataset
 
 

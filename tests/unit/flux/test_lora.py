@@ -10,8 +10,8 @@ from diffusers import FluxTransformer2DModel
 from peft import LoraConfig
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_flow import random_batch
 
+from test_flow_matching import random_batch
 from tryon.flux.flow_matching import draw_sigma_and_noise, fill_loss, interpolate
 from tryon.flux.load import load_transformer
 from tryon.flux.lora import TARGET_MODULES, add_lora, attach_lora, fold_lora, load_lora, save_lora

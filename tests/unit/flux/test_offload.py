@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from test_lora import FACTS, disturb, predict
-from test_quantize import CPU, loss_and_gradients
 from torch import Tensor
 
+from test_lora import FACTS, disturb, predict
+from test_quantize import CPU, loss_and_gradients
 from tryon.flux.load import load_transformer
 from tryon.flux.lora import add_lora, attach_lora, load_lora, save_lora
 from tryon.flux.offload import Host, blocks_of, checkpoint_blocks, next_block, offload_blocks

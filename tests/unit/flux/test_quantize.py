@@ -7,12 +7,12 @@ import torch
 from diffusers import FluxTransformer2DModel
 from peft import get_peft_model_state_dict
 from safetensors.torch import load_file
-from test_flow import random_batch
-from test_lora import FACTS, disturb, predict
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
 
+from test_flow_matching import random_batch
+from test_lora import FACTS, disturb, predict
 from tryon.flux.flow_matching import draw_sigma_and_noise, fill_loss, interpolate
 from tryon.flux.load import load_transformer
 from tryon.flux.lora import add_lora, attach_lora, load_lora, save_lora

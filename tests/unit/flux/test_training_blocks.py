@@ -5,10 +5,10 @@ import copy
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
-from test_blocks import adapted
-from test_lora import predict
-from test_quantize import loss_and_gradients
 
+from test_lora import predict
+from test_offload import adapted
+from test_quantize import loss_and_gradients
 from tryon.flux import training_blocks
 from tryon.flux.offload import blocks_of
 from tryon.flux.training_blocks import ContiguousGradient, share_inputs, use_training_blocks

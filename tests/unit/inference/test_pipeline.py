@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from test_lora import FACTS, disturb
 from torch import Tensor
 from torch._dynamo.utils import counters
 
 from conftest import make_sample
+from test_lora import FACTS, disturb
 from tryon.config import TryOnConfig
 from tryon.evaluation.metrics import psnr
 from tryon.flux.load import load_transformer
