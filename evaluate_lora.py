@@ -22,15 +22,14 @@ from tryon.config import (
     TryOnConfig,
     is_nowhere,
     mistakes,
-    save_json,
     setting,
 )
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.data.category import CATEGORIES, MaskRule
 from tryon.entry import run_script
+from tryon.files import file_hash, save_json
 from tryon.flags import parse_flags
 from tryon.flux.lora_header import LoraFacts, denoising, lora_on_disk, panel_size, read_facts
-from tryon.manifest import file_hash
 from tryon.runs import run_of, runs_folder
 
 if TYPE_CHECKING:

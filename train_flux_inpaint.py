@@ -108,6 +108,7 @@ from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import PromptEmbedding, SampleSource
 from tryon.evaluation.cases import paired_cases
 from tryon.evaluation.run_scores import evaluate_run
+from tryon.files import files_fingerprint
 from tryon.flux.attention import fall_back, uses_safest
 from tryon.flux.load import TEXT_PARTS, ModelFiles, fetch_training_models, load_scheduler, load_transformer, load_vae
 from tryon.flux.lora_header import LoraFacts
@@ -117,7 +118,6 @@ from tryon.flux.prompt_cache import cache_prompts
 from tryon.flux.prompts import prompt_for
 from tryon.hub import check_login
 from tryon.inference.pipeline import build_pipeline
-from tryon.manifest import files_fingerprint
 from tryon.report import REPORT, write_data, write_environment, write_report
 from tryon.share import push
 from tryon.toy.model import toy_name, use_toy_model

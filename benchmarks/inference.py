@@ -29,8 +29,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.variants import check_settings
-from tryon.config import Quantization, replace_json, setting
+from tryon.config import Quantization, setting
 from tryon.entry import check_first, run_script
+from tryon.files import replace_json
 from tryon.flags import parse_flags
 
 

@@ -25,10 +25,10 @@ from tryon.config import (
     TryOnConfig,
     on_toy,
     quick_test,
-    save_json,
     setting,
 )
 from tryon.entry import check_first, run_script
+from tryon.files import save_json
 from tryon.flags import parse_flags
 
 LENGTHS = "lengths right"  # of trousers given to people in shorts, and the reverse

@@ -14,8 +14,6 @@ libraries go by the content.
 
 import io
 import logging
-import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +22,7 @@ from deepfashion_training.preflight import DataConfig, checked_data_path
 from tryon.config import MaskConfig, TrainConfig, mistakes, setting
 from tryon.console import load_libraries, progress_bar, set_up_logging
 from tryon.entry import run_script
+from tryon.files import replacing
 from tryon.flags import parse_flags
 
 if TYPE_CHECKING:
@@ -83,12 +82,8 @@ def main(argv: list[str]) -> None:
         ),
         torch.device("cpu"),
     )
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
+    with replacing(folder) as staging:
         counts = [write_split(data, staging, split) for data, split in ((train, "train"), (validation, "test"))]
-        staging.rename(folder)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     logger.info("wrote %d training and %d test pairs into %s", *counts, folder)
 
 

@@ -5,13 +5,12 @@ Nothing heavy is imported here, so that `--help` and a wrong flag answer at once
 
 import ctypes
 import dataclasses
-import json
 import math
 import re
 import typing
 from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
-from os import environ, getpid
+from os import environ
 from pathlib import Path
 from typing import Any, Literal
 
@@ -436,16 +435,3 @@ def seconds_of(time: str) -> int:
 def first_line(error: BaseException) -> str:
     """What an error says, in a line; its kind where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
-
-
-def replace_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes the dictionary beside its place and renames it: a reader finds the old or the new one, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{getpid()}")
-    save_json(staging, content)
-    staging.replace(path)
-
-
-def save_json(path: Path, content: dict[str, Any]) -> None:
-    """Writes the dictionary, indented, with a newline at the end."""
-    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -5,7 +5,6 @@ the one of `hf auth login` or HF_TOKEN. None is ever taken from a flag, which wo
 """
 
 import logging
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -27,6 +26,7 @@ from huggingface_hub.errors import (
 from tqdm import tqdm
 
 from tryon.console import on_terminal
+from tryon.files import free_disk
 from tryon.units import gigabytes
 
 logger = logging.getLogger(__name__)
@@ -94,8 +94,7 @@ def check_room(name: str, size: int, cache_dir: str | None) -> tuple[str, Path, 
     """Raises ValueError where the hub's cache has no room for `size` bytes of `name`. Returns the size in words, the
     cache's folder, and what it has free in words."""
     folder = Path(cache_dir or constants.HF_HUB_CACHE).expanduser()
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    free = shutil.disk_usage(existing).free
+    free = free_disk(folder)
     needed, there = gigabytes(size), gigabytes(free)
     if size > free:
         raise ValueError(

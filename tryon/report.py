@@ -15,9 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from tryon.config import PROFILES, TOY_NOTICE, MaskConfig, on_toy, save_json, setting
+from tryon.config import PROFILES, TOY_NOTICE, MaskConfig, on_toy, setting
 from tryon.data.category import CATEGORIES
 from tryon.entry import run_script
+from tryon.files import save_json
 from tryon.flags import parse_flags
 from tryon.runs import OCCASIONAL_PARTS, STEP_PARTS, WARNINGS, checkpoints, lora_file
 

@@ -22,8 +22,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tryon.config import PROJECT, TrainConfig, save_json
-from tryon.manifest import MANIFEST, damage
+from tryon.config import PROJECT, TrainConfig
+from tryon.files import MANIFEST, damage, save_json
 
 logger = logging.getLogger(__name__)
 

@@ -2,9 +2,7 @@
 
 import json
 import logging
-import os
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from tryon.console import progress_bar
+from tryon.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -31,15 +30,11 @@ def content_key(*parts: object) -> str:
 
 
 def write_whole(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes the file beside its place and renames it. Raises ValueError where there is no room for it."""
-    staging = path.with_name(f".{path.name}.{os.getpid()}")
+    """Writes the file, whole or not at all. Raises ValueError where there is no room for it."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, staging, {**(metadata or {}), "sha256": _digest(tensors)})
-        staging.replace(path)
+        with replacing(path) as staging:
+            save_file(tensors, staging, {**(metadata or {}), "sha256": _digest(tensors)})
     except (OSError, SafetensorError) as error:
-        with suppress(OSError):
-            staging.unlink()
         raise ValueError(
             f"{path} cannot be written ({error}): make room, or put the cache elsewhere with --data_cache_dir; what is "
             "there already stays, and the next start goes on from there"

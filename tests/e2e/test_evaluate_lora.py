@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from evaluate_lora import main, read_settings
 from test_dataset import row, write
 from test_folders import write_dresscode, write_viton_hd
+from tryon.files import write_manifest
 from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, read_facts
-from tryon.manifest import write_manifest
 from tryon.runs import find_lora
 
 pytestmark = pytest.mark.e2e

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from tryon.config import MaskConfig, on_toy, quick_test, save_json
+from tryon.config import MaskConfig, on_toy, quick_test
+from tryon.files import save_json
 from tryon.report import write_data, write_environment, write_report
 from tryon.runs import own_run
 

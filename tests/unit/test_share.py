@@ -12,9 +12,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tryon.config import full, on_toy, save_json
+from tryon.config import full, on_toy
+from tryon.files import save_json, write_manifest
 from tryon.flux.lora_header import read_facts
-from tryon.manifest import write_manifest
 from tryon.runs import LORA_FILE, lora_file
 from tryon.share import export_lora, write_share
 from tryon.toy.model import ToyFolders

@@ -17,6 +17,7 @@ from PIL import Image, ImageChops, ImageColor
 from tryon.app.session import Studio, Wish
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import UNREADABLE, read_picture, upright_rgb
+from tryon.files import replacing
 from tryon.flux.lora_header import LoraFacts, denoising, panel_size, read_facts
 from tryon.inference.pipeline import usable_rule
 from tryon.runs import all_loras, run_of, step_of
@@ -215,9 +216,8 @@ class Page:
             pixels = picture.tobytes() + repr((picture.mode, picture.size)).encode()
             file = self.folder / f"{sha256(pixels).hexdigest()}.png"
             if not file.exists():
-                staging = file.with_suffix(".partial")
-                picture.save(staging, "PNG", compress_level=1)
-                staging.replace(file)
+                with replacing(file) as staging:
+                    picture.save(staging, "PNG", compress_level=1)
             file.touch()
             return str(file)
 

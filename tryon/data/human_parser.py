@@ -14,8 +14,8 @@ from torch.nn.functional import interpolate
 from tryon.config import DEFAULT_PARSER
 from tryon.data.category import CATEGORIES, Category, MaskRule
 from tryon.data.masks import PARTS, agnostic_mask, among, without_specks
+from tryon.files import files_fingerprint
 from tryon.hub import hub_or_folder
-from tryon.manifest import files_fingerprint
 
 if TYPE_CHECKING:
     from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil

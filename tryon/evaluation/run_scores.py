@@ -14,9 +14,10 @@ from pathlib import Path
 from diffusers.training_utils import free_memory
 from torch import Tensor
 
-from tryon.config import TrainConfig, TryOnConfig, save_json
+from tryon.config import TrainConfig, TryOnConfig
 from tryon.data.grid import pick_for_grid
 from tryon.evaluation.cases import Case, Scores, evaluate, evaluation_grid, table
+from tryon.files import save_json
 from tryon.inference.pipeline import load_try_on
 from tryon.runs import find_lora
 

@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tryon.config import save_json
 from tryon.console import progress_bar
 from tryon.data.category import CATEGORIES
 from tryon.data.outline import outline_on_edges
 from tryon.data.sample import SampleSource, UnreadablePicture, check_unreadable, fit_picture, read_picture, to_picture
 from tryon.evaluation.cases import Case, dressed
 from tryon.evaluation.metrics import interior, psnr, ssim
+from tryon.files import save_json
 from tryon.inference.pipeline import TryOnModel
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,8 @@ from diffusers import FluxTransformer2DModel
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor
 
-from tryon.config import PROJECT, first_line, replace_json
+from tryon.config import PROJECT, first_line
+from tryon.files import replace_json
 
 logger = logging.getLogger(__name__)
 

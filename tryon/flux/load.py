@@ -17,7 +17,8 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from tryon.config import TrainConfig, save_json
+from tryon.config import TrainConfig
+from tryon.files import save_json
 from tryon.flux.memory import check_training_fits
 from tryon.hub import check_room, download_size, hub_or_folder
 

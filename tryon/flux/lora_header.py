@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 
 from tryon.config import TryOnConfig
 from tryon.data.category import Category
-from tryon.manifest import is_listed_otherwise
+from tryon.files import is_listed_otherwise
 from tryon.runs import LORA_FILE, find_lora, lora_file
 
 PREFIX = "transformer."

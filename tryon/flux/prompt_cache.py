@@ -8,10 +8,10 @@ from diffusers import FluxFillPipeline
 from diffusers.training_utils import free_memory
 
 from tryon.data.sample import PromptEmbedding
+from tryon.files import files_fingerprint
 from tryon.flux.encode import encode_prompt
 from tryon.flux.load import TEXT_PARTS, load_text_encoders
 from tryon.flux.memory import free_memory as bytes_free
-from tryon.manifest import files_fingerprint
 from tryon.tensor_files import content_key, drop_damaged, read_whole, write_whole
 from tryon.units import GB, gigabytes
 

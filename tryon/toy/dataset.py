@@ -2,8 +2,6 @@
 
 import colorsys
 import io
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from tryon.data.category import CATEGORIES, Category
+from tryon.files import replacing
 from tryon.toy.drawing import draw_garment, draw_person
 from tryon.toy.world import TEXTURES, VIEWS, Garment, random_outfit, random_person
 
@@ -108,11 +107,8 @@ def write_dataset(
         for row in _item_rows(index, seed, height, width, views, every_flat, categories[index % len(categories)])
     ]
     table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
-    partial, name = folder.with_name(f".{folder.name}.{os.getpid()}"), "train-00000-of-00001.parquet"
-    try:
-        (partial / "data").mkdir(parents=True)
-        pyarrow.parquet.write_table(table, partial / "data" / name, row_group_size=100)
-        partial.replace(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    name = "train-00000-of-00001.parquet"
+    with replacing(folder) as staging:
+        (staging / "data").mkdir(parents=True)
+        pyarrow.parquet.write_table(table, staging / "data" / name, row_group_size=100)
     return folder / "data" / name

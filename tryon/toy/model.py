@@ -7,8 +7,6 @@ scheduler lie in another, as in FLUX.1-dev. Everything downstream treats them as
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -30,11 +28,11 @@ from transformers import (
     T5Tokenizer,
 )
 
-from tryon.config import TrainConfig, TryOnConfig, save_json
+from tryon.config import TrainConfig, TryOnConfig
 from tryon.data.category import CATEGORIES
+from tryon.files import MANIFEST, files_fingerprint, replacing, save_json
 from tryon.flux.lora_header import LoraFacts
 from tryon.flux.prompts import FIXED_PROMPT, prompt_for
-from tryon.manifest import MANIFEST, files_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -141,15 +139,15 @@ def toy_parser(cache_dir: Path, weights: Path = WEIGHTS) -> Path:
 
 
 def _build_once(folder: Path, build: Callable[[Path], None]) -> None:
-    """Builds a folder beside its place and renames it, where it is not there yet."""
+    """Builds a folder, whole or not at all, where it is not there yet."""
     if folder.exists():
         return
-    staging = folder.with_name(f".{folder.name}.{os.getpid()}")
-    build(staging)
     try:
-        staging.rename(folder)
-    except OSError:  # another process was faster; its files are the same
-        shutil.rmtree(staging)
+        with replacing(folder) as staging:
+            build(staging)
+    except OSError:
+        if not folder.exists():  # else another process was faster; its files are the same
+            raise
 
 
 def build_toy_model(folder: Path, weights: Path) -> None:

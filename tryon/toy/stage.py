@@ -16,8 +16,8 @@ from diffusers.training_utils import EMAModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from tryon.config import save_json
 from tryon.console import on_terminal, progress_bar
+from tryon.files import save_json
 from tryon.toy.model import write_weights
 from tryon.training.checkpoint import load_optimizer, optimizer_state, write_optimizer
 

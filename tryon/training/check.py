@@ -24,8 +24,9 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
-from tryon.config import TrainConfig, first_line, replace_json
+from tryon.config import TrainConfig, first_line
 from tryon.data.sample import FillBatch
+from tryon.files import replace_json
 from tryon.flux.attention import (
     SAFEST_KERNEL,
     Attention,

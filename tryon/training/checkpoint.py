@@ -25,10 +25,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from tryon.config import save_json
+from tryon.files import damage, replacing, save_json, write_manifest
 from tryon.flux.lora import load_lora, lora_header, lora_weights, write_lora
 from tryon.flux.lora_header import LoraFacts
-from tryon.manifest import damage, write_manifest
 from tryon.runs import CHECKPOINT, STATE_FILE, check_identity, checkpoints, lora_file, step_of
 
 logger = logging.getLogger(__name__)
@@ -106,20 +105,17 @@ def save_checkpoint(run: Path, snapshot: Snapshot, keep: int | None) -> Path:
     Raises ValueError where it cannot be written: older ones are untouched, and no part of it stays.
     """
     final = run / f"checkpoint-{snapshot.state.step}"
-    staging = run / f".{final.name}.partial"
-    shutil.rmtree(staging, ignore_errors=True)
     try:
-        write_lora(lora_file(staging).parent, snapshot.lora, snapshot.lora_header)
-        write_optimizer(staging, snapshot.optimizer)
-        save_json(staging / STATE_FILE, asdict(snapshot.state))
-        write_manifest(staging)
-        _sync(staging)
-        if final.exists():
-            _set_aside(final)
-        staging.rename(final)
+        with replacing(final) as staging:
+            write_lora(lora_file(staging).parent, snapshot.lora, snapshot.lora_header)
+            write_optimizer(staging, snapshot.optimizer)
+            save_json(staging / STATE_FILE, asdict(snapshot.state))
+            write_manifest(staging)
+            _sync(staging)
+            if final.exists():
+                _set_aside(final)
         _sync_file(run)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(staging, ignore_errors=True)
         raise ValueError(f"{final} cannot be written ({error}): make room on the disk, then resume") from error
     if keep is not None:
         for old in checkpoints(run)[:-keep]:

@@ -6,7 +6,6 @@ all, and an interrupted start goes on where it was. The masks are kept as bits.
 """
 
 import logging
-import shutil
 import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -32,9 +31,9 @@ from tryon.data.sample import (
     check_unreadable,
 )
 from tryon.entry import asked_to_stop, leave_signals_to_the_process
+from tryon.files import files_fingerprint, free_disk
 from tryon.flux.encode import encode_sample
 from tryon.flux.load import ModelFiles
-from tryon.manifest import files_fingerprint
 from tryon.tensor_files import content_key, drop_damaged, read_whole, write_whole
 from tryon.units import gigabytes
 
@@ -211,8 +210,7 @@ def latents_bytes(height: int, width: int, itemsize: int) -> int:
 def _check_disk(folder: Path, count: int, height: int, width: int, itemsize: int) -> None:
     """Says how much disk `count` diptychs of height x width pixels need. Raises ValueError where there is less."""
     need = count * latents_bytes(height, width, itemsize)
-    folder.mkdir(parents=True, exist_ok=True)
-    free = shutil.disk_usage(folder).free
+    free = free_disk(folder)
     in_words = gigabytes(need), gigabytes(free)
     logger.info("encoding %d samples into %s: %s needed, %s free", count, folder, *in_words)
     if need > free:

@@ -1,6 +1,5 @@
 """What a run will need and take, said before anything is loaded: GPU memory, disk, hours, money."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import torch
 from huggingface_hub import constants
 
 from tryon.config import TrainConfig
+from tryon.files import free_disk, nearest_existing
 from tryon.flux.memory import (
     CONTEXT,
     DATA_WORKER,
@@ -214,10 +214,10 @@ def _too_small(needs: list[tuple[Path, float]]) -> list[str]:
     """A line for each disk that has not room for all that goes there. needs: folders, and bytes."""
     disks: dict[int, list[tuple[Path, float]]] = {}
     for folder, size in needs:
-        disks.setdefault(_existing(folder).stat().st_dev, []).append((folder, size))
+        disks.setdefault(nearest_existing(folder).stat().st_dev, []).append((folder, size))
     lines = []
     for parts in disks.values():
-        total, free = sum(size for _, size in parts), shutil.disk_usage(_existing(parts[0][0])).free
+        total, free = sum(size for _, size in parts), free_disk(parts[0][0])
         if total > free:
             lines.append(
                 f"  it may not fit: {gigabytes(total)} on a disk with {gigabytes(free)} free: put --data_cache_dir, "
@@ -226,13 +226,8 @@ def _too_small(needs: list[tuple[Path, float]]) -> list[str]:
     return lines
 
 
-def _existing(folder: Path) -> Path:
-    """The folder, or of those that it is to lie in the nearest that is there."""
-    return next(path for path in (folder, *folder.expanduser().absolute().parents) if path.exists())
-
-
 def _free(folder: Path) -> str:
-    return f"{gigabytes(shutil.disk_usage(_existing(folder)).free)} free in {folder}"
+    return f"{gigabytes(free_disk(folder))} free in {folder}"
 
 
 def _hours(hours: float) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from tryon.config import TrainConfig, replace_json
+from tryon.config import TrainConfig
+from tryon.files import replace_json
 from tryon.flux.packing import count_tokens
 
 SPEEDS = "speeds.json"  # in the data cache

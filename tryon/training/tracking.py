@@ -15,6 +15,7 @@ from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 
 from tryon.config import TrainConfig, trackers
+from tryon.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -103,9 +104,8 @@ def forget_metrics_after(run: Path, step: int) -> None:
         if lines and not lines[-1].endswith("}\n"):  # cut short by a full disk or a loss of power
             lines.pop()
         lines = [line for line in lines if json.loads(line)["step"] <= step]
-        staging = path.with_suffix(".partial")
-        staging.write_text("".join(lines))
-        staging.replace(path)
+        with replacing(path) as staging:
+            staging.write_text("".join(lines))
 
 
 def log_picture(accelerator: Accelerator, name: str, picture: Image.Image, step: int) -> None:

@@ -11,6 +11,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file, save_file
 
+from tryon.files import files_fingerprint
 from tryon.flux.load import (
     FILL_CONFIG,
     ModelFiles,
@@ -20,7 +21,6 @@ from tryon.flux.load import (
     load_vae,
     read_transformer_config,
 )
-from tryon.manifest import files_fingerprint
 from tryon.toy.model import ToyFolders
 
 LOADERS = {"vae": partial(load_vae, device=torch.device("cpu")), "transformer": load_transformer}
@@ -149,8 +149,8 @@ def test_a_fingerprint_follows_the_content_alone(tmp_path: Path, monkeypatch: py
     (tmp_path / "there" / "pictures").mkdir()
     assert files_fingerprint(file.parent) == files_fingerprint(tmp_path / "there") == first
     for large in (False, True):
-        monkeypatch.setattr("tryon.manifest.WHOLE_FILE", 10 if large else 2**28)
-        monkeypatch.setattr("tryon.manifest.PLACE_SIZE", 4)
+        monkeypatch.setattr("tryon.files.WHOLE_FILE", 10 if large else 2**28)
+        monkeypatch.setattr("tryon.files.PLACE_SIZE", 4)
         before = files_fingerprint(file.parent)
         file.write_bytes(bytes(996) + b"last")
         assert files_fingerprint(file.parent) != before

@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from pretrain_toy import draw_diptychs, measure_parser, measure_vae
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.human_parser import Parser
+from tryon.files import MANIFEST
 from tryon.flux.encode import decode_latents, encode_pictures
 from tryon.flux.prompt_cache import cache_prompts
 from tryon.flux.prompts import prompt_for
-from tryon.manifest import MANIFEST
 from tryon.toy.examples import DrawnData, labelled_person
 from tryon.toy.model import WEIGHTS, ToyFolders, toy_name
 

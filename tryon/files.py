@@ -1,15 +1,64 @@
-"""What files hold: hashes of files and folders, and manifests, by which damage is noticed. Imports nothing heavy."""
+"""Files and folders: written whole or not at all, hashed, listed in manifests by which damage is noticed; and what the
+disk has free for them. Imports nothing heavy."""
 
 import hashlib
 import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-from tryon.config import save_json
+from typing import Any
 
 MANIFEST = "manifest.json"
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model")  # configurations, weights, vocabularies
 WHOLE_FILE = 2**28  # bytes; a fingerprint reads larger files in so many places, of so many bytes each
 PLACES, PLACE_SIZE = 64, 2**20
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A name beside `path` for a file or folder that takes its place when the block ends: a reader finds the old one or
+    the new one, never a part. Nothing stays of a block that raises.
+
+    Raises OSError where a folder would take the place of one that is there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    _remove(staging)  # of a killed process with this id
+    try:
+        yield staging
+        staging.replace(path)
+    finally:
+        _remove(staging)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def save_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes the dictionary, indented, with a newline at the end."""
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def replace_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes the dictionary as `replacing` does."""
+    with replacing(path) as staging:
+        save_json(staging, content)
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that are free on the disk where the folder lies, or would lie."""
+    return shutil.disk_usage(nearest_existing(folder)).free
+
+
+def nearest_existing(folder: Path) -> Path:
+    """The folder, or where it is not there yet the nearest one that it would lie in."""
+    return next(path for path in (folder, *folder.expanduser().absolute().parents) if path.exists())
 
 
 def write_manifest(folder: Path) -> None:
