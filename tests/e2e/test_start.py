@@ -94,7 +94,7 @@ def test_what_is_refused_is_refused_before_anything_heavy_is_imported(
     code, said, imported = started(command, folder)
     assert code == 1
     assert said.startswith("error: ") and sentence in said and "\n" not in said, said
-    assert "json" in imported and not imported & HEAVY
+    assert "tryon" in imported and not imported & HEAVY
     assert not (folder / "runs").exists(), "a refusal leaves nothing behind"
 
 
