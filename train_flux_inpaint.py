@@ -122,7 +122,7 @@ from tryon.report import REPORT, write_data, write_environment, write_report
 from tryon.share import push
 from tryon.toy.model import toy_name, use_toy_model
 from tryon.training.batches import count_draws, drawn_in_step, load_batches
-from tryon.training.checkpoint import CheckpointWriter, TrainerState, load_checkpoint, take_snapshot, tidy, verify
+from tryon.training.checkpoint import CheckpointWriter, TrainerState, load_checkpoint, tidy, verify
 from tryon.training.clock import Clock, shares
 from tryon.training.latent_cache import cache_latents, latent_files
 from tryon.training.speed import device_name, remember_speed
@@ -265,7 +265,7 @@ def run_training(
                 with clock.part("checkpoint"):
                     if accelerator.is_main_process:
                         facts = lora_facts(config, train_data, state.step)
-                        writer.save(take_snapshot(state, facts, transformer, optimizer))
+                        writer.save(state, facts, transformer, optimizer)
                     if state.step == max_steps or stop:
                         writer.wait()
                         accelerator.wait_for_everyone()  # one that leaves takes the others with it

@@ -63,7 +63,7 @@ def take_snapshot(
 
 class CheckpointWriter:
     """Writes a run's checkpoints in a thread, one at a time, while training goes on: writing, hashing and waiting for
-    the disk take several times as long as the copies. Leaving its context waits for what is being written.
+    the disk take longer than the copies. Leaving its context waits for what is being written.
 
     keep: see save_checkpoint.
     """
@@ -79,10 +79,13 @@ class CheckpointWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._thread.shutdown()
 
-    def save(self, snapshot: Snapshot) -> None:
-        """Begins to write, once the checkpoint before is written. Raises its ValueError where that failed."""
+    def save(
+        self, state: TrainerState, facts: LoraFacts, transformer: FluxTransformer2DModel, optimizer: Optimizer
+    ) -> None:
+        """Copies LoRA and optimiser state and begins to write them, once the checkpoint before is written: the host
+        holds one copy at a time. Raises the ValueError of the one before where that failed."""
         self.wait()
-        self._writing = self._thread.submit(self._write, snapshot)
+        self._writing = self._thread.submit(self._write, take_snapshot(state, facts, transformer, optimizer))
 
     def _write(self, snapshot: Snapshot) -> None:
         checkpoint = save_checkpoint(self._run, snapshot, self._keep)

@@ -125,7 +125,7 @@ def test_what_is_written_while_training_goes_on_is_what_was_trained_before(
 
     monkeypatch.setattr("tryon.training.checkpoint.save_checkpoint", slow)
     with CheckpointWriter(tmp_path / "run", keep=None) as writer:
-        writer.save(take_snapshot(TrainerState(1, IDENTITY), FACTS, transformer, trained[1]))
+        writer.save(TrainerState(1, IDENTITY), FACTS, transformer, trained[1])
         step(*trained, 1)
         writer.raise_if_failed()
         assert not checkpoints(tmp_path / "run")
@@ -143,7 +143,7 @@ def test_a_checkpoint_that_cannot_be_written_is_said_at_the_next_step(
     trained = parts(transformer)
     with CheckpointWriter(tmp_path / "no folder", keep=None) as writer:
         (tmp_path / "no folder").touch()
-        writer.save(take_snapshot(TrainerState(1, IDENTITY), FACTS, transformer, trained[1]))
+        writer.save(TrainerState(1, IDENTITY), FACTS, transformer, trained[1])
         for ask in (writer.wait, writer.raise_if_failed):
             with pytest.raises(ValueError, match="checkpoint-1 cannot be written .*: make room on the disk, then resu"):
                 ask()

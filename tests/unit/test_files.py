@@ -1,0 +1,34 @@
+"""Files and folders that are written whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+
+from tryon.files import free_disk, replacing
+
+
+def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    with replacing(path) as staging:
+        staging.write_text("first")
+        assert not path.exists()
+    with pytest.raises(KeyError), replacing(path) as staging:
+        staging.write_text("second")
+        raise KeyError
+    assert path.read_text() == "first" and list(path.parent.iterdir()) == [path]
+
+
+def test_a_folder_takes_no_other_s_place(tmp_path: Path) -> None:
+    path = tmp_path / "folder"
+    for content in ("first", "second"):
+        try:
+            with replacing(path) as staging:
+                staging.mkdir()
+                (staging / "file").write_text(content)
+        except OSError:
+            assert content == "second"
+    assert (path / "file").read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_free_disk_is_asked_of_what_is_there(tmp_path: Path) -> None:
+    assert free_disk(tmp_path / "not" / "yet") > 0
