@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tryon.config import TOY_NOTICE, TryOnConfig, mistakes, setting
+from tryon.cli import parse, run_script
+from tryon.config import TOY_NOTICE, TryOnConfig, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
-from tryon.entry import run_script
-from tryon.flags import parse_flags
 from tryon.flux.lora_header import LoraFacts, lora_on_disk, read_facts
 from tryon.runs import all_loras, run_of, runs_folder
 
@@ -53,13 +52,7 @@ class PageConfig:
 def read_settings(argv: list[str]) -> tuple[TryOnConfig, PageConfig]:
     """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
     description = "Serves a page on which people are dressed with trained LoRAs. --lora may be a folder of runs too."
-    given, of_page = parse_flags(argv, "python app_lora.py", description, TryOnConfig, PageConfig)
-    config, page = TryOnConfig(**given), PageConfig(**of_page)
-    problems = ["--lora is missing"] if config.lora is None else []
-    problems += [*mistakes(config), *mistakes(page)]
-    if problems:
-        raise ValueError("; ".join(problems))
-    return config, page
+    return parse(argv, "python app_lora.py", description, TryOnConfig, PageConfig)
 
 
 def read_users(file: str) -> list[tuple[str, str]]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.preflight import DataConfig, checked_data_path, toy_data_folder
 from folder_lists import dresscode_pairs, is_dresscode, viton_hd_pairs
+from tryon.cli import parse_flags, run_script
 from tryon.config import (
     CATVTON_TRANSFORMER,
     FLUX_BASE,
@@ -26,9 +27,7 @@ from tryon.config import (
 )
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.data.category import CATEGORIES, MaskRule
-from tryon.entry import run_script
 from tryon.files import file_hash, save_json
-from tryon.flags import parse_flags
 from tryon.flux.lora_header import LoraFacts, denoising, lora_on_disk, panel_size, read_facts
 from tryon.runs import run_of, runs_folder
 

@@ -1,12 +1,59 @@
-"""The lists of pairs of VITON-HD and DressCode folders, which folder_datasets describes. Imports nothing heavy."""
+"""What can be said of VITON-HD and DressCode folders without a picture: the settings of a training on one, and the
+lists of pairs. folder_datasets.py describes the folders. Imports nothing heavy."""
 
+from dataclasses import dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 
+from tryon.cli import checked, parse_flags
+from tryon.config import MaskConfig, TrainConfig, cuda_device_count, resolve, setting
 from tryon.data.category import CATEGORIES, Category
+from tryon.runs import with_paths
 
 PARTS = ("image", "cloth", "agnostic-mask")  # folders of each split of VITON-HD
 DRESSCODE_FOLDERS: dict[str, Category] = {"upper_body": "upper", "lower_body": "lower", "dresses": "full"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderConfig:
+    """Which folder train_flux_inpaint.py trains on."""
+
+    dataroot: str | None = setting(None, "a folder laid out as VITON-HD or DressCode is", needed=True)
+    train_data_list: str = setting("train_pairs.txt", "list of training pairs, in dataroot or in each of its folders")
+    validation_data_list: str | None = setting(
+        None, "list of validation pairs (default test_pairs.txt, and test_pairs_paired.txt for DressCode)"
+    )
+
+
+def read_settings(argv: list[str]) -> tuple[TrainConfig, FolderConfig, MaskConfig]:
+    """The run's resolved configuration and folder. Raises ValueError, in one sentence, for every mistake."""
+    description = "Trains a try-on LoRA on VITON-HD or DressCode. Defaults shown are the full profile's."
+    others = (FolderConfig, MaskConfig)
+    given, *rest = parse_flags(argv, "python train_flux_inpaint.py", description, TrainConfig, *others)
+    folders, masks = checked(others, rest)
+    config = resolve(given, cuda_device_count())
+    folders = replace(folders, dataroot=str(Path(folders.dataroot).expanduser().absolute()))
+    dresscode = is_dresscode(folders.dataroot)
+    if not dresscode and (of_masks := rest[1]):
+        raise ValueError(f"--{next(iter(of_masks))} was given, but VITON-HD folders have their own masks: leave it out")
+    if folders.validation_data_list is None:
+        found = "test_pairs_paired.txt" if dresscode else "test_pairs.txt"
+        folders = replace(folders, validation_data_list=found)
+    check_lists(folders, config)
+    return with_paths(config, "dresscode_lora" if dresscode else "viton_hd_lora"), folders, masks
+
+
+def check_lists(folders: FolderConfig, config: TrainConfig) -> None:
+    """Raises ValueError where a list of pairs cannot be used, or DressCode's two share persons."""
+    root, train_list, validation_list = folders.dataroot, folders.train_data_list, folders.validation_data_list
+    limits = config.max_train_samples, config.max_validation_samples
+    if not is_dresscode(root):
+        viton_hd_pairs(root, "train", train_list, limits[0])
+        viton_hd_pairs(root, "test", validation_list, limits[1])
+        return
+    trained, validated = dresscode_pairs(root, train_list, limits[0]), dresscode_pairs(root, validation_list, limits[1])
+    if both := {person for person, *_ in trained} & {person for person, *_ in validated}:
+        raise ValueError(f"{train_list} and {validation_list} share {len(both)} persons: give lists that share none")
 
 
 def is_dresscode(dataroot: str) -> bool:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from tryon.cli import check_first, parse_flags, run_script
 from tryon.config import (
     PROJECT,
     TOY_HEIGHT,
@@ -25,8 +26,6 @@ from tryon.config import (
     on_toy,
     setting,
 )
-from tryon.entry import check_first, run_script
-from tryon.flags import parse_flags
 
 
 @dataclass(frozen=True, kw_only=True)

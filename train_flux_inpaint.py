@@ -9,101 +9,34 @@ Every random draw follows from (seed, optimiser step, accumulation index, index 
 the samples from (seed, epoch): neither the number of processes nor an interruption changes what is trained on.
 """
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-
-from folder_lists import dresscode_pairs, is_dresscode, viton_hd_pairs
-from tryon.config import (
-    MaskConfig,
-    TrainConfig,
-    cuda_device_count,
-    mistakes,
-    resolve,
-    seconds_of,
-    setting,
-)
-from tryon.entry import TIME_IS_UP, asked_to_stop, check_first, finishing_steps, run_script, stop_after
-from tryon.flags import parse_flags
-from tryon.runs import (
-    SAME_WHEN_RESUMED,
-    STEP_PARTS,
-    Refused,
-    check_identity,
-    find_checkpoint,
-    find_lora,
-    locked,
-    own_run,
-    step_of,
-    with_paths,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class FolderConfig:
-    """Which folder this script trains on."""
-
-    dataroot: str | None = setting(None, "folder laid out as VITON-HD or DressCode is; needed")
-    train_data_list: str = setting("train_pairs.txt", "list of training pairs, in dataroot or in each of its folders")
-    validation_data_list: str | None = setting(
-        None, "list of validation pairs (default test_pairs.txt, and test_pairs_paired.txt for DressCode)"
-    )
-
-
-def read_settings(argv: list[str]) -> tuple[TrainConfig, FolderConfig, MaskConfig]:
-    """The run's resolved configuration and folder. Raises ValueError, in one sentence, for every mistake."""
-    description = "Trains a try-on LoRA on VITON-HD or DressCode. Defaults shown are the full profile's."
-    given, folder_given, mask_given = parse_flags(
-        argv, "python train_flux_inpaint.py", description, TrainConfig, FolderConfig, MaskConfig
-    )
-    config, folders = resolve(given, cuda_device_count()), FolderConfig(**folder_given)
-    masks = MaskConfig(**mask_given)
-    if folders.dataroot is None:
-        raise ValueError("--dataroot is missing: name a folder laid out as VITON-HD or DressCode is")
-    folders = replace(folders, dataroot=str(Path(folders.dataroot).expanduser().absolute()))
-    if problems := list(mistakes(masks)):
-        raise ValueError("; ".join(problems))
-    dresscode = is_dresscode(folders.dataroot)
-    if not dresscode and mask_given:
-        raise ValueError(f"--{next(iter(mask_given))} has no place here: VITON-HD folders have masks of their own")
-    if folders.validation_data_list is None:
-        found = "test_pairs_paired.txt" if dresscode else "test_pairs.txt"
-        folders = replace(folders, validation_data_list=found)
-    check_lists(folders, config)
-    return with_paths(config, "dresscode_lora" if dresscode else "viton_hd_lora"), folders, masks
-
-
-def check_lists(folders: FolderConfig, config: TrainConfig) -> None:
-    """Raises ValueError where a list of pairs cannot be used, or DressCode's two share persons."""
-    root, train_list, validation_list = folders.dataroot, folders.train_data_list, folders.validation_data_list
-    limits = config.max_train_samples, config.max_validation_samples
-    if not is_dresscode(root):
-        viton_hd_pairs(root, "train", train_list, limits[0])
-        viton_hd_pairs(root, "test", validation_list, limits[1])
-        return
-    trained, validated = dresscode_pairs(root, train_list, limits[0]), dresscode_pairs(root, validation_list, limits[1])
-    if both := {person for person, *_ in trained} & {person for person, *_ in validated}:
-        raise ValueError(f"{train_list} and {validation_list} share {len(both)} persons: give lists that share none")
-
+from folder_lists import FolderConfig, is_dresscode, read_settings
+from tryon.cli import check_first, run_script
 
 if __name__ == "__main__":
     check_first(read_settings)  # --help and a wrong flag answer before the heavy imports
 
 import logging
 import math
-import time
 from collections import Counter
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from datetime import timedelta
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from diffusers import FluxTransformer2DModel
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from folder_datasets import load_dresscode, load_viton_hd
-from tryon.console import on_terminal, progress_bar, set_up_logging
+from tryon.config import MaskConfig, TrainConfig, seconds_of
+from tryon.console import set_up_logging
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import PromptEmbedding, SampleSource
 from tryon.evaluation.cases import paired_cases
@@ -119,21 +52,58 @@ from tryon.flux.prompts import prompt_for
 from tryon.hub import check_login
 from tryon.inference.pipeline import build_pipeline
 from tryon.report import REPORT, write_data, write_environment, write_report
+from tryon.runs import (
+    SAME_WHEN_RESUMED,
+    Refused,
+    check_identity,
+    find_checkpoint,
+    find_lora,
+    locked,
+    own_run,
+    step_of,
+)
 from tryon.share import push
+from tryon.signals import TIME_IS_UP, asked_to_stop, finishing_steps, stop_after
 from tryon.toy.model import toy_name, use_toy_model
 from tryon.training.batches import count_draws, drawn_in_step, load_batches
 from tryon.training.checkpoint import CheckpointWriter, TrainerState, load_checkpoint, tidy, verify
-from tryon.training.clock import Clock, shares
-from tryon.training.latent_cache import cache_latents, latent_files
-from tryon.training.speed import device_name, remember_speed
+from tryon.training.latent_cache import LatentData, cache_latents, latent_files
+from tryon.training.progress import Progress
+from tryon.training.speed import device_name
 from tryon.training.step import make_lr_scheduler, make_optimizer, optimiser_step
 from tryon.training.tracking import forget_metrics_after, log_metrics, start_processes, start_trackers, with_trackers
 from tryon.training.validation import make_validation, validation_picture
 
 logger = logging.getLogger(__name__)
 
-WORTH_REMEMBERING = 20  # steps: fewer say little about a run's speed
-LOG_EVERY = 10  # optimiser steps between two plain lines in the log; metrics.jsonl gets every step
+PairCounts = Mapping[str, Mapping[Category, int]]  # {what, such as "validation": {category: pairs}}
+
+
+@dataclass(frozen=True)
+class Training:
+    """What the loop needs. model: the transformer as accelerate wraps it. first_step: optimiser steps done before.
+    seen: whether the validation picture of that step is there already."""
+
+    config: TrainConfig
+    run: Path
+    accelerator: Accelerator
+    identity: dict[str, Any]  # see TrainerState
+    latents: LatentData
+    prompts: dict[Category, PromptEmbedding]
+    transformer: FluxTransformer2DModel
+    model: nn.Module
+    optimizer: Optimizer
+    lr_scheduler: LRScheduler
+    validate: Callable[[int], None]  # see make_validation
+    facts: LoraFacts
+    first_step: int
+    max_steps: int
+    seen: bool
+
+    def drawn(self, first_step: int, step: int) -> dict[Category, int]:
+        """How many samples of each category the steps from first_step to step draw, of all processes together."""
+        per_step = samples_per_step(self.config, self.accelerator)
+        return count_draws(self.latents, self.config.balance, self.config.seed, first_step, step, per_step)
 
 
 def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource) -> Path:
@@ -154,7 +124,7 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
         if accelerator.is_main_process:
             tidy(run, checkpoint)
         try:
-            run_training(config, train_data, val_data, accelerator, checkpoint)
+            fit(setup(config, train_data, val_data, accelerator, checkpoint))
         finally:  # the curves' last points are still in memory
             with_trackers(accelerator, lambda tracker: tracker.finish())
             accelerator.trackers.clear()
@@ -162,25 +132,25 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     return run
 
 
-def run_training(
+def setup(
     config: TrainConfig,
     train_data: SampleSource,
     val_data: SampleSource,
     accelerator: Accelerator,
     checkpoint: Path | None,
-) -> None:
-    """Encodes, loads and trains, from the checkpoint where one is given."""
+) -> Training:
+    """Encodes what never changes, loads the transformer with its LoRA, and restores the checkpoint if one is given."""
     run = Path(config.output_dir)
     config = resolved(config, accelerator.device)
     dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
 
+    # The models' files, and whether the checkpoint belongs to them and to the data: nothing is computed before.
     with accelerator.main_process_first():  # one downloads, the others find it
         files = fetch_training_models(config, accelerator.device)
-
     train_files = latent_files(train_data, files, config, dtype)
-    state = TrainerState(step=0, identity=run_identity(config, files, train_files))
+    identity = run_identity(config, files, train_files)
     if checkpoint:
-        check_identity(checkpoint, state.identity)
+        check_identity(checkpoint, identity)
 
     # Text encoders and VAE first: the prompts and pictures never change, so they are encoded once, and the text
     # encoders are gone before the transformer arrives. The VAE stays, for the validation pictures.
@@ -190,103 +160,117 @@ def run_training(
     train_latents = cache_latents(train_data, train_files, "training samples", vae, config, accelerator)
     val_latents = cache_latents(val_data, val_files, "validation samples", vae, config, accelerator)
 
+    # The transformer: frozen weights where they fit, a LoRA in every layer, an optimiser for the LoRA alone.
     transformer = load_transformer(files.transformer, dtype)
     init_lora = find_lora(config.init_lora) if config.init_lora else None
     parameters = prepare_transformer(transformer, config, accelerator.device, init_lora)
     optimizer = make_optimizer(config, parameters)
-    samples_per_step = config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
-    max_steps = config.max_train_steps
+
+    # Where it goes on from.
+    step, max_steps = 0, config.max_train_steps
     if config.num_train_epochs:
-        max_steps = math.ceil(config.num_train_epochs * len(train_latents.categories) / samples_per_step)
+        rows = len(train_latents.categories)
+        max_steps = math.ceil(config.num_train_epochs * rows / samples_per_step(config, accelerator))
     if checkpoint:
-        state = load_checkpoint(checkpoint, state.identity, transformer, optimizer)
-        if state.step >= max_steps:
-            raise Refused(f"{checkpoint} is at step {state.step} of {max_steps}: give more --max_train_steps")
+        state = load_checkpoint(checkpoint, identity, transformer, optimizer)
+        step = state.step
+        if step >= max_steps:
+            raise Refused(f"{checkpoint} is at step {step} of {max_steps}: give more --max_train_steps")
         if state.safest_attention:
             fall_back(transformer)
-        forget_metrics_after(run, state.step)
-        logger.info("resumed from %s at step %d", checkpoint, state.step)
-    lr_scheduler = make_lr_scheduler(config, optimizer, state.step, max_steps)
+        forget_metrics_after(run, step)
+        logger.info("resumed from %s at step %d", checkpoint, step)
+    lr_scheduler = make_lr_scheduler(config, optimizer, step, max_steps)
 
-    seen = validation_picture(run, state.step).exists()  # asked by all before one can draw it
+    seen = validation_picture(run, step).exists()  # asked by all before one can draw it
     model = accelerator.prepare(transformer)  # autocast and, with several processes, DDP
     pipeline = build_pipeline(transformer, vae, load_scheduler(files.base))
-    look = make_validation(config, accelerator, pipeline, val_data, val_latents, prompts, run)
-
-    writer = CheckpointWriter(run, config.checkpoints_total_limit)
-
-    def validate(step: int) -> None:
-        look(step)
-        writer.wait()  # the report names the newest checkpoint
-        drawn = count_draws(train_latents, config.balance, config.seed, 0, step, samples_per_step)
-        log_metrics(accelerator, run, step, {f"drawn/{category}": count for category, count in drawn.items()})
-        if accelerator.is_main_process and (run / "config.json").is_file():  # none where train() is called as a library
-            write_report(run)
-
+    validate = make_validation(config, accelerator, pipeline, val_data, val_latents, prompts, run)
     if accelerator.is_main_process:
         write_environment(run, device_name(accelerator.device))
-    clock, begun = Clock(accelerator.device), time.monotonic()
-    if state.step == 0 or (state.step % config.validation_steps == 0 and not seen):  # it was stopped before it looked
-        with clock.part("validation"):
-            validate(state.step)
-    spent: Counter[str] = Counter()  # seconds by part
+    return Training(
+        config, run, accelerator, identity, train_latents, prompts, transformer, model, optimizer, lr_scheduler,
+        validate, lora_facts(config, train_data), step, max_steps, seen,
+    )  # fmt: skip
 
-    def take_time() -> None:
-        seconds = clock.take()
-        spent.update(seconds)
-        log_metrics(accelerator, run, state.step, {f"time/{part}": each for part, each in seconds.items()})
 
-    model.train()
-    batches = iter(load_batches(config, train_latents, prompts, accelerator, state.step, max_steps))
-    is_shown = accelerator.is_main_process and on_terminal()  # a log has lines of every tenth step
-    bar = progress_bar(max_steps, "training", is_shown, initial=state.step)
-    started, first_step = time.monotonic(), state.step
+def fit(training: Training) -> None:
+    """Trains to the last step, and saves and validates on the way.
+
+    Leaves the process after a step, saved, where a signal has come or --max_time is over.
+    """
+    config, accelerator, step = training.config, training.accelerator, training.first_step
+    progress = Progress(config, accelerator, training.run, step, training.max_steps)
+    writer = CheckpointWriter(training.run, config.checkpoints_total_limit)
+
+    # What the pictures look like before; a resumed run may have been stopped before it looked.
+    if step == 0 or (step % config.validation_steps == 0 and not training.seen):
+        with progress.clock.part("validation"):
+            look(training, step, writer)
+
+    training.model.train()
+    batches = iter(load_batches(config, training.latents, training.prompts, accelerator, step, training.max_steps))
+    progress.start()
     with finishing_steps(), writer:
-        while state.step < max_steps:
-            samples = partial(drawn_in_step, train_latents, config, state.step, accelerator.num_processes)
+        while step < training.max_steps:
+            # One update, from the gradients of all micro-batches.
+            samples = partial(drawn_in_step, training.latents, config, step, accelerator.num_processes)
             metrics = optimiser_step(
-                config, state.step, model, batches, optimizer, lr_scheduler, accelerator, clock, samples
-            )
-            state = replace(state, step=state.step + 1, safest_attention=uses_safest(transformer))
-            log_metrics(accelerator, run, state.step, metrics)
-            words = "loss {train/loss:.4f}, lr {train/learning_rate:.1e}, {train/seconds:.2f} s/step"
-            words = words.format_map(metrics)
-            bar.set_postfix_str(words, refresh=False)
-            bar.update()
-            if state.step % LOG_EVERY == 0 or state.step == max_steps:
-                left = (time.monotonic() - started) / (state.step - first_step) * (max_steps - state.step)
-                logger.info("step %d/%d: %s, %s left", state.step, max_steps, words, timedelta(seconds=round(left)))
-                take_time()
+                config, step, training.model, batches, training.optimizer, training.lr_scheduler, accelerator,
+                progress.clock, samples,
+            )  # fmt: skip
+            step += 1
+            progress.show(step, metrics)
+
+            # A checkpoint that could not be written ends the training, as its loss would be noticed too late. All
+            # processes stop after the same step.
+            writer.raise_if_failed()
+            is_last, stop = step == training.max_steps, agreed_stop(accelerator)
 
             # Once in a while: save, then look. A picture that fails must not cost the weights it shows.
-            writer.raise_if_failed()
-            stop = agreed_stop(accelerator)
-            if state.step % config.checkpointing_steps == 0 or state.step == max_steps or stop:
-                with clock.part("checkpoint"):
-                    if accelerator.is_main_process:
-                        facts = lora_facts(config, train_data, state.step)
-                        writer.save(state, facts, transformer, optimizer)
-                    if state.step == max_steps or stop:
-                        writer.wait()
-                        accelerator.wait_for_everyone()  # one that leaves takes the others with it
+            if step % config.checkpointing_steps == 0 or is_last or stop:
+                with progress.clock.part("checkpoint"):
+                    save(training, step, writer, wait=is_last or stop > 0)
             if stop == TIME_IS_UP:
                 logger.info("--max_time %s is over", config.max_time)
-            if stop > 128 or (stop and state.step < max_steps):
-                bar.close()
+            if stop > 128 or (stop and not is_last):
+                progress.close()
                 raise SystemExit(stop)
-            if state.step % config.validation_steps == 0 or state.step == max_steps:
-                with clock.part("validation"):
-                    validate(state.step)
+            if step % config.validation_steps == 0 or is_last:
+                with progress.clock.part("validation"):
+                    look(training, step, writer)
     if (stop := asked_to_stop()) > 128:  # while the last pictures were drawn
         raise SystemExit(stop)
-    bar.close()
-    take_time()
-    if accelerator.is_main_process and state.step - first_step >= WORTH_REMEMBERING:
-        trained = sum(spent[part] for part in STEP_PARTS)
-        remember_speed(config, accelerator.device, trained / (state.step - first_step))
-    logger.info("where time went: %s", shares(spent, time.monotonic() - begun))
-    drawn = count_draws(train_latents, config.balance, config.seed, first_step, state.step, samples_per_step)
+    progress.finish(step)
+    drawn = training.drawn(training.first_step, step)
     logger.info("drawn: %s", ", ".join(f"{count} {category}" for category, count in drawn.items()))
+
+
+def save(training: Training, step: int, writer: CheckpointWriter, wait: bool) -> None:
+    """Begins to write a checkpoint, on the main process. wait: until it is written, on all: a process that leaves takes
+    the others with it."""
+    if training.accelerator.is_main_process:
+        state = TrainerState(step, training.identity, uses_safest(training.transformer))
+        writer.save(state, replace(training.facts, step=step), training.transformer, training.optimizer)
+    if wait:
+        writer.wait()
+        training.accelerator.wait_for_everyone()
+
+
+def look(training: Training, step: int, writer: CheckpointWriter) -> None:
+    """Validates, and writes the run's report as it is by now."""
+    training.validate(step)
+    writer.wait()  # the report names the newest checkpoint
+    drawn = {f"drawn/{category}": count for category, count in training.drawn(0, step).items()}
+    log_metrics(training.accelerator, training.run, step, drawn)
+    has_settings = (training.run / "config.json").is_file()  # not where train() is called as a library
+    if training.accelerator.is_main_process and has_settings:
+        write_report(training.run)
+
+
+def samples_per_step(config: TrainConfig, accelerator: Accelerator) -> int:
+    """Samples of an optimiser step, of all processes together."""
+    return config.train_batch_size * config.gradient_accumulation_steps * accelerator.num_processes
 
 
 def agreed_stop(accelerator: Accelerator) -> int:
@@ -355,8 +339,8 @@ def run_identity(config: TrainConfig, files: ModelFiles, train_files: list[Path]
     }
 
 
-def lora_facts(config: TrainConfig, data: SampleSource, step: int) -> LoraFacts:
-    """What the LoRA's header says of its training."""
+def lora_facts(config: TrainConfig, data: SampleSource) -> LoraFacts:
+    """What the LoRA's header says of its training, at step 0."""
     rule = data.mask_rule
     return LoraFacts(
         base=toy_name() if config.toy else config.pretrained_model_name_or_path,
@@ -367,7 +351,7 @@ def lora_facts(config: TrainConfig, data: SampleSource, step: int) -> LoraFacts:
         width=config.width,
         mask_rule=rule.name if rule else "given",
         profile=config.profile,
-        step=step,
+        step=0,
         mask_offsets=rule.offsets if rule else (0.0, 0.0, 0.0, 0.0),
         mask_parser=rule.parser if rule else None,
         num_inference_steps=config.num_inference_steps,
@@ -379,6 +363,42 @@ def evaluate_on(val_data: SampleSource, run: Path, config: TrainConfig) -> None:
     """Scores the finished run's LoRA on its first validation pairs of each category, for its report."""
     evaluate_run(run, config, {"paired": paired_cases(val_data, config.num_evaluation_samples)})
     write_report(run)
+
+
+def run_training(
+    config: TrainConfig,
+    settings: tuple[Any, ...],
+    load_data: Callable[[TrainConfig, torch.device], tuple[SampleSource, SampleSource, PairCounts]],
+    score: Callable[[SampleSource, Path, TrainConfig], None],
+    *,
+    toy_asked_for: bool,
+) -> None:
+    """A whole run, of this script or the driver: models, data, training, scores of the validation data, upload.
+
+    settings: the data's dataclasses, which go into config.json. load_data: gives training and validation data and how
+    many pairs they have; the main process calls it first. toy_asked_for: see use_toy_model.
+    """
+    state = start_processes()
+    set_up_logging(state.is_main_process)
+    if config.push_to_hub and state.is_main_process:
+        check_login(config.push_to_hub)  # a run must not fail at its end for want of it
+    if config.toy:
+        with state.main_process_first():
+            config = use_toy_model(config, toy_asked_for)
+    config = resolved(config, state.device)
+    with own_run(config, state.is_main_process, *settings):
+        with state.main_process_first():
+            fetch_training_models(config, state.device)  # what cannot be had or does not fit is refused before the data
+            train_data, val_data, pairs = load_data(config, state.device)
+        if state.is_main_process:
+            write_data(Path(config.output_dir), pairs)
+        run = train(config, train_data, val_data)
+    if config.num_evaluation_samples and state.is_main_process:
+        score(val_data, run, config)
+    if config.push_to_hub and state.is_main_process:
+        push(run, config.push_to_hub, config.private)
+    logger.info("pictures, curves, and how to use the LoRA: %s", run / REPORT)
+    logger.info("finished: %s", run)
 
 
 def folder_data(folders: FolderConfig, masks: MaskConfig, config: TrainConfig) -> tuple[SampleSource, SampleSource]:
@@ -404,27 +424,13 @@ def pairs_of(data: SampleSource) -> dict[Category, int]:
 
 def main(argv: list[str]) -> None:
     config, folders, masks = read_settings(argv)
-    state = start_processes()
-    set_up_logging(state.is_main_process)
-    if config.push_to_hub and state.is_main_process:
-        check_login(config.push_to_hub)  # a run must not fail at its end for want of it
-    train_data, val_data = folder_data(folders, masks, config)
-    if config.toy:
-        with state.main_process_first():
-            config = use_toy_model(config, asked_for="--toy" in argv)
-    config = resolved(config, state.device)
-    others = [folders, masks] if is_dresscode(folders.dataroot) else [folders]
-    with own_run(config, state.is_main_process, *others):
-        if state.is_main_process:
-            data = {"training": train_data, "validation": val_data}
-            write_data(Path(config.output_dir), {what: pairs_of(each) for what, each in data.items()})
-        run = train(config, train_data, val_data)
-    if config.num_evaluation_samples and state.is_main_process:
-        evaluate_on(val_data, run, config)
-    if config.push_to_hub and state.is_main_process:
-        push(run, config.push_to_hub, config.private)
-    logger.info("pictures, curves, and how to use the LoRA: %s", run / REPORT)
-    logger.info("finished: %s", run)
+
+    def load_data(config: TrainConfig, device: torch.device) -> tuple[SampleSource, SampleSource, PairCounts]:
+        train_data, val_data = folder_data(folders, masks, config)
+        return train_data, val_data, {"training": pairs_of(train_data), "validation": pairs_of(val_data)}
+
+    settings = (folders, masks) if is_dresscode(folders.dataroot) else (folders,)
+    run_training(config, settings, load_data, evaluate_on, toy_asked_for="--toy" in argv)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from tryon.config import TryOnConfig, mistakes, setting
+from tryon.cli import parse, run_script
+from tryon.config import TryOnConfig, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, on_terminal, progress_bar, set_up_logging
 from tryon.data.category import CATEGORIES, Category
-from tryon.entry import run_script
-from tryon.flags import parse_flags
 from tryon.flux.lora_header import LoraFacts, denoising, lora_on_disk, prompt_category, read_facts
 
 if TYPE_CHECKING:
@@ -93,24 +92,24 @@ class Pictures:
 def read_settings(argv: list[str]) -> tuple[TryOnConfig, PictureConfig]:
     """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
     description = "Dresses people in garments with a trained LoRA."
-    given, of_pictures = parse_flags(argv, "python tryon_inference_lora.py", description, TryOnConfig, PictureConfig)
-    config, pictures = TryOnConfig(**given), PictureConfig(**of_pictures)
-    problems = ["--lora is missing"] if config.lora is None else []
+    return parse(argv, "python tryon_inference_lora.py", description, TryOnConfig, PictureConfig, problems=problems_of)
+
+
+def problems_of(config: TryOnConfig, pictures: PictureConfig) -> list[str]:
+    """What is wrong with the flags beyond single values."""
     if pictures.pairs:
         alone = ("image", "garment", "mask", "worn", "output_tryon")
-        problems += [f"--{name} has no place beside --pairs" for name in alone if getattr(pictures, name)]
+        problems = [f"--{name} is for a single try-on: leave it out with --pairs" for name in alone
+                    if getattr(pictures, name)]  # fmt: skip
     else:
-        problems += mistakes_of_one(pictures)
+        problems = problems_of_one(pictures)
     if pictures.output_grid:
         problems += unwritable("--output_grid", Path(pictures.output_grid))
-    problems += [*mistakes(config), *mistakes(pictures)]
-    if problems:
-        raise ValueError("; ".join(problems))
-    return config, pictures
+    return problems
 
 
-def mistakes_of_one(pictures: PictureConfig) -> list[str]:
-    """What is wrong with a try-on that is asked for by flags."""
+def problems_of_one(pictures: PictureConfig) -> list[str]:
+    """What is wrong with the flags of a single try-on."""
     problems = [f"--{name} is missing" for name in ("image", "garment", "output_tryon") if not getattr(pictures, name)]
     if pictures.mask and pictures.worn:
         problems.append("give either --mask or --worn")

@@ -17,9 +17,8 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from tryon.cli import check_first, parse_flags, run_script
 from tryon.config import PROJECT, MaskConfig, TrainConfig, mistakes, setting
-from tryon.entry import check_first, run_script
-from tryon.flags import parse_flags
 
 SHARDS = 4
 VIEWS = ("front", "side", "back", "full", "additional", "flat")  # the last for every third item

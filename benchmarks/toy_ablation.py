@@ -19,6 +19,7 @@ from typing import Any, ClassVar, Literal
 
 from benchmarks.variants import check_settings
 from deepfashion_training.train_deepfashion_lora import TOY_CATEGORIES
+from tryon.cli import check_first, parse_flags, run_script
 from tryon.config import (
     PROJECT,
     TrainConfig,
@@ -27,9 +28,7 @@ from tryon.config import (
     quick_test,
     setting,
 )
-from tryon.entry import check_first, run_script
 from tryon.files import save_json
-from tryon.flags import parse_flags
 
 LENGTHS = "lengths right"  # of trousers given to people in shorts, and the reverse
 

@@ -29,10 +29,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from benchmarks.variants import check_settings, versions
+from tryon.cli import check_first, parse_flags, run_script
 from tryon.config import TrainConfig, full, on_toy, quick_test, setting
-from tryon.entry import check_first, run_script
 from tryon.files import replace_json
-from tryon.flags import parse_flags
 
 
 @dataclass(frozen=True)

@@ -14,16 +14,16 @@ libraries go by the content.
 
 import io
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from deepfashion_training.preflight import DataConfig, checked_data_path
-from tryon.config import MaskConfig, TrainConfig, mistakes, setting
+from tryon.cli import parse, run_script
+from tryon.config import MaskConfig, TrainConfig, setting
 from tryon.console import load_libraries, progress_bar, set_up_logging
-from tryon.entry import run_script
 from tryon.files import replacing
-from tryon.flags import parse_flags
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -50,15 +50,15 @@ class ExportConfig:
 def read_settings(argv: list[str]) -> ExportConfig:
     """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
     command = "python -m deepfashion_training.export_viton_hd <data set> <folder>"
-    (given,) = parse_flags(argv, command, "Writes a data set's pairs as VITON-HD folders.", ExportConfig)
-    config = ExportConfig(**given)
-    problems = list(mistakes(config))
+    description = "Writes a data set's pairs as VITON-HD folders."
+    (config,) = parse(argv, command, description, ExportConfig, problems=problems_of)
+    return replace(config, dataset_name=checked_data_path(config.dataset_name))
+
+
+def problems_of(config: ExportConfig) -> Iterator[str]:
+    """What is wrong with the flags beyond single values."""
     if Path(config.folder).expanduser().exists():
-        problems.append(f"{config.folder} exists: remove it or name another folder")
-    if problems:
-        raise ValueError("; ".join(problems))
-    checked_data_path(config.dataset_name)
-    return config
+        yield f"{config.folder} exists: remove it or name another folder"
 
 
 def main(argv: list[str]) -> None:
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> None:
 
     folder = Path(config.folder).expanduser().absolute()
     train, validation = load_deepfashion(
-        DataConfig(dataset_name=checked_data_path(config.dataset_name)),
+        DataConfig(dataset_name=config.dataset_name),
         MaskConfig(variants=1),
         TrainConfig(
             seed=config.seed,

@@ -11,18 +11,17 @@ import html
 import io
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.preflight import REFERENCES, DataConfig, checked_data
-from tryon.config import PROJECT, MaskConfig, TrainConfig, mistakes, setting
+from tryon.cli import parse, run_script
+from tryon.config import PROJECT, MaskConfig, TrainConfig, setting
 from tryon.console import load_libraries, set_up_logging
-from tryon.entry import run_script
-from tryon.flags import parse_flags
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -69,15 +68,14 @@ def read_settings(argv: list[str]) -> tuple[InspectConfig, DataConfig, MaskConfi
     """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
     command = "python -m deepfashion_training.inspect_dataset <data set>"
     description = "Says what a data set holds, and whether training can begin."
-    given, of_data, of_masks = parse_flags(argv, command, description, InspectConfig, DataConfig, MaskConfig)
-    config, masks = InspectConfig(**given), MaskConfig(**of_masks)
-    if "dataset_name" in of_data:
-        raise ValueError(
-            f"--dataset_name {of_data['dataset_name']} has no place here: name the data set without a flag"
-        )
-    if problems := list(mistakes(config)):
-        raise ValueError("; ".join(problems))
-    return config, checked_data(DataConfig(dataset_name=config.data_set, **of_data), masks, toy=False), masks
+    config, data, masks = parse(argv, command, description, InspectConfig, DataConfig, MaskConfig, problems=problems_of)
+    return config, checked_data(replace(data, dataset_name=config.data_set), masks, toy=False), masks
+
+
+def problems_of(config: InspectConfig, data: DataConfig, masks: MaskConfig) -> Iterator[str]:
+    """What is wrong with the flags beyond single values."""
+    if data.dataset_name:
+        yield f"--dataset_name {data.dataset_name} was given: name the data set without a flag"
 
 
 def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Findings:

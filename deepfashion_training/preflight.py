@@ -1,7 +1,7 @@
 """What is checked before anything heavy is imported: flags, data path, device, run folder.
 
 The launcher runs this as a module. It prints what the launcher needs to know, one value a line: the folder through
-which the processes talk to it (tryon.entry; created, with the pipe in it), the run's folder (created), the number of
+which the processes talk to it (tryon.signals; created, with the pipe in it), the run's folder (created), the number of
 processes, CPU threads for each, `cuda` or `cpu`, the precision.
 """
 
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
+from tryon.cli import checked, parse_flags, run_script
 from tryon.config import (
     DEFAULT_PARSER,
     HUB_NAME,
@@ -19,12 +20,9 @@ from tryon.config import (
     PlanConfig,
     TrainConfig,
     cuda_device_count,
-    mistakes,
     resolve,
     setting,
 )
-from tryon.entry import run_script
-from tryon.flags import parse_flags
 from tryon.runs import locked, with_paths
 
 DEEPFASHION = "SaffalPoosh/deepFashion-with-masks"
@@ -60,12 +58,11 @@ class DataConfig:
 
 def read_settings(argv: list[str]) -> tuple[TrainConfig, DataConfig, MaskConfig, PlanConfig]:
     """The run's resolved configuration, paths made absolute. Raises ValueError, in one sentence, for every mistake."""
-    given, data_given, mask_given, plan_given = parse_flags(
-        argv, COMMAND, DESCRIPTION, TrainConfig, DataConfig, MaskConfig, PlanConfig
-    )
-    plan, masks = PlanConfig(**plan_given), MaskConfig(**mask_given)
+    others = (DataConfig, MaskConfig, PlanConfig)
+    given, *rest = parse_flags(argv, COMMAND, DESCRIPTION, TrainConfig, *others)
+    data, masks, plan = checked(others, rest)
     config = resolve(given, cuda_device_count(), plan)
-    data = checked_data(DataConfig(**data_given), masks, config.toy)
+    data = checked_data(data, masks, config.toy)
     return with_paths(config, "deepfashion_lora"), data, masks, plan
 
 
@@ -74,7 +71,7 @@ def checked_data(data: DataConfig, masks: MaskConfig, toy: bool) -> DataConfig:
 
     Raises ValueError for every mistake.
     """
-    problems = list(mistakes(masks))
+    problems = []
     if masks.mask_rule != "rectangle" and data.parser is None:
         problems.append(
             f"--mask_rule {masks.mask_rule} has to know the person's parts: name a --parser, or use the rule rectangle"

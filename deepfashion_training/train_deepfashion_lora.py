@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deepfashion_training.preflight import (
     DEEPFASHION,
@@ -16,11 +17,15 @@ from deepfashion_training.preflight import (
     read_settings,
     toy_data_folder,
 )
+from tryon.cli import run_script
 from tryon.config import MaskConfig, PlanConfig, TrainConfig
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
-from tryon.data.category import CATEGORIES, MaskRule
-from tryon.entry import run_script
-from tryon.runs import own_run
+from tryon.data.category import CATEGORIES
+
+if TYPE_CHECKING:
+    import torch
+
+    from tryon.data.sample import SampleSource
 
 logger = logging.getLogger(__name__)
 
@@ -39,51 +44,30 @@ def main(argv: list[str]) -> None:
         if not check_for(config, plan):
             raise SystemExit(1)
         return
-    drawn = data.dataset_name is None  # the toy's own data
 
     from deepfashion_training.deepfashion_dataset import load_deepfashion, pairs_by_reference
     from deepfashion_training.inspect_dataset import describe
-    from tryon.hub import check_login
+    from train_flux_inpaint import PairCounts, evaluate_on, run_training
     from tryon.training.tracking import start_processes
 
-    state = start_processes()
-    set_up_logging(state.is_main_process)
-    if config.push_to_hub and state.is_main_process:
-        check_login(config.push_to_hub)  # a run must not fail at its end for want of it
-    if config.toy:
-        from tryon.toy.model import use_toy_model
+    drawn = data.dataset_name is None  # the toy's own data
+    if drawn:
+        data = replace(data, dataset_name=str(toy_data_folder(config.data_cache_dir)))
 
-        with state.main_process_first():
-            config = use_toy_model(config, asked_for="--toy" in argv)
-            if data.dataset_name is None:
-                data = replace(data, dataset_name=str(toy_data(config)))
-
-    from train_flux_inpaint import evaluate_on, train
-    from tryon.flux.load import fetch_training_models
-    from tryon.flux.memory import resolved
-    from tryon.report import REPORT, write_data
-    from tryon.share import push
-
-    config = resolved(config, state.device)
-    with own_run(config, state.is_main_process, data, masks):
-        with state.main_process_first():
-            fetch_training_models(config, state.device)  # what cannot be had or does not fit is refused before the data
-            train_data, val_data = load_deepfashion(data, masks, config, state.device)
-        if state.is_main_process:
-            write_data(Path(config.output_dir), pairs_by_reference(train_data, val_data))
-        if state.is_main_process and not drawn:
+    def load_data(config: TrainConfig, device: "torch.device") -> "tuple[SampleSource, SampleSource, PairCounts]":
+        if drawn:
+            draw_toy_data(Path(data.dataset_name))
+        train_data, val_data = load_deepfashion(data, masks, config, device)
+        if start_processes().is_main_process and not drawn:
             found = describe(train_data, val_data)
             for line in found.lines:
                 logger.info("  %s", line)
             for line in found.warnings:
                 logger.warning("warning: %s", line)
-        run = train(config, train_data, val_data)
-    if config.num_evaluation_samples and state.is_main_process:
-        evaluate_on_drawings(run, config, val_data.mask_rule) if drawn else evaluate_on(val_data, run, config)
-    if config.push_to_hub and state.is_main_process:
-        push(run, config.push_to_hub, config.private)
-    logger.info("pictures, curves, and how to use the LoRA: %s", run / REPORT)
-    logger.info("finished: %s", run)
+        return train_data, val_data, pairs_by_reference(train_data, val_data)
+
+    score = evaluate_on_drawings if drawn else evaluate_on
+    run_training(config, (data, masks), load_data, score, toy_asked_for="--toy" in argv)
 
 
 def check_for(config: TrainConfig, plan: PlanConfig) -> bool:
@@ -130,30 +114,28 @@ def plan_of(config: TrainConfig, data: DataConfig, masks: MaskConfig, plan: Plan
     ]
 
 
-def evaluate_on_drawings(run: Path, config: TrainConfig, rule: MaskRule) -> None:
-    """Scores the run's LoRA on drawings, which have unpaired truths too, under the rule that hid what it learnt."""
+def evaluate_on_drawings(val_data: "SampleSource", run: Path, config: TrainConfig) -> None:
+    """Scores the run's LoRA on drawings, which have unpaired truths too, under the mask rule of its validation data."""
     from tryon.evaluation.run_scores import evaluate_run
     from tryon.report import write_report
     from tryon.toy.examples import EVALUATION_SEED, DrawnData, drawn_cases, lengths_right
 
     count = len(CATEGORIES) * config.num_evaluation_samples
     size = config.height, config.width
-    paired = DrawnData(count, EVALUATION_SEED, CATEGORIES, *size, mask_rule=rule)
+    paired = DrawnData(count, EVALUATION_SEED, CATEGORIES, *size, mask_rule=val_data.mask_rule)
     unpaired = replace(paired, unpaired=True)
     cases = {"paired": drawn_cases(paired), "unpaired": drawn_cases(unpaired)}
     evaluate_run(run, config, cases, partial(lengths_right, unpaired))
     write_report(run)
 
 
-def toy_data(config: TrainConfig) -> Path:
-    """The folder of the toy's data set, which is drawn where it is not there yet."""
+def draw_toy_data(folder: Path) -> None:
+    """Draws the toy's data set into the folder where it is not there yet."""
     from tryon.toy.dataset import write_dataset
 
-    folder = toy_data_folder(config.data_cache_dir)
     if not folder.exists():
         logger.info("drawing the toy's data into %s", folder)
         write_dataset(folder, items=TOY_ITEMS, seed=0, views=TOY_VIEWS, every_flat=True, categories=TOY_CATEGORIES)
-    return folder
 
 
 if __name__ == "__main__":

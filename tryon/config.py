@@ -1,4 +1,4 @@
-"""Every setting of a training run: dataclass fields, which tryon.flags makes a command line from, and the profiles.
+"""Every setting of a training run: dataclass fields, which tryon.cli makes a command line from, and the profiles.
 
 Nothing heavy is imported here, so that `--help` and a wrong flag answer at once.
 """
@@ -37,10 +37,18 @@ TOY_NOTICE = "it dresses drawn people, nobody in photographs"
 
 
 def setting(
-    default: Any, help: str, least: float | None = None, most: float | None = None, *, positional: bool = False
+    default: Any,
+    help: str,
+    least: float | None = None,
+    most: float | None = None,
+    *,
+    needed: bool = False,
+    positional: bool = False,
 ) -> Any:
-    """A dataclass field that becomes a flag, or a needed argument: its help text, and the closed range of its value."""
-    return field(default=default, metadata={"help": help, "least": least, "most": most, "positional": positional})
+    """A dataclass field that becomes a flag: its help text, the closed range of its value, and whether it must be
+    given; positional: an argument without a flag, which must be given too."""
+    limits = {"least": least, "most": most}
+    return field(default=default, metadata={"help": help, **limits, "needed": needed, "positional": positional})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +183,7 @@ class MaskConfig:
 class TryOnConfig:
     """Which LoRA dresses people, on which models, at which size. What is not given comes from the LoRA's header."""
 
-    lora: str | None = setting(None, "a run, a checkpoint, a folder, a .safetensors file or a hub name; needed")
+    lora: str | None = setting(None, "a run, a checkpoint, a folder, a .safetensors file or a hub name", needed=True)
     lora_scale: float = setting(1.0, "strength of the LoRA; 0 is the model without it", 0)
     base: str | None = setting(None, "hub name or folder of FLUX.1-dev; as trained if not given")
     transformer: str | None = setting(
@@ -288,9 +296,9 @@ def cuda_device_count() -> int:
 def resolve(given: dict[str, Any], cuda_devices: int, plan: PlanConfig = PlanConfig()) -> TrainConfig:
     """The run's configuration: the profile, the toy's settings where it is used, then the flags given.
 
-    Without a CUDA device the quick test runs on the toy, unless it is planned for another machine, whose devices nobody
-    can count. Raises ValueError with every mistake in one sentence, and for
-    a profile that needs a GPU where there is none.
+    Without a CUDA device the quick test runs on the toy, unless it is planned for another machine, whose devices cannot
+    be counted from here. Raises ValueError with every mistake in one sentence, and for a profile that needs a GPU where
+    there is none.
     """
     if plan.plan and plan.gpu_memory:
         cuda_devices = given.get("num_processes", 1)
@@ -300,7 +308,7 @@ def resolve(given: dict[str, Any], cuda_devices: int, plan: PlanConfig = PlanCon
     if config.offload:
         checkpointing, compiled = given.get("gradient_checkpointing", "full"), given.get("compile", False)
         config = replace(config, gradient_checkpointing=checkpointing, compile=compiled)
-    problems = [*mistakes(config), *mistakes(plan)]
+    problems = list(mistakes(config))
     if plan.check and plan.plan:
         problems.append("--check measures and --plan foretells: give one of them")
     if not plan.plan and plan.gpu_memory:
@@ -311,7 +319,7 @@ def resolve(given: dict[str, Any], cuda_devices: int, plan: PlanConfig = PlanCon
         models = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
         why = "--toy was given" if given.get("toy") else "there is no GPU"
         problems += [
-            f"--{name} has no place here, because {why} and the toy model is used" for name in models if name in given
+            f"--{name} was given, but {why} and the toy model is used: leave it out" for name in models if name in given
         ]
     if problems:
         raise ValueError("; ".join(problems))

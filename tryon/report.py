@@ -15,11 +15,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from tryon.cli import parse, run_script
 from tryon.config import PROFILES, TOY_NOTICE, MaskConfig, on_toy, setting
 from tryon.data.category import CATEGORIES
-from tryon.entry import run_script
 from tryon.files import save_json
-from tryon.flags import parse_flags
 from tryon.runs import OCCASIONAL_PARTS, STEP_PARTS, WARNINGS, checkpoints, lora_file
 
 Scores = dict[str, dict[str, float]]
@@ -291,8 +290,8 @@ class ReportConfig:
 
 
 def main(argv: list[str]) -> None:
-    (given,) = parse_flags(argv, "python -m tryon.report", "Makes a run's report.html anew.", ReportConfig)
-    print(write_report(Path(given["run"]).expanduser()))
+    (config,) = parse(argv, "python -m tryon.report", "Writes a run's report.html again.", ReportConfig)
+    print(write_report(Path(config.run).expanduser()))
 
 
 if __name__ == "__main__":

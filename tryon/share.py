@@ -19,11 +19,10 @@ from typing import Any
 from huggingface_hub import ModelCardData
 from safetensors.numpy import load_file, save_file
 
+from tryon.cli import parse, run_script
 from tryon.config import HUB_NAME, mistaken_upload, setting
 from tryon.console import set_up_logging
 from tryon.data.category import CATEGORIES
-from tryon.entry import run_script
-from tryon.flags import parse_flags
 from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, read_facts, read_header
 from tryon.flux.prompts import prompt_for
 from tryon.hub import check_login, upload
@@ -359,11 +358,13 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
 
 
+def problems_of(config: ShareConfig) -> Iterable[str]:
+    """What is wrong with the flags beyond single values."""
+    return mistaken_upload(config.push_to_hub, config.private)
+
+
 def main(argv: list[str]) -> None:
-    (given,) = parse_flags(argv, "python -m tryon.share", "Shares a run's LoRA.", ShareConfig)
-    config = ShareConfig(**given)
-    if problems := list(mistaken_upload(config.push_to_hub, config.private)):
-        raise ValueError("; ".join(problems))
+    (config,) = parse(argv, "python -m tryon.share", "Shares a run's LoRA.", ShareConfig, problems=problems_of)
     set_up_logging(is_main_process=True)
     run = Path(config.run).expanduser()
     if config.push_to_hub:

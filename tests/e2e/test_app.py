@@ -395,7 +395,7 @@ def test_a_page_outlives_the_checkpoint_that_it_began_with(loras: Path, tmp_path
 
 
 def test_what_is_missing_is_named(run: Path, data_cache: Path, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--lora is missing; --port 0 is too small"):
+    with pytest.raises(ValueError, match="--lora is missing: give a run.*; --port 0 is too small"):
         main(["--port", "0"])
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -53,5 +53,5 @@ def test_a_wrong_folder_is_refused_at_once(tmp_path: Path) -> None:
         cwd=PROJECT, env=environment(tmp_path), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert refused.returncode == 1
-    assert refused.stderr == "error: --dataroot is missing: name a folder laid out as VITON-HD or DressCode is\n"
+    assert refused.stderr == "error: --dataroot is missing: give a folder laid out as VITON-HD or DressCode is\n"
     assert not list(tmp_path.glob("viton_hd_lora*"))

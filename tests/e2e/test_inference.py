@@ -224,7 +224,7 @@ def test_what_is_refused(run: Path, pictures: Path, data_cache: Path, toy: ToyFo
         (("--lora", run, *out, "--worn", pictures / "mask.png"), "either --mask or --worn"),
         (("--lora", run, *out, "--parser", "some/parser"), "--parser has no use with --mask"),
         (("--lora", run, "--image", "nowhere.png"), "--output_tryon is missing; --image nowhere.png is no file"),
-        (("--lora", run, "--pairs", pictures / "odd.csv"), "--image has no place beside --pairs"),
+        (("--lora", run, "--pairs", pictures / "odd.csv"), "--image is for a single try-on: leave it out with --pairs"),
     ):
         with pytest.raises(ValueError, match=message):
             main(flags_for(pictures, data_cache, *flags))

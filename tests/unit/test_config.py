@@ -13,8 +13,9 @@ from deepfashion_training.export_viton_hd import ExportConfig
 from deepfashion_training.inspect_dataset import InspectConfig
 from deepfashion_training.preflight import DataConfig
 from evaluate_lora import EvaluateConfig
+from folder_lists import FolderConfig
 from pretrain_toy import PretrainConfig
-from train_flux_inpaint import FolderConfig
+from tryon.cli import parse_flags
 from tryon.config import (
     PROFILES,
     TRACKERS,
@@ -28,7 +29,6 @@ from tryon.config import (
     resolve,
     trackers,
 )
-from tryon.flags import parse_flags
 from tryon.share import ShareConfig
 from tryon_inference_lora import PictureConfig
 
@@ -91,7 +91,7 @@ def test_quick_test_falls_back_to_the_toy_only_without_a_gpu() -> None:
 
 def test_a_model_that_the_toy_would_take_the_place_of_is_refused() -> None:
     flags = {"profile": "quick_test", "pretrained_model_name_or_path": "somebody/something"}
-    with pytest.raises(ValueError, match="--pretrained_model_name_or_path has no place here, because there is no GPU"):
+    with pytest.raises(ValueError, match="--pretrained_model_name_or_path was given, but there is no GPU"):
         resolve(flags, cuda_devices=0)
     assert resolve(flags, cuda_devices=1).pretrained_model_name_or_path == "somebody/something"
 

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from folder_datasets import load_dresscode, load_viton_hd
-from train_flux_inpaint import folder_data, read_settings
+from folder_lists import read_settings
+from train_flux_inpaint import folder_data
 from tryon.config import MaskConfig
 from tryon.data.human_parser import ATR, PART_OF_LABEL
 from tryon.data.masks import PARTS
@@ -144,7 +145,7 @@ def test_the_layout_is_seen_by_its_folders(tmp_path: Path) -> None:
     assert folders.validation_data_list == "test_pairs_paired.txt" and masks.mask_rule == "parsing"
     viton = write_viton_hd(tmp_path / "viton")
     assert read_settings(["--toy", "--dataroot", str(viton)])[1].validation_data_list == "test_pairs.txt"
-    with pytest.raises(ValueError, match="--mask_left has no place here: VITON-HD folders have masks of their own"):
+    with pytest.raises(ValueError, match="--mask_left was given, but VITON-HD folders have their own masks"):
         read_settings(["--toy", "--dataroot", str(viton), "--mask_left", "0.1"])
     with pytest.raises(ValueError, match="--mask_growth 2.0 is too large: give at most 1"):
         read_settings(["--toy", "--dataroot", str(dresscode), "--mask_growth", "2"])

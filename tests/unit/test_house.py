@@ -90,11 +90,21 @@ def test_the_driver_calls_the_loop_and_patches_nothing() -> None:
         for node in ast.walk(ast.parse(driver.read_text()))
         if isinstance(node, ast.ImportFrom) and node.module == "train_flux_inpaint"
     ]
-    assert [[alias.name for alias in node.names] for node in uses] == [["evaluate_on", "train"]]
+    assert [[alias.name for alias in node.names] for node in uses] == [["PairCounts", "evaluate_on", "run_training"]]
 
 
 def test_settings_and_run_names_import_nothing_heavy() -> None:
-    light = ("config", "runs", "entry", "console", "files", "data/category", "flux/prompts", "flux/lora_header")
+    light = (
+        "config",
+        "cli",
+        "signals",
+        "runs",
+        "console",
+        "files",
+        "data/category",
+        "flux/prompts",
+        "flux/lora_header",
+    )
     for name in (*(f"tryon/{each}.py" for each in light), "folder_lists.py", "deepfashion_training/preflight.py"):
         heavy = {"torch", "numpy", "diffusers", "transformers", "accelerate", "datasets", "PIL"}
         assert not {module.split(".")[0] for module in imports_of(PROJECT / name)} & heavy

@@ -9,11 +9,10 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
+from tryon.cli import parse, run_script
 from tryon.config import setting
 from tryon.console import set_up_logging
 from tryon.data.category import CATEGORIES, Category
-from tryon.entry import run_script
-from tryon.flags import parse_flags
 from tryon.toy.drawing import draw_garment, draw_person
 from tryon.toy.people import VIEW, random_example
 
@@ -48,9 +47,9 @@ def write_pictures(folder: Path) -> list[tuple[Path, Path, Category]]:
 
 
 def main(argv: list[str]) -> None:
-    (given,) = parse_flags(argv, "python -m tryon.toy.draw", "Draws people and garments.", DrawConfig)
+    (config,) = parse(argv, "python -m tryon.toy.draw", "Draws people and garments.", DrawConfig)
     set_up_logging(is_main_process=True)
-    for person, garment, category in write_pictures(Path(given["folder"]).expanduser()):
+    for person, garment, category in write_pictures(Path(config.folder).expanduser()):
         logger.info("%s and %s: --category %s", person, garment, category)
 
 

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 from tryon.config import TrainConfig
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import PromptEmbedding
-from tryon.entry import leave_signals_to_the_process
 from tryon.flux.encode import collate
+from tryon.signals import ignore_in_worker
 from tryon.training.latent_cache import LatentData
 
 POWER = {"none": 1.0, "sqrt": 0.5, "equal": 0.0}  # a category with n rows gets a share proportional to n ** POWER
@@ -39,7 +39,7 @@ def load_batches(
         batch_sampler=[[next(order) for _ in range(global_batch)][own] for _ in range(batches)],
         collate_fn=partial(collate, prompts=prompts),
         num_workers=config.dataloader_num_workers,
-        worker_init_fn=leave_signals_to_the_process,
+        worker_init_fn=ignore_in_worker,
         pin_memory=accelerator.device.type == "cuda",
     )
 

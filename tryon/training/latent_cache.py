@@ -30,10 +30,10 @@ from tryon.data.sample import (
     UnreadablePicture,
     check_unreadable,
 )
-from tryon.entry import asked_to_stop, leave_signals_to_the_process
 from tryon.files import files_fingerprint, free_disk
 from tryon.flux.encode import encode_sample
 from tryon.flux.load import ModelFiles
+from tryon.signals import asked_to_stop, ignore_in_worker
 from tryon.tensor_files import content_key, drop_damaged, read_whole, write_whole
 from tryon.units import gigabytes
 
@@ -109,7 +109,7 @@ def read_ahead(samples: SampleSource, indices: list[int], workers: int, device: 
         batch_size=None,
         sampler=indices,
         num_workers=min(workers, len(indices)),
-        worker_init_fn=leave_signals_to_the_process,
+        worker_init_fn=ignore_in_worker,
         pin_memory=device.type == "cuda",
     )
 

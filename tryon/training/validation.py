@@ -14,10 +14,10 @@ from tryon.config import TrainConfig
 from tryon.data.category import Category
 from tryon.data.grid import draw_grid, pick_for_grid
 from tryon.data.sample import PromptEmbedding, SampleSource, TryOnSample, make_diptych, split_diptych, to_picture
-from tryon.entry import asked_to_stop
 from tryon.flux.encode import collate, to_device
 from tryon.flux.flow_matching import draw_sigma_and_noise, fill_loss, interpolate
 from tryon.inference.pipeline import try_on_batch
+from tryon.signals import asked_to_stop
 from tryon.training.latent_cache import LatentData
 from tryon.training.tracking import log_metrics, log_picture
 

@@ -98,7 +98,7 @@ def test_only_what_a_pair_needs_is_asked_of_it(tmp_path: Path, capsys: pytest.Ca
 def test_wrong_flags_are_refused() -> None:
     with pytest.raises(ValueError, match="required: data_set"):
         read_settings([])
-    with pytest.raises(ValueError, match="--dataset_name x/y has no place here: name the data set without a flag"):
+    with pytest.raises(ValueError, match="--dataset_name x/y was given: name the data set without a flag"):
         read_settings(["a/b", "--dataset_name", "x/y"])
     with pytest.raises(ValueError, match="neither a folder nor a hub name"):
         read_settings(["no/such/data"])

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from tryon.entry import run_script
 
 from benchmarks import hardware_needs
 from conftest import PROJECT
 from tryon.config import TrainConfig, full, on_toy
-from tryon.entry import run_script
 from tryon.flux import memory
 from tryon.flux.load import FILL_CONFIG, load_transformer
 from tryon.flux.lora import TARGET_MODULES, add_lora

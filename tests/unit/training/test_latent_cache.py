@@ -18,11 +18,11 @@ from conftest import PROJECT, ListSource, make_sample
 from tryon.config import TrainConfig, on_toy
 from tryon.data.category import MaskRule
 from tryon.data.sample import TryOnSample, UnreadablePicture
-from tryon.entry import stop_after
 from tryon.flux.encode import encode_sample
 from tryon.flux.load import ModelFiles, load_text_encoders, load_vae
 from tryon.flux.prompt_cache import _device_for, cache_prompts
 from tryon.flux.prompts import FIXED_PROMPT
+from tryon.signals import stop_after
 from tryon.toy.model import ToyFolders
 from tryon.training.latent_cache import cache_latents, latent_files, read_latents
 

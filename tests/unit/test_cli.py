@@ -15,7 +15,7 @@ def test_a_signal_ends_even_what_waits_for_its_threads() -> None:
     code = """
 import time
 from concurrent.futures import ThreadPoolExecutor
-from tryon import entry
+from tryon import cli, signals
 
 def main(argv):
     with ThreadPoolExecutor() as pool:
@@ -23,8 +23,8 @@ def main(argv):
         print("waiting", flush=True)
         time.sleep(600)
 
-entry.GRACE_SECONDS = 0.5
-entry.run_script(main)
+signals.GRACE_SECONDS = 0.5
+cli.run_script(main)
 """
     process = subprocess.Popen(
         [sys.executable, "-c", code], cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -39,17 +39,17 @@ entry.run_script(main)
 def test_a_loop_finishes_its_step_at_the_first_signal_and_ends_at_the_second() -> None:
     code = """
 import sys, time
-from tryon import entry
+from tryon import cli, signals
 
 def main(argv):
-    with entry.finishing_steps():
+    with signals.finishing_steps():
         print("training", flush=True)
-        while not (argv and entry.asked_to_stop()):
+        while not (argv and signals.asked_to_stop()):
             time.sleep(0.01)
     print("saved", flush=True)
-    raise SystemExit(entry.asked_to_stop())
+    raise SystemExit(signals.asked_to_stop())
 
-entry.run_script(main)
+cli.run_script(main)
 """
     for flags, signals in ((["polite"], 1), ([], 2)):
         process = subprocess.Popen(
@@ -75,7 +75,7 @@ entry.run_script(main)
 def test_what_ends_a_worker_is_one_sentence() -> None:
     code = """
 import os, signal, torch
-from tryon import entry
+from tryon import cli, signals
 from torch.utils.data import DataLoader, Dataset
 
 class Latents(Dataset):
@@ -87,7 +87,7 @@ class Latents(Dataset):
         if torch.utils.data.get_worker_info():
             os.kill(os.getpid(), signal.SIGKILL)
 
-entry.run_script(lambda argv: list(DataLoader(Latents(), num_workers=1)))
+cli.run_script(lambda argv: list(DataLoader(Latents(), num_workers=1)))
 """
     for mode, sentence in (
         ("damaged", "error: the cached latents are damaged\n"),
