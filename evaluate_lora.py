@@ -16,8 +16,6 @@ from deepfashion_training.preflight import DataConfig, checked_data_path, toy_da
 from folder_lists import dresscode_pairs, is_dresscode, viton_hd_pairs
 from tryon.cli import parse_flags, run_script
 from tryon.config import (
-    CATVTON_TRANSFORMER,
-    FLUX_BASE,
     MaskConfig,
     TrainConfig,
     TryOnConfig,
@@ -99,8 +97,7 @@ def main(argv: list[str]) -> None:
     config, asked = read_settings(argv)
     set_up_logging(is_main_process=True)
     loras = open_loras(asked.lora, config.cache_dir)
-    unknown = LoraFacts(FLUX_BASE, CATVTON_TRANSFORMER, "fixed", 512, 768, 576, "rectangle", "", 0)  # another project's
-    facts = [read_facts(file) or unknown for file in loras.values()]
+    facts = [read_facts(file) for file in loras.values()]
     check_alike(list(loras.values()), facts, config)
     (first, lora), *_ = loras.items()
     learnt = learnt_from(list(loras.values()))
@@ -159,7 +156,7 @@ def main(argv: list[str]) -> None:
     perception = load_perception(Path(config.data_cache_dir).expanduser() / "metrics", device)
     results = summarise(folder, models, cases, perception)
     legend = {
-        heading: {"file": str(file), "sha256": digest, "step": None if each is unknown else each.step}
+        heading: {"file": str(file), "sha256": digest, "step": each.step if each.known else None}
         for heading, each, (digest, file) in zip(headings, facts, loras.items(), strict=True)
     }
     write_scores(

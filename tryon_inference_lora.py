@@ -215,7 +215,7 @@ def request_of_line(line: dict[str, str], folder: Path, category: Category | Non
     return Request(**paths, worn=None, category=cells.get("category") or category)
 
 
-def mask_maker(config: TryOnConfig, pictures: PictureConfig, facts: LoraFacts | None) -> "MakeMask":
+def mask_maker(config: TryOnConfig, pictures: PictureConfig, facts: LoraFacts) -> "MakeMask":
     """A function of the person, the region of what it wears, or None, and the category: the mask by the LoRA's rule.
 
     The parser is loaded when it is first needed. The function raises ValueError where no mask can be made.
@@ -243,7 +243,7 @@ def mask_maker(config: TryOnConfig, pictures: PictureConfig, facts: LoraFacts | 
     return make_mask
 
 
-def open_pictures(request: Request, facts: LoraFacts | None, make_mask: "MakeMask") -> Pictures:
+def open_pictures(request: Request, facts: LoraFacts, make_mask: "MakeMask") -> Pictures:
     """What the try-on starts from. Raises ValueError for what cannot be used."""
     from tryon.data.sample import EMPTY_MASK, UNREADABLE, read_mask, read_picture
 

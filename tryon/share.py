@@ -67,7 +67,7 @@ def write_share(run: Path, name: str | None) -> Path:
         folder.mkdir(exist_ok=True)
         export_lora(lora_file(checkpoint), folder / LORA_FILE)
         facts = read_facts(folder / LORA_FILE)
-        assert facts is not None, "a run's LoRA says what it was trained for"
+        assert facts.known, "a run's LoRA says what it was trained for"
         (folder / CARD).write_text(model_card(run, checkpoint, facts, name))
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error}): make room on the disk, then share again") from error
@@ -95,7 +95,7 @@ def export_lora(file: Path, target: Path) -> None:
     paths in the header only the last part stays: what lies where on this machine is of no use elsewhere.
     """
     header, facts = read_header(file), read_facts(file)
-    assert facts is not None, "another project's LoRA is not ours to share"
+    assert facts.known, "another project's LoRA is not ours to share"
     adapter = json.loads(header[ADAPTER_KEY])
     rank, alpha = adapter[f"{PREFIX}r"], adapter[f"{PREFIX}lora_alpha"]
     named = replace(

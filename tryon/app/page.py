@@ -88,7 +88,7 @@ def lora_name(file: Path) -> str:
 def describe(facts: LoraFacts | None, size: tuple[int, int]) -> str:
     """A line about a LoRA. size: height and width of the panel."""
     pixels = f"panels of {size[0]} x {size[1]} pixels (height x width)"
-    if facts is None:
+    if not facts.known:
         return f"This LoRA does not say how it was trained; {pixels}."
     rules = {
         "rectangle": "roomy rectangles as masks",

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from tryon.config import TryOnConfig
+from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, TryOnConfig
 from tryon.data.category import Category
 from tryon.files import is_listed_otherwise
 from tryon.runs import LORA_FILE, find_lora, lora_file
@@ -19,7 +19,7 @@ FACTS_KEY = "tryon_lora"
 
 @dataclass(frozen=True)
 class LoraFacts:
-    """What a LoRA was trained for: stored in its header, the defaults of whoever uses it. height, width: one panel."""
+    """What a LoRA was trained for: stored in its header, the defaults of its use. height, width: of one panel."""
 
     base: str
     transformer: str
@@ -34,6 +34,14 @@ class LoraFacts:
     mask_parser: str | None = None  # that told the rule the person's parts
     num_inference_steps: int = 30  # of its validation pictures, as is the guidance
     guidance_scale: float = 30.0
+
+    @property
+    def known(self) -> bool:
+        """Whether the header said so; otherwise these are the defaults for a LoRA of another project."""
+        return self != OF_ANOTHER_PROJECT
+
+
+OF_ANOTHER_PROJECT = LoraFacts(FLUX_BASE, CATVTON_TRANSFORMER, "fixed", 512, 768, 576, "rectangle", "", 0)
 
 
 def lora_on_disk(name: str, hub_cache: str | None) -> Path:
@@ -70,11 +78,12 @@ def read_header(file: Path) -> dict[str, str]:
         raise ValueError(f"{file} cannot be read as safetensors ({error}): give a LoRA's .safetensors file") from error
 
 
-def read_facts(file: Path) -> LoraFacts | None:
-    """What the LoRA was trained for; None for one of another project. Raises ValueError where it cannot be read."""
+def read_facts(file: Path) -> LoraFacts:
+    """What the LoRA was trained for; the defaults for one of another project. Raises ValueError where it cannot be
+    read."""
     entry = read_header(file).get(FACTS_KEY)
     if entry is None:
-        return None
+        return OF_ANOTHER_PROJECT
     try:
         facts = LoraFacts(**json.loads(entry))
     except (json.JSONDecodeError, TypeError) as error:
@@ -85,20 +94,21 @@ def read_facts(file: Path) -> LoraFacts | None:
     return replace(facts, mask_offsets=tuple(facts.mask_offsets))  # JSON knows lists only
 
 
-def panel_size(config: TryOnConfig, facts: LoraFacts | None) -> tuple[int, int]:
-    """Height and width of the panel: as asked for, else as the LoRA was trained, else CatVTON-Flux's own."""
-    height, width = (facts.height, facts.width) if facts else (768, 576)
-    return config.height or height, config.width or width
+def panel_size(config: TryOnConfig, facts: LoraFacts) -> tuple[int, int]:
+    """Height and width of the panel: as asked for, else as the LoRA was trained."""
+    return config.height or facts.height, config.width or facts.width
 
 
-def denoising(facts: LoraFacts | None, steps: int | None, guidance: float | None) -> tuple[int, float]:
-    """Denoising steps and guidance: as asked for, else as the LoRA's own training made its pictures, else 30 and 30."""
-    trained = (facts.num_inference_steps, facts.guidance_scale) if facts else (30, 30.0)
-    return (trained[0] if steps is None else steps), (trained[1] if guidance is None else guidance)
+def denoising(facts: LoraFacts, steps: int | None, guidance: float | None) -> tuple[int, float]:
+    """Denoising steps and guidance: as asked for, else as the LoRA's own training made its pictures."""
+    return (
+        facts.num_inference_steps if steps is None else steps,
+        facts.guidance_scale if guidance is None else guidance,
+    )
 
 
-def prompt_category(facts: LoraFacts | None, asked: Category | None) -> Category:
+def prompt_category(facts: LoraFacts, asked: Category | None) -> Category:
     """The category whose prompt is used. Raises ValueError where the LoRA has one each and none was asked for."""
-    if asked is None and facts and facts.prompt == "category":
+    if asked is None and facts.prompt == "category":
         raise ValueError("this LoRA has one prompt per garment category: say --category upper, lower or full")
     return asked or "upper"

@@ -17,7 +17,7 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor, nn
 
-from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, TryOnConfig, cache_threshold, is_nowhere
+from tryon.config import TryOnConfig, cache_threshold, is_nowhere
 from tryon.data.category import CATEGORIES, Category, MaskRule
 from tryon.data.sample import (
     EMPTY_MASK,
@@ -73,25 +73,24 @@ class TryOnModel:
     pipeline: FluxFillPipeline
     prompts: dict[Category, PromptEmbedding]
     lora: Path
-    facts: LoraFacts | None  # the LoRA's
+    facts: LoraFacts
     size: tuple[int, int]
     cache: float | None
     originals: dict[nn.Parameter, Tensor] | None
 
 
-def trained_rule(facts: LoraFacts | None) -> MaskRule:
-    """The mask rule that a LoRA was trained with, the default where it does not say. Raises ValueError where its data
-    had masks of its own, which nobody here can make."""
-    if facts is None:
-        return MaskRule()
+def trained_rule(facts: LoraFacts) -> MaskRule:
+    """The mask rule that a LoRA was trained with. Raises ValueError where its data brought their own masks, by a rule
+    that is not known."""
     if facts.mask_rule == "given":
         raise ValueError("this LoRA was trained with masks that its data set had: give a --mask of that kind")
     return MaskRule(facts.mask_rule, *facts.mask_offsets, parser=facts.mask_parser)
 
 
-def usable_rule(facts: LoraFacts | None) -> MaskRule:
-    """The same, but the default too where the data had masks of its own: for whoever looks at what is made."""
-    return MaskRule() if facts and facts.mask_rule == "given" else trained_rule(facts)
+def usable_rule(facts: LoraFacts) -> MaskRule:
+    """The mask rule that a LoRA was trained with, or the default rule where its data brought their own masks. Use it
+    where somebody looks at the mask that is made."""
+    return MaskRule() if facts.mask_rule == "given" else trained_rule(facts)
 
 
 def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOnModel:
@@ -102,18 +101,17 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
     Raises ValueError, in one sentence, where a part cannot be loaded or not every key of the LoRA is used.
     """
     facts, hub_cache = read_facts(lora), config.cache_dir
-    for given, trained in ((config.base, facts and facts.base), (config.transformer, facts and facts.transformer)):
-        if given and trained and given != trained and not config.toy:
+    for given, trained in ((config.base, facts.base), (config.transformer, facts.transformer)):
+        if facts.known and given not in (None, trained) and not config.toy:
             logger.warning("this LoRA was trained for %s and is used with %s: the result may suffer", trained, given)
-    base = config.base or (facts.base if facts else FLUX_BASE)
-    transformer = config.transformer or (facts.transformer if facts else CATVTON_TRANSFORMER)
+    base, transformer = config.base or facts.base, config.transformer or facts.transformer
     for name in (base, transformer):
         if is_nowhere(name):
             raise ValueError(
                 f"{name} is neither here nor a hub name: name the models that this LoRA was trained for with --base "
                 "and --transformer"
             )
-    kind, length = (facts.prompt, facts.max_sequence_length) if facts else ("fixed", 512)
+    kind, length = facts.prompt, facts.max_sequence_length
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -144,7 +142,7 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
     return TryOnModel(pipeline, prompts, lora, facts, size, cache, originals)
 
 
-def same_models(model: TryOnModel, facts: LoraFacts | None) -> bool:
+def same_models(model: TryOnModel, facts: LoraFacts) -> bool:
     """Whether a LoRA with these facts can take the place of the model's: trained on the same, with the same prompts.
 
     One of another project, which says nothing, cannot: it may have other layers, and a quantised or offloaded layer
@@ -154,7 +152,7 @@ def same_models(model: TryOnModel, facts: LoraFacts | None) -> bool:
     def needed(facts: LoraFacts) -> tuple:
         return facts.base, facts.transformer, facts.prompt, facts.max_sequence_length
 
-    return bool(facts and model.facts) and needed(model.facts) == needed(facts)
+    return facts.known and model.facts.known and needed(model.facts) == needed(facts)
 
 
 def swap_lora(model: TryOnModel, config: TryOnConfig, lora: Path) -> TryOnModel:

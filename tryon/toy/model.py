@@ -79,13 +79,13 @@ def use_toy_model(config: TrainConfig, asked_for: bool) -> TrainConfig:
     )
 
 
-def use_toy_model_for_try_on(config: TryOnConfig, facts: LoraFacts | None) -> TryOnConfig:
-    """Likewise, for whoever uses a LoRA: where the toy is asked for, or the LoRA was trained on it and no other model
-    is named. facts: the LoRA's."""
+def use_toy_model_for_try_on(config: TryOnConfig, facts: LoraFacts) -> TryOnConfig:
+    """The configuration with the paths of the toy's model where the toy is asked for, or the LoRA was trained on it and
+    no other model is named. facts: the LoRA's."""
     if not is_for_toy(config, facts):
         return config
     logger.info("TOY MODEL, %s: %s", "as asked" if config.toy else "because the LoRA was trained on it", NOTICE)
-    if facts and facts.transformer != (name := toy_name()):
+    if facts.known and facts.transformer != (name := toy_name()):
         logger.warning(
             "this LoRA was trained for %s and is used with %s: the result may suffer", facts.transformer, name
         )
@@ -93,16 +93,16 @@ def use_toy_model_for_try_on(config: TryOnConfig, facts: LoraFacts | None) -> Tr
     return replace(config, toy=True, base=str(folders.base), transformer=str(folders.transformer))
 
 
-def is_for_toy(config: TryOnConfig, facts: LoraFacts | None) -> bool:
+def is_for_toy(config: TryOnConfig, facts: LoraFacts) -> bool:
     """Whether people are dressed with the toy."""
-    of_toy = facts is not None and facts.transformer.startswith(TOY) and not (config.base or config.transformer)
+    of_toy = facts.transformer.startswith(TOY) and not (config.base or config.transformer)
     return config.toy or of_toy
 
 
-def parser_for_try_on(config: TryOnConfig, facts: LoraFacts | None) -> str | None:
+def parser_for_try_on(config: TryOnConfig, facts: LoraFacts) -> str | None:
     """The parser that finds what people wear, for a LoRA with these facts: its training's, else the toy's own where
     people are dressed with the toy; None: the usual one."""
-    if facts and facts.mask_parser:
+    if facts.mask_parser:
         return facts.mask_parser
     return str(toy_parser(Path(config.data_cache_dir).expanduser())) if is_for_toy(config, facts) else None
 

@@ -20,7 +20,7 @@ from tryon.config import TryOnConfig
 from tryon.evaluation.metrics import psnr
 from tryon.flux.load import load_transformer
 from tryon.flux.lora import add_lora, save_lora
-from tryon.flux.lora_header import FACTS_KEY
+from tryon.flux.lora_header import FACTS_KEY, OF_ANOTHER_PROJECT
 from tryon.inference.pipeline import TryOnModel, load_try_on, same_models, swap_lora, try_on, try_on_batch
 from tryon.runs import LORA_FILE
 from tryon.toy.examples import EVALUATION_SEED, DrawnData
@@ -214,8 +214,9 @@ def test_a_lora_is_swapped_only_on_the_models_it_was_trained_for(lora: Path, dat
     assert same_models(model, replace(model.facts, step=9, height=64, mask_rule="hull"))
     for other in ({"transformer": "another"}, {"prompt": "category"}, {"max_sequence_length": 32}):
         assert not same_models(model, replace(model.facts, **other))
-    assert not same_models(model, None)
-    assert not same_models(replace(model, facts=None), None), "nobody knows which layers the two have"
+    assert not same_models(model, OF_ANOTHER_PROJECT)
+    unknown = replace(model, facts=OF_ANOTHER_PROJECT)
+    assert not same_models(unknown, OF_ANOTHER_PROJECT), "their layers may differ"
 
 
 def test_several_seeds_of_a_photograph_in_one_batch(lora: Path, data_cache: Path) -> None:
