@@ -41,7 +41,7 @@ from tryon.hub import hub_or_folder
 
 logger = logging.getLogger(__name__)
 
-# Bump when the way from a row to its sample changes, its mask aside: the cached latents are made anew.
+# Bump when the way from a row to its sample changes, its mask aside: the cached latents are made again.
 SAMPLE_VERSION = 3
 
 # The names that a column may have, in the hub's data set and in those with garment pictures.
@@ -150,7 +150,7 @@ def load_deepfashion(
     """Training and validation data of a hub data set, a folder of parquet files or a saved data set.
 
     The split is by item; it depends on the pairs that are kept, the seed and the limit of validation samples. Raises
-    ValueError for columns that are not there, a `cloth_type` nobody knows, no pair that is left by `min_reference`, and
+    ValueError for columns that are not there, an unknown `cloth_type`, no pair that is left by `min_reference`, and
     too few items to hold one back.
     """
     parser = load_parser(data.parser, config.cache_dir, device) if data.parser else None

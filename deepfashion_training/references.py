@@ -14,7 +14,7 @@ TILT = 12  # degrees that it is turned at most
 SIGNATURE_SIZE = 96  # pixels that pictures are reduced to before their colours are compared
 QUANTILES = np.linspace(0.05, 0.95, 13)
 SIGNATURE_SHAPE = (3, len(QUANTILES))
-SIGNATURE_VERSION = 1  # bump when signatures change: kept ones are made anew
+SIGNATURE_VERSION = 1  # bump when signatures change: kept ones are made again
 # Mean difference of the quantiles of L*, a* and b*, in CIELAB units, the lightness counting half, because light changes
 # between views.
 LIGHTNESS_WEIGHT = 0.5

@@ -94,8 +94,8 @@ class TrainConfig:
     gradient_accumulation_steps: int = setting(8, "forward passes per optimiser step", 1)
     gradient_checkpointing: str = setting(
         "auto",
-        "which blocks recompute their activations in the backward pass, which takes time and saves memory: none, full "
-        "(all), a number N (every N-th), or auto, as few as fit on the GPU",
+        "which blocks recompute their activations in the backward pass, which saves memory and takes time: none, full "
+        "(all), a number N (every N-th), or auto (as few as fit on the GPU)",
     )
     quantization: Quantization = setting(
         "auto",
@@ -176,7 +176,9 @@ class MaskConfig:
     mask_left: float = setting(0.0, "how much further to the left", 0, 1)
     mask_right: float = setting(0.0, "how much further to the right", 0, 1)
     mask_growth: float = setting(0.0, "reach further down and sideways by up to this share, at random", 0, 1)
-    variants: int = setting(2, "of each pair in which something is random: epoch after epoch the next", 1)
+    variants: int = setting(
+        2, "fixed versions of each pair that has something random in it; each epoch uses the next one", 1
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,8 +244,8 @@ def on_toy(config: TrainConfig) -> TrainConfig:
     """Any profile on the toy model: small panels, a short text, float32, few denoising steps.
 
     The quick test also gets the data, steps, batches, rates and noise levels by which the toy learns garments of all
-    categories in minutes; the other profiles keep their own. The toy's paths are filled in by whoever builds its files
-    (`tryon.toy.model`).
+    categories in minutes; the other profiles keep their own. `tryon.toy.model.use_toy_model` fills in the paths of the
+    toy's files.
     """
     if config.profile == "quick_test":
         config = replace(
@@ -435,7 +437,7 @@ def mistaken_upload(push_to_hub: str | None, private: bool) -> typing.Iterator[s
 
 
 def seconds_of(time: str) -> int:
-    """Of hh:mm."""
+    """Seconds of a time given as hh:mm."""
     hours, minutes = time.split(":")
     return 60 * (60 * int(hours) + int(minutes))
 

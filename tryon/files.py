@@ -12,7 +12,8 @@ from typing import Any
 
 MANIFEST = "manifest.json"
 MODEL_FILES = (".json", ".safetensors", ".txt", ".model")  # configurations, weights, vocabularies
-WHOLE_FILE = 2**28  # bytes; a fingerprint reads larger files in so many places, of so many bytes each
+# Of files larger than this (bytes) a fingerprint reads only PLACES parts of PLACE_SIZE bytes.
+WHOLE_FILE = 2**28
 PLACES, PLACE_SIZE = 64, 2**20
 
 

@@ -25,6 +25,7 @@ from huggingface_hub.errors import (
 )
 from tqdm import tqdm
 
+from tryon.config import first_line
 from tryon.console import on_terminal
 from tryon.files import free_disk
 from tryon.units import gigabytes
@@ -125,14 +126,14 @@ def hub_errors_in_words(name: str, kind: Literal["model", "dataset"]) -> Iterato
         if isinstance(error.__cause__, HfHubHTTPError):
             raise ValueError(_refused(name, error.__cause__)) from error
         raise ValueError(
-            f"{name} is not downloaded yet and the hub cannot be reached, and there is no such folder here: connect to "
-            "the network or check the name"
+            f"{name} is not a folder here, not downloaded yet, and the hub cannot be reached: check the name, or "
+            "connect to the network"
         ) from error
     except HfHubHTTPError as error:
         raise ValueError(_refused(name, error)) from error
     except (OSError, RuntimeError, httpx2.HTTPError) as error:  # RuntimeError: hf_xet's
         raise ValueError(
-            f"the download of {name} was cut short ({_first_line(error)}): start again, what is complete is kept"
+            f"the download of {name} was cut short ({first_line(error)}): start again, what is complete is kept"
         ) from error
 
 
@@ -147,8 +148,8 @@ def _refused(name: str, error: HfHubHTTPError) -> str:
 
 
 def check_login(name: str) -> None:
-    """Raises ValueError where it is known already that nothing can be uploaded to the repository `name`: nobody is
-    logged in, the token is not valid or may not write, or its owner is neither that user nor in that organisation.
+    """Raises ValueError if it is clear already that nothing can be uploaded to the repository `name`: there is no
+    login, the token is not valid or may not write, or its owner is neither that user nor in that organisation.
 
     Where the hub cannot be asked, a warning says so.
     """
@@ -161,7 +162,7 @@ def check_login(name: str) -> None:
             raise ValueError(_not_let_in(name, error.response.status_code)) from error
         logger.warning(
             "the hub cannot be asked (%s): whether this login may upload to %s is seen at the upload only",
-            _first_line(error), name,
+            first_line(error), name,
         )  # fmt: skip
         return
     names = [owner["name"], *(each["name"] for each in owner.get("orgs", []))]
@@ -189,7 +190,7 @@ def upload(folder: Path, files: Sequence[str], name: str, private: bool) -> str:
                 commit_message="A try-on LoRA and its card",
             )
     except HFValidationError as error:
-        raise ValueError(f"{name} is no name of a repository ({_first_line(error)}): give another") from error
+        raise ValueError(f"{name} is no name of a repository ({first_line(error)}): give another") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
         words = _not_let_in(name, status) if status in (401, 403, 404) else _refused(name, error)
@@ -197,7 +198,7 @@ def upload(folder: Path, files: Sequence[str], name: str, private: bool) -> str:
     except OfflineModeIsEnabled as error:
         raise ValueError(f"HF_HUB_OFFLINE forbids the upload to {name}: unset it") from error
     except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:
-        words = _first_line(error.__cause__ or error)
+        words = first_line(error.__cause__ or error)
         raise ValueError(f"the upload to {name} failed ({words}): look at the network, and try again") from error
     if is_public:
         raise ValueError(f"{name} is public already: make it private in its settings, or leave --private out")
@@ -206,7 +207,3 @@ def upload(folder: Path, files: Sequence[str], name: str, private: bool) -> str:
 
 def _not_let_in(name: str, status: int) -> str:
     return f"the hub does not let this login write to {name} ({status}): run `hf auth login` with a token that may"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

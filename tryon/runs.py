@@ -124,7 +124,7 @@ def own_run(config: TrainConfig, is_main_process: bool, *others: Any) -> Iterato
     with locked(Path(config.output_dir)) if is_main_process else nullcontext():
         settings = announce(config, *others) if is_main_process else None
         kept = warnings_kept(Path(config.output_dir)) if is_main_process else nullcontext()
-        with kept, told_how_to_go_on(config, settings):
+        with kept, resume_hint(config, settings):
             yield
 
 
@@ -147,7 +147,7 @@ def warnings_kept(run: Path) -> Iterator[None]:
 
 
 @contextmanager
-def told_how_to_go_on(config: TrainConfig, settings: Path | None) -> Iterator[None]:
+def resume_hint(config: TrainConfig, settings: Path | None) -> Iterator[None]:
     """Around a training: where it ends before its end, the log says what is saved and how to resume. Where resuming is
     refused, `settings`, the file that `announce` wrote for it, is taken away again."""
     run = Path(config.output_dir)
@@ -229,7 +229,7 @@ def locked(run: Path) -> Iterator[None]:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-                logger.warning("%s lies on a disk without locks: nobody notices if two trainings write into it", run)
+                logger.warning("%s lies on a disk without locks: take care that only one training writes into it", run)
             elif error.errno in (errno.EAGAIN, errno.EACCES):
                 file.seek(0)
                 raise ValueError(

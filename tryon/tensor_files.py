@@ -16,7 +16,7 @@ from tryon.files import replacing
 
 logger = logging.getLogger(__name__)
 
-# Bump when the way from picture to latents or from prompt to embedding changes: every file is made anew.
+# Bump when the way from picture to latents or from prompt to embedding changes: all files are made again.
 CACHE_VERSION = 2
 
 
@@ -62,7 +62,7 @@ def _digest(tensors: dict[str, Tensor]) -> str:
 
 
 def drop_damaged(paths: list[Path], what: str) -> None:
-    """Reads every file that is there, and removes those that are damaged: they are encoded anew."""
+    """Reads every file that is there, and removes those that are damaged: they are encoded again."""
     there = [path for path in dict.fromkeys(paths) if path.exists()]
 
     def is_damaged(path: Path) -> bool:
@@ -82,4 +82,4 @@ def drop_damaged(paths: list[Path], what: str) -> None:
     for path in damaged:
         path.unlink(missing_ok=True)
     if damaged:
-        logger.warning("%d of %d encoded %s were damaged and are encoded anew", len(damaged), len(there), what)
+        logger.warning("%d of %d encoded %s were damaged and are encoded again", len(damaged), len(there), what)

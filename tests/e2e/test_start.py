@@ -65,7 +65,7 @@ def folder(tmp_path: Path) -> Path:
         (f"{TRY_ON} --lora {{folder}}/foreign.safetensors", "says in a way that is not known here"),
         (f"{TRY_ON} --lora {{folder}}/empty --base /nope", "--base /nope is neither here nor a hub name"),
         (f"{TRY_ON} --lora {{folder}}/empty --mask /nope.png", "--mask /nope.png is no file"),
-        (f"{TRY_ON} --lora nobody/nothing", "is not downloaded yet and the hub cannot be reached"),
+        (f"{TRY_ON} --lora nobody/nothing", "not downloaded yet, and the hub cannot be reached"),
         ("tryon_inference_lora.py --lora {folder} --pairs {folder}/nope.csv", "/nope.csv cannot be read"),
         ("tryon_inference_lora.py --lora {folder} --pairs {folder}/no.csv", "/no.csv has no column output"),
         ("app_lora.py --port 7999 --lora {folder}/nope", "/nope does not exist: name a run"),

@@ -108,8 +108,8 @@ def parser_for_masks(name: str | None, cache_dir: str | None) -> Parser:
 def parse(parser: Parser, person: Image.Image) -> Tensor:
     """[H, W] of places in PARTS, bytes, for an RGB picture of a person.
 
-    Parsers squeeze every picture into one shape, and learnt from portraits. So of a landscape a first look says where
-    the person stands, and a second one, at a portrait around it, what is what.
+    Parsers resize every picture to one shape and were trained on portraits. In a landscape a first pass therefore finds
+    where the person stands, and a second one labels a portrait around it.
     """
     labels = _parse_portrait(parser, person)
     seen = (labels != BACKGROUND).any(0).nonzero().flatten().tolist()
@@ -125,8 +125,8 @@ def parse(parser: Parser, person: Image.Image) -> Tensor:
 
 @torch.no_grad()
 def _parse_portrait(parser: Parser, person: Image.Image) -> Tensor:
-    """The same for a portrait. Of a very large one the labels are coarser, as each pixel first has a number for each
-    label."""
+    """[H, W] of places in PARTS, bytes, for a portrait. In a very large one the labels are coarser, as the model gives
+    each pixel one float per label."""
     inputs = parser.processor(person, return_tensors="pt").to(parser.model.device)
     size = person.height, person.width
     scale = min(1.0, LARGEST_PARSED / max(size))
@@ -138,8 +138,8 @@ def _parse_portrait(parser: Parser, person: Image.Image) -> Tensor:
 def find_worn(labels: Tensor, category: Category) -> Tensor:
     """[1, H, W] bool: the garment of a category that a person wears, by its labels, [H, W] of places in PARTS.
 
-    A full-body garment may take the place of an upper and a lower one. A part of one cannot be replaced: where a dress
-    has its waistline nobody knows. Raises ValueError where nothing of that kind is worn, but for specks.
+    A full-body garment may replace an upper and a lower one together. A dress cannot be replaced in part, as its
+    waistline is not known. Raises ValueError if nothing of the category is worn, specks aside.
     """
     seen = {each: without_specks(among(labels, (each,))) for each in CATEGORIES}
     if not seen["full"].any() and seen["upper"].any():  # its mask hangs from the neckline
@@ -155,15 +155,15 @@ def find_worn(labels: Tensor, category: Category) -> Tensor:
 
 
 def mask_of_labels(labels: Tensor, category: Category, rule: MaskRule) -> Image.Image:
-    """The mask that training would have made of a person in a garment of the category, reaching higher where that is
-    unsure, from its labels alone, [H, W] of places in PARTS: "L" of 0 and 255. Raises ValueError as find_worn does.
+    """The mask that training would have made for a garment of the category, from the person's labels alone, [H, W] of
+    places in PARTS: "L" of 0 and 255. It begins a little higher (UNSURE). Raises ValueError as find_worn does.
     """
     return _to_picture(agnostic_mask(find_worn(labels, category), category, rule, labels, UNSURE))
 
 
 def mask_of_worn(worn: Image.Image, category: Category, rule: MaskRule, labels: Tensor | None) -> Image.Image:
-    """The mask that training would have made of the region of what a person wears, "L" of 0 and 255, reaching higher
-    where that is unsure: likewise. labels: the person's, which all rules but the rectangle need. Raises ValueError as
+    """The mask that training would have made from the region of the worn garment, both "L" of 0 and 255. It begins a
+    little higher (UNSURE). labels: the person's, which every rule except the rectangle needs. Raises ValueError as
     agnostic_mask does.
     """
     return _to_picture(agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], category, rule, labels, UNSURE))

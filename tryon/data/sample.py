@@ -43,7 +43,7 @@ class TryOnSample:
         )
 
     def to(self, device: torch.device) -> "TryOnSample":
-        """The same sample on another device."""
+        """The sample on another device."""
         garment, person, mask = (
             tensor.to(device, non_blocking=True) for tensor in (self.garment, self.person, self.mask)
         )
@@ -55,7 +55,7 @@ class LatentSample:
     """A TryOnSample after the VAE: what the cache keeps.
 
     target: [16, h, w] latents of the diptych, shifted and scaled as the transformer wants them.
-    masked: [16, h, w] latents of the masked diptych, likewise.
+    masked: [16, h, w] latents of the masked diptych, shifted and scaled too.
     mask: [1, H, W] bool over the whole diptych; the garment's panel is False.
     """
 
@@ -125,12 +125,12 @@ def check_unreadable(unreadable: int, total: int, what: str) -> None:
 class SampleSource(Protocol):
     """A data set: what `train()` takes. Samples are built when asked for; keys and categories must be cheap.
 
-    Where something about a sample is random, each row comes in several fixed variants, of which training takes another
-    in each epoch: sample v * rows + i is variant v of row i. Variants of a row in which nothing is random have one key.
+    Where something about a sample is random, each row comes in several fixed variants, and each epoch of training takes
+    another one: sample v * rows + i is variant v of row i. Variants of a row without anything random share one key.
     """
 
     variants: int
-    mask_rule: MaskRule | None  # what hides the persons' garments; None: the data has masks of its own
+    mask_rule: MaskRule | None  # what hides the persons' garments; None: the data brings its own masks
 
     def __len__(self) -> int:
         """Rows times variants."""
@@ -142,7 +142,7 @@ class SampleSource(Protocol):
         """The category of sample `index`."""
 
     def name(self, index: int) -> str:
-        """What a message calls sample `index`, so that whoever reads it finds its row or file."""
+        """What a message calls sample `index`: its row or file."""
 
     def __getitem__(self, index: int) -> TryOnSample:
         """Builds sample `index`. Raises UnreadablePicture, which names the row, where its pictures cannot be used."""

@@ -353,7 +353,7 @@ def machine(device: torch.device) -> str:
 
 
 def driver_version() -> str:
-    """Of the NVIDIA kernel module, from Linux's /proc; "unknown" where it does not say."""
+    """Version of the NVIDIA kernel module, from Linux's /proc; "unknown" where it does not say."""
     file = Path("/proc/driver/nvidia/version")
     words = file.read_text().split() if file.is_file() else []
     return next((word for word in words if word[0].isdigit() and word.count(".") >= 1), "unknown")

@@ -63,5 +63,5 @@ def collate(samples: list[LatentSample], prompts: dict[Category, PromptEmbedding
 
 
 def to_device(batch: FillBatch, device: torch.device) -> FillBatch:
-    """The same batch on another device."""
+    """The batch on another device; copies from pinned memory do not block."""
     return FillBatch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(batch).items()})

@@ -32,9 +32,9 @@ DATA_WORKER = 300 * 10**6  # bytes: psutil's uss of a forked one was 280 MB afte
 # what one works with meanwhile, as a share of what it keeps.
 COMPILED_DOUBLE, COMPILED_SINGLE = 0.905, 0.803
 COMPILED_WORK = 0.5
-# Every N-th block recomputes its activations: tried from the least to the most that is recomputed.
+# Every N-th block recomputes its activations. "auto" tries these in order: from no recomputing to all of it.
 RECOMPUTED: tuple[int | None, ...] = (None, 8, 6, 5, 4, 3, 2, 1)
-# GPUs with at least so many bytes hold the frozen weights so ("auto").
+# GPUs with at least this much memory (bytes) keep the frozen weights in this form ("auto").
 QUANTIZED_BELOW: tuple[tuple[int, Quantization], ...] = ((60 * GB, "none"), (32 * GB, "fp8"), (0, "nf4"))
 
 
@@ -42,9 +42,9 @@ QUANTIZED_BELOW: tuple[tuple[int, Quantization], ...] = ((60 * GB, "none"), (32 
 class TrainingMemory:
     """Bytes on the GPU at the fullest moment of a step, by what they are for.
 
-    weights: frozen ones and the VAE's. lora: its float32 weights, and gradients where they are there at that moment.
-    optimizer: moments.
-    activations: what the forward pass keeps for the backward pass. work: what a block computes with meanwhile.
+    weights: the frozen ones and the VAE's. lora: its float32 weights, and their gradients as far as they exist at that
+    moment. optimizer: its moments. activations: what the forward pass keeps for the backward pass. work: what a block
+    computes with meanwhile.
     """
 
     weights: int
@@ -55,7 +55,7 @@ class TrainingMemory:
 
     @property
     def tensors(self) -> int:
-        """All of it: what torch.cuda.max_memory_allocated will say."""
+        """Sum of the parts: what torch.cuda.max_memory_allocated will say."""
         return sum(getattr(self, each.name) for each in fields(self))
 
     @property
@@ -65,7 +65,7 @@ class TrainingMemory:
 
     @property
     def total(self) -> int:
-        """Tensors and reserve: what the GPU must have."""
+        """Tensors and reserve: what the GPU must have free."""
         return self.tensors + self.reserve
 
 
@@ -88,8 +88,8 @@ class HostMemory:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of parameters: frozen ones, those of them in the linear layers of blocks, in those of a double block, in
-    the largest layer; and trained ones."""
+    """Numbers of parameters. frozen: all that are not trained. in_blocks, in_double_block, largest: those in the linear
+    layers of all blocks, of one double block, and in the largest of these layers. trained: the LoRA's."""
 
     frozen: int
     in_blocks: int
@@ -100,8 +100,8 @@ class Sizes:
 
 @dataclass(frozen=True)
 class BlockCosts:
-    """Of one transformer block, in bytes. inputs: what is kept of it where it recomputes its activations. saved: what
-    it keeps for its backward pass where it does not."""
+    """Bytes that one transformer block keeps for its backward pass. inputs: if it recomputes its activations. saved: if
+    it does not."""
 
     inputs: int
     saved: int
@@ -109,14 +109,14 @@ class BlockCosts:
 
 @dataclass(frozen=True)
 class TransformerCosts:
-    """The transformer's sizes, and what its blocks, in their order, cost in a micro-batch."""
+    """The transformer's sizes, and the costs of a micro-batch in each of its blocks, in their order."""
 
     sizes: Sizes
     blocks: list[BlockCosts]
 
 
 def transformer_costs(config: TrainConfig, transformer_config: dict[str, Any]) -> TransformerCosts:
-    """Counted on the real model with its LoRA, made without memory; takes about a second."""
+    """Sizes and costs, counted on the real model with its LoRA, which is made without memory; takes about a second."""
     one_of_each = {**transformer_config, "num_layers": 1, "num_single_layers": 1}
     transformer = empty_transformer(one_of_each, config.lora_rank)
     if shares_inputs(config) or config.compile:  # a compiler keeps an input once, however many layers read it
@@ -139,11 +139,12 @@ def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | N
     """
     sizes, itemsize, quantized = costs.sizes, _dtype(config).itemsize, config.quantization != "none"
     each = weight_bytes(config.quantization) if quantized else itemsize
-    held = 2 * sizes.in_double_block if config.offload else sizes.in_blocks  # the block that runs, and the next
+    held = 2 * sizes.in_double_block if config.offload else sizes.in_blocks  # offloaded: the running block and the next
     activations, work = fullest_moment(costs.blocks, every, COMPILED_WORK if config.compile else 1.0)
-    # The first micro-batch's gradients come while its activations go; those of later ones come on top.
+    # Gradients of the first micro-batch appear while its activations disappear. In later micro-batches they are there
+    # from the start, and so are the buckets in which several processes exchange them.
     gradients = 4 * sizes.trained
-    later = config.gradient_accumulation_steps > 1 or config.num_processes > 1  # whose gradients' buckets stay
+    later = config.gradient_accumulation_steps > 1 or config.num_processes > 1
     there = gradients if later else max(0, gradients - activations)
     return TrainingMemory(
         weights=round(held * each) + (sizes.frozen - sizes.in_blocks + VAE_PARAMETERS) * itemsize,
@@ -155,10 +156,10 @@ def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | N
 
 
 def fullest_moment(blocks: list[BlockCosts], every: int | None, work: float) -> tuple[int, int]:
-    """Bytes of activations, and of what the block at work computes with, when most of them are there in the backward
-    pass, which begins at the last block and leaves nothing of those behind it.
+    """Bytes of activations, and of what the block at work computes with, at the moment of the backward pass when
+    together they are most. The backward pass begins at the last block and frees each block's activations behind it.
 
-    work: the latter, as a share of what a block keeps.
+    work: what a block computes with, as a share of what it keeps.
     """
     moments, kept = [], 0
     for index, block in enumerate(blocks):
@@ -181,7 +182,7 @@ def host_memory(config: TrainConfig, sizes: Sizes) -> HostMemory:
 
 
 def card_memory(sold_as: float) -> int:
-    """Usable bytes of a card that is sold as having so many GB: makers count 2^30 bytes as one."""
+    """Usable bytes of a card that is sold as having this many GB; makers count 2^30 bytes as one."""
     return round(USABLE * sold_as * 2**30)
 
 
@@ -193,21 +194,21 @@ def choose_quantization(asked: Quantization, device: torch.device) -> Quantizati
 
 
 def resolved(config: TrainConfig, device: torch.device) -> TrainConfig:
-    """The configuration with what "auto" means on the device for the frozen weights, which a resumed run must share,
-    and without compiling where that cannot be done: offloaded, or with no compiler on the machine, which is said."""
+    """The configuration with "auto" replaced by what it means on the device for the frozen weights, which a resumed run
+    must share, and without compiling if the blocks are offloaded or the machine has no compiler (with a warning)."""
     quantization = choose_quantization(config.quantization, device)
     compiles = config.compile and not config.offload and can_compile(device)
     return replace(config, quantization=quantization, compile=compiles)
 
 
 def quantization_for(asked: Quantization, memory: float) -> Quantization:
-    """The same for a GPU of so many bytes."""
+    """What "auto" means on a GPU with this much memory, in bytes. Anything else is returned as it is."""
     return next(kind for least, kind in QUANTIZED_BELOW if memory >= least) if asked == "auto" else asked
 
 
 def recomputed_every(config: TrainConfig, costs: TransformerCosts, free: int) -> int | None:
-    """What --gradient_checkpointing means: every how many-th block recomputes its activations, or None for none. "auto"
-    is the least with which a step fits into `free` bytes, or 1, all of them."""
+    """N, if every N-th block recomputes its activations as --gradient_checkpointing says; None for none. "auto" is the
+    least recomputing with which a step fits into `free` bytes, and 1, every block, if none fits."""
     asked = config.gradient_checkpointing
     if config.offload or asked == "full":
         return 1
@@ -224,14 +225,14 @@ def which_recompute(every: int | None) -> str:
 
 
 def free_before_training(config: TrainConfig, costs: TransformerCosts, device: torch.device) -> int:
-    """What the device had free before the transformer, prepared for training, came to lie there."""
+    """Bytes that the device had free before the transformer, now prepared for training, was moved there."""
     there = training_memory(config, costs, None)
     return free_memory(device) + there.weights + 4 * costs.sizes.trained  # without gradients yet
 
 
 def check_training_fits(config: TrainConfig, transformer_config: dict[str, Any], device: torch.device) -> None:
-    """Raises ValueError where weights, LoRA and optimiser alone need more than the GPU has free; warns where the plan
-    with activations does."""
+    """Raises ValueError if weights, LoRA and optimiser alone need more than the GPU has free; warns if they do with
+    activations."""
     if device.type != "cuda":
         return
     config = resolved(config, device)
@@ -239,7 +240,7 @@ def check_training_fits(config: TrainConfig, transformer_config: dict[str, Any],
     costs = transformer_costs(config, transformer_config)
     every = recomputed_every(config, costs, free)
     need = training_memory(config, costs, every)
-    helps = ", or ".join(what_helps(config, every)) or "use a GPU with more"
+    helps = ", or ".join(memory_advice(config, every)) or "use a GPU with more"
     check_gpu_memory(
         f"training at rank {config.lora_rank} with {config.optimizer}, activations aside,",
         need.weights + need.lora + need.optimizer,
@@ -251,8 +252,8 @@ def check_training_fits(config: TrainConfig, transformer_config: dict[str, Any],
         logger.warning(words, gigabytes(need.total), gigabytes(free), helps)
 
 
-def what_helps(config: TrainConfig, every: int | None) -> list[str]:
-    """Flags that need less memory than the configuration, what helps most first."""
+def memory_advice(config: TrainConfig, every: int | None) -> list[str]:
+    """Flags with which the configuration needs less memory, the most effective first."""
     samples = config.train_batch_size * config.gradient_accumulation_steps
     advice = {
         "--gradient_checkpointing full": every != 1,
@@ -276,7 +277,7 @@ def check_inference_fits(
 
 
 def count_parameters(transformer_config: dict[str, Any], rank: int) -> Sizes:
-    """Of the transformer with a LoRA of this rank, counted without allocating any."""
+    """Sizes of the transformer with a LoRA of this rank, counted without allocating memory."""
     transformer = empty_transformer(transformer_config, rank)
     trained = sum(each.numel() for each in transformer.parameters() if each.requires_grad)
     linear = [
@@ -292,7 +293,7 @@ def count_parameters(transformer_config: dict[str, Any], rank: int) -> Sizes:
 
 
 def empty_transformer(transformer_config: dict[str, Any], rank: int) -> FluxTransformer2DModel:
-    """The transformer as training runs it, with a LoRA, without memory: on the meta device."""
+    """The transformer with a LoRA, as training runs it, on the meta device: shapes without memory."""
     with torch.device("meta"):
         transformer = FluxTransformer2DModel.from_config(transformer_config).requires_grad_(False)
         add_lora(transformer, rank, rank, seed=0)
@@ -362,18 +363,18 @@ def free_memory(device: torch.device) -> int:
     return min(free + unused, total_memory(device) - torch.cuda.memory_allocated(device))
 
 
-def check_gpu_memory(what: str, need: int, what_helps: str, device: torch.device) -> None:
+def check_gpu_memory(what: str, need: int, advice: str, device: torch.device) -> None:
     """Raises ValueError where a CUDA device has less than `need` bytes free."""
     if device.type != "cuda":
         return
     free = free_memory(device)
     if need > free:
         have = f"needs at least {gigabytes(need)} of GPU memory and this GPU has {gigabytes(free)} free"
-        raise ValueError(f"{what} {have}: {what_helps}")
+        raise ValueError(f"{what} {have}: {advice}")
 
 
 def _moment_bytes(config: TrainConfig) -> int:
-    """Bytes of one of the optimiser's two moments of one trained number."""
+    """Bytes per trained parameter of each of the optimiser's two moments."""
     return 1 if config.optimizer == "adamw8bit" else 4
 
 

@@ -21,7 +21,7 @@ def blocks_of(transformer: FluxTransformer2DModel) -> list[nn.Module]:
 
 
 def checkpoint_blocks(transformer: FluxTransformer2DModel, every: int) -> None:
-    """Keeps no activations of every `every`-th block, 1 for all, from the first on: the backward pass runs it again.
+    """Lets every `every`-th block, from the first on, recompute its activations in the backward pass; 1: all blocks.
 
     Gradients are the same. Where no gradients are wanted nothing changes. Blocks may be compiled before or after.
     Raises ValueError where `every` is less than 1.
@@ -122,9 +122,9 @@ class Host:
 
 
 def next_block(index: int, last: int | None, count: int) -> int | None:
-    """Which of `count` blocks will be wanted after `index`, given the one before it; None where that is unknown.
+    """Which of `count` blocks will be needed after `index`, given the one before it; None where that is unknown.
 
-    A wrong answer would cost time, nothing else. The forward pass begins at the first block and the backward pass at
+    A wrong answer costs time, nothing else. The forward pass begins at the first block and the backward pass at
     the last, which the forward pass has just left.
     """
     turned = last is None or abs(index - last) != 1

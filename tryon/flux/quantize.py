@@ -154,7 +154,7 @@ def _dynamic_code(device: torch.device) -> Tensor:
 
 
 # Custom operators, which torch.compile does not look into: if it saw the dequantised weight, it might keep it from the
-# forward to the backward pass instead of making it anew.
+# forward to the backward pass instead of computing it again.
 @torch.library.custom_op("tryon::quantized_linear", mutates_args=())
 def _linear(
     x: Tensor,

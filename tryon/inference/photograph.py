@@ -13,8 +13,9 @@ SEAM = 0.008  # of the photograph's longer side: how far inside the mask's edge 
 def window_of(mask: Image.Image, height: int, width: int) -> Box:
     """The part of a photograph that is fitted into a panel of height x width: all of it, as in training.
 
-    Only a landscape, which training has not seen and of which most of the panel would stay empty, is cut to the panel's
-    shape, around the mask, unless that is wider. mask: "L" of 0 and 255 and of the photograph's size, not empty.
+    Only a landscape is cut to the panel's shape, around the mask, unless the mask is wider: training has not seen
+    landscapes, and they would leave most of the panel empty. mask: "L" of 0 and 255, of the photograph's size, not
+    empty.
     """
     left, _, right, _ = mask.getbbox()
     whole = (0, 0, *mask.size)

@@ -20,12 +20,12 @@ from tryon.flux.memory import (
     card_memory,
     free_memory,
     host_memory,
+    memory_advice,
     quantization_for,
     recomputed_every,
     resolved,
     training_memory,
     transformer_costs,
-    what_helps,
     which_recompute,
 )
 from tryon.training.check import remembered_check
@@ -137,13 +137,13 @@ def _memory_lines(
     where = "memory" if device and device.type == "cpu" else "GPU memory"
     lines = [f"planned, {where}: {total} of {gigabytes(free)} {'free' if device else 'usable'}"]
     if card:
-        taken = f"{100 * (1 - USABLE):.0f} % are taken to be the driver's and the screen's"
-        lines.append(f"  a card sold as {card:g} GB has {gigabytes(card * 2**30)}, of which {taken}")
+        taken = f"the plan leaves {100 * (1 - USABLE):.0f} % to the driver and the screen"
+        lines.append(f"  a card sold as {card:g} GB has {gigabytes(card * 2**30)}; {taken}")
     lines += [f"  {name:12} {size:>8}  {MEANS[name]}" for name, size in zip(parts, sizes, strict=True)]
     kept = f"{config.quantization}, in the host's memory" if config.offload else config.quantization
     lines.append(f"  frozen weights: {kept}; {which_recompute(every)} recomputes its activations")
     if need.total > free:
-        lines.append(f"  it does not fit: {', or '.join(what_helps(config, every)) or 'use a GPU with more'}")
+        lines.append(f"  it does not fit: {', or '.join(memory_advice(config, every)) or 'use a GPU with more'}")
     return lines
 
 

@@ -47,7 +47,7 @@ class Flops:
 
 
 def step_flops(config: TrainConfig, transformer_config: dict[str, Any], every: int | None) -> Flops:
-    """Of the transformer's blocks; all else, the LoRA with it, is a few percent.
+    """Operations of a step in the transformer's blocks; everything else, the LoRA included, is a few percent more.
 
     Each block has 12 D^2 weights for every token (attention 4 D^2, feed-forward 8 D^2; a single block the same), and
     4 N^2 D operations of attention over N tokens. Weights that are frozen need no gradients, so the linear layers'
@@ -76,14 +76,15 @@ def peak_flops(device: torch.device) -> float | None:
 
 
 def peak_of(name: str) -> float | None:
-    """The same by the GPU's full name. A variant of another speed, such as SUPER or Laptop, is another GPU."""
+    """Operations per second that the data sheet promises of a GPU with this full name; None where it is not known. A
+    variant, such as SUPER or Laptop, has another speed and is not known by its plain name."""
     variant = r"(?! (?:Ti|SUPER|Laptop|PCIe|NVL|D)\b)"
     return next((1e12 * peak for kind, (_, peak) in GPUS.items() if re.search(rf"\b{kind}\b{variant}", name)), None)
 
 
 def peaks_of(gpu: torch.device | float) -> dict[str, float]:
-    """Names and peaks, in operations per second, of the device, or of GPUs that are sold with so many GB. Where none is
-    known it is one of 100 TFLOP/s."""
+    """{name: peak in operations per second} of the device, or of the GPUs that are sold with this many GB. If none is
+    known a GPU of 100 TFLOP/s is assumed."""
     if isinstance(gpu, torch.device):
         known = {device_name(gpu): peak} if (peak := peak_flops(gpu)) else {}
     else:
@@ -92,7 +93,8 @@ def peaks_of(gpu: torch.device | float) -> dict[str, float]:
 
 
 def estimated_hours(flops: float, peak: float, compiled: bool) -> tuple[float, float]:
-    """The least and the most that so many operations are likely to take on a GPU of this peak, per second."""
+    """The least and the most hours that this many operations are likely to take on a GPU with this peak, in operations
+    per second."""
     least, most = SHARE_OF_PEAK[compiled]
     return flops / (most * peak) / 3600, flops / (least * peak) / 3600
 

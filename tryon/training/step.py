@@ -129,7 +129,7 @@ def draw_noise(config: TrainConfig, batch: FillBatch, draws: list[tuple[int, ...
 
 
 def on_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """The same on another device. Out of pinned memory: out of any other a GPU would be waited for."""
+    """Copies of the tensors on the device. They are pinned first: copying from pageable memory would block the host."""
     if device.type == "cuda":
         tensors = [tensor.pin_memory() for tensor in tensors]
     return [tensor.to(device, non_blocking=True) for tensor in tensors]

@@ -38,7 +38,7 @@ def log_metrics(accelerator: Accelerator, run: Path, step: int, metrics: dict[st
     if not accelerator.is_main_process:
         return
     if not run.is_dir():  # the weights to come must not be lost with it
-        logger.warning("somebody removed %s: it is made anew", run)
+        logger.warning("%s was removed while the run goes on: it is created again", run)
     try:
         run.mkdir(parents=True, exist_ok=True)
         with (run / "metrics.jsonl").open("a") as file:
@@ -87,7 +87,7 @@ def with_trackers(accelerator: Accelerator, act: Callable[[GeneralTracker], None
 
 
 def with_tracker(accelerator: Accelerator, tracker: GeneralTracker, act: Callable[[GeneralTracker], None]) -> None:
-    """The same for one of them."""
+    """Lets one tracker act; see with_trackers."""
     try:
         act(tracker)
     except Exception as error:

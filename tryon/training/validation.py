@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class CutShort(Exception):
-    """A validation during which somebody asked the training to stop."""
+    """A validation that ended early because the training was asked to stop."""
 
 
 GRID_COLUMNS = ("garment", "person", "masked", "before LoRA", "now")

@@ -25,8 +25,8 @@ from tryon.runs import (
     find_lora,
     locked,
     newest_checkpoint,
+    resume_hint,
     run_folder,
-    told_how_to_go_on,
     with_paths,
 )
 from tryon.toy.model import ToyFolders
@@ -269,17 +269,17 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, caplog: pytest.LogCaptu
         (50, f"saved up to step 25: go on with the same flags and --resume_from_checkpoint '{run}/checkpoint-25'"),
         (25, "all 25 steps are done and saved"),
     ):
-        stopped = told_how_to_go_on(replace(config, max_train_steps=steps), None)
+        stopped = resume_hint(replace(config, max_train_steps=steps), None)
         with caplog.at_level(logging.INFO), pytest.raises(SystemExit), stopped:
             raise SystemExit(130)
         assert words in caplog.text
         caplog.clear()
 
     settings.write_text("{}")
-    with caplog.at_level(logging.INFO), pytest.raises(ValueError), told_how_to_go_on(config, settings):
+    with caplog.at_level(logging.INFO), pytest.raises(ValueError), resume_hint(config, settings):
         raise ValueError("the disk is full")
     assert "saved up to step 25" in caplog.text and settings.exists()
     caplog.clear()
-    with caplog.at_level(logging.INFO), pytest.raises(ValueError), told_how_to_go_on(config, settings):
+    with caplog.at_level(logging.INFO), pytest.raises(ValueError), resume_hint(config, settings):
         raise Refused("another run")
     assert not caplog.text and not settings.exists()

@@ -218,7 +218,7 @@ def test_damaged_files_are_encoded_anew_and_counted(
     content = flipped.read_bytes()
     flipped.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     cached(source, vae, toy, config)
-    assert "2 of 3 encoded samples were damaged and are encoded anew" in caplog.text
+    assert "2 of 3 encoded samples were damaged and are encoded again" in caplog.text
     assert all(torch.equal(data[index].target, target) for index, target in enumerate(expected))
 
 
