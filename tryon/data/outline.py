@@ -1,7 +1,7 @@
 """How much a mask's outline follows what is seen on the picture. Pure.
 
-Where a garment ends, the colour changes. A mask whose outline lies on such edges follows the garment and gives its shape
-away; one whose outline runs through even colour is larger than the garment.
+Where a garment ends, the colour changes. A mask whose outline lies on such edges follows the garment and gives its
+shape away; one whose outline runs through even colour is larger than the garment.
 """
 
 import numpy as np
