@@ -65,7 +65,7 @@ from tryon.runs import (
 from tryon.share import push
 from tryon.signals import TIME_IS_UP, asked_to_stop, finishing_steps, stop_after
 from tryon.toy.model import toy_name, use_toy_model
-from tryon.training.batches import count_draws, drawn_in_step, load_batches
+from tryon.training.batches import count_sampled, load_batches, sampled_in_step
 from tryon.training.checkpoint import CheckpointWriter, TrainerState, load_checkpoint, tidy, verify
 from tryon.training.latent_cache import LatentData, cache_latents, latent_files
 from tryon.training.progress import Progress
@@ -100,10 +100,10 @@ class Training:
     max_steps: int
     seen: bool
 
-    def drawn(self, first_step: int, step: int) -> dict[Category, int]:
-        """How many samples of each category the steps from first_step to step draw, of all processes together."""
+    def sampled(self, first_step: int, step: int) -> dict[Category, int]:
+        """How many samples of each category the steps from first_step to step take, in all processes together."""
         per_step = samples_per_step(self.config, self.accelerator)
-        return count_draws(self.latents, self.config.balance, self.config.seed, first_step, step, per_step)
+        return count_sampled(self.latents, self.config.balance, self.config.seed, first_step, step, per_step)
 
 
 def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource) -> Path:
@@ -214,7 +214,7 @@ def fit(training: Training) -> None:
     with finishing_steps(), writer:
         while step < training.max_steps:
             # One update, from the gradients of all micro-batches.
-            samples = partial(drawn_in_step, training.latents, config, step, accelerator.num_processes)
+            samples = partial(sampled_in_step, training.latents, config, step, accelerator.num_processes)
             metrics = optimiser_step(
                 config, step, training.model, batches, training.optimizer, training.lr_scheduler, accelerator,
                 progress.clock, samples,
@@ -242,8 +242,8 @@ def fit(training: Training) -> None:
     if (stop := asked_to_stop()) > 128:  # while the last pictures were drawn
         raise SystemExit(stop)
     progress.finish(step)
-    drawn = training.drawn(training.first_step, step)
-    logger.info("drawn: %s", ", ".join(f"{count} {category}" for category, count in drawn.items()))
+    sampled = training.sampled(training.first_step, step)
+    logger.info("sampled: %s", ", ".join(f"{count} {category}" for category, count in sampled.items()))
 
 
 def save(training: Training, step: int, writer: CheckpointWriter, wait: bool) -> None:
@@ -261,8 +261,8 @@ def look(training: Training, step: int, writer: CheckpointWriter) -> None:
     """Validates, and writes the run's report as it is by now."""
     training.validate(step)
     writer.wait()  # the report names the newest checkpoint
-    drawn = {f"drawn/{category}": count for category, count in training.drawn(0, step).items()}
-    log_metrics(training.accelerator, training.run, step, drawn)
+    sampled = {f"drawn/{category}": count for category, count in training.sampled(0, step).items()}
+    log_metrics(training.accelerator, training.run, step, sampled)
     has_settings = (training.run / "config.json").is_file()  # not where train() is called as a library
     if training.accelerator.is_main_process and has_settings:
         write_report(training.run)

@@ -33,7 +33,7 @@ TRACKERS = ("tensorboard", "wandb", "comet_ml", "mlflow", "aim", "clearml", "dvc
 # The toy's panel: the smallest at which a texture survives the VAE's 8x compression.
 TOY_HEIGHT, TOY_WIDTH = 192, 144
 TOY_MAX_SEQUENCE_LENGTH = 16
-TOY_NOTICE = "it dresses drawn people, nobody in photographs"
+TOY_NOTICE = "it dresses drawn people, not people in photographs"
 
 
 def setting(
@@ -84,7 +84,7 @@ class TrainConfig:
     mixed_precision: Literal["no", "bf16"] = setting("bf16", "bf16, or no for float32 throughout")
 
     balance: Literal["sqrt", "equal", "none"] = setting(
-        "sqrt", "how often categories are drawn: by the square root of their number, equally, or as they come"
+        "sqrt", "how often categories are sampled: by the square root of their number, equally, or as they come"
     )
     max_train_steps: int = setting(8_000, "optimiser steps", 1)
     num_train_epochs: int | None = setting(

@@ -16,13 +16,13 @@ MODEL_LIBRARIES = ("torch", "diffusers", "transformers")
 
 
 def on_terminal() -> bool:
-    """Whether somebody sees what is written now. The launcher reads the driver's output through a pipe, so it says with
-    TRAIN_TERMINAL that a terminal is behind it."""
+    """Whether the output goes to a terminal. The launcher, which reads the driver's output through a pipe, sets
+    TRAIN_TERMINAL=1 if it writes to one."""
     return sys.stderr.isatty() or os.environ.get("TRAIN_TERMINAL") == "1"
 
 
 def progress_bar(total: int, description: str, visible: bool, initial: int = 0) -> tqdm:
-    """A bar on a terminal; where the output goes to a file a line now and then, of what takes long."""
+    """A bar on a terminal; in a log a line every LINE_EVERY seconds."""
     shown = {"total": total, "initial": initial, "desc": description, "disable": not visible or total == 0}
     if on_terminal():
         return tqdm(**shown, ncols=110, leave=False)

@@ -107,7 +107,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(page_url)
         dress, said = page.locator("#dress"), page.locator("#said")
-        expect(page.locator("#about")).to_contain_text("Toy model: it dresses drawn people, nobody in photographs.")
+        expect(page.locator("#about")).to_contain_text("Toy model: it dresses drawn people, not people in photographs.")
 
         def slide(name: str, value: int) -> None:
             """Sets a slider by its number, again where the page, still unfolding, has put the old one back."""

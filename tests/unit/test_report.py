@@ -83,7 +83,7 @@ def test_scores_and_their_pictures_take_the_validations_place(run: Path) -> None
 
 
 def test_a_toys_page_says_so(run: Path) -> None:
-    words = "<strong>Toy model</strong>: it dresses drawn people, nobody in photographs."
+    words = "<strong>Toy model</strong>: it dresses drawn people, not people in photographs."
     assert words in write_report(run).read_text()
     settings = json.loads((run / "config.json").read_text())
     save_json(run / "config.json", {**settings, "toy": False})

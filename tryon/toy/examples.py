@@ -82,9 +82,9 @@ class DrawnData:
         )
 
     def length(self, index: int, picture: np.ndarray) -> int:
-        """Rows of the legs, from where they show, below the top, down to the lowest of which more than half is nearer
-        in colour to what is tried on than to skin, shoes and background. picture: [H, W, 3] of 0..255, the person of
-        pair `index`."""
+        """Rows from where the legs begin to show, below the top, down to the lowest row in which more than half of the
+        pixels are nearer in colour to the garment that is tried on than to skin, shoes and background. picture:
+        [H, W, 3] of 0..255, the person of pair `index`."""
         example, garment = self.example(index), self.tried_on(index)[0]
         mixed = tuple((a + b) // 2 for a, b in zip(*garment.colours, strict=True))  # of checks
         colours = (*garment.colours, mixed, edge_colour(garment.colours[0]))
@@ -92,7 +92,7 @@ class DrawnData:
         return _lowest_row(self.legs(index), distance(picture, colours).min(-1) < away)
 
     def true_length(self, index: int) -> int:
-        """The same of the garment as it is drawn."""
+        """Rows of the legs that the garment, as it is drawn, covers: what `length` should find."""
         return _lowest_row(self.legs(index), np.asarray(self.truth(index).masks["lower"]) > 0)
 
     def legs(self, index: int) -> np.ndarray:
@@ -115,8 +115,8 @@ def label_map(drawing: Drawing) -> Tensor:
 
 
 def labelled_person(seed: int, index: int) -> tuple[Image.Image, Tensor]:
-    """A drawn person, RGB, and its labels, [H, W] of places in PARSER_LABELS. Of sixty in a row each is another one of
-    the categories, views and sizes."""
+    """A drawn person, RGB, and its labels, [H, W] of places in PARSER_LABELS. Sixty in a row cover every combination of
+    category, view and size."""
     example = random_example(seed, index, CATEGORIES[index % len(CATEGORIES)])
     view, size = VIEWS[index % len(VIEWS)], PARSED_SIZES[index % len(PARSED_SIZES)]
     drawing = draw_person(example.person, example.outfit, view, *size)
@@ -181,5 +181,5 @@ def length_right(data: DrawnData, index: int, picture: Tensor) -> bool:
 
 
 def lengths_right(data: DrawnData, pictures: Sequence[Tensor]) -> list[bool]:
-    """The same for each of the data's persons in shorts or trousers."""
+    """`length_right` for each of the data's persons in shorts or trousers."""
     return [length_right(data, index, picture) for index, picture in enumerate(pictures) if has_length(data, index)]

@@ -42,11 +42,11 @@ MODEL_VERSION = 5
 MODEL_SEED = 0
 WEIGHTS = Path(__file__).parent / "weights"
 TEXT_WIDTH = 64
-# What of ATR's labels the toy's parser tells apart: drawn people carry nothing, and the parts need no sides.
+# The ATR labels that the toy's parser tells apart: drawn people carry nothing, and left and right are one.
 PARSER_LABELS = (
     "Background", "Face", "Left-arm", "Left-leg", "Left-shoe", "Upper-clothes", "Skirt", "Pants", "Dress",
 )  # fmt: skip
-# FLUX.1-dev's, which names a transformer too: pipelines are loaded from it with another one in its place.
+# FLUX.1-dev's own, which names a transformer too; pipelines are loaded from it with another one in its place.
 MODEL_INDEX = {
     "_class_name": "FluxPipeline",
     "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],

@@ -11,12 +11,13 @@ from tryon.toy.world import Colour, Garment, Person, random_garment, random_outf
 
 VIEW = "front"  # of all examples
 OTHER_LENGTH = {"trousers": "shorts", "shorts": "trousers"}
-DISTINCT = 90  # in RGB: garments whose length is measured keep so far from skin, shoes and background
+DISTINCT = 90  # in RGB: least distance of garments whose length is measured from skin, shoes and background
 
 
 @dataclass(frozen=True)
 class Example:
-    """One person, seen from the front, what it wears, of which outfit[0] is tried on, and another such garment."""
+    """One person, seen from the front. outfit: what it wears; outfit[0] is the garment of the example's category.
+    other: another garment of that category."""
 
     person: Person
     outfit: tuple[Garment, ...]
@@ -24,8 +25,8 @@ class Example:
 
 
 def random_example(seed: int, index: int, category: Category) -> Example:
-    """The example that seed, index and category stand for. Whoever wears trousers is given shorts and the reverse, in
-    colours that are not those of legs and background, so that the length of what results can be measured."""
+    """The example that seed, index and category stand for. People in trousers get shorts to try on and the reverse, in
+    colours unlike those of legs and background, so that the length of the result can be measured."""
     rng = np.random.default_rng([seed, index])
     outfit = random_outfit(rng, category)
     skirted = any(garment.kind in ("skirt", "dress") for garment in outfit)
@@ -38,7 +39,7 @@ def random_example(seed: int, index: int, category: Category) -> Example:
 
 
 def surroundings(person: Person) -> tuple[Colour, ...]:
-    """The colours that legs show where no garment covers them, edges included, and that are beside them."""
+    """The colours of legs that no garment covers, edges included, and of the background beside them."""
     edges = [edge_colour(colour) for colour in (person.skin, person.shoes)]
     return person.skin, person.shoes, *edges, *person.backdrop_colours
 

@@ -32,7 +32,7 @@ KINDS = {category: tuple(kind for kind in CLOTHES if CLOTHES[kind][0] == categor
 
 _SKINS = np.array([(255, 224, 200), (246, 205, 170), (228, 180, 140), (200, 148, 108), (160, 108, 74), (112, 74, 52)])
 _HAIRS = ((38, 30, 32), (66, 42, 30), (104, 64, 38), (150, 84, 44), (216, 172, 100), (168, 60, 36), (150, 148, 150))
-# Dark, all of them: masks hide shoes, and what nobody can know would be luck when pictures are compared.
+# All dark: masks hide shoes, and a model that had to guess their colour would be scored on its luck.
 _SHOE_COLOURS = ((40, 38, 44), (58, 44, 38), (84, 62, 50), (52, 58, 78), (80, 40, 44))
 
 

@@ -44,17 +44,17 @@ def load_batches(
     )
 
 
-def drawn_in_step(data: LatentData, config: TrainConfig, step: int, processes: int) -> list[str]:
-    """Names of the samples that optimiser step `step` (from 0) takes, of all processes together."""
+def sampled_in_step(data: LatentData, config: TrainConfig, step: int, processes: int) -> list[str]:
+    """Names of the samples that optimiser step `step` (from 0) takes, in all processes together."""
     per_step = config.train_batch_size * config.gradient_accumulation_steps * processes
     order = sample_order(data, config.balance, config.seed, step * per_step)
     return [data.names[index % len(data.names)] for index in islice(order, per_step)]
 
 
-def count_draws(
+def count_sampled(
     data: LatentData, balance: str, seed: int, first_step: int, steps: int, per_step: int
 ) -> dict[Category, int]:
-    """How many samples of each category the steps from first_step to `steps` draw, of all processes together."""
+    """How many samples of each category the steps from first_step to `steps` take, in all processes together."""
     order = sample_order(data, balance, seed, first_step * per_step)
     counts = Counter(
         data.categories[index % len(data.categories)] for index in islice(order, (steps - first_step) * per_step)
@@ -62,8 +62,8 @@ def count_draws(
     return {category: counts[category] for category in CATEGORIES if counts[category]}
 
 
-def drawn_per_epoch(categories: list[Category], balance: str) -> dict[Category, int]:
-    """How many samples of each category an epoch, as many draws as there are rows, takes.
+def sampled_per_epoch(categories: list[Category], balance: str) -> dict[Category, int]:
+    """How many samples of each category an epoch takes, which has as many samples as there are rows.
 
     Shares are proportional to n ** POWER[balance]; what rounding leaves goes to the largest remainders.
     """
@@ -80,13 +80,13 @@ def drawn_per_epoch(categories: list[Category], balance: str) -> dict[Category, 
 def sample_order(data: LatentData, balance: str, seed: int, start: int) -> Iterator[int]:
     """The endless stream of sample indices from position `start`.
 
-    An epoch draws from each category what `drawn_per_epoch` says, in an order shuffled by (seed, epoch). The rows of a
-    category come one after the other, all of them, shuffled by (seed, category, round), before any comes again; the
-    next round takes the next variant.
+    An epoch takes from each category what `sampled_per_epoch` says, in an order shuffled by (seed, epoch). All rows of
+    a category, shuffled by (seed, category, round), come once before any comes again; the next round takes the next
+    variant.
     """
     rows_of = {category: [row for row, other in enumerate(data.categories) if other == category]
                for category in dict.fromkeys(data.categories)}  # fmt: skip
-    per_epoch = drawn_per_epoch(data.categories, balance)
+    per_epoch = sampled_per_epoch(data.categories, balance)
     turns = [category for category, count in per_epoch.items() for _ in range(count)]
     rows, variants = len(data.categories), len(data) // len(data.categories)
     shuffled: dict[Category, tuple[int, np.ndarray]] = {}

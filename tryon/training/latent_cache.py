@@ -1,8 +1,8 @@
 """Latents on disk, each in a file named after everything that shaped it.
 
-A name is a hash of the row's content, the model's files and the settings; a change of any of them is another name, so
-a stale latent cannot be read. Files are written beside their place and renamed into it: one is there whole or not at
-all, and an interrupted start goes on where it was. The masks are kept as bits.
+A name is a hash of the row's content, the model's files and the settings. If any of them changes, so does the name: a
+stale latent is never read. Files are written under another name and renamed, so that each is whole or absent, and an
+interrupted start goes on where it was. Masks are stored as bits.
 """
 
 import logging
@@ -88,7 +88,8 @@ def latent_files(samples: SampleSource, files: ModelFiles, config: TrainConfig, 
 
 @dataclass(frozen=True)
 class ReadableSamples(Dataset):
-    """The samples for a worker to read. An UnreadablePicture is returned: raised, it would end the worker's reading."""
+    """The samples, as a DataLoader's worker reads them: an UnreadablePicture is returned, as raising it would end the
+    worker."""
 
     samples: SampleSource
 
@@ -100,8 +101,8 @@ class ReadableSamples(Dataset):
 
 
 def read_ahead(samples: SampleSource, indices: list[int], workers: int, device: torch.device) -> DataLoader:
-    """The samples of these indices in their order, or the UnreadablePicture in a sample's place, read by workers while
-    the device encodes others."""
+    """The samples of these indices in their order, with an UnreadablePicture in the place of one that cannot be read.
+    Workers read them while the device encodes others."""
     if samples.mask_rule and samples.mask_rule.parser:
         workers = 0  # the parser may be on the GPU, which a forked process cannot use
     return DataLoader(

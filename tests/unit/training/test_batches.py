@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tryon.data.category import Category
-from tryon.training.batches import count_draws, drawn_per_epoch, sample_order
+from tryon.training.batches import count_sampled, sample_order, sampled_per_epoch
 from tryon.training.latent_cache import LatentData
 
 SKEWED: list[Category] = ["upper"] * 16 + ["lower"] * 4 + ["full"] * 1
@@ -33,15 +33,15 @@ def test_as_they_come_every_epoch_has_every_row() -> None:
     [("none", (16, 4, 1)), ("sqrt", (12, 6, 3)), ("equal", (7, 7, 7))],
 )
 def test_shares_of_the_categories(balance: str, expected: tuple[int, ...]) -> None:
-    assert drawn_per_epoch(SKEWED, balance) == dict(zip(("upper", "lower", "full"), expected, strict=True))
+    assert sampled_per_epoch(SKEWED, balance) == dict(zip(("upper", "lower", "full"), expected, strict=True))
     positions = list(islice(sample_order(data(SKEWED), balance, 0, 0), 2 * len(SKEWED)))
     counts = Counter(SKEWED[position] for position in positions)
     assert [counts[name] for name in ("upper", "lower", "full")] == [2 * count for count in expected]
 
 
 def test_what_rounding_leaves_goes_to_the_largest_remainders() -> None:
-    assert drawn_per_epoch(["upper"] * 3 + ["lower"], "sqrt") == {"upper": 3, "lower": 1}  # of 2.54 and 1.46
-    assert drawn_per_epoch(["full"], "sqrt") == {"full": 1}
+    assert sampled_per_epoch(["upper"] * 3 + ["lower"], "sqrt") == {"upper": 3, "lower": 1}  # of 2.54 and 1.46
+    assert sampled_per_epoch(["full"], "sqrt") == {"full": 1}
 
 
 def test_no_row_comes_again_before_all_of_its_category_came() -> None:
@@ -54,9 +54,9 @@ def test_no_row_comes_again_before_all_of_its_category_came() -> None:
 
 
 def test_draws_are_counted_over_any_steps() -> None:
-    assert count_draws(data(SKEWED), "sqrt", 0, 0, 21, per_step=2) == {"upper": 24, "lower": 12, "full": 6}
-    parts = [count_draws(data(SKEWED), "sqrt", 0, first, last, per_step=4) for first, last in ((0, 3), (3, 10))]
-    whole = count_draws(data(SKEWED), "sqrt", 0, 0, 10, per_step=4)
+    assert count_sampled(data(SKEWED), "sqrt", 0, 0, 21, per_step=2) == {"upper": 24, "lower": 12, "full": 6}
+    parts = [count_sampled(data(SKEWED), "sqrt", 0, first, last, per_step=4) for first, last in ((0, 3), (3, 10))]
+    whole = count_sampled(data(SKEWED), "sqrt", 0, 0, 10, per_step=4)
     assert {name: sum(part.get(name, 0) for part in parts) for name in whole} == whole
 
 
