@@ -1,0 +1,96 @@
+"""Which try-ons are asked for: a line each of a CSV file, and the files of their results. Imports nothing heavy."""
+
+import csv
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from tryon.data.category import Category
+
+PICTURE_KINDS = (".png", ".jpg", ".jpeg", ".webp")
+COLUMNS = {"person": True, "garment": True, "mask": False, "category": False, "output": True}  # whether each is needed
+
+
+@dataclass(frozen=True)
+class Request:
+    """One try-on as it was asked for."""
+
+    person: Path
+    garment: Path
+    mask: Path | None
+    worn: Path | None
+    category: Category | None
+    output: Path
+
+
+def results_of(output: Path, seeds: range) -> list[Path]:
+    """The files of a try-on's results, in their order: several are named after their seeds."""
+    return [output if len(seeds) == 1 else output.with_stem(f"{output.stem}-seed{seed}") for seed in seeds]
+
+
+def unwritable(what: str, path: Path) -> list[str]:
+    """Why no picture can be written there."""
+    problems = []
+    if not path.expanduser().absolute().parent.is_dir():
+        problems.append(f"{what} {path} lies in a folder that does not exist")
+    if path.suffix.lower() not in PICTURE_KINDS:
+        problems.append(f"{what} {path} must end in one of {', '.join(PICTURE_KINDS)}")
+    return problems
+
+
+def read_pairs(path: Path, seeds: range, output_grid: Path | None) -> list[tuple[int, dict[str, str]]]:
+    """The lines of a CSV file of try-ons, with their numbers; its first line names COLUMNS.
+
+    seeds: of each try-on's results. output_grid: a file that is written too. Raises ValueError for what is wrong with
+    the file as a whole.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
+            reader = csv.DictReader(file)
+            lines = [(reader.line_num, line) for line in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"--pairs {path} cannot be read ({error}): give a CSV file in UTF-8") from error
+    columns = set(reader.fieldnames or [])
+    if missing := [name for name, needed in COLUMNS.items() if needed and name not in columns]:
+        raise ValueError(f"--pairs {path} has no column {', '.join(missing)}: its first line names the columns")
+    if unknown := sorted(columns - COLUMNS.keys()):
+        raise ValueError(f"--pairs {path} has the column {unknown[0]}: there may be {', '.join(COLUMNS)}")
+    if not lines:
+        raise ValueError(f"--pairs {path} has no line below its first: give a try-on a line")
+    read, written = {path.resolve()}, Counter()
+    if output_grid:
+        written[output_grid.resolve()] += 1
+    for _, line in lines:
+        for name in ("person", "garment", "mask", "output"):
+            if cell := (line.get(name) or "").strip():
+                file = path.parent / Path(cell).expanduser()
+                if name != "output":
+                    read.add(file.resolve())
+                elif file.name:
+                    written.update(each.resolve() for each in results_of(file, seeds))
+    if twice := [file for file, count in written.items() if count > 1 or file in read]:
+        raise ValueError(f"--pairs {path} reads or writes {twice[0]} too: give each line an output of its own")
+    return lines
+
+
+def request_of_line(line: dict[str, str], folder: Path, category: Category | None) -> Request:
+    """The try-on that a line asks for, with paths from the file's folder; category: where the line names none.
+
+    Makes the folder of its output. Raises ValueError for what is missing or wrong.
+    """
+    if None in line or None in line.values():  # as DictReader tells of a line that is longer or shorter
+        raise ValueError("it has not as many cells as the first line: a path with a comma wants quotation marks")
+    cells = {name: text.strip() for name, text in line.items()}
+    if empty := [name for name, needed in COLUMNS.items() if needed and not cells[name]]:
+        raise ValueError(f"its {empty[0]} is empty: name a file")
+    paths = {
+        name: folder / Path(cells[name]).expanduser() if cells.get(name) else None
+        for name in ("person", "garment", "mask", "output")
+    }
+    try:
+        paths["output"].parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"the folder of its output {paths['output']} cannot be made ({error.strerror})") from error
+    if problems := unwritable("its output", paths["output"]):
+        raise ValueError(problems[0])
+    return Request(**paths, worn=None, category=cells.get("category") or category)
