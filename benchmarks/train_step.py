@@ -139,7 +139,7 @@ from tryon.flux.memory import (
 from tryon.flux.packing import pack_latents, pack_mask
 from tryon.flux.placement import prepare_transformer
 from tryon.toy.model import toy_model
-from tryon.training.check import random_transformer
+from tryon.training.check_blocks import random_transformer
 from tryon.training.clock import Clock
 from tryon.training.speed import peak_flops, step_flops
 from tryon.training.step import (
