@@ -13,7 +13,6 @@ from deepfashion_training.export_viton_hd import ExportConfig
 from deepfashion_training.inspect_dataset import InspectConfig
 from deepfashion_training.preflight import DataConfig
 from evaluate_lora import EvaluateConfig
-from pretrain_toy import PretrainConfig
 from train_flux_inpaint import FolderConfig
 from tryon.config import (
     PROFILES,
@@ -30,6 +29,7 @@ from tryon.config import (
 )
 from tryon.flags import parse_flags
 from tryon.share import ShareConfig
+from tryon.toy.pretrain.config import PretrainConfig
 from tryon_inference_lora import PictureConfig
 
 

@@ -94,7 +94,8 @@ def test_the_driver_calls_the_loop_and_patches_nothing() -> None:
 
 
 def test_settings_and_run_names_import_nothing_heavy() -> None:
-    light = ("config", "runs", "entry", "console", "files", "data/category", "flux/prompts", "flux/lora_header")
+    light = ("config", "runs", "entry", "console", "files", "data/category", "flux/prompts", "flux/lora_header",
+             "toy/pretrain/config")  # fmt: skip
     for name in (*(f"tryon/{each}.py" for each in light), "folder_lists.py", "deepfashion_training/preflight.py"):
         heavy = {"torch", "numpy", "diffusers", "transformers", "accelerate", "datasets", "PIL"}
         assert not {module.split(".")[0] for module in imports_of(PROJECT / name)} & heavy
