@@ -17,8 +17,15 @@ import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tryon.cli import check_first, parse_flags, run_script
-from tryon.config import PROJECT, MaskConfig, TrainConfig, mistakes, setting
+import numpy as np
+from PIL import Image
+
+from deepfashion_training.preflight import DataConfig
+from tryon.cli import parse, run_script
+from tryon.config import PROJECT, MaskConfig, TrainConfig, setting
+from tryon.console import load_libraries, progress_bar, set_up_logging
+
+logger = logging.getLogger(__name__)
 
 SHARDS = 4
 VIEWS = ("front", "side", "back", "full", "additional", "flat")  # the last for every third item
@@ -40,33 +47,17 @@ class ScaleConfig:
 def read_settings(argv: list[str]) -> ScaleConfig:
     """The flags, checked. Raises ValueError, in one sentence, for every mistake."""
     description = "Measures how long finding the pairs of a large data set takes."
-    (given,) = parse_flags(argv, "python -m benchmarks.data_scale", description, ScaleConfig)
-    config = ScaleConfig(**given)
-    if problems := list(mistakes(config)):
-        raise ValueError("; ".join(problems))
+    (config,) = parse(argv, "python -m benchmarks.data_scale", description, ScaleConfig)
     return config
-
-
-if __name__ == "__main__":
-    check_first(read_settings, "torch", "datasets")  # --help and a wrong flag answer before the heavy imports
-
-import numpy as np
-import pyarrow
-import pyarrow.parquet
-import torch
-from datasets import Features, Value
-from datasets import Image as Picture
-from PIL import Image
-
-from deepfashion_training.deepfashion_dataset import load_deepfashion
-from deepfashion_training.preflight import DataConfig
-from tryon.console import progress_bar, set_up_logging
-
-logger = logging.getLogger(__name__)
 
 
 def write_rows(config: ScaleConfig) -> None:
     """Items of about five views in the hub's layout; a garment is a rectangle of two colours, noise all around."""
+    import pyarrow
+    import pyarrow.parquet
+    from datasets import Features, Value
+    from datasets import Image as Picture
+
     height, width = config.picture_height, config.picture_height * 3 // 4
     texts = {name: Value("string") for name in ("gender", "pose", "cloth_type", "pid", "caption")}
     features = Features({"images": Picture(), **texts, "mask": Picture(), "mask_overlay": Picture()})
@@ -107,6 +98,10 @@ def _file(pixels: np.ndarray, kind: str) -> dict:
 
 def measure(config: ScaleConfig) -> None:
     """Finds pairs and keys, and prints seconds and memory as JSON."""
+    import torch
+
+    from deepfashion_training.deepfashion_dataset import load_deepfashion
+
     started = time.monotonic()
     train, validation = load_deepfashion(
         DataConfig(dataset_name=config.folder),
@@ -126,6 +121,7 @@ def measure(config: ScaleConfig) -> None:
 def main(argv: list[str]) -> None:
     config = read_settings(argv)
     set_up_logging(is_main_process=True)
+    load_libraries("torch", "datasets")
     if config.measure:
         measure(config)
         return

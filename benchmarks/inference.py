@@ -18,54 +18,17 @@ PSNR tells whether a variant computes the same, but neither what a cache costs i
 follows from trained weights. The LoRA is random and seeded in both, and small, so that the toy still dresses people.
 """
 
-import statistics
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.variants import check_settings
-from tryon.cli import check_first, parse_flags, run_script
-from tryon.config import Quantization, setting
+from benchmarks.inference_variants import ALWAYS, VARIANTS
+from benchmarks.variants import unknown_variants
+from tryon.cli import parse, run_script
+from tryon.config import setting
+from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.files import replace_json
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A way to infer: the command line's flags of these names, and whether the LoRA is folded into the weights."""
-
-    quantization: Quantization = "none"
-    offload: bool = False
-    fold: bool = False
-    compile: bool = False
-    cache: float | None = None  # the threshold of a First-Block-Cache
-
-    @property
-    def placement(self) -> tuple[bool, Quantization, bool]:
-        """Equal for variants that can share a transformer; in this order they run."""
-        return self.quantization != "none" or self.offload, self.quantization, self.offload
-
-
-ALWAYS = {"stock": Variant(), "eager": Variant()}
-VARIANTS = {
-    "none": Variant(fold=True),
-    "first_block:0.05": Variant(fold=True, cache=0.05),
-    "first_block:0.1": Variant(fold=True, cache=0.1),
-    "first_block:0.2": Variant(fold=True, cache=0.2),
-    "compile": Variant(fold=True, compile=True),
-    "compile_first_block:0.05": Variant(fold=True, compile=True, cache=0.05),
-    "compile_first_block:0.1": Variant(fold=True, compile=True, cache=0.1),
-    "compile_first_block:0.2": Variant(fold=True, compile=True, cache=0.2),
-    "fp8": Variant(quantization="fp8"),
-    "fp8_compile": Variant(quantization="fp8", compile=True),
-    "nf4": Variant(quantization="nf4"),
-    "nf4_compile": Variant(quantization="nf4", compile=True),
-    "nf4_offload": Variant(quantization="nf4", offload=True),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,83 +45,36 @@ class InferenceConfig:
 def read_settings(argv: list[str]) -> InferenceConfig:
     """The flags, checked. Raises ValueError, in one sentence, for every mistake."""
     description = "Times a try-on in variants, beside diffusers' stock pipeline."
-    (given,) = parse_flags(argv, "python -m benchmarks.inference", description, InferenceConfig)
-    config = InferenceConfig(**given)
-    check_settings(config, config.variants.split(","), VARIANTS)
+    (config,) = parse(argv, "python -m benchmarks.inference", description, InferenceConfig, problems=problems_of)
     return config
 
 
-if __name__ == "__main__":
-    check_first(read_settings)  # --help and a wrong flag answer before the heavy imports
-
-
-import torch
-from diffusers import AutoencoderKL, FluxFillPipeline, FluxTransformer2DModel
-from diffusers.training_utils import free_memory
-from peft.tuners.lora import LoraLayer
-from torch import Tensor, nn
-
-from benchmarks.train_step import StepConfig, make_prompt, make_samples, make_transformer, make_vae, train_config
-from tryon.config import TrainConfig
-from tryon.console import set_up_logging
-from tryon.data.sample import PromptEmbedding, TryOnSample, make_diptych
-from tryon.evaluation.metrics import psnr
-from tryon.flux.compiler import compile_blocks
-from tryon.flux.load import FILL_CONFIG
-from tryon.flux.lora import add_lora, fold_lora
-from tryon.flux.offload import blocks_of
-from tryon.flux.placement import place
-from tryon.flux.prompt_cache import cache_prompts
-from tryon.flux.prompts import prompt_for
-from tryon.inference.pipeline import build_pipeline, try_on_batch
-from tryon.toy.examples import EVALUATION_SEED, DrawnData
-from tryon.toy.model import scheduler, toy_model
-from tryon.training.speed import device_name
-
-GUIDANCE = 30.0
-LORA_SHARE = 0.05  # the size of what the LoRA adds to a weight, beside the weight's own
-WARM_UP_STEPS = 2  # of a picture before those that are timed, in which everything is compiled and chosen
-
-
-@dataclass(frozen=True)
-class Work:
-    """What every variant draws: each sample, from the noise of its index as the seed, in so many denoising steps."""
-
-    samples: list[TryOnSample]
-    prompt: PromptEmbedding
-    steps: int
-    device: torch.device
-
-
-@dataclass(frozen=True)
-class Row:
-    """One variant's figures of each timed picture: seconds; steps in which all blocks ran; dB to the eager picture and
-    to the truth, None where there is none."""
-
-    name: str
-    seconds: list[float]
-    computed: list[int]
-    psnr: list[float] | None
-    truth: list[float] | None
-
-    @property
-    def median(self) -> float:
-        return statistics.median(self.seconds)
+def problems_of(config: InferenceConfig) -> Iterator[str]:
+    """What is wrong with the flags beyond single values."""
+    return unknown_variants(config.variants.split(","), VARIANTS)
 
 
 def main(argv: list[str]) -> None:
     asked = read_settings(argv)
     set_up_logging(is_main_process=True)
+    load_libraries(*MODEL_LIBRARIES)
+    import torch
+
+    from benchmarks.inference_timing import HEADER, Work, in_words, prompt_of, samples_of, time_variants
+    from benchmarks.models import train_config
+    from tryon.training.speed import device_name
+
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    config = train_config(StepConfig(size=asked.size, batch=asked.pictures))
+    config = train_config(asked.size, batch=asked.pictures, rank=None)
     work = Work(samples_of(config), prompt_of(config, device), asked.denoising_steps, device)
+    variants = ALWAYS | {name: VARIANTS[name] for name in asked.variants.split(",")}
     size = f"{config.height} x {2 * config.width}, {work.steps} denoising steps, rank {config.lora_rank}"
     result: dict[str, Any] = {
         "device": device_name(device), "torch": torch.__version__, "size": size, "rows": [], "failed": [],
     }  # fmt: skip
     print(f"{result['device']}, PyTorch {torch.__version__}, {size}\n{HEADER}", flush=True)
     stock = None
-    for name, row in time_variants(asked.variants.split(","), config, work):
+    for name, row in time_variants(variants, config, work):
         if row is None:
             print(f"{name}: does not fit", flush=True)
             result["failed"].append(name)
@@ -169,166 +85,6 @@ def main(argv: list[str]) -> None:
             result["rows"].append({**asdict(row), "median": row.median, "ratio": ratio})
         if asked.json:
             replace_json(Path(asked.json), result)
-
-
-def time_variants(asked: list[str], config: TrainConfig, work: Work) -> Iterator[tuple[str, Row | None]]:
-    """The rows of `stock`, `eager` and the variants, each when it is there; None: there is not enough memory for it.
-
-    What is folded or compiled stays so: those of a placement run in that order, on one transformer.
-    """
-    variants = ALWAYS | {name: VARIANTS[name] for name in asked}
-    names = sorted(variants, key=lambda name: (variants[name].placement, variants[name].fold, variants[name].compile))
-    vae, eager = make_vae(config, work.device), []
-    for _, group in groupby(names, lambda name: variants[name].placement):
-        transformer, before = None, Variant()
-        for name in group:
-            variant = variants[name]
-            try:
-                if transformer is None:
-                    transformer = make_transformer(config, work.device).eval()
-                    attach_random_lora(transformer, config.lora_rank)
-                    place(transformer, variant.quantization, variant.offload, work.device)
-                if variant.fold and not before.fold:
-                    fold_lora(transformer, {})
-                if variant.compile and not before.compile:
-                    compile_blocks(transformer)
-                before = variant
-                if name == "stock":
-                    draw = partial(draw_stock, stock_pipeline(transformer, vae), work)
-                else:
-                    draw = partial(draw_ours, build_pipeline(transformer, vae, scheduler()), work, variant.cache)
-                seconds, computed, pictures = measure(draw, transformer, work)
-            except torch.OutOfMemoryError:
-                yield name, None
-                continue
-            if name == "eager":
-                eager = pictures
-            to_eager = to_truth = None
-            if name != "stock":
-                to_eager = [inside(*each) for each in zip(pictures, eager, work.samples, strict=True)]
-                if config.toy:
-                    to_truth = [inside(picture, s.person, s) for picture, s in zip(pictures, work.samples, strict=True)]
-            yield name, Row(name, seconds, computed, to_eager, to_truth)
-        del transformer
-        torch.compiler.reset()  # it keeps the blocks that it compiled, until cycles of references are looked for
-        free_memory()
-
-
-def samples_of(config: TrainConfig) -> list[TryOnSample]:
-    """Drawn upper-body garments, which the toy's own weights know, on their wearers; at full size noise."""
-    if config.toy:
-        count = config.train_batch_size
-        drawn = DrawnData(count, EVALUATION_SEED, ("upper",), config.height, config.width)
-        return [drawn[index] for index in range(count)]
-    return make_samples(config)
-
-
-def prompt_of(config: TrainConfig, device: torch.device) -> PromptEmbedding:
-    if config.toy:
-        text, cache = prompt_for(config.prompt, "upper"), Path(config.data_cache_dir)
-        length = config.max_sequence_length
-        return cache_prompts([text], toy_model(cache).base, length, torch.float32, device, cache)[text]
-    return make_prompt(config, FILL_CONFIG, torch.bfloat16)
-
-
-@torch.no_grad()
-def attach_random_lora(transformer: FluxTransformer2DModel, rank: int) -> None:
-    """A LoRA in layers of its own, as they are used: in the transformer's dtype."""
-    dtype = transformer.dtype
-    add_lora(transformer, rank, rank, seed=0)
-    generator = torch.Generator().manual_seed(1)
-    for layer in transformer.modules():
-        if isinstance(layer, LoraLayer):
-            down, up = layer.lora_A["default"].weight, layer.lora_B["default"].weight
-            numbers = torch.randn(up.shape, generator=generator).to(up)
-            # Each entry of B A is a sum of `rank` products.
-            up.copy_(numbers * LORA_SHARE * layer.weight.float().std() / (down.std() * rank**0.5))
-    transformer.to(dtype)
-
-
-def stock_pipeline(transformer: FluxTransformer2DModel, vae: AutoencoderKL) -> FluxFillPipeline:
-    pipeline = FluxFillPipeline(
-        scheduler=scheduler(), vae=vae, transformer=transformer,
-        text_encoder=None, text_encoder_2=None, tokenizer=None, tokenizer_2=None,
-    )  # fmt: skip
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
-def draw_stock(pipeline: FluxFillPipeline, work: Work, index: int, steps: int) -> Any:
-    """A picture, as whoever calls the pipeline by hand gets it."""
-    image, _, mask = (part[None] for part in make_diptych(work.samples[index]))
-    device, dtype = pipeline.transformer.device, pipeline.transformer.dtype
-    return pipeline(
-        image=(image + 1) / 2,
-        mask_image=mask,
-        height=image.shape[-2],
-        width=image.shape[-1],
-        num_inference_steps=steps,
-        guidance_scale=GUIDANCE,
-        generator=torch.Generator().manual_seed(index),
-        prompt_embeds=work.prompt.embeds[None].to(device, dtype),
-        pooled_prompt_embeds=work.prompt.pooled[None].to(device, dtype),
-    ).images[0]
-
-
-def draw_ours(pipeline: FluxFillPipeline, work: Work, cache: float | None, index: int, steps: int) -> Tensor:
-    """[3, H, W/2] in [-1, 1]"""
-    sample, settings = work.samples[index], {"steps": steps, "guidance": GUIDANCE, "seeds": [index], "cache": cache}
-    return try_on_batch(pipeline, [sample], [work.prompt], **settings)[0]
-
-
-def measure(
-    draw: Callable[[int, int], Any], transformer: FluxTransformer2DModel, work: Work
-) -> tuple[list[float], list[int], list[Any]]:
-    """Of each picture the seconds, the steps in which all blocks ran, and what `draw`, of index and steps, returns."""
-    draw(0, WARM_UP_STEPS)
-    seconds, computed, pictures = [], [], []
-    for index in range(len(work.samples)):
-        with steps_computed(transformer) as ran:
-            started = time.perf_counter()
-            pictures.append(draw(index, work.steps))
-            if work.device.type == "cuda":
-                torch.cuda.synchronize(work.device)
-            seconds.append(time.perf_counter() - started)
-        computed.append(sum(ran))
-    return seconds, computed, pictures
-
-
-@contextmanager
-def steps_computed(transformer: FluxTransformer2DModel) -> Iterator[list[bool]]:
-    """Whether all blocks ran, of each step in here: one that is skipped returns the very tensor that it was given."""
-    ran: list[bool] = []
-
-    def note(block: nn.Module, args: tuple, given: dict[str, Tensor], returned: tuple[Tensor, Tensor]) -> None:
-        ran.append(returned[1] is not given["hidden_states"])
-
-    handle = blocks_of(transformer)[1].register_forward_hook(note, with_kwargs=True)
-    try:
-        yield ran
-    finally:
-        handle.remove()
-
-
-def inside(picture: Tensor, other: Tensor, sample: TryOnSample) -> float:
-    """PSNR in dB of two pictures [3, H, W/2] inside the sample's mask."""
-    return psnr(picture[None].float().cpu(), other[None].float().cpu(), sample.mask[None]).item()
-
-
-COLUMNS = ("s/picture", "least", "most", "x stock", "all blocks", "PSNR", "truth")
-HEADER = f"{'variant':26}" + "".join(f"{title:>11}" for title in COLUMNS)
-
-
-def in_words(row: Row, ratio: float) -> str:
-    """The row below HEADER."""
-    cells = [
-        *(f"{each:.3f}" for each in (row.median, min(row.seconds), max(row.seconds))),
-        f"{ratio:.2f}",
-        f"{statistics.mean(row.computed):.1f}",
-        "-" if row.psnr is None else f"{min(row.psnr):.1f}",
-        "-" if row.truth is None else f"{statistics.mean(row.truth):.2f}",
-    ]
-    return f"{row.name:26}{''.join(f'{cell:>11}' for cell in cells)}"
 
 
 if __name__ == "__main__":

@@ -1,19 +1,15 @@
 """What the benches' command lines share. Imports nothing heavy."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
 
-from tryon.config import PROJECT, mistakes
+from tryon.config import PROJECT
 
 
-def check_settings(config: Any, asked: Iterable[str], known: Iterable[str]) -> None:
-    """Raises ValueError, in one sentence, for every value of the dataclass out of range and every unknown variant."""
-    problems = list(mistakes(config))
+def unknown_variants(asked: Iterable[str], known: Iterable[str]) -> Iterator[str]:
+    """A clause that names the variants which were asked for and do not exist."""
     if unknown := [name for name in asked if name not in known]:
-        problems.append(f"--variants {','.join(unknown)} is not known: name some of {', '.join(known)}")
-    if problems:
-        raise ValueError("; ".join(problems))
+        yield f"--variants {','.join(unknown)} is not known: name some of {', '.join(known)}"
 
 
 def versions() -> dict[str, str]:

@@ -44,14 +44,14 @@ def run_script(main: Callable[[list[str]], None]) -> NoReturn:
     sys.exit(code)
 
 
-def check_first(read_settings: Callable[[list[str]], object], *libraries: str) -> None:
+def check_first(read_settings: Callable[[list[str]], object]) -> None:
     """Reads the settings from the command line and leaves the process where they are wrong, or after --help; then loads
-    what the script imports next, with a word. libraries: see load_libraries; those of the model if not given."""
+    the model's libraries, with a word. For a script whose imports are heavy: call it between light and heavy ones."""
     try:
         read_settings(sys.argv[1:])
     except ValueError as error:
         sys.exit(_exit_code(error))
-    load_libraries(*(libraries or MODEL_LIBRARIES))
+    load_libraries(*MODEL_LIBRARIES)
 
 
 def parse(

@@ -26,15 +26,16 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     staging = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    _remove(staging)  # of a killed process with this id
+    remove(staging)  # of a killed process with this id
     try:
         yield staging
         staging.replace(path)
     finally:
-        _remove(staging)
+        remove(staging)
 
 
-def _remove(path: Path) -> None:
+def remove(path: Path) -> None:
+    """Deletes the file or folder, if there is one."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:

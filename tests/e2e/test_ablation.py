@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.toy_ablation import LENGTHS, main, read_settings
+from benchmarks.ablation_run import LENGTHS
+from benchmarks.toy_ablation import main, read_settings
 from tryon.data.category import CATEGORIES
 
 pytestmark = pytest.mark.e2e

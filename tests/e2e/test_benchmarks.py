@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import inference, train_step
+from benchmarks import inference, models, step_timing, train_step
+from benchmarks.step_variants import VARIANTS, Variant
 from conftest import PROJECT
 from tryon.flux.load import FILL_CONFIG
+from tryon.training.check_blocks import random_transformer
 
 pytestmark = pytest.mark.e2e
 CPU = torch.device("cpu")
@@ -41,10 +43,10 @@ def test_steps_beside_those_of_others_have_their_losses(tmp_path: Path, capsys: 
 
 
 def test_a_variant_that_fails_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(train_step.VARIANTS, "broken", train_step.Variant({"lora_rank": 0}))
-    accumulated = train_step.Variant({"train_batch_size": 1, "gradient_accumulation_steps": 2})
-    monkeypatch.setitem(train_step.VARIANTS, "accumulated", accumulated)
-    monkeypatch.setattr(train_step, "no_compiler", lambda device: "no C++ compiler")
+    monkeypatch.setitem(VARIANTS, "broken", Variant({"lora_rank": 0}))
+    accumulated = Variant({"train_batch_size": 1, "gradient_accumulation_steps": 2})
+    monkeypatch.setitem(VARIANTS, "accumulated", accumulated)
+    monkeypatch.setattr(step_timing, "no_compiler", lambda device: "no C++ compiler")
     file = tmp_path / "step.json"
     with pytest.raises(ValueError, match="there are no figures of broken, compile"):
         train_step.main([*SHORT, "--variants", "broken,compile,none,accumulated", "--json", str(file)])
@@ -60,7 +62,7 @@ def test_a_row_is_written_before_the_next_begins(tmp_path: Path, monkeypatch: py
     def cut_off(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train_step, "time_reference", cut_off)
+    monkeypatch.setattr(step_timing, "time_reference", cut_off)
     with pytest.raises(KeyboardInterrupt):
         train_step.main([*SHORT, "--variants", "none,reference_cached", "--json", str(file)])
     assert [row["name"] for row in json.loads(file.read_text())["rows"]] == ["none"]
@@ -68,8 +70,8 @@ def test_a_row_is_written_before_the_next_begins(tmp_path: Path, monkeypatch: py
 
 def test_random_weights_are_the_same_every_time_and_keep_activations_in_range() -> None:
     shapes = {**FILL_CONFIG, "num_attention_heads": 1, "joint_attention_dim": 64}  # all 57 blocks, but narrow
-    transformer = train_step.random_transformer(shapes, torch.float32, CPU)
-    again = train_step.random_transformer(shapes, torch.float32, CPU)
+    transformer = random_transformer(shapes, torch.float32, CPU)
+    again = random_transformer(shapes, torch.float32, CPU)
     torch.manual_seed(0)
     image, text = torch.randn(1, 24, 384), torch.randn(1, 8, 64)
     attention = transformer.transformer_blocks[0].attn
@@ -85,10 +87,10 @@ def test_random_weights_are_the_same_every_time_and_keep_activations_in_range() 
 
 
 def test_the_vaes_random_weights_are_the_same_every_time() -> None:
-    config = train_step.train_config(train_step.StepConfig(size="full"))
-    one = train_step.make_vae(config, CPU).state_dict()
+    config = models.train_config("full", batch=None, rank=None)
+    one = models.make_vae(config, CPU).state_dict()
     torch.rand(1)  # from torch's own generator, which must not matter
-    other = train_step.make_vae(config, CPU).state_dict()
+    other = models.make_vae(config, CPU).state_dict()
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 

@@ -85,6 +85,7 @@ def folder(tmp_path: Path) -> Path:
         ("-m tryon.report {folder}/empty", "/empty holds no config.json: name the folder of a run"),
         ("-m tryon.toy.draw {folder}/users", "/users cannot be written"),
         ("pretrain_toy.py --stage nope", "invalid choice: 'nope'"),
+        ("pretrain_toy.py --stage transformer --output_dir {folder}", "has no weights/vae.safetensors: run"),
         ("-m benchmarks.train_step --variants nope", "--variants nope is not known"),
     ],
 )

@@ -14,7 +14,6 @@ from deepfashion_training.inspect_dataset import InspectConfig
 from deepfashion_training.preflight import DataConfig
 from evaluate_lora import EvaluateConfig
 from folder_lists import FolderConfig
-from pretrain_toy import PretrainConfig
 from tryon.cli import parse_flags
 from tryon.config import (
     PROFILES,
@@ -30,6 +29,7 @@ from tryon.config import (
     trackers,
 )
 from tryon.share import ShareConfig
+from tryon.toy.pretrain.config import PretrainConfig
 from tryon_inference_lora import PictureConfig
 
 

@@ -15,7 +15,8 @@ from tryon.data.category import CATEGORIES, Category, MaskRule
 from tryon.data.masks import MASK_VERSION, PARTS, agnostic_mask
 from tryon.data.sample import TryOnSample, fit_mask, fit_picture, to_picture
 from tryon.evaluation.cases import Case
-from tryon.toy.drawing import Drawing, draw_garment, draw_person, edge_colour
+from tryon.toy.canvas import Drawing, edge_colour
+from tryon.toy.drawing import draw_garment, draw_person
 from tryon.toy.model import PARSER_LABELS
 from tryon.toy.people import OTHER_LENGTH, VIEW, Example, distance, random_example, surroundings
 from tryon.toy.world import VIEWS, WORLD_VERSION, Garment

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from tryon.data.category import Category
-from tryon.toy.drawing import edge_colour
+from tryon.toy.canvas import edge_colour
 from tryon.toy.world import Colour, Garment, Person, random_garment, random_outfit, random_person
 
 VIEW = "front"  # of all examples

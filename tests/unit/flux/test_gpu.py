@@ -13,17 +13,10 @@ from tryon.data.sample import FillBatch
 from tryon.flux.load import FILL_CONFIG
 from tryon.flux.memory import free_memory, total_memory
 from tryon.flux.quantize import Kind, QuantizedLinear
-from tryon.training.check import (
-    DEPTH,
-    Row,
-    attention_rows,
-    block_rows,
-    lora_row,
-    memory_rows,
-    quiet,
-    random_batch,
-    random_transformer,
-)
+from tryon.training.check import quiet
+from tryon.training.check_blocks import DEPTH, Row, random_batch, random_transformer
+from tryon.training.check_cost import memory_rows
+from tryon.training.check_numerics import attention_rows, block_rows, lora_row
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda")  # without an index, as accelerate gives it
@@ -87,7 +80,7 @@ def test_all_ways_to_run_the_blocks_have_the_same_gradients(
 def test_compiled_nf4_blocks_have_the_same_gradients(
     config: TrainConfig, base: FluxTransformer2DModel, batch: FillBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tryon.training.check.KINDS", ("nf4",))
+    monkeypatch.setattr("tryon.training.check_numerics.KINDS", ("nf4",))
     with quiet("tryon.flux.placement", "tryon.flux.attention"):
         assert_right(block_rows(base, replace(config, quantization="nf4", compile=True), batch, GPU))
 

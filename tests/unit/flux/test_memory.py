@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tryon.entry import run_script
+from tryon.cli import run_script
 
 from benchmarks import hardware_needs
 from conftest import PROJECT

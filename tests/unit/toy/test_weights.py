@@ -11,7 +11,6 @@ import torch
 from diffusers import AutoencoderKL
 from safetensors.torch import load_file
 
-from pretrain_toy import draw_diptychs, measure_parser, measure_vae
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.human_parser import Parser
 from tryon.files import MANIFEST
@@ -20,6 +19,8 @@ from tryon.flux.prompt_cache import cache_prompts
 from tryon.flux.prompts import prompt_for
 from tryon.toy.examples import DrawnData, labelled_person
 from tryon.toy.model import WEIGHTS, ToyFolders, toy_name
+from tryon.toy.pretrain.parser import measure_parser
+from tryon.toy.pretrain.vae import draw_diptychs, measure_vae
 
 
 def test_weights_are_what_their_manifest_says() -> None:

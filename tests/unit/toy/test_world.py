@@ -12,8 +12,9 @@ from datasets import Dataset
 from PIL import Image
 
 from tryon.data.category import CATEGORIES, Category
+from tryon.toy.canvas import Drawing
 from tryon.toy.dataset import write_dataset
-from tryon.toy.drawing import REGIONS, Drawing, draw_garment, draw_person
+from tryon.toy.drawing import REGIONS, draw_garment, draw_person
 from tryon.toy.world import (
     KINDS,
     TEXTURES,

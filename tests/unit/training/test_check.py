@@ -14,24 +14,11 @@ from tryon.config import TrainConfig
 from tryon.data.sample import FillBatch
 from tryon.flux.attention import machine
 from tryon.flux.load import FILL_CONFIG
-from tryon.training import check
-from tryon.training.check import (
-    CHECKS_FILE,
-    DEPTH,
-    Estimate,
-    Passes,
-    Row,
-    attention_rows,
-    block_rows,
-    difference,
-    disk_speed,
-    is_the_runs,
-    lora_row,
-    random_batch,
-    random_transformer,
-    remember_check,
-    solve,
-)
+from tryon.training import check, check_blocks, check_cost, check_numerics
+from tryon.training.check import CHECKS_FILE, remember_check
+from tryon.training.check_blocks import DEPTH, Row, random_batch, random_transformer
+from tryon.training.check_cost import Estimate, Passes, disk_speed, solve
+from tryon.training.check_numerics import attention_rows, block_rows, difference, is_the_runs, lora_row
 from tryon.training.speed import kind_of_step
 
 CPU = torch.device("cpu")
@@ -71,7 +58,7 @@ def test_random_weights_are_the_same_every_time_and_no_two_layers_alike(base: Fl
 
 
 def test_numbers_are_used_again_where_they_run_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "RANDOM_NUMBERS", 101)
+    monkeypatch.setattr(check_blocks, "RANDOM_NUMBERS", 101)
     weight = random_transformer(NARROW, torch.float32, CPU).single_transformer_blocks[2].proj_out.weight.view(-1)
     assert torch.equal(weight[:101], weight[101:202]) and len(weight[:101].unique()) > 95
     assert weight.isfinite().all()
@@ -112,7 +99,7 @@ def test_all_kernels_and_the_choice_have_rows(config: TrainConfig) -> None:
 def test_a_gradient_that_is_5_percent_off_is_found_and_told_whether_the_run_needs_it(
     changes: dict, config: TrainConfig, base: FluxTransformer2DModel, batch: FillBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = check.prepared
+    right = check_numerics.prepared
 
     def prepared(
         base: FluxTransformer2DModel, config: TrainConfig, device: torch.device
@@ -123,8 +110,8 @@ def test_a_gradient_that_is_5_percent_off_is_found_and_told_whether_the_run_need
                 parameter.register_hook(lambda gradient: 1.05 * gradient)
         return transformer, parameters
 
-    monkeypatch.setattr(check, "prepared", prepared)
-    monkeypatch.setattr(check, "KINDS", ("int8",))
+    monkeypatch.setattr(check_numerics, "prepared", prepared)
+    monkeypatch.setattr(check_numerics, "KINDS", ("int8",))
     rows = {row.what: row for row in block_rows(base, replace(config, **changes), batch, CPU)}
     ways = ["nothing recomputed", "every block recomputed", "every 2nd block recomputed", "offloaded"]
     assert list(rows) == [f"blocks {kind}, {way}" for kind in ("float32", "int8") for way in ways]
@@ -139,7 +126,7 @@ def test_a_gradient_that_is_5_percent_off_is_found_and_told_whether_the_run_need
 def test_gradients_that_differ_the_second_time_are_wrong(
     config: TrainConfig, base: FluxTransformer2DModel, batch: FillBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right, passes = check.loss_and_gradients, 0
+    right, passes = check_numerics.loss_and_gradients, 0
 
     def changing(*arguments: object) -> tuple[Tensor, list[Tensor]]:
         nonlocal passes
@@ -147,8 +134,8 @@ def test_gradients_that_differ_the_second_time_are_wrong(
         passes += 1
         return loss, [1.001 * each for each in gradients] if passes == 3 else gradients  # the first is what is expected
 
-    monkeypatch.setattr(check, "loss_and_gradients", changing)
-    monkeypatch.setattr(check, "KINDS", ())
+    monkeypatch.setattr(check_numerics, "loss_and_gradients", changing)
+    monkeypatch.setattr(check_numerics, "KINDS", ())
     first, *others = block_rows(base, config, batch, CPU)
     assert first.right is False and first.found.endswith("repeated 1.0e-03")
     assert all(row.right for row in others)
@@ -158,12 +145,12 @@ def test_a_lora_that_is_not_loaded_is_seen(
     config: TrainConfig, base: FluxTransformer2DModel, batch: FillBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert lora_row(base, config, batch, CPU).right
-    monkeypatch.setattr(check, "load_lora", lambda transformer, file: None)
+    monkeypatch.setattr(check_numerics, "load_lora", lambda transformer, file: None)
     assert lora_row(base, config, batch, CPU).right is False
 
 
 def test_the_disk_is_timed_and_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(check, "DISK_TRIAL", 2**22)
+    monkeypatch.setattr(check_cost, "DISK_TRIAL", 2**22)
     assert disk_speed(tmp_path / "runs") > 0
     assert [path.name for path in tmp_path.rglob("*")] == ["runs"]
 

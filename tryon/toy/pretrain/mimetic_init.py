@@ -9,7 +9,7 @@ ATTENTION_BIAS = 3.0
 QUERY_KEY_SCALE = 1.5  # of the normalised queries and keys; a larger one makes attention sharper
 
 
-def start_with_what_is_known(transformer: FluxTransformer2DModel, panel_columns: int) -> None:
+def mimetic_init(transformer: FluxTransformer2DModel, panel_columns: int) -> None:
     """Gives a new transformer two things that any try-on model has to find out.
 
     The velocity noise - x_0 contains the noise, which its input shows: the noisy latents pass unchanged to the output.

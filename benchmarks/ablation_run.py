@@ -1,0 +1,89 @@
+"""Trains and scores a LoRA of benchmarks/toy_ablation.py."""
+
+import shutil
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar
+
+from benchmarks.ablation_variants import Variant
+from deepfashion_training.references import cut_out
+from train_flux_inpaint import train
+from tryon.config import TrainConfig, TryOnConfig
+from tryon.data.category import CATEGORIES, Category
+from tryon.data.sample import TryOnSample, fit_mask, fit_picture
+from tryon.evaluation.cases import Case, evaluate
+from tryon.flux.lora_header import read_facts
+from tryon.inference.pipeline import load_try_on
+from tryon.runs import find_lora
+from tryon.toy.drawing import draw_person
+from tryon.toy.examples import EVALUATION_SEED, DrawnData, lengths_right
+from tryon.toy.model import use_toy_model, use_toy_model_for_try_on
+from tryon.toy.people import VIEW
+
+LENGTHS = "lengths right"  # of trousers given to people in shorts, and the reverse
+
+
+@dataclass(frozen=True)
+class VariantData:
+    """Drawings with another reference or mask: a SampleSource."""
+
+    variants: ClassVar[int] = 1
+    mask_rule: ClassVar[None] = None
+    drawings: DrawnData
+    variant: Variant
+
+    def __len__(self) -> int:
+        return len(self.drawings)
+
+    def category(self, index: int) -> Category:
+        return self.drawings.category(index)
+
+    def name(self, index: int) -> str:
+        return self.drawings.name(index)
+
+    def key(self, index: int) -> str:
+        return f"{self.drawings.key(index)} {self.variant.reference} {self.variant.mask}"
+
+    def __getitem__(self, index: int) -> TryOnSample:
+        sample, example = self.drawings[index], self.drawings.example(index)
+        size = (self.drawings.height, self.drawings.width)
+        category = sample.category
+        if self.variant.mask == "tight":
+            worn = draw_person(example.person, example.outfit, VIEW, *size).masks[category]
+            sample = replace(sample, mask=fit_mask(worn, *size))
+        if self.variant.reference != "flat":
+            view = "additional" if self.variant.reference == "other view" else VIEW
+            seen = draw_person(example.person, self.drawings.tried_on(index), view, *size)
+            sample = replace(sample, garment=fit_picture(cut_out(seen.image, seen.masks[category]), *size))
+        return replace(sample, key=self.key(index))
+
+
+def run_variant(variant: Variant, settings: TrainConfig, pairs: int, cases: int) -> dict[str, float]:
+    """Trains and scores one LoRA: {"upper paired": dB, "upper paired change": dB, ...}. pairs: drawn and trained on.
+    cases: held out, per category, paired and unpaired."""
+    settings, run = use_toy_model(settings, asked_for=True), Path(settings.output_dir)
+    shutil.rmtree(run, ignore_errors=True)  # an older run's checkpoints
+    size = (settings.height, settings.width)
+    held_out = DrawnData(len(CATEGORIES) * cases, EVALUATION_SEED, CATEGORIES, *size)
+    trained_on = DrawnData(pairs, 2 * EVALUATION_SEED + settings.seed, variant.categories, *size)
+    train(settings, VariantData(trained_on, variant), VariantData(replace(held_out, count=3), variant))
+
+    lora = find_lora(settings.output_dir)
+    on_the_toy = use_toy_model_for_try_on(TryOnConfig(data_cache_dir=settings.data_cache_dir), read_facts(lora))
+    model = load_try_on(on_the_toy, lora)
+    results = {}
+    for kind in ("paired", "unpaired"):
+        drawings = replace(held_out, unpaired=kind == "unpaired")
+        shown = VariantData(drawings, replace(variant, reference="flat"))
+        truths = [fit_picture(drawings.truth(index).image, *size) for index in range(len(drawings))]
+        shown_cases = [Case(shown[index], truth) for index, truth in enumerate(truths)]
+        scores, pictures, _ = evaluate(
+            model, shown_cases, f"{run.name}, {kind}", steps=settings.num_inference_steps,
+            guidance=settings.validation_guidance_scale, seed=settings.seed, batch_size=settings.train_batch_size,
+        )  # fmt: skip
+        for category, columns in scores.items():
+            results[f"{category} {kind}"] = columns["after"]["psnr"]
+            results[f"{category} {kind} change"] = columns["after"]["psnr"] - columns["before"]["psnr"]
+    right = lengths_right(drawings, pictures["after"])
+    results[LENGTHS] = sum(right) / max(1, len(right))
+    return results

@@ -1,0 +1,33 @@
+"""Recipes that benchmarks/toy_ablation.py compares. Imports nothing heavy."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from deepfashion_training.train_deepfashion_lora import TOY_CATEGORIES
+from tryon.config import on_toy, quick_test
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A recipe. settings: of TrainConfig, where they differ. reference: where training's garment pictures come from.
+    mask: what is hidden, in training and when trying on. categories: of the pairs trained on, in turn."""
+
+    settings: dict[str, Any]
+    reference: Literal["flat", "other view", "same picture"] = "flat"
+    mask: Literal["rectangle", "tight"] = "rectangle"
+    categories: tuple[str, ...] = TOY_CATEGORIES
+
+
+VARIANTS = {
+    "recipe": Variant({}),
+    "categories_equal": Variant({}, categories=("upper", "lower", "full")),
+    "rank_4": Variant({"lora_rank": 4}),
+    "rank_64": Variant({"lora_rank": 64}),
+    "rate_a_third": Variant({"learning_rate": on_toy(quick_test()).learning_rate / 3}),
+    "rate_threefold": Variant({"learning_rate": 3 * on_toy(quick_test()).learning_rate}),
+    "mask_tight": Variant({}, mask="tight"),
+    "reference_other_view": Variant({}, reference="other view"),
+    "reference_same_picture": Variant({}, reference="same picture"),
+    "guidance_30": Variant({"guidance_scale": 30.0}),
+    "noise_uniform": Variant({"weighting_scheme": "none"}),
+}

@@ -1,0 +1,67 @@
+"""Trains the toy's human parser, on people of all categories, views and sizes."""
+
+from collections.abc import Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
+
+from tryon.data.category import CATEGORIES
+from tryon.data.human_parser import Parser, parse, parts_of
+from tryon.data.masks import PARTS
+from tryon.toy.examples import labelled_person
+from tryon.toy.model import PARSER_LABELS, new_parser, parser_processor
+from tryon.toy.pretrain.config import PretrainConfig
+from tryon.toy.pretrain.stage import Stage, mixed_precision, muon_and_adamw
+
+
+def parser_stage(config: PretrainConfig, device: torch.device) -> Stage:
+    """The stage of the parser."""
+    held_out = [labelled_person(config.seed + 5, index) for index in range(config.held_out)]
+    processor = parser_processor()
+    torch.manual_seed(config.seed)
+    model = new_parser().to(device).train()
+
+    def loss(step: int) -> Tensor:
+        first = step * config.parser_batch_size
+        indices = range(first, first + config.parser_batch_size)
+        people = [labelled_person(config.seed + 4, index) for index in indices]
+        with mixed_precision(device):
+            return parser_loss(model, processor, people)
+
+    def measure() -> dict[str, float]:
+        parser = Parser("", model.eval(), processor, parts_of(PARSER_LABELS))
+        measured = measure_parser(parser, held_out)
+        model.train()
+        return measured
+
+    return Stage(model, config.parser_steps, muon_and_adamw(model, config.parser_learning_rate), loss, measure)
+
+
+def parser_loss(
+    model: SegformerForSemanticSegmentation,
+    processor: SegformerImageProcessorPil,
+    people: Sequence[tuple[Image.Image, Tensor]],
+) -> Tensor:
+    """Cross-entropy of the labels [H, W] of people, all brought to the size that the processor makes of pictures."""
+    pictures, labels = zip(*people, strict=True)
+    inputs = processor(list(pictures), segmentation_maps=list(labels), return_tensors="pt")
+    return model(**inputs.to(model.device)).loss
+
+
+def measure_parser(parser: Parser, people: Sequence[tuple[Image.Image, Tensor]]) -> dict[str, float]:
+    """Over all pixels of the people, at their own sizes: the share whose part is right, and the intersection over union
+    of parts, the mean over all there are and over the three of garments."""
+    confusion = torch.zeros(len(PARTS), len(PARTS))
+    for picture, labels in people:
+        pairs = parser.parts[labels] * len(PARTS) + parse(parser, picture)
+        confusion += torch.bincount(pairs.flatten(), minlength=len(PARTS) ** 2).view_as(confusion)
+    right = confusion.diag()
+    iou = right / (confusion.sum(0) + confusion.sum(1) - right)  # nan where a part is nowhere
+    worn = iou[[PARTS.index(category) for category in CATEGORIES]]
+    return {
+        "accuracy": (right.sum() / confusion.sum()).item(),
+        "iou": iou.nanmean().item(),
+        "iou_worn": worn.nanmean().item(),
+    }
