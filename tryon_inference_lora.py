@@ -221,7 +221,7 @@ def mask_maker(config: TryOnConfig, pictures: PictureConfig, facts: LoraFacts | 
 
     The parser is loaded when it is first needed. The function raises ValueError where no mask can be made.
     """
-    from tryon.data.human_parser import mask_of_labels, mask_of_worn, parse, parser_for_masks
+    from tryon.data.human_parser import mask_by_rule, parse, parser_for_masks
     from tryon.inference.pipeline import trained_rule
     from tryon.toy.model import parser_for_try_on
 
@@ -233,13 +233,9 @@ def mask_maker(config: TryOnConfig, pictures: PictureConfig, facts: LoraFacts | 
         rule = trained_rule(facts)
         if category is None:
             raise ValueError("to make a mask the garment's category must be known: give it, or a mask")
-        if worn is None:
-            return mask_of_labels(parse(parser(), person), category, rule)
-        if rule.name != "rectangle":
-            return mask_of_worn(worn, category, rule, parse(parser(), person))
-        if pictures.parser:
-            raise ValueError("--parser has no use: this LoRA was trained with rectangles, which need none")
-        return mask_of_worn(worn, category, rule, None)
+        if worn and rule.name == "rectangle" and pictures.parser:
+            raise ValueError("--parser is not needed for the rectangles that this LoRA was trained with: leave it out")
+        return mask_by_rule(worn, category, rule, lambda: parse(parser(), person))
 
     return make_mask
 
