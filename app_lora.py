@@ -1,8 +1,8 @@
-"""A page in the browser on which people are dressed with LoRAs that were trained here.
+"""A page in the browser that dresses people in garments with LoRAs that were trained here.
 
     python app_lora.py --lora runs/
 
-It answers on this machine alone (127.0.0.1) unless told otherwise, and neither the page nor the server needs a network.
+It answers on this machine alone (127.0.0.1) by default, and neither the page nor the server needs a network.
 """
 
 import logging
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 LARGEST_UPLOAD = "32mb"
-LONGEST_QUEUE = 8  # try-ons that wait; whoever comes later is told
+LONGEST_QUEUE = 8  # try-ons that wait; a later one is refused
 LOOPBACK = "127.0.0.1"
 FONTS = ("system-ui", "sans-serif")  # the system's: nothing is fetched
 
@@ -51,7 +51,7 @@ class PageConfig:
 
 def read_settings(argv: list[str]) -> tuple[TryOnConfig, PageConfig]:
     """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
-    description = "Serves a page on which people are dressed with trained LoRAs. --lora may be a folder of runs too."
+    description = "Serves a page that dresses people with trained LoRAs. --lora may also be a folder of runs."
     return parse(argv, "python app_lora.py", description, TryOnConfig, PageConfig)
 
 
@@ -83,7 +83,7 @@ def check_port(host: str, port: int) -> None:
 def first_lora(config: TryOnConfig) -> tuple[Path, Path]:
     """The LoRA that the page begins with, and the folder of runs whose LoRAs it offers besides.
 
-    Of a folder of runs it is the newest. Raises ValueError where there is none.
+    In a folder of runs it is the newest. Raises ValueError where there is none.
     """
     folder = Path(config.lora).expanduser()
     if loras := all_loras(folder):
@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
     check_port(page.host, page.port)
     set_up_logging(is_main_process=True)
     lora, runs = first_lora(config)
-    read_facts(lora)  # what is no LoRA is refused before anything is loaded
+    read_facts(lora)  # a file that is no LoRA is refused before anything is loaded
 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported
     for name in ("no_proxy", "NO_PROXY"):  # Gradio looks for its own page, which no proxy can see
@@ -108,36 +108,36 @@ def main(argv: list[str]) -> None:
     import gradio as gr
     from starlette.requests import ClientDisconnect
 
-    from tryon.app.layout import STYLE, build_page
-    from tryon.app.page import Example, Page
-    from tryon.app.session import Studio
+    from tryon.app.layout import STYLE, Example
+    from tryon.app.page import Page
+    from tryon.app.session import Session
     from tryon.inference.pipeline import load_try_on
     from tryon.toy.draw import write_pictures
     from tryon.toy.model import is_for_toy, parser_for_try_on, use_toy_model_for_try_on
 
     def is_worth_a_line(record: logging.LogRecord) -> bool:
-        """An upload that somebody broke off is not, and the server would write a traceback of fifty."""
+        """Not an upload that was broken off, for which the server would write a traceback of fifty lines."""
         return not (record.exc_info and isinstance(record.exc_info[1], ClientDisconnect))
 
     logging.getLogger("uvicorn.error").addFilter(is_worth_a_line)
 
-    def parser(facts: LoraFacts | None) -> str | None:
+    def parser(facts: LoraFacts) -> str | None:
         return page.parser or parser_for_try_on(config, facts)
 
-    def notice(facts: LoraFacts | None) -> str:
+    def notice(facts: LoraFacts) -> str:
         return f"**Toy model**: {TOY_NOTICE}." if is_for_toy(config, facts) else ""
 
     def load(lora: Path) -> "TryOnModel":
         return load_try_on(use_toy_model_for_try_on(config, read_facts(lora)), lora, fold=True)
 
-    studio = Studio(config, load, parser)
-    studio.take(lora)
-    with tempfile.TemporaryDirectory() as name:  # whatever was uploaded and made is gone with the page
+    with tempfile.TemporaryDirectory() as name:  # uploads and results are removed when the app ends
         os.environ["GRADIO_TEMP_DIR"] = name
         shown = Path(name) / "shown"
         shown.mkdir()
         examples = [Example(*each) for each in write_pictures(Path(name) / "examples")]
-        blocks = build_page(Page(studio, lora, runs, shown, examples, page.steps, page.guidance_scale, notice))
+        session = Session(config, load, parser, lora, runs, shown, page.steps, page.guidance_scale)
+        session.take(lora)
+        blocks = Page(session, examples, notice).blocks
         blocks.queue(max_size=LONGEST_QUEUE)
         _, _, public = blocks.launch(
             max_file_size=LARGEST_UPLOAD,
@@ -155,7 +155,7 @@ def main(argv: list[str]) -> None:
         if page.share and not public:
             raise ValueError("no public address could be had from Gradio's servers: leave --share out, or go online")
         if (page.share or page.host != LOOPBACK) and not users:
-            logger.warning("whoever finds this page may use it: --auth asks for a name and a password")
+            logger.warning("everybody who finds this page can use it: --auth asks for a name and a password")
         if public:
             logger.info("public address: %s", public)
         logger.info("serving: open http://%s:%d in a browser; Ctrl-C ends it", page.host, page.port)

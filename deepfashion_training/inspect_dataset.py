@@ -6,8 +6,6 @@ Columns, poses, categories, views, references and split are read without decodin
 decoded once, and its mask measured. The exit code is 0 where training can begin.
 """
 
-import base64
-import html
 import io
 import logging
 from collections import Counter, defaultdict
@@ -15,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from deepfashion_training.preflight import REFERENCES, DataConfig, checked_data
 from tryon.cli import parse, run_script
 from tryon.config import PROJECT, MaskConfig, TrainConfig, setting
 from tryon.console import load_libraries, set_up_logging
+from tryon.pages import data_url, render
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -255,51 +255,28 @@ def write_page(
 ) -> None:
     """The findings and, for a sample of each category, garment, person, mask and what is hidden, as one HTML file."""
     from tryon.data.category import CATEGORIES
+
+    shown = {category: list(islice(_shown_pairs(category, validation, train), PAIRS_SHOWN)) for category in CATEGORIES}
+    template = Path(__file__).with_name("inspection.html.j2")
+    file.write_text(render(template, name=name, verdict=verdict, shown=shown, thumbnail=THUMBNAIL, **vars(findings)))
+
+
+def _shown_pairs(category: str, *sources: "DeepFashionData") -> Iterator[tuple[str, list[str]]]:
+    """Caption and pictures' addresses of each pair of the category that can be read: garment, person, mask, and what is
+    hidden."""
     from tryon.data.sample import UnreadablePicture, binary_mask
 
-    sheets = []
-    for category in CATEGORIES:
-        rows = []
-        for data in (validation, train):
-            for index in [index for index, pair in enumerate(data.pairs) if pair.category == category][:PAIRS_SHOWN]:
-                if len(rows) == PAIRS_SHOWN:
-                    break
-                try:
-                    garment, person, hidden = data.pictures(index)
-                except UnreadablePicture:
-                    continue
-                worn = _opened(data.files(index)[1])
-                cells = (garment, person, _shaded(person, binary_mask(worn, person.size)), _shaded(person, hidden))
-                pair = data.pair(index)
-                caption = f"row {pair.row} ({pair.pid}), garment by {pair.reference}"
-                pictures = "".join(f'<img alt="" src="{_data_url(picture)}">' for picture in cells)
-                rows.append(f"<figure><div>{pictures}</div><figcaption>{html.escape(caption)}</figcaption></figure>")
-        if rows:
-            sheets.append(f"<h2>{category}</h2><p>garment | person | mask | hidden from the model</p>{''.join(rows)}")
-    listed = {
-        what: "".join(f"<li>{html.escape(line)}</li>" for line in lines) for what, lines in vars(findings).items()
-    }
-    file.write_text(
-        f"""<!doctype html><html lang="en"><meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1"><title>{html.escape(name)}</title>
-<style>
-:root {{ color-scheme: light dark; }}
-body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem;
-  overflow-wrap: anywhere; }}
-.verdict {{ font-size: 1.25rem; font-weight: 600; padding: .75rem 1rem; border-left: .4rem solid; }}
-.ready {{ border-color: #2a9d4a; }} .not {{ border-color: #d33; }}
-figure {{ display: inline-block; margin: 0 1.5rem 1rem 0; }} figcaption {{ font-size: .8rem; opacity: .8; }}
-figure div {{ display: flex; gap: 4px; max-width: 100%; align-items: start; }}
-img {{ max-height: {THUMBNAIL}px; max-width: calc(25% - 5px); outline: 1px solid #8886; }}
-</style>
-<h1>{html.escape(name)}</h1>
-<p class="verdict {"not" if findings.faults else "ready"}">{html.escape(verdict)}</p>
-<h2>What there is</h2><ul>{listed["lines"]}</ul>
-<h2>Warnings</h2><ul>{listed["warnings"] or "<li>none</li>"}</ul>
-{"".join(sheets)}
-</html>
-"""
-    )
+    for data in sources:
+        for index, pair in enumerate(data.pairs):
+            if pair.category != category:
+                continue
+            try:
+                garment, person, hidden = data.pictures(index)
+            except UnreadablePicture:
+                continue
+            worn = binary_mask(_opened(data.files(index)[1]), person.size)
+            pictures = (garment, person, _shaded(person, worn), _shaded(person, hidden))
+            yield f"row {pair.row} ({pair.pid}), garment by {pair.reference}", list(map(_thumbnail, pictures))
 
 
 def _opened(file: bytes) -> "Image.Image":
@@ -315,12 +292,12 @@ def _shaded(person: "Image.Image", mask: "Image.Image") -> "Image.Image":
     return shaded
 
 
-def _data_url(picture: "Image.Image") -> str:
+def _thumbnail(picture: "Image.Image") -> str:
     small = picture.copy()
     small.thumbnail((2 * THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
     small.save(buffer, "JPEG", quality=85)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return data_url(buffer.getvalue(), "jpeg")
 
 
 def _in_words(counter: Counter, most: int = 8) -> str:

@@ -23,8 +23,10 @@ from PIL import ExifTags, Image
 
 from app_lora import first_lora, main, read_users
 from conftest import PROJECT
-from tryon.app.page import UNCHANGED, Page, as_paint, describe, lora_name, painted_mask, panel_sizes
-from tryon.app.session import Studio
+from tryon.app.layout import describe
+from tryon.app.page import Page
+from tryon.app.pictures import as_paint, painted_mask
+from tryon.app.session import Session, lora_name, panel_sizes
 from tryon.config import TryOnConfig
 from tryon.data.category import MaskRule
 from tryon.flux.lora_header import read_facts
@@ -147,11 +149,11 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         # The parser makes a mask; a slider makes it larger; the brush adds to it.
         page.locator("#category").get_by_text("lower").click()
         page.locator("#find").click()
-        expect(said).to_contain_text("What is pink will be repainted: 36% of the picture.")
+        expect(said).to_contain_text("The pink area will be repainted: 36% of the picture.")
         page.wait_for_timeout(1000)  # nothing on the page says when the editor has drawn
-        page.get_by_text("Mask reaches further").click()
+        page.get_by_text("Extend the mask, in % of the picture").click()
         slide("further-up", 10)
-        expect(said).to_contain_text("What is pink will be repainted: 42% of the picture.")
+        expect(said).to_contain_text("The pink area will be repainted: 42% of the picture.")
         page.wait_for_timeout(1000)
         page.evaluate("window.scrollTo(0, 0)")
         box = page.locator("#person canvas").first.bounding_box()
@@ -357,22 +359,28 @@ def test_what_is_painted_on_any_layer_is_the_mask() -> None:
     assert again.tobytes() == mask.tobytes()
 
 
+def session_of(first: Path, runs: Path, folder: Path) -> Session:
+    """A session whose models are not loaded."""
+    return Session(TryOnConfig(), lambda lora: None, lambda facts: None, first, runs, folder, None, None)
+
+
 def test_loras_are_named_described_and_chosen(run: Path, loras: Path, tmp_path: Path) -> None:
     newest, folder = first_lora(TryOnConfig(lora=str(loras)))
     assert folder == loras and lora_name(newest) == "newer, step 2"
     named, folder = first_lora(TryOnConfig(lora=str(loras / "older")))
     assert folder == loras and lora_name(named) == "older, step 1"
     facts = read_facts(newest)
-    assert "masks of its data's own" in describe(facts, (96, 64)) and usable_rule(facts) == MaskRule()
+    assert "the masks of its data set; this page makes rectangles" in describe(facts, (96, 64))
+    assert usable_rule(facts) == MaskRule()
     moved = replace(facts, mask_rule="hull", mask_offsets=(0.1, 0.0, 0.0, 0.0), mask_parser="some/parser")
     assert usable_rule(moved) == MaskRule("hull", 0.1, parser="some/parser")
     assert list(panel_sizes((768, 576)).values()) == [(768, 576), (512, 384), (1024, 768)]
     assert list(panel_sizes((16, 16)).values()) == [(16, 16)]
-    page = Page(None, newest, loras, tmp_path, [], None, None, lambda facts: "")
-    assert page.chosen(str(named)) == named
-    assert page.chosen("older, step 1") == named
+    session = session_of(newest, loras, tmp_path)
+    assert session.chosen(str(named)) == named
+    assert session.chosen("older, step 1") == named
     with pytest.raises(ValueError, match="or not any more"):
-        page.chosen("/etc/hostname")
+        session.chosen("/etc/hostname")
     shutil.copyfile(newest, tmp_path / "lora.safetensors")
     assert first_lora(TryOnConfig(lora=str(tmp_path / "lora.safetensors")))[0].name == "lora.safetensors"
 
@@ -381,17 +389,17 @@ def test_a_page_outlives_the_checkpoint_that_it_began_with(loras: Path, tmp_path
     """A training that goes on removes its older ones."""
     shutil.copytree(loras, tmp_path / "runs")
     first, _ = first_lora(TryOnConfig(lora=str(tmp_path / "runs")))
-    studio = Studio(TryOnConfig(), lambda lora: None, lambda facts: None)
-    page = Page(studio, first, tmp_path / "runs", tmp_path, [], None, None, lambda facts: "")
-    choices, *rest = page.refresh()
-    assert len(choices.choices) == 2 and all(each == UNCHANGED for each in rest)
+    page = Page(session_of(first, tmp_path / "runs", tmp_path), [], lambda facts: "")
+    (shown,) = page.refresh().items()
+    assert shown[0] is page.lora and len(shown[1].choices) == 2
     shutil.rmtree(first.parents[1])
-    lora, about, *_ = page.refresh()
-    assert lora.value == str(find_lora(str(tmp_path / "runs" / "older"))) and about.startswith("full profile, step 1;")
+    shown = page.refresh()
+    assert shown[page.lora].value == str(find_lora(str(tmp_path / "runs" / "older")))
+    assert shown[page.about].startswith("full profile, step 1;")
     with pytest.raises(ValueError, match="or not any more"):
-        page.chosen(str(first))
+        page.session.chosen(str(first))
     shutil.rmtree(tmp_path / "runs" / "older")
-    assert page.refresh()[0].choices == []
+    assert page.refresh()[page.lora].choices == []
 
 
 def test_what_is_missing_is_named(run: Path, data_cache: Path, tmp_path: Path) -> None:

@@ -44,7 +44,7 @@ def test_the_page_says_what_the_folder_holds(run: Path) -> None:
     assert "lora_alpha" not in page, "it is the rank, as always"
     assert "a GPU" in page
     assert "6.0 s, 75 %" in page and "2.0 s, 25 %" in page and "0.5 s" in page
-    cells = "".join(f"<td class='number'>{count}</td>" for count in (320, 0, 40))
+    cells = "".join(f'<td class="number">{count}</td>' for count in (320, 0, 40))
     assert f"<tr><td>drawn by step 40</td>{cells}</tr>" in page
     assert "<h2>Warnings</h2>" not in page, "there were none"
     assert page.count("<svg") == 1 and "step-000040.png" in page and "step-000000.png" not in page
@@ -61,8 +61,8 @@ def test_data_and_warnings_are_those_of_the_run(run: Path, caplog: pytest.LogCap
         logging.getLogger("tryon.training.latent_cache").info("nothing to worry about")
     logging.getLogger("tryon.training.latent_cache").warning("of something else")
     page = write_report(run).read_text()
-    assert "<td>training, garment from flat</td><td class='number'>1,200</td>" in page
-    assert "<td>validation</td><td class='number'>0</td><td class='number'>0</td><td class='number'>3</td>" in page
+    assert '<td>training, garment from flat</td><td class="number">1,200</td>' in page
+    assert '<td>validation</td><td class="number">0</td><td class="number">0</td><td class="number">3</td>' in page
     assert re.search(r"<li>\d\d:\d\d:\d\d skipped: a &lt; b</li>", page) and page.count("<li>") == 1
 
     (run / "warnings.log").write_text("".join(f"12:00:00 warning {number}\n" for number in range(25)))
@@ -75,9 +75,9 @@ def test_scores_and_their_pictures_take_the_validations_place(run: Path) -> None
     save_json(run / "evaluation.json", {"seed": 0, "length_ok": None, "lower": {"paired": columns}})
     shutil.copy(run / "validation" / "step-000000.png", run / "evaluation-paired.png")
     page = write_report(run).read_text()
-    assert "<td>lower, paired</td><td class='number'>20.50 / 0.700</td>" in page
+    assert '<td>lower, paired</td><td class="number">20.50 / 0.700</td>' in page
     assert "evaluation-paired.png" in page and "step-000040.png" not in page
-    assert "<code>before</code> is the model without this LoRA" in page and "Length of trousers" not in page
+    assert "<code>before</code>: the model without this LoRA" in page and "Length of trousers" not in page
     save_json(run / "evaluation.json", {"seed": 0, "length_ok": 0.75, "lower": {"paired": columns}})
     assert "Length of trousers for shorts and the reverse: right in 75%." in write_report(run).read_text()
 

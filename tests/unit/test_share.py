@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from jinja2 import Environment
+from jinja2.meta import find_undeclared_variables
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -16,7 +18,7 @@ from tryon.config import full, on_toy
 from tryon.files import save_json, write_manifest
 from tryon.flux.lora_header import read_facts
 from tryon.runs import LORA_FILE, lora_file
-from tryon.share import export_lora, write_share
+from tryon.share import CARD_TEMPLATE, card_values, export_lora, write_share
 from tryon.toy.model import ToyFolders
 
 
@@ -79,6 +81,13 @@ def test_the_card_says_what_was_trained_and_its_python_runs(
         (pictures / f"{name}.png").rename(f"{name}.jpg")
     exec(code.replace("bfloat16", "float32"), {})
     assert Image.open("dressed.png").size == (64, 96)
+
+
+def test_the_cards_template_is_given_all_that_it_names(finished: Path) -> None:
+    facts = read_facts(lora_file(finished / "checkpoint-1"))
+    settings = json.loads((finished / "config.json").read_text())
+    named = find_undeclared_variables(Environment().parse(CARD_TEMPLATE.read_text()))
+    assert named == {"card_data", *card_values(finished, settings, facts, None)}
 
 
 def test_a_toys_card_says_so_first(finished: Path) -> None:

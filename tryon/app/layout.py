@@ -1,24 +1,20 @@
-"""What is seen of the page of app_lora.py, and which of page.py's methods each part of it calls."""
+"""What is seen on the page of app_lora.py; page.py says what happens when something on it is used."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 import gradio as gr
 from PIL import Image
 
-from tryon.app.page import (
-    KEPT_SECONDS,
-    MASK_COLOUR,
-    MASK_OPACITY,
-    MOST_GUIDANCE,
-    MOST_RESULTS,
-    MOST_STEPS,
-    Example,
-    Page,
-    panel_sizes,
-)
-from tryon.data.category import CATEGORIES
-from tryon.flux.lora_header import denoising, read_facts
+from tryon.app.pictures import MASK_COLOUR, MASK_OPACITY
+from tryon.app.session import KEPT_SECONDS, MOST_GUIDANCE, MOST_RESULTS, MOST_STEPS, Session
+from tryon.data.category import CATEGORIES, Category
+from tryon.flux.lora_header import LoraFacts, read_facts
 from tryon.inference.pipeline import usable_rule
 
 CLEANED_EVERY = 60 * 60  # seconds
+GALLERY = {"show_label": False, "format": "png", "object_fit": "contain", "interactive": False, "allow_preview": False}
 STYLE = """
 .gradio-container { max-width: 1500px !important; margin: 0 auto !important; }
 #title h1 { margin: 0; }
@@ -33,159 +29,142 @@ STYLE = """
   #examples, #examples .grid-wrap { height: auto !important; max-height: none !important; }
 }
 """
-# The editor opens a file in the browser, and where it cannot says nothing but this.
-TELL_OF_UNREADABLE = """() => window.addEventListener("unhandledrejection", (event) => {
-  if (String(event.reason).includes("could not be decoded")) document.querySelector("#unreadable").click();
-})"""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A person and a garment to begin with."""
+
+    person: Path
+    garment: Path
+    category: Category
+
+
+def describe(facts: LoraFacts, size: tuple[int, int]) -> str:
+    """A line about a LoRA. size: height and width of the panel."""
+    pixels = f"panels of {size[0]} x {size[1]} pixels (height x width)"
+    if not facts.known:
+        return f"This LoRA does not say how it was trained; {pixels}."
+    masks = {
+        "rectangle": "trained with roomy rectangles as masks",
+        "given": "trained with the masks of its data set; this page makes rectangles",
+    }.get(facts.mask_rule, f"trained with masks by the rule {facts.mask_rule}")
+    return f"{facts.profile} profile, step {facts.step}; {pixels}; {masks}."
 
 
 def thumbnail(example: Example) -> Image.Image:
     """Person and garment of an example, side by side."""
-    person, garment = (Image.open(path).convert("RGB").resize((144, 192)) for path in (example.person, example.garment))
     both = Image.new("RGB", (288, 192))
-    both.paste(person, (0, 0))
-    both.paste(garment, (144, 0))
+    for left, path in ((0, example.person), (144, example.garment)):
+        both.paste(Image.open(path).convert("RGB").resize((144, 192)), (left, 0))
     return both
 
 
-def build_page(page: Page) -> gr.Blocks:
-    """The page, for Gradio to launch."""
-    facts, size = read_facts(page.first), page.trained_size(page.first)
-    sizes, offsets = list(panel_sizes(size)), usable_rule(facts).offsets
-    steps, guidance = denoising(facts, page.steps, page.guidance)
-    kept = {"time_to_live": KEPT_SECONDS}
-    private = {"api_visibility": "private"}
-    quietly = {**private, "show_progress": "hidden"}  # the editor's own sign of progress may stay when all is done
-    with gr.Blocks(title="Try-on", analytics_enabled=False, delete_cache=(CLEANED_EVERY, KEPT_SECONDS)) as blocks:
-        history, entry = gr.State([], **kept), gr.State(None, **kept)
-        made = gr.State(None, **kept)
-        with gr.Row(equal_height=False):
-            gr.Markdown("# Try-on", elem_id="title")
-            with gr.Column(scale=3):
-                lora = gr.Dropdown(page.loras(), value=str(page.first), label="LoRA", elem_id="lora")
-                about = gr.Markdown(page.about(page.first), elem_id="about")
-        with gr.Row(equal_height=False):
-            with gr.Column(min_width=320, scale=5):
-                gr.Markdown("### 1. Who is dressed, and where")
-                person = gr.ImageEditor(
-                    label="Person",
-                    type="pil",
-                    format="png",
-                    sources=["upload", "clipboard"],
-                    brush=gr.Brush(colors=[(MASK_COLOUR, MASK_OPACITY)], color_mode="fixed"),
-                    transforms=[],
-                    layers=False,
-                    canvas_size=(16, 16),  # a larger one than the picture would draw its mask beside its place
-                    height=520,
-                    elem_id="person",
-                )
-                category = gr.Radio(list(CATEGORIES), value=CATEGORIES[0], label="Part of the body", elem_id="category")
-                with gr.Row():
-                    find = gr.Button("Make a mask", elem_id="find")
-                    grow = gr.Button("Mask from my paint", elem_id="grow")
-                gr.Markdown(
-                    "Pink is repainted; brush and eraser change it. Let it reach well beyond the old garment. If you "
-                    "paint over that alone, *Mask from my paint* makes it as roomy as in training."
-                )
-                with gr.Accordion("Mask reaches further, in %", open=False):
-                    sliders = [
-                        gr.Slider(0, 50, value=100 * share, step=1, label=label, elem_id=f"further-{label.lower()}")
-                        for label, share in zip(("Up", "Down", "Left", "Right"), offsets, strict=True)
-                    ]
-            with gr.Column(min_width=320, scale=4):
-                gr.Markdown("### 2. In what")
-                garment = gr.Image(
-                    label="Garment",
-                    type="pil",
-                    image_mode=None,  # or what is transparent would come black
-                    sources=["upload", "clipboard"],
-                    height=320,
-                    elem_id="garment",
-                )
-                with gr.Row(elem_id="go"):
-                    button = gr.Button("Dress", variant="primary", elem_id="dress", scale=2)
-                    stop = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
-                count = gr.Slider(1, MOST_RESULTS, value=1, step=1, label="Results", elem_id="count")
-                with gr.Row():
-                    seed = gr.Number(0, label="Seed", precision=0, elem_id="seed")
-                    is_random = gr.Checkbox(True, label="New each time", elem_id="random")
-                with gr.Accordion("More settings", open=False):
-                    size_name = gr.Dropdown(sizes, value=sizes[0], label="Size of what is painted", elem_id="size")
-                    steps_taken = gr.Slider(
-                        1, max(steps, MOST_STEPS), value=steps, step=1, label="Steps", elem_id="steps"
-                    )
-                    strength = gr.Slider(
-                        0, max(guidance, MOST_GUIDANCE), value=guidance, step=0.5, label="Guidance", elem_id="guidance"
-                    )
-            with gr.Column(min_width=320, scale=5):
-                gr.Markdown("### 3. Before and after")
-                slider = gr.ImageSlider(
-                    label="Before and after", format="png", interactive=False, max_height=520, elem_id="result"
-                )
-                said = gr.Markdown("Give a person and a garment, or press an example below.", elem_id="said")
-                results = gr.Gallery(
-                    show_label=False, format="png", columns=MOST_RESULTS, height=220, object_fit="contain",
-                    visible=False, interactive=False, allow_preview=False, elem_id="results",
-                )  # fmt: skip
-                gr.Markdown("#### What you made: press one to go back to it")
-                past = gr.Gallery(
-                    show_label=False, format="png", columns=3, height=300,
-                    object_fit="contain", interactive=False, allow_preview=False, elem_id="history",
-                )  # fmt: skip
-        gr.Markdown("#### Drawn examples")
-        shelf = gr.Gallery(
-            [(thumbnail(example), example.category) for example in page.examples], show_label=False, columns=6,
-            height=260, object_fit="contain", interactive=False, allow_preview=False, elem_id="examples", format="png",
-        )  # fmt: skip
+class Layout:
+    """The components of the page, whose `blocks` Gradio serves. notice: what the page says of the models that a LoRA
+    needs; may be empty."""
 
-        settings = [category, size_name, steps_taken, strength, count, seed, is_random]
-        of_lora = [about, size_name, steps_taken, strength, *sliders]
-        blocks.load(page.refresh, outputs=[lora, *of_lora], **private)
-        lora.input(page.choose_lora, lora, of_lora, **private)
-        masks = [lora, person, category, *sliders]
-        find.click(page.mask_of_person, masks, [person, made, said], **quietly)
-        grow.click(page.mask_of_paint, masks, [person, made, said], **quietly)
-        for event in (category.change, *(each.change for each in sliders)):
-            event(page.mask_anew, [made, *masks], [person, made, said], trigger_mode="always_last", **quietly)
-        unreadable = gr.Button(visible="hidden", elem_id="unreadable")
-        unreadable.click(page.tell_of_unreadable, **private)
-        blocks.load(js=TELL_OF_UNREADABLE, **private)
-        garment.upload(page.refuse_unreadable, garment, garment, preprocess=False, **private)
-        dressing = button.click(page.begin, outputs=[button, stop], queue=False, **private).then(
-            page.dress,
-            [history, lora, person, garment, *settings],
-            [slider, results, entry, seed, history, past, said],
-            show_progress_on=slider,
-            **private,
+    def __init__(self, session: Session, examples: list[Example], notice: Callable[[LoraFacts], str]):
+        self.session, self.examples, self.notice = session, examples, notice
+        cleaned = (CLEANED_EVERY, KEPT_SECONDS)
+        with gr.Blocks(title="Try-on", analytics_enabled=False, delete_cache=cleaned) as self.blocks:
+            self.history = gr.State([], time_to_live=KEPT_SECONDS)  # TryOnRequests, the newest first
+            self.compared = gr.State(None, time_to_live=KEPT_SECONDS)  # the one whose results are shown
+            self.mask_source = gr.State(None, time_to_live=KEPT_SECONDS)
+            with gr.Row(equal_height=False):
+                self._show_loras()
+            with gr.Row(equal_height=False):
+                with gr.Column(min_width=320, scale=5):
+                    self._show_person()
+                with gr.Column(min_width=320, scale=4):
+                    self._show_garment()
+                    self._show_settings()
+                with gr.Column(min_width=320, scale=5):
+                    self._show_results()
+            gr.Markdown("#### Drawn examples")
+            shown = [(thumbnail(example), example.category) for example in examples]
+            self.shelf = gr.Gallery(shown, columns=6, height=260, elem_id="examples", **GALLERY)
+
+    def _show_loras(self) -> None:
+        gr.Markdown("# Try-on", elem_id="title")
+        with gr.Column(scale=3):
+            first = self.session.first
+            self.lora = gr.Dropdown(self.session.loras(), value=str(first), label="LoRA", elem_id="lora")
+            self.about = gr.Markdown(self.describe_lora(first), elem_id="about")
+
+    def _show_person(self) -> None:
+        gr.Markdown("### 1. Person and mask")
+        self.person = gr.ImageEditor(
+            label="Person",
+            type="pil",
+            format="png",
+            sources=["upload", "clipboard"],
+            brush=gr.Brush(colors=[(MASK_COLOUR, MASK_OPACITY)], color_mode="fixed"),
+            transforms=[],
+            layers=False,
+            canvas_size=(16, 16),  # a larger one than the picture would draw its mask beside its place
+            height=520,
+            elem_id="person",
         )
-        dressing.then(page.end, outputs=[button, stop], queue=False, **private)
-        stop.click(page.stop, queue=False, **private)
-        results.select(page.compare, entry, slider, **private)
-        past.select(
-            page.restore,
-            history,
-            [lora, about, person, garment, category, size_name, steps_taken, strength, count, seed, is_random, made,
-             slider, results, entry, said],
-            **quietly,
-        )  # fmt: skip
-        shelf.select(page.show_example, outputs=[person, garment, category, made], **quietly)
-        blocks.unload(page.leave)
+        self.category = gr.Radio(list(CATEGORIES), value=CATEGORIES[0], label="Category", elem_id="category")
+        with gr.Row():
+            self.find = gr.Button("Make a mask", elem_id="find")
+            self.grow = gr.Button("Mask from my paint", elem_id="grow")
+        gr.Markdown(
+            "The pink area will be repainted. Change it with brush and eraser; it should reach well beyond the old "
+            "garment. You can also paint over just the garment: *Mask from my paint* then makes a mask of the same "
+            "kind as in training."
+        )
+        rule, sides = usable_rule(read_facts(self.session.first)), {}
+        with gr.Accordion("Extend the mask, in % of the picture", open=False):
+            for side, label in (("top", "Up"), ("bottom", "Down"), ("left", "Left"), ("right", "Right")):
+                share = 100 * getattr(rule, side)
+                sides[side] = gr.Slider(0, 50, value=share, step=1, label=label, elem_id=f"further-{label.lower()}")
+        self.offsets = sides  # by the names of MaskRule's fields
 
-        # What a program calls, with pictures as files: /try_on.
-        sent = [
-            *(
-                gr.Image(label=what, type="pil", image_mode=None, visible=False)
-                for what in ("Person", "Garment", "Mask")
-            ),
-            gr.Textbox(None, label=f"Category: {', '.join(CATEGORIES)}", visible=False),
-            gr.Textbox(None, label="LoRA, by the name that the page shows", visible=False),
-            gr.Textbox(None, label="Size, by the name that the page shows", visible=False),
-            gr.Number(None, label="Steps", precision=0, visible=False),
-            gr.Number(None, label="Guidance", visible=False),
-            gr.Number(1, label="Results", precision=0, visible=False),
-            gr.Number(None, label="Seed", precision=0, visible=False),
-        ]
-        returned = gr.Gallery(label="Results", format="png", visible=False)
-        first_seed = gr.Number(label="Seed of the first", precision=0, visible=False)
-        gr.Button(visible=False).click(page.try_on, sent, [returned, first_seed], api_name="try_on")
-    return blocks
+    def _show_garment(self) -> None:
+        gr.Markdown("### 2. Garment")
+        self.garment = gr.Image(
+            label="Garment",
+            type="pil",
+            image_mode=None,  # with another one transparent pixels would come black
+            sources=["upload", "clipboard"],
+            height=320,
+            elem_id="garment",
+        )
+        self.garment_said = gr.Markdown(visible=False, elem_id="garment-said")
+        self.unreadable = gr.Textbox(visible="hidden")
+
+    def _show_settings(self) -> None:
+        first = self.session.first
+        sizes, (steps, guidance) = list(self.session.sizes(first)), self.session.denoising(first)
+        with gr.Row(elem_id="go"):
+            self.button = gr.Button("Dress", variant="primary", elem_id="dress", scale=2)
+            self.stop_button = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
+        self.count = gr.Slider(1, MOST_RESULTS, value=1, step=1, label="Results", elem_id="count")
+        with gr.Row():
+            self.seed = gr.Number(0, label="Seed", precision=0, elem_id="seed")
+            self.is_random = gr.Checkbox(True, label="New each time", elem_id="random")
+        sizes, (steps, guidance) = (
+            list(self.session.sizes(self.session.first)),
+            self.session.denoising(self.session.first),
+        )
+        with gr.Accordion("More settings", open=False):
+            self.size = gr.Dropdown(sizes, value=sizes[0], label="Size of the repainted panel", elem_id="size")
+            most = max(steps, MOST_STEPS), max(guidance, MOST_GUIDANCE)
+            self.steps = gr.Slider(1, most[0], value=steps, step=1, label="Steps", elem_id="steps")
+            self.guidance = gr.Slider(0, most[1], value=guidance, step=0.5, label="Guidance", elem_id="guidance")
+
+    def _show_results(self) -> None:
+        gr.Markdown("### 3. Result")
+        self.slider = gr.ImageSlider(
+            label="Before and after", format="png", interactive=False, max_height=520, elem_id="result"
+        )
+        self.said = gr.Markdown("Give a person and a garment, or press an example below.", elem_id="said")
+        self.results = gr.Gallery(columns=MOST_RESULTS, height=220, visible=False, elem_id="results", **GALLERY)
+        gr.Markdown("#### Earlier results: press one to restore its pictures and settings")
+        self.past = gr.Gallery(columns=3, height=300, elem_id="history", **GALLERY)
+
+    def describe_lora(self, lora: Path) -> str:
+        facts, (size, *_) = read_facts(lora), self.session.sizes(lora).values()
+        return f"{self.notice(facts)} {describe(facts, size)}".strip()

@@ -1,12 +1,14 @@
-"""What a page keeps while it is open: the models, the LoRA that is on them, and how masks are made for it.
+"""What the app keeps while it runs, for everybody who uses its page: models, LoRAs, masks, and pictures as files.
 
-One try-on runs at a time, whoever asks: the models are shared, and the LoRA may be another for each.
+One try-on runs at a time: all share the models, and each may ask for another LoRA.
 """
 
 import logging
+import secrets
 import threading
+import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -17,61 +19,190 @@ from torch import Tensor
 
 from tryon.config import TryOnConfig
 from tryon.data.category import Category, MaskRule
-from tryon.data.human_parser import Parser, mask_of_labels, mask_of_worn, parse, parser_for_masks
-from tryon.flux.lora_header import LoraFacts, read_facts, verify_lora
+from tryon.data.human_parser import Parser, mask_by_rule, parse, parser_for_masks
+from tryon.data.sample import binary_mask
+from tryon.files import replacing
+from tryon.flux.lora_header import LoraFacts, denoising, panel_size, read_facts, verify_lora
 from tryon.inference.pipeline import TryOnModel, same_models, swap_lora, try_on
+from tryon.runs import all_loras, run_of, step_of
 
 logger = logging.getLogger(__name__)
 
-KEPT_LABELS = 8  # pictures whose parts are remembered, so that a slider answers at once
+MOST_RESULTS = 4
+MOST_STEPS = MOST_GUIDANCE = 100  # more only for a LoRA that was trained for more
+SEEDS = 2**31 - MOST_RESULTS  # seeds are below this
+RANDOM_SEEDS = 10**6  # random seeds are below this: short enough to be read and typed
+KEPT_LABELS = 8  # pictures whose parsed parts are kept, so that a slider answers at once
+KEPT_SECONDS = 24 * 60 * 60  # of pictures on the disk, and of what a browser's session has seen
 
 
 @dataclass(frozen=True)
-class Wish:
-    """A try-on as it is asked for. mask: white = repaint. size: height and width of the panel."""
+class TryOnRequest:
+    """A try-on as it is asked for and, once it was made, its results. Pictures are files of the session.
+
+    mask: white = repaint. size: height and width of the panel. seeds: of each result.
+    """
 
     lora: Path
-    person: Image.Image
-    garment: Image.Image
-    mask: Image.Image
+    person: str
+    garment: str
+    mask: str
     category: Category
     size: tuple[int, int]
     steps: int
     guidance: float
-    seeds: Sequence[int]
+    seeds: range
+    results: tuple[str, ...] = ()
+
+
+def lora_name(file: Path) -> str:
+    """The page's name for a LoRA."""
+    if run := run_of(file):
+        return f"{run.name}, step {step_of(file.parents[1])}"
+    return f"{file.parent.name}/{file.name}"
+
+
+def panel_sizes(size: tuple[int, int]) -> dict[str, tuple[int, int]]:
+    """The sizes that the page offers, by name: as trained, two thirds and four thirds of it, in multiples of 16."""
+
+    def scaled(scale: float) -> tuple[int, int]:
+        return max(16, 16 * round(scale * size[0] / 16)), max(16, 16 * round(scale * size[1] / 16))
+
+    words = {size: "as trained", scaled(2 / 3): "faster", scaled(4 / 3): "finer"}
+    return {f"{height} x {width}, {word}": (height, width) for (height, width), word in words.items()}
 
 
 @dataclass
-class Studio:
-    """Models and masks. load: reads a LoRA and the models it was trained for. parser: names, by a LoRA's facts, what
-    finds the garments that people wear; None: the usual one."""
+class Session:
+    """Models, the LoRA on them, and all that is needed to make a request and to carry it out."""
 
     config: TryOnConfig
-    load: Callable[[Path], TryOnModel]
-    parser: Callable[[LoraFacts | None], str | None]
+    load: Callable[[Path], TryOnModel]  # reads a LoRA and the models that it was trained for
+    parser: Callable[[LoraFacts], str | None]  # the human parser for a LoRA; None: the usual one
+    first: Path  # the LoRA that the page begins with
+    runs: Path  # the folder of runs whose LoRAs can be chosen too
+    folder: Path  # an empty one, for pictures
+    steps: int | None  # denoising steps and guidance that the page begins with; None: as the LoRA was trained
+    guidance: float | None
     model: TryOnModel | None = None
     labels: OrderedDict[tuple[str, str], Tensor] = field(default_factory=OrderedDict)
-    parsers: dict[str, Parser] = field(default_factory=dict)
+    parsers: dict[str | None, Parser] = field(default_factory=dict)
     dressing: threading.Lock = field(default_factory=threading.Lock)
     parsing: threading.Lock = field(default_factory=threading.Lock)
+    filing: threading.Lock = field(default_factory=threading.Lock)
 
-    def dress(self, wish: Wish, each_step: Callable[[int], None]) -> list[Image.Image]:
-        """The results of a wish, as `try_on` returns them, with its LoRA on the models. Raises ValueError for a LoRA or
-        a mask that cannot be used; what each_step raises ends it."""
+    def loras(self) -> list[tuple[str, str]]:
+        """Names and paths of the LoRAs that can be chosen now: a training removes its older checkpoints."""
+        files = dict.fromkeys([self.first, *all_loras(self.runs)])
+        return [(lora_name(file), str(file)) for file in files if file.exists()]
+
+    def chosen(self, lora: str) -> Path:
+        """The file of a LoRA, given by path or name. Raises ValueError where it cannot be chosen."""
+        found = next((path for name, path in self.loras() if lora in (name, path)), None)
+        if found is None:
+            raise ValueError("This LoRA is not there, or not any more: choose another; reloading the page shows them.")
+        return Path(found)
+
+    def sizes(self, lora: Path) -> dict[str, tuple[int, int]]:
+        """Sizes of the panel, height and width, by name; the first one is as the LoRA was trained."""
+        return panel_sizes(panel_size(self.config, read_facts(lora)))
+
+    def denoising(self, lora: Path) -> tuple[int, float]:
+        """The steps and the guidance that the page shows for a LoRA."""
+        return denoising(read_facts(lora), self.steps, self.guidance)
+
+    def file(self, picture: Image.Image) -> str:
+        """The picture as a PNG file, one file for equal pictures; files older than a day are removed.
+
+        Gradio would write a picture again each time it is shown, while a browser may still be reading it.
+        """
+        with self.filing:
+            for old in self.folder.glob("*.png"):
+                if old.stat().st_mtime < time.time() - KEPT_SECONDS:
+                    old.unlink()
+            pixels = picture.tobytes() + repr((picture.mode, picture.size)).encode()
+            file = self.folder / f"{sha256(pixels).hexdigest()}.png"
+            if not file.exists():
+                with replacing(file) as staging:
+                    picture.save(staging, "PNG", compress_level=1)
+            file.touch()
+            return str(file)
+
+    def make_mask(
+        self, lora: Path, person: Image.Image, worn: Image.Image | None, category: Category, rule: MaskRule
+    ) -> Image.Image:
+        """The mask of a person, RGB, by a rule: "L" of 0 and 255. lora: whose parser is used. worn: the region of the
+        garment that the person wears, "L" of 0 and 255; None: the parser finds it. Raises ValueError where no mask can
+        be made."""
+        return mask_by_rule(worn, category, rule, lambda: self._labels(self.parser(read_facts(lora)), person))
+
+    def _labels(self, parser: str | None, person: Image.Image) -> Tensor:
+        key = parser or "", sha256(person.tobytes()).hexdigest()
+        with self.parsing:
+            if key not in self.labels:
+                if parser not in self.parsers:
+                    self.parsers[parser] = parser_for_masks(parser, self.config.cache_dir)
+                self.labels[key] = parse(self.parsers[parser], person)
+                while len(self.labels) > KEPT_LABELS:
+                    self.labels.popitem(last=False)
+            return self.labels[key]
+
+    def request(
+        self,
+        *,
+        lora: Path,
+        person: Image.Image,
+        garment: Image.Image,
+        mask: Image.Image,
+        category: Category,
+        size: str | None,
+        steps: int,
+        guidance: float,
+        count: int,
+        seed: int | None,
+    ) -> TryOnRequest:
+        """A try-on to be made. size: a name of `sizes`; None: as trained. seed: None: a random one.
+
+        Raises ValueError for a number, a size or a mask that cannot be used.
+        """
+        sizes = self.sizes(lora)
+        size = size or next(iter(sizes))
+        if size not in sizes:
+            raise ValueError(f"There is no size {size}: choose one of {'; '.join(sizes)}.")
+        shown_steps, shown_guidance = self.denoising(lora)
+        most_steps, most_guidance = max(shown_steps, MOST_STEPS), max(shown_guidance, MOST_GUIDANCE)
+        if not (1 <= count <= MOST_RESULTS and 1 <= steps <= most_steps and 0 <= guidance <= most_guidance):
+            raise ValueError(
+                f"There may be 1 to {MOST_RESULTS} results, 1 to {most_steps} steps and guidance of 0 to "
+                f"{most_guidance:g}."
+            )
+        if seed is None:
+            seed = secrets.randbelow(RANDOM_SEEDS)
+        if not 0 <= seed < SEEDS:
+            raise ValueError(f"The seed must be a whole number from 0 to {SEEDS - 1}.")
+        seeds = range(int(seed), int(seed) + int(count))  # a slider's numbers may come as floats
+        pictures = map(self.file, (person, garment, binary_mask(mask, person.size)))
+        return TryOnRequest(lora, *pictures, category, sizes[size], int(steps), guidance, seeds)
+
+    def dress(self, asked: TryOnRequest, each_step: Callable[[int], None]) -> TryOnRequest:
+        """The request with its results, made with its LoRA on the models. each_step: called with how many steps are
+        done; what it raises ends the try-on. Raises ValueError for a LoRA or a mask that cannot be used."""
         with self.dressing:
             each_step(0)
-            self._take(wish.lora)
-            return try_on(
-                replace(self.model, size=wish.size),
-                wish.person,
-                wish.garment,
-                wish.mask,
-                wish.category,
-                steps=wish.steps,
-                guidance=wish.guidance,
-                seeds=wish.seeds,
+            self._take(asked.lora)
+            person, garment, mask = map(Image.open, (asked.person, asked.garment, asked.mask))
+            results = try_on(
+                replace(self.model, size=asked.size),
+                person,
+                garment,
+                mask,
+                asked.category,
+                steps=asked.steps,
+                guidance=asked.guidance,
+                seeds=asked.seeds,
                 each_step=each_step,
             )
+        return replace(asked, results=tuple(map(self.file, results)))
 
     def take(self, lora: Path) -> None:
         """Puts a LoRA on the models; where it was trained for others, these are loaded first."""
@@ -83,7 +214,7 @@ class Studio:
         if model and model.lora == lora:
             return
         verify_lora(lora)
-        self.model = None  # whatever ends this halfway, the next one begins anew
+        self.model = None  # where this ends halfway, the next try-on loads everything again
         if model and same_models(model, read_facts(lora)):
             try:
                 self.model = swap_lora(model, self.config, lora)
@@ -94,26 +225,3 @@ class Studio:
         del model  # two of them would not fit
         free_memory()
         self.model = self.load(lora)
-
-    def make_mask(
-        self, lora: Path, person: Image.Image, worn: Image.Image | None, category: Category, rule: MaskRule
-    ) -> Image.Image:
-        """The mask of a person, RGB, by a rule: "L" of 0 and 255. lora: which parser it asks for. worn: the region of
-        what the person wears, likewise; None: the parser finds it. Raises ValueError where no mask can be made."""
-        labels = None
-        if worn is None or rule.name != "rectangle":
-            labels = self._labels(self.parser(read_facts(lora)), person)
-        if worn is None:
-            return mask_of_labels(labels, category, rule)
-        return mask_of_worn(worn, category, rule, labels)
-
-    def _labels(self, name: str | None, person: Image.Image) -> Tensor:
-        key = name or "", sha256(person.tobytes()).hexdigest()
-        with self.parsing:
-            if key not in self.labels:
-                if name not in self.parsers:
-                    self.parsers[name] = parser_for_masks(name, self.config.cache_dir)
-                self.labels[key] = parse(self.parsers[name], person)
-                while len(self.labels) > KEPT_LABELS:
-                    self.labels.popitem(last=False)
-            return self.labels[key]

@@ -1,6 +1,6 @@
 """Label maps of people: which pixel is head, arm or leg, which garment. By a SegFormer with ATR labels, or a file."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -161,12 +161,19 @@ def mask_of_labels(labels: Tensor, category: Category, rule: MaskRule) -> Image.
     return _to_picture(agnostic_mask(find_worn(labels, category), category, rule, labels, UNSURE))
 
 
-def mask_of_worn(worn: Image.Image, category: Category, rule: MaskRule, labels: Tensor | None) -> Image.Image:
-    """The mask that training would have made from the region of the worn garment, both "L" of 0 and 255. It begins a
-    little higher (UNSURE). labels: the person's, which every rule except the rectangle needs. Raises ValueError as
-    agnostic_mask does.
+def mask_by_rule(
+    worn: Image.Image | None, category: Category, rule: MaskRule, labels: Callable[[], Tensor]
+) -> Image.Image:
+    """The mask that training would have made of a person, "L" of 0 and 255, beginning a little higher, as the garment's
+    upper edge is unsure.
+
+    worn: the region of the garment that the person wears; None: it is found in the labels. labels: gives them, [H, W]
+    of indices into PARTS, and is called only where they are needed. Raises ValueError where no mask can be made.
     """
-    return _to_picture(agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], category, rule, labels, UNSURE))
+    if worn is None:
+        return mask_of_labels(labels(), category, rule)
+    region = torch.from_numpy(np.array(worn) > 0)[None]
+    return _to_picture(agnostic_mask(region, category, rule, None if rule.name == "rectangle" else labels(), UNSURE))
 
 
 def _to_picture(mask: Tensor) -> Image.Image:

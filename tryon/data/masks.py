@@ -1,7 +1,7 @@
-"""Agnostic masks: what of the person is hidden from the model and repainted. Pure.
+"""Agnostic masks: the region of the person that is hidden from the model and repainted. Pure functions.
 
-The mask must hide what the garment was, its length and outline included, without taking face and background where it
-need not. Training and inference must use the same rule; it travels with the LoRA.
+A mask must hide which garment was worn, its length and outline included, and should leave face and background alone.
+Training and inference must use the same rule, so the LoRA's header names it.
 """
 
 from dataclasses import dataclass, replace
@@ -9,17 +9,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from scipy.ndimage import label
+from scipy.ndimage import label, maximum_filter
 from scipy.spatial import ConvexHull
 from torch import Tensor
-from torch.nn.functional import pad
 
 from tryon.data.category import Category, MaskRule
 
-# What a label map of a person tells apart; its values are places in this list. ATR labels, which most human parsers and
-# DressCode's label maps have, know no hands: they are part of the arms.
+# The parts in a label map of a person; its values are indices into this tuple. ATR labels, which most human parsers and
+# DressCode's label maps use, have no hands: there they belong to the arms.
 PARTS = ("background", "head", "arms", "hands", "legs", "shoes", "upper", "lower", "full", "other")
-# What of a label map each category repaints besides the garment itself, and what it must leave alone.
+# The parts that each category repaints besides the garment itself, and those that it must leave alone.
 REPAINTED: dict[Category, tuple[str, ...]] = {
     "upper": ("upper", "arms"),
     "lower": ("lower", "legs"),
@@ -30,31 +29,31 @@ PROTECTED: dict[Category, tuple[str, ...]] = {
     "lower": ("head", "hands", "shoes", "arms", "upper", "other"),
     "full": ("head", "hands", "shoes", "other"),
 }
-# Bump when a mask changes: cached latents are named after it.
+# Raise it when a mask changes: the names of cached latents depend on it.
 MASK_VERSION = 2
-SMOOTHING = 0.03  # of the picture's height: gaps up to this are closed, and outlines rounded by half of it
-SPECK = 0.001  # of the picture's area: smaller regions are a parser's mistakes
+SMOOTHING = 0.03  # of the picture's height: the mask grows by this and shrinks by half of it
+SPECK = 0.001  # of the picture's area: smaller regions are mistakes of the parser
 
 
 def grown(rule: MaskRule, growth: float, rng: np.random.Generator) -> MaskRule:
-    """The rule, reaching further down and sideways by up to `growth` of the picture. Not up: there are neckline and
-    face."""
+    """The rule with random offsets of up to `growth` of the picture added below, left and right. Not above: neckline
+    and face are there."""
     bottom, left, right = growth * rng.random(3)
     return replace(rule, bottom=rule.bottom + bottom, left=rule.left + left, right=rule.right + right)
 
 
 @dataclass(frozen=True)
 class Rectangle:
-    """A rectangle that hangs from the neckline or the waistline, measured in widths of the body there."""
+    """A rectangle that hangs from the neckline or the waistline. Its unit is the width of the body there."""
 
-    depth: float  # below the garment's upper edge, where the body's width is taken
-    least: float  # the body is taken to be at least so wide, as a share of what is left down to the lower edge
-    width: float
-    height: float | None  # None: down to the picture's lower edge
+    depth: float  # units below the garment's upper edge at which the body's width is measured
+    least: float  # the unit is at least this share of the height from the garment's upper edge to the picture's lower
+    width: float  # units
+    height: float | None  # units; None: down to the picture's lower edge
 
 
-# The depths are those of shoulders and hips, where the width says nothing of sleeves, hems and flares. The least widths
-# are those of a whole figure: they make up for the shoulders that a sleeveless garment does not cover.
+# The depths are those of shoulders and hips, where the width does not depend on sleeves, hems and flares. The least
+# widths are those of a whole figure: they make up for the shoulders that a sleeveless garment does not cover.
 RECTANGLES: dict[Category, Rectangle] = {
     "upper": Rectangle(depth=0.25, least=0.38, width=1.5, height=1.15),
     "lower": Rectangle(depth=0.15, least=0.5, width=1.75, height=None),
@@ -71,9 +70,9 @@ def agnostic_mask(
 ) -> Tensor:
     """[1, H, W] bool region of the worn garment -> [1, H, W] bool region to repaint, at any resolution.
 
-    labels: [H, W] of places in PARTS, which all rules but the rectangle need. unsure: the garment may begin so much
-    higher, as a share of the picture's height; the mask does, but for the head. Raises ValueError where the garment's
-    region is empty, and where labels are needed and not given.
+    labels: [H, W] of indices into PARTS, which all rules but the rectangle need. unsure: by how much the garment may
+    begin higher, as a share of the picture's height; the mask begins higher by that, except on the head. Raises
+    ValueError where the garment's region is empty, and where labels are needed and not given.
     """
     if not garment_mask.any():
         raise ValueError("the garment's mask is empty: give a mask with the garment in white on black")
@@ -85,7 +84,7 @@ def agnostic_mask(
         )
     reach = max(1, round(SMOOTHING * garment_mask.shape[1] / 2))
     region = garment_mask | without_specks(among(labels, REPAINTED[category]))
-    region = _shrunk(_grown(region, 2 * reach), reach)  # closes gaps, leaves the outline rounded and a little larger
+    region = _closed(region, reach)
     if rule.name == "hull":
         region = _hulls(region)
     higher = _extended(garment_mask, MaskRule(top=unsure)) & ~among(labels, ("head",))
@@ -93,9 +92,9 @@ def agnostic_mask(
 
 
 def _rectangle(garment_mask: Tensor, category: Category) -> Tensor:
-    """A rectangle that depends on the garment's upper edge, the width a little below it, the category and the picture's
-    lower edge, so that it is the same for short and long sleeves, for shorts, trousers and skirts. It begins at the
-    garment's upper edge. Only a garment that it does not cover makes it larger.
+    """A rectangle that begins at the garment's upper edge. It depends on that edge, on the width a little below it, on
+    the category and on the picture's lower edge, so it does not tell short sleeves from long ones, or shorts from
+    trousers and skirts. It is larger only where it would not cover the garment.
     """
     worn = garment_mask[0]
     rows = worn.any(dim=1).nonzero().flatten()
@@ -115,7 +114,7 @@ def _rectangle(garment_mask: Tensor, category: Category) -> Tensor:
 
 
 def _body(worn: Tensor, rule: Rectangle) -> tuple[float, float]:
-    """Middle and width of the body under a region, [H, W] bool from its first row down to the picture's lower edge."""
+    """Middle and width in pixels of the body at a garment, [H, W] bool from its first row to the picture's last."""
     for row, line in enumerate(worn):
         columns = line.nonzero().flatten()
         if len(columns) == 0:
@@ -128,34 +127,29 @@ def _body(worn: Tensor, rule: Rectangle) -> tuple[float, float]:
 
 
 def among(labels: Tensor, parts: tuple[str, ...]) -> Tensor:
-    """[1, H, W] bool: where the labels [H, W] are one of the parts."""
+    """Labels [H, W] -> [1, H, W] bool: where they are one of the parts."""
     return torch.isin(labels, torch.tensor([PARTS.index(part) for part in parts]))[None]
 
 
 def _extended(mask: Tensor, rule: MaskRule) -> Tensor:
-    """The mask [1, H, W], as much larger as the rule's offsets say, within the picture."""
+    """The mask [1, H, W], larger by the rule's offsets."""
     height, width = mask.shape[1:]
-    top, bottom = round(rule.top * height), round(rule.bottom * height)
-    left, right = round(rule.left * width), round(rule.right * width)
-    return _spread(pad(mask, (right, left, bottom, top)), top + bottom + 1, left + right + 1)
+    pixels = (rule.top * height, rule.bottom * height, rule.left * width, rule.right * width)
+    return _dilated(mask, *map(round, pixels))
 
 
-def _grown(mask: Tensor, reach: int) -> Tensor:
-    """The mask [1, H, W] and all that is within so many pixels of it, in a square."""
-    return _spread(pad(mask, (reach, reach, reach, reach)), 2 * reach + 1, 2 * reach + 1)
+def _dilated(mask: Tensor, up: int, down: int, left: int, right: int) -> Tensor:
+    """The mask [1, H, W] bool, larger by a number of pixels on each side; the picture's size stays."""
+    size = up + down + 1, left + right + 1
+    origin = down - size[0] // 2, right - size[1] // 2  # scipy centres a window of this size at 0
+    return torch.from_numpy(maximum_filter(mask[0].numpy(), size, mode="constant", origin=origin))[None]
 
 
-def _spread(padded: Tensor, rows: int, columns: int) -> Tensor:
-    """Where a window of rows x columns has anything in it, by running sums, which cost the same for any window."""
-    for axis, size in ((1, rows), (2, columns)):
-        sums = pad(padded.cumsum(axis, dtype=torch.int32), (1, 0) if axis == 2 else (0, 0, 1, 0))
-        places = padded.shape[axis] - size + 1
-        padded = sums.narrow(axis, size, places) > sums.narrow(axis, 0, places)
-    return padded
-
-
-def _shrunk(mask: Tensor, reach: int) -> Tensor:
-    return ~_grown(~mask, reach)
+def _closed(mask: Tensor, reach: int) -> Tensor:
+    """The mask [1, H, W] bool, dilated by twice the reach, in pixels, and eroded by it: closes gaps, rounds the outline
+    and leaves it a little larger."""
+    larger = _dilated(mask, *[2 * reach] * 4)
+    return ~_dilated(~larger, *[reach] * 4)
 
 
 def without_specks(mask: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from PIL import Image
 
 from tryon.console import progress_bar
 from tryon.data.category import CATEGORIES, Category
-from tryon.data.human_parser import Parser, mask_of_labels, mask_of_worn, parse, parser_for_masks
+from tryon.data.human_parser import Parser, mask_by_rule, parse, parser_for_masks
 from tryon.data.sample import EMPTY_MASK, UNREADABLE, fit_picture, read_mask, read_picture, to_picture
 from tryon.flux.lora_header import LoraFacts, prompt_category
 from tryon.inference.pairs_file import Request, request_of_line, results_of
@@ -55,13 +55,9 @@ def mask_maker(facts: LoraFacts, asked: str | None, usual: str | None, cache_dir
         rule = trained_rule(facts)
         if category is None:
             raise ValueError("to make a mask the garment's category must be known: give it, or a mask")
-        if worn is None:
-            return mask_of_labels(parse(parser(), person), category, rule)
-        if rule.name != "rectangle":
-            return mask_of_worn(worn, category, rule, parse(parser(), person))
-        if asked:
-            raise ValueError("--parser has no use: this LoRA was trained with rectangles, which need none")
-        return mask_of_worn(worn, category, rule, None)
+        if worn and rule.name == "rectangle" and asked:
+            raise ValueError("--parser is not needed for the rectangles that this LoRA was trained with: leave it out")
+        return mask_by_rule(worn, category, rule, lambda: parse(parser(), person))
 
     return make_mask
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tryon.data.category import CATEGORIES, Category, MaskRule
-from tryon.data.masks import PARTS, agnostic_mask
+from tryon.data.masks import PARTS, _dilated, agnostic_mask
 from tryon.toy.drawing import draw_person
 from tryon.toy.examples import label_map
 from tryon.toy.world import Garment, Person, random_garment, random_outfit, random_person
@@ -198,6 +198,20 @@ def test_where_the_garment_is_unsure_the_mask_begins_higher(name: str, category:
         assert torch.equal(unsure[:, 4:], sure[:, 4:] | sure.roll(-4, 1)[:, 4:])
     else:
         assert not (unsure & ~sure & is_part(labels, "head")).any()
+
+
+def test_dilation_reaches_each_pixel_within_its_distances() -> None:
+    """A pixel is in the dilated mask where the mask has one that lies at most so far below, above, right and left."""
+    rng = np.random.default_rng(9)
+    for _ in range(100):
+        height, width = rng.integers(1, 40, 2)
+        mask = torch.from_numpy(rng.random((1, height, width)) < rng.choice([0, 0.01, 0.3, 0.95, 1]))
+        up, down, left, right = (int(reach) for reach in rng.integers(0, 50, 4))
+        expected = torch.zeros_like(mask)
+        for row, column in mask[0].nonzero().tolist():
+            rows = slice(max(0, row - up), row + down + 1)
+            expected[:, rows, max(0, column - left) : column + right + 1] = True
+        assert torch.equal(_dilated(mask, up, down, left, right), expected)
 
 
 def test_rules_that_follow_the_body_need_to_know_it() -> None:

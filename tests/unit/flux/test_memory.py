@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tryon.cli import run_script
 
 from benchmarks import hardware_needs
 from conftest import PROJECT
+from tryon.cli import run_script
 from tryon.config import TrainConfig, full, on_toy
 from tryon.flux import memory
 from tryon.flux.load import FILL_CONFIG, load_transformer

@@ -1,0 +1,29 @@
+"""HTML pages made of jinja2 templates. A page is one file, pictures included, and needs no network."""
+
+import base64
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+TEMPLATES = Path(__file__).parent / "templates"
+
+
+def render(template: Path, **values: Any) -> str:
+    """The page that a template makes of these values, which it escapes. It may extend page.html.j2.
+
+    Raises jinja2.UndefinedError for a value that the template names and that is not given.
+    """
+    environment = Environment(
+        loader=FileSystemLoader([template.parent, TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template.name).render(values)
+
+
+def data_url(picture: bytes, kind: str) -> str:
+    """An address that holds the picture itself, for `<img src>`. kind: "png" or "jpeg", as the file is encoded."""
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
