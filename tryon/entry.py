@@ -75,7 +75,9 @@ def run_script(main: Callable[[list[str]], None]) -> NoReturn:
 
 
 def _join_launcher(status: Path) -> None:
-    pipe = os.open(status / "output", os.O_WRONLY)
+    # Where the launcher is gone, nobody reads: an error, instead of waiting for ever.
+    pipe = os.open(status / "output", os.O_WRONLY | os.O_NONBLOCK)
+    os.set_blocking(pipe, True)
     for stream in (1, 2):
         os.dup2(pipe, stream)
     os.close(pipe)
