@@ -19,8 +19,9 @@ from tryon.config import PROJECT, TrainConfig, cuda_device_count
 from tryon.entry import STOP_SIGNALS, run_script
 
 DRIVER = "deepfashion_training.train_deepfashion_lora"
-# A signal that was ignored at the start, by nohup or in the background of a script, stays ignored.
-SIGNALS = [number for number in (signal.SIGHUP, *STOP_SIGNALS) if signal.getsignal(number) != signal.SIG_IGN]
+SIGNALS = (signal.SIGHUP, *STOP_SIGNALS)
+# What nohup, or a script for what it starts in the background, has ignored before the start stays ignored.
+IGNORED = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN]
 
 
 def main(argv: list[str]) -> None:
@@ -71,7 +72,7 @@ def supervise(command: list[str], log: Path, num_processes: int) -> int:
         status = Path(folder)
         os.mkfifo(status / "output")
         for number in SIGNALS:
-            signal.signal(number, pass_on)
+            signal.signal(number, signal.SIG_IGN if number in IGNORED else pass_on)
         held = os.open(status / "output", os.O_RDWR)  # or the output would end before the first process writes to it
         # The copy is made by a process: where this one is killed, the training and its log go on. Both have groups of
         # their own, so that Ctrl-C reaches this process alone.

@@ -48,24 +48,28 @@ def launch_both(first: Sequence[str | Path], second: Sequence[str | Path], runs:
 def launch_on_a_terminal(
     *flags: str | Path, runs: Path, temporary: Path = Path("/tmp")
 ) -> tuple[subprocess.Popen, int]:
-    """Starts the launcher in a session of its own with a terminal, as an interactive shell does. Returns it and the
-    terminal's other end. temporary: where its pipe is made."""
+    """start_on_a_terminal for the launcher. temporary: where its pipe is made."""
+    variables = {**environment(runs), "TMPDIR": str(temporary)}
+    return start_on_a_terminal(["bash", str(LAUNCHER), *map(str, flags)], variables)
+
+
+def start_on_a_terminal(
+    command: list[str], variables: dict[str, str], ignored: Sequence[signal.Signals] = ()
+) -> tuple[subprocess.Popen, int]:
+    """Starts the command in a session of its own with a terminal, as an interactive shell does. Returns it and the
+    terminal's other end. ignored: signals that are ignored from the start, as by nohup."""
     controller, terminal = pty.openpty()
 
     def like_an_interactive_shell() -> None:
         os.close(os.open(os.ttyname(0), os.O_RDWR))  # makes it the controlling terminal
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests themselves run in the background
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
 
     process = subprocess.Popen(
-        ["bash", str(LAUNCHER), *map(str, flags)],
-        cwd=PROJECT,
-        env={**environment(runs), "TMPDIR": str(temporary)},
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        start_new_session=True,
-        preexec_fn=like_an_interactive_shell,
-    )
+        command, cwd=PROJECT, env=variables, stdin=terminal, stdout=terminal, stderr=terminal,
+        start_new_session=True, preexec_fn=like_an_interactive_shell,
+    )  # fmt: skip
     os.close(terminal)
     return process, controller
 
