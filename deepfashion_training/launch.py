@@ -96,10 +96,11 @@ def supervise(command: list[str], log: Path, num_processes: int) -> int:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         code, words = verdict(code if code >= 0 else 128 - code, received[-1:], status, num_processes)
-    with suppress(OSError):
-        os.write(2, words.encode())
-    with suppress(OSError), log.open("a") as file:
-        file.write(words)
+    if words:  # on the terminal and in the log, whichever is still there
+        with suppress(OSError):
+            os.write(2, words.encode())
+        with suppress(OSError), log.open("ab") as file:
+            file.write(words.encode())
     return code
 
 

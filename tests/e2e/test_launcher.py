@@ -41,7 +41,8 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
     elsewhere.mkdir()
     done = launch(
         "--quick-test", "--max_train_steps", "3", "--checkpointing_steps", "2", "--validation_steps", "2",
-        "--max_train_samples", "20", "--num_evaluation_samples", "1", "--train_batch_size", "2",
+        "--max_train_samples", "8", "--max_validation_samples", "8", "--num_evaluation_samples", "1",
+        "--train_batch_size", "2",
         "--data_cache_dir", data_cache, runs=runs, cwd=elsewhere,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -75,7 +76,7 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
     assert set(metrics(run, "validation/loss_lower")) == {0, 2, 3}
     pairs = json.loads((run / "data.json").read_text())
     assert list(pairs) == ["training, garment from flat", "validation"]
-    assert sum(pairs["training, garment from flat"].values()) == 20
+    assert sum(pairs["training, garment from flat"].values()) == 8
     settings = json.loads((run / "config.json").read_text())
     assert settings["toy"] is True and settings["profile"] == "quick_test"
     for name in ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path", "dataset_name"):
@@ -177,8 +178,8 @@ def test_help_lists_launcher_and_driver(tmp_path: Path) -> None:
 
 
 def test_what_is_interrupted_and_killed_goes_on_exactly(tmp_path: Path, data_cache: Path) -> None:
-    """Ctrl-C in the middle of an epoch, a kill between two checkpoints, a kill while one is written: gone on with, it
-    is the uninterrupted run bit for bit. tests/faults has the long run."""
+    """Ctrl-C in the middle of an epoch, then a kill while a checkpoint is written: gone on with, it is the
+    uninterrupted run bit for bit. tests/faults kills at twenty moments."""
     flags = [
         "--quick-test", *SMALL, "--height", "96", "--width", "64", "--num_inference_steps", "1", "--lora_rank", "4",
         "--lr_scheduler", "constant", "--validation_steps", "1000", "--data_cache_dir", data_cache,
@@ -203,18 +204,15 @@ def test_what_is_interrupted_and_killed_goes_on_exactly(tmp_path: Path, data_cac
     assert f"saved up to step {step}: go on with the same flags and --resume_from_checkpoint" in log.decode()
     assert max(metrics(run)) == step >= 10
 
-    for saving in (False, True):
-        step = step_of(newest_checkpoint(run))
-        process, controller = launch_on_a_terminal(*flags, *long, *resume, "--checkpointing_steps", "4", runs=runs)
-        wait_until(lambda step=step: max(metrics(run)) >= step + 6, 120)
-        driver = driver_of(run)
-        if saving:
-            wait_until(lambda: any(run.glob(".checkpoint-*.partial")), every=0.0005)
-        os.kill(driver, signal.SIGKILL)
-        shown = read_until(controller, "was killed from outside")
-        assert process.wait(timeout=30) == 1
-        assert "Traceback" not in shown
-        os.close(controller)
+    process, controller = launch_on_a_terminal(*flags, *long, *resume, "--checkpointing_steps", "4", runs=runs)
+    wait_until(lambda: max(metrics(run)) >= step + 6, 120)
+    driver = driver_of(run)
+    wait_until(lambda: any(run.glob(".checkpoint-*.partial")), every=0.0005)
+    os.kill(driver, signal.SIGKILL)
+    shown = read_until(controller, "was killed from outside")
+    assert process.wait(timeout=30) == 1
+    assert "Traceback" not in shown
+    os.close(controller)
 
     flags += ["--max_train_steps", str(step_of(newest_checkpoint(run)) + 3)]
     again, whole = launch_both([*flags, *resume], flags, (runs, tmp_path / "whole"))
@@ -234,7 +232,7 @@ def test_a_signal_before_training_began_leaves_no_orphan(tmp_path: Path, data_ca
     os.close(controller)
 
 
-@pytest.mark.parametrize("milliseconds", [0, 5, 10, 15, 20, 30, 50])
+@pytest.mark.parametrize("milliseconds", [0, 10, 20, 50])
 def test_a_signal_while_processes_are_started_is_not_lost(milliseconds: int, tmp_path: Path, data_cache: Path) -> None:
     """Aimed at the moments around the launcher's forks, where a signal once was lost or left a shell behind."""
     process, controller = launch_on_a_terminal(

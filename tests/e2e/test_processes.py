@@ -16,7 +16,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from conftest import PROJECT
 from deepfashion_training.train_deepfashion_lora import main
 from launch import (
-    assert_same_run,
+    assert_same_until,
     driver_of,
     environment,
     launch,
@@ -32,7 +32,7 @@ CONFIGS = sorted((PROJECT / "accelerate_configs").glob("*.yaml"))
 ONE = (
     "--quick-test", "--height", "96", "--width", "64", "--max_train_samples", "5", "--max_validation_samples", "2",
     "--num_validation_images", "1", "--num_inference_steps", "1", "--num_evaluation_samples", "0",
-    "--lr_warmup_steps", "0", "--learning_rate", "1e-3",
+    "--lr_warmup_steps", "0", "--learning_rate", "1e-3", "--lr_scheduler", "constant",
 )  # fmt: skip
 FLAGS = (*ONE, "--num_processes", "2", "--train_batch_size", "1")
 STEPS = ("--max_train_steps", "3")
@@ -69,14 +69,26 @@ def test_two_processes_train_what_one_does_with_the_doubled_batch(two: Path, tmp
     assert_same_losses(two, tmp_path)
 
 
-def test_two_processes_go_on_exactly_after_a_deadline(two: Path, tmp_path: Path, data_cache: Path) -> None:
-    flags = [*FLAGS, *STEPS, "--data_cache_dir", data_cache]
-    first = launch(*flags, "--max_time", "0:00", runs=tmp_path)
+def test_two_processes_go_on_exactly_and_one_that_dies_stops_the_other(
+    two: Path, tmp_path: Path, data_cache: Path
+) -> None:
+    flags = [*FLAGS, "--data_cache_dir", data_cache]
+    first = launch(*flags, *STEPS, "--max_time", "0:00", runs=tmp_path)
     assert first.returncode == 124 and "--max_time 0:00 is over" in first.stdout
     assert "saved up to step 1: go on with the same flags" in first.stdout
-    rest = launch(*flags, "--resume_from_checkpoint", "latest", runs=tmp_path)
-    assert rest.returncode == 0, rest.stdout + rest.stderr
-    assert_same_run(only_run(tmp_path), two)
+    process, controller = launch_on_a_terminal(
+        *flags, "--max_train_steps", "2000", "--checkpointing_steps", "3", "--checkpoints_total_limit", "none",
+        "--resume_from_checkpoint", "latest", runs=tmp_path,
+    )  # fmt: skip
+    read_until(controller, "step 10/")
+    killed, run = time.monotonic(), only_run(tmp_path)
+    os.kill(driver_of(run), signal.SIGKILL)
+    said = read_until(controller, "closed by the launcher's end", 60)
+    sentences = ("the others stopped with it", "another process of this training is gone")
+    assert any(sentence in said for sentence in sentences) and "Traceback" not in said, said
+    assert process.wait(timeout=60) == 1 and time.monotonic() - killed < 60
+    os.close(controller)
+    assert_same_until(run / "checkpoint-3", two)
 
 
 def test_two_machines_train_what_one_does(two: Path, tmp_path: Path, data_cache: Path) -> None:
@@ -102,17 +114,3 @@ def test_two_machines_train_what_one_does(two: Path, tmp_path: Path, data_cache:
     assert [machine.returncode for machine in machines] == [0, 0], "\n".join(said)
     assert "finished: " in said[0]
     assert_same_losses(two, tmp_path / "two")
-
-
-def test_a_process_that_dies_stops_the_others(tmp_path: Path, data_cache: Path) -> None:
-    process, controller = launch_on_a_terminal(
-        *FLAGS, "--max_train_steps", "2000", "--data_cache_dir", data_cache, runs=tmp_path
-    )
-    read_until(controller, "step 10/")
-    killed = time.monotonic()
-    os.kill(driver_of(only_run(tmp_path)), signal.SIGKILL)
-    said = read_until(controller, "closed by the launcher's end", 60)
-    sentences = ("the others stopped with it", "another process of this training is gone")
-    assert any(sentence in said for sentence in sentences) and "Traceback" not in said, said
-    assert process.wait(timeout=60) == 1 and time.monotonic() - killed < 60
-    os.close(controller)
