@@ -1,18 +1,10 @@
-"""What is checked before anything heavy is imported: flags, data path, device, run folder.
+"""What is checked before anything heavy is imported: flags, data path, device, run folder."""
 
-The launcher runs this as a module. It prints what the launcher needs to know, one value a line: the folder through
-which the processes talk to it (tryon.signals; created, with the pipe in it), the run's folder (created), the number of
-processes, CPU threads for each, `cuda` or `cpu`, the precision.
-"""
-
-import math
-import os
-import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
-from tryon.cli import checked, parse_flags, run_script
+from tryon.cli import checked, parse_flags
 from tryon.config import (
     DEFAULT_PARSER,
     HUB_NAME,
@@ -109,20 +101,17 @@ def toy_data_folder(data_cache_dir: str) -> Path:
     return Path(data_cache_dir) / "toy" / f"data-v{WORLD_VERSION}-{TOY_ITEMS}-tops"
 
 
-def main(argv: list[str]) -> None:
-    config, *_ = read_settings(argv)
-    folder = Path(config.output_dir)
+def start_log(config: TrainConfig) -> Path:
+    """Creates the run's folder and the train.log in it, which it returns.
+
+    Raises ValueError where the folder cannot be written or another training writes into it.
+    """
+    log = Path(config.output_dir) / "train.log"
     try:
-        with locked(folder):  # another training's log is not to be written into
-            (folder / "train.log").touch()
+        with locked(log.parent):
+            log.touch()
     except OSError as error:
-        raise ValueError(f"the run's folder {folder} cannot be written ({error.strerror}): choose another") from error
-    status = tempfile.mkdtemp(prefix="train-")
-    os.mkfifo(Path(status) / "output")
-    threads = math.ceil(len(os.sched_getaffinity(0)) / config.num_processes)
-    device = "cuda" if cuda_device_count() else "cpu"
-    print(status, folder, config.num_processes, threads, device, config.mixed_precision, sep="\n")
-
-
-if __name__ == "__main__":
-    run_script(main)
+        raise ValueError(
+            f"the run's folder {log.parent} cannot be written ({error.strerror}): choose another"
+        ) from error
+    return log

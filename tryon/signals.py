@@ -32,7 +32,9 @@ def listen() -> None:
     pass signals on."""
     _handle_all(_stop)
     if status := os.environ.get("TRAIN_STATUS_DIR"):
-        pipe = os.open(Path(status) / "output", os.O_WRONLY)
+        # Where the launcher is gone, nobody reads: an error, instead of waiting for ever.
+        pipe = os.open(Path(status) / "output", os.O_WRONLY | os.O_NONBLOCK)
+        os.set_blocking(pipe, True)
         for stream in (1, 2):
             os.dup2(pipe, stream)
         os.close(pipe)

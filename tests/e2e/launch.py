@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from conftest import PROJECT
-from tryon.runs import newest_checkpoint
+from tryon.runs import newest_checkpoint, step_of
 
 LAUNCHER = PROJECT / "train_deepfashion_lora.sh"
 TOKEN = "hf_plantedbythetests"  # it must turn up nowhere
@@ -48,24 +48,28 @@ def launch_both(first: Sequence[str | Path], second: Sequence[str | Path], runs:
 def launch_on_a_terminal(
     *flags: str | Path, runs: Path, temporary: Path = Path("/tmp")
 ) -> tuple[subprocess.Popen, int]:
-    """Starts the launcher in a session of its own with a terminal, as an interactive shell does. Returns it and the
-    terminal's other end. temporary: where its pipe is made."""
+    """start_on_a_terminal for the launcher. temporary: where its pipe is made."""
+    variables = {**environment(runs), "TMPDIR": str(temporary)}
+    return start_on_a_terminal(["bash", str(LAUNCHER), *map(str, flags)], variables)
+
+
+def start_on_a_terminal(
+    command: list[str], variables: dict[str, str], ignored: Sequence[signal.Signals] = ()
+) -> tuple[subprocess.Popen, int]:
+    """Starts the command in a session of its own with a terminal, as an interactive shell does. Returns it and the
+    terminal's other end. ignored: signals that are ignored from the start, as by nohup."""
     controller, terminal = pty.openpty()
 
     def like_an_interactive_shell() -> None:
         os.close(os.open(os.ttyname(0), os.O_RDWR))  # makes it the controlling terminal
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where the tests themselves run in the background
+        for number in ignored:
+            signal.signal(number, signal.SIG_IGN)
 
     process = subprocess.Popen(
-        ["bash", str(LAUNCHER), *map(str, flags)],
-        cwd=PROJECT,
-        env={**environment(runs), "TMPDIR": str(temporary)},
-        stdin=terminal,
-        stdout=terminal,
-        stderr=terminal,
-        start_new_session=True,
-        preexec_fn=like_an_interactive_shell,
-    )
+        command, cwd=PROJECT, env=variables, stdin=terminal, stdout=terminal, stderr=terminal,
+        start_new_session=True, preexec_fn=like_an_interactive_shell,
+    )  # fmt: skip
     os.close(terminal)
     return process, controller
 
@@ -96,18 +100,29 @@ def metrics(run: Path, name: str = "train/loss") -> dict[int, float]:
 
 def assert_same_run(run: Path, other: Path) -> None:
     """Newest checkpoint and logged losses of both are the same to the last bit."""
-    first, second = newest_checkpoint(run), newest_checkpoint(other)
-    names = sorted(str(path.relative_to(first)) for path in first.rglob("*") if path.is_file())
+    assert newest_checkpoint(run).name == newest_checkpoint(other).name
+    assert_same_until(newest_checkpoint(run), other)
+    assert metrics(run) == metrics(other)
+
+
+def assert_same_until(checkpoint: Path, other: Path) -> None:
+    """The checkpoint, and what its run logged until then, are the other run's to the last bit."""
+    run, second = checkpoint.parent, other / checkpoint.name
+    names = sorted(str(path.relative_to(checkpoint)) for path in checkpoint.rglob("*") if path.is_file())
     assert names == sorted(str(path.relative_to(second)) for path in second.rglob("*") if path.is_file())
     for name in names:
         if name.endswith(".safetensors"):
-            expected, found = load_file(first / name), load_file(second / name)
+            expected, found = load_file(checkpoint / name), load_file(second / name)
             assert expected.keys() == found.keys()
             assert all(torch.equal(expected[key], found[key]) for key in expected), name
         elif name != "manifest.json":
-            assert json.loads((first / name).read_text()) == json.loads((second / name).read_text()), name
+            assert json.loads((checkpoint / name).read_text()) == json.loads((second / name).read_text()), name
     for curve in ("train/loss", "train/learning_rate", "train/grad_norm"):
-        assert metrics(run, curve) == metrics(other, curve), curve
+        logged, expected = (
+            {step: value for step, value in metrics(each, curve).items() if step <= step_of(checkpoint)}
+            for each in (run, other)
+        )
+        assert logged == expected and logged, curve
 
 
 def processes_with(word: str) -> list[int]:

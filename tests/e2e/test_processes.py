@@ -1,4 +1,5 @@
-"""More than one process: the ready configurations, two machines played on one, a process that dies."""
+"""More than one process: what they train together, the ready configurations, two machines played on one, a process that
+dies."""
 
 import os
 import signal
@@ -13,16 +14,44 @@ import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 
 from conftest import PROJECT
-from launch import driver_of, environment, launch, launch_on_a_terminal, metrics, only_run, read_until
+from deepfashion_training.train_deepfashion_lora import main
+from launch import (
+    assert_same_until,
+    driver_of,
+    environment,
+    launch,
+    launch_on_a_terminal,
+    metrics,
+    only_run,
+    read_until,
+)
 
 pytestmark = pytest.mark.e2e
 
 CONFIGS = sorted((PROJECT / "accelerate_configs").glob("*.yaml"))
-FLAGS = (
-    "--quick-test", "--num_processes", "2", "--train_batch_size", "1", "--height", "96", "--width", "64",
-    "--max_train_samples", "5", "--max_validation_samples", "2", "--num_validation_images", "1",
-    "--num_inference_steps", "1", "--num_evaluation_samples", "0", "--lr_warmup_steps", "0",
+ONE = (
+    "--quick-test", "--height", "96", "--width", "64", "--max_train_samples", "5", "--max_validation_samples", "2",
+    "--num_validation_images", "1", "--num_inference_steps", "1", "--num_evaluation_samples", "0",
+    "--lr_warmup_steps", "0", "--learning_rate", "1e-3", "--lr_scheduler", "constant",
 )  # fmt: skip
+FLAGS = (*ONE, "--num_processes", "2", "--train_batch_size", "1")
+STEPS = ("--max_train_steps", "3")
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory, data_cache: Path) -> Path:
+    """A run of two processes."""
+    runs = tmp_path_factory.mktemp("two")
+    done = launch(*FLAGS, *STEPS, "--data_cache_dir", data_cache, runs=runs)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("TOY MODEL") == 1, "only the main process speaks"
+    return only_run(runs)
+
+
+def assert_same_losses(run: Path, other: Path) -> None:
+    of_run, of_other = metrics(run), metrics(other)
+    assert of_run.keys() == of_other.keys() == {1, 2, 3}
+    assert all(abs(of_run[step] - of_other[step]) < 1e-5 for step in of_run)
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -35,10 +64,35 @@ def test_ready_configurations_are_what_accelerate_reads(file: Path) -> None:
         )
 
 
-def test_two_machines_train_what_one_does(tmp_path: Path, data_cache: Path) -> None:
+def test_two_processes_train_what_one_does_with_the_doubled_batch(two: Path, tmp_path: Path, data_cache: Path) -> None:
+    main([*ONE, *STEPS, "--train_batch_size", "2", "--data_cache_dir", str(data_cache), "--output_dir", str(tmp_path)])
+    assert_same_losses(two, tmp_path)
+
+
+def test_two_processes_go_on_exactly_and_one_that_dies_stops_the_other(
+    two: Path, tmp_path: Path, data_cache: Path
+) -> None:
+    flags = [*FLAGS, "--data_cache_dir", data_cache]
+    first = launch(*flags, *STEPS, "--max_time", "0:00", runs=tmp_path)
+    assert first.returncode == 124 and "--max_time 0:00 is over" in first.stdout
+    assert "saved up to step 1: go on with the same flags" in first.stdout
+    process, controller = launch_on_a_terminal(
+        *flags, "--max_train_steps", "2000", "--checkpointing_steps", "3", "--checkpoints_total_limit", "none",
+        "--resume_from_checkpoint", "latest", runs=tmp_path,
+    )  # fmt: skip
+    read_until(controller, "step 10/")
+    killed, run = time.monotonic(), only_run(tmp_path)
+    os.kill(driver_of(run), signal.SIGKILL)
+    said = read_until(controller, "closed by the launcher's end", 60)
+    sentences = ("the others stopped with it", "another process of this training is gone")
+    assert any(sentence in said for sentence in sentences) and "Traceback" not in said, said
+    assert process.wait(timeout=60) == 1 and time.monotonic() - killed < 60
+    os.close(controller)
+    assert_same_until(run / "checkpoint-3", two)
+
+
+def test_two_machines_train_what_one_does(two: Path, tmp_path: Path, data_cache: Path) -> None:
     """Two launchers on one machine that meet at a port."""
-    one = launch(*FLAGS, "--max_train_steps", "3", "--data_cache_dir", data_cache, runs=tmp_path / "one")
-    assert one.returncode == 0, one.stdout + one.stderr
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -49,7 +103,7 @@ def test_two_machines_train_what_one_does(tmp_path: Path, data_cache: Path) -> N
                 "--config_file", str(PROJECT / "accelerate_configs/multi_node.yaml"), "--machine_rank", str(rank),
                 "--main_process_ip", "127.0.0.1", "--main_process_port", str(port), "--num_processes", "2",
                 "--mixed_precision", "no", "-m", "deepfashion_training.train_deepfashion_lora", *FLAGS,
-                "--max_train_steps", "3", "--data_cache_dir", str(data_cache), "--output_dir", str(tmp_path / "two"),
+                *STEPS, "--data_cache_dir", str(data_cache), "--output_dir", str(tmp_path / "two"),
             ],
             cwd=PROJECT, env={**environment(tmp_path), "PYTHONPATH": str(PROJECT)}, text=True,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
@@ -59,20 +113,4 @@ def test_two_machines_train_what_one_does(tmp_path: Path, data_cache: Path) -> N
     said = [machine.communicate(timeout=240)[0] for machine in machines]
     assert [machine.returncode for machine in machines] == [0, 0], "\n".join(said)
     assert "finished: " in said[0]
-    of_one, of_two = metrics(only_run(tmp_path / "one")), metrics(tmp_path / "two")
-    assert of_one.keys() == of_two.keys() == {1, 2, 3}
-    assert all(abs(of_one[step] - of_two[step]) < 1e-5 for step in of_one)
-
-
-def test_a_process_that_dies_stops_the_others(tmp_path: Path, data_cache: Path) -> None:
-    process, controller = launch_on_a_terminal(
-        *FLAGS, "--max_train_steps", "2000", "--data_cache_dir", data_cache, runs=tmp_path
-    )
-    read_until(controller, "step 10/")
-    killed = time.monotonic()
-    os.kill(driver_of(only_run(tmp_path)), signal.SIGKILL)
-    said = read_until(controller, "closed by the launcher's end", 60)
-    sentences = ("the others stopped with it", "another process of this training is gone")
-    assert any(sentence in said for sentence in sentences) and "Traceback" not in said, said
-    assert process.wait(timeout=60) == 1 and time.monotonic() - killed < 60
-    os.close(controller)
+    assert_same_losses(two, tmp_path / "two")

@@ -78,7 +78,7 @@ def folder(tmp_path: Path) -> Path:
         ("train_flux_inpaint.py --toy --dataroot {folder}", "upper_body/train_pairs.txt is not there"),
         ("train_flux_inpaint.py --toy --dataroot /nope --init_lora /nope", "/nope"),
         ("-m deepfashion_training.train_deepfashion_lora --toy --dataset_name /nope", "the data set /nope is neither"),
-        ("-m deepfashion_training.preflight --toy --init_lora /nope", "--init_lora /nope does not exist"),
+        ("-m deepfashion_training.launch --toy --init_lora /nope", "--init_lora /nope does not exist"),
         ("-m deepfashion_training.inspect_dataset /nope", "the data set /nope is neither a folder nor a hub name"),
         ("-m deepfashion_training.export_viton_hd /nope {folder}/out", "the data set /nope is neither a folder nor"),
         ("-m tryon.share {folder}/empty", "/empty holds no config.json: name the folder of a run"),
@@ -102,7 +102,7 @@ def test_what_is_refused_is_refused_before_anything_heavy_is_imported(
 @pytest.mark.parametrize(
     "command",
     ["tryon_inference_lora.py", "app_lora.py", "evaluate_lora.py", "train_flux_inpaint.py", "pretrain_toy.py",
-     "-m tryon.share", "-m tryon.report", "-m tryon.toy.draw", "-m deepfashion_training.preflight",
+     "-m tryon.share", "-m tryon.report", "-m tryon.toy.draw", "-m deepfashion_training.launch",
      "-m deepfashion_training.inspect_dataset", "-m deepfashion_training.export_viton_hd",
      "-m benchmarks.inference", "-m benchmarks.train_step", "-m benchmarks.toy_ablation", "-m benchmarks.data_scale"],
 )  # fmt: skip

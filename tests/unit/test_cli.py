@@ -103,7 +103,7 @@ cli.run_script(lambda argv: list(DataLoader(Latents(), num_workers=1)))
 def test_a_refusal_is_one_sentence_through_a_link_too(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(PROJECT)
     refused = subprocess.run(
-        [sys.executable, "-m", "deepfashion_training.preflight", "--nope"],
+        [sys.executable, "-m", "deepfashion_training.launch", "--nope"],
         cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path / "link"), "PYTHONSAFEPATH": "1"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip

@@ -107,7 +107,8 @@ def test_settings_and_run_names_import_nothing_heavy() -> None:
         "inference/pairs_file",
         "toy/pretrain/config",
     )
-    for name in (*(f"tryon/{each}.py" for each in light), "folder_lists.py", "deepfashion_training/preflight.py"):
+    training = ("deepfashion_training/launch.py", "deepfashion_training/preflight.py")
+    for name in (*(f"tryon/{each}.py" for each in light), "folder_lists.py", *training):
         heavy = {"torch", "numpy", "diffusers", "transformers", "accelerate", "datasets", "PIL"}
         assert not {module.split(".")[0] for module in imports_of(PROJECT / name)} & heavy
 
