@@ -263,9 +263,13 @@ def test_one_of_two_processes_killed_stops_the_other(training: Training) -> None
 
 def test_a_killed_starter_leaves_no_process(training: Training) -> None:
     process = training.start("", before="time.sleep(600)")
-    wait_until(lambda: len(processes_with(str(training.log))) >= 4, every=0.01)
-    (starter,) = {*processes_with(STARTERS_WORDS)} & {*processes_with(str(training.log))} - {process.pid}
-    os.kill(starter, signal.SIGKILL)
+
+    def starters() -> set[int]:
+        return {*processes_with(STARTERS_WORDS)} & {*processes_with(str(training.log))} - {process.pid}
+
+    # A child that is being started has its parent's command line for a moment.
+    wait_until(lambda: len(starters()) == 1 and len(processes_with(str(training.log))) >= 4, every=0.01)
+    os.kill(*starters(), signal.SIGKILL)
     code, shown, said = ended(process)
     assert code == 137 and said.startswith("error: a training process was killed from outside")
     assert_gone(training)
