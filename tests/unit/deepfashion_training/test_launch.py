@@ -113,7 +113,7 @@ def training(tmp_path: Path) -> Iterator[Training]:
 
 def assert_gone(training: Training) -> None:
     """Nothing is left: no process, no folder."""
-    assert not processes_with(str(training.log))
+    wait_for_no_process_with(str(training.log), 5)
     assert list(training.temporary.iterdir()) == []
 
 
@@ -166,7 +166,7 @@ def test_the_first_failure_is_the_exit_code(training: Training, main: str, code:
 
 
 def test_what_the_starter_says_is_shown_where_no_process_spoke(training: Training) -> None:
-    code, shown, said = training.run("", starter="raise RuntimeError('no such configuration')")
+    code, shown, said = training.run("pass", starter="raise RuntimeError('no such configuration')")
     assert (code, shown) == (1, "")
     assert "RuntimeError: no such configuration" in said and said == training.said()
     assert_gone(training)
@@ -210,8 +210,8 @@ def test_an_error_after_a_signal_is_the_exit_code(training: Training) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGUSR1, signal.SIGTERM])
 def test_a_signal_before_any_process_listens_ends_everything(training: Training, number: signal.Signals) -> None:
-    process = training.start("", processes=2, before="time.sleep(600)")
-    wait_until(lambda: len(processes_with(str(training.log))) >= 4, every=0.01)
+    process = training.start("pass", processes=2, before="time.sleep(600)")
+    wait_until(lambda: len(processes_with(str(training.log))) == 5, every=0.01)
     process.send_signal(number)
     sentence = f"stopped by {number.name} before the training began\n"
     assert ended(process) == (128 + number, "", sentence)
@@ -263,7 +263,7 @@ def test_one_of_two_processes_killed_stops_the_other(training: Training) -> None
 
 
 def test_a_killed_starter_leaves_no_process(training: Training) -> None:
-    process = training.start("", before="time.sleep(600)")
+    process = training.start("pass", before="time.sleep(600)")
 
     # A child that is being started has its parent's command line for a moment: what sleeps alone is the driver.
     def drivers() -> set[int]:
@@ -289,7 +289,7 @@ def test_a_killed_launcher_does_not_end_the_training_nor_its_log(training: Train
 
 def test_a_process_whose_launcher_is_gone_does_not_wait_for_it(training: Training) -> None:
     process = training.start(TRAIN, before="time.sleep(0.5)")
-    wait_until(lambda: len(processes_with(str(training.log))) >= 4, every=0.01)
+    wait_until(lambda: len(processes_with(str(training.log))) == 4, every=0.01)
     process.kill()
     process.communicate(timeout=20)
     wait_for_no_process_with(str(training.log), 10)
