@@ -26,7 +26,9 @@ STAGES = {"vae": "vae_loss", "transformer": "fill_error", "parser": "parser_loss
 EARLIER = {"vae": "vae", "parser": ".parser.old"}
 
 
-def test_all_stages_and_an_interruption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_stages_and_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     for folder in (whole, stopped):
         for stage, name in STAGES.items():
@@ -37,12 +39,13 @@ def test_all_stages_and_an_interruption(tmp_path: Path, monkeypatch: pytest.Monk
                     patched.setattr(function, failing_after(2, function))
                     main(flags)
                 assert not (folder / "weights" / f"{stage}.safetensors").exists()
-                (state,) = (folder / stage).iterdir()
                 if stage in EARLIER:
-                    state.rename(folder / "state")
+                    (folder / stage / "step-2").rename(folder / "state")
                     (folder / stage).rmdir()
                     (folder / "state").rename(folder / EARLIER[stage])
+            capsys.readouterr()
             main(flags)
+            assert f"parameters, step {2 if folder == stopped else 0} of" in capsys.readouterr().out
             assert [path.name for path in (folder / stage).iterdir()] == [f"step-{7 if stage == 'vae' else 3}"]
     for stage in STAGES:
         expected, found = (load_file(folder / "weights" / f"{stage}.safetensors") for folder in (whole, stopped))
