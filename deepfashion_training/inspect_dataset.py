@@ -1,8 +1,8 @@
-"""What a data set really holds, before anybody trains on it: a summary, a page of pictures, and a verdict.
+"""Inspects a data set before training: a summary, a page of pictures, and a verdict.
 
     python -m deepfashion_training.inspect_dataset <data set>
 
-Columns, poses, categories, views, references and split are read without decoding a picture; then every picture is
+Columns, poses, categories, views, references and split are read without decoding a picture. Then every picture is
 decoded once, and its mask measured. The exit code is 0 where training can begin.
 """
 
@@ -22,6 +22,7 @@ from tryon.cli import parse, run_script
 from tryon.config import PROJECT, MaskConfig, TrainConfig, setting
 from tryon.console import load_libraries, set_up_logging
 from tryon.pages import data_url, render
+from tryon.units import plural
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -32,19 +33,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SMALL = 100  # pairs; fewer teach little
-RARE = 0.05  # of all pairs; a category below is rare
-GREY = (8, 247)  # a mask's values between are noise or soft edges
-NOISY = 0.01  # of a mask's pixels, from which it counts as noisy
-CENTRES = {"upper": (0.0, 0.7), "lower": (0.3, 1.0), "full": (0.2, 0.8)}  # heights at which a garment's middle may lie
-TOO_LARGE = 0.25  # of a mask's outline through even colour: it is larger than a garment
+SMALL = 100  # pairs; with fewer a training learns little
+RARE = 0.05  # of all pairs; a category with fewer is rare
+GREY = (8, 247)  # values of a mask between these are noise or soft edges
+NOISY = 0.01  # a mask with a larger share of grey pixels counts as noisy
+CENTRES = {"upper": (0.0, 0.7), "lower": (0.3, 1.0), "full": (0.2, 0.8)}  # heights in which a garment's middle may be
+TOO_LARGE = 0.25  # a mask with a larger share of its outline in even colour is larger than its garment
 PAIRS_SHOWN = 8  # of each category, on the page
 THUMBNAIL = 240  # pixels of height
 
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
-    """What is inspected, and where the page is written. Seed and limits are those that training is given."""
+    """What is inspected, and where the page is written. Seed and limits have to be those of the training."""
 
     data_set: str = setting(None, "hub name, folder of parquet files or saved data set", positional=True)
     page: str | None = setting(None, "where the page is written (default runs/inspection_<name>.html)")
@@ -57,7 +58,7 @@ class InspectConfig:
 
 @dataclass(frozen=True)
 class Findings:
-    """lines: what there is. warnings: what training may suffer from. faults: why it cannot begin."""
+    """lines: what the data hold. warnings: what may harm the training. faults: why it cannot begin."""
 
     lines: list[str]
     warnings: list[str]
@@ -67,7 +68,7 @@ class Findings:
 def read_settings(argv: list[str]) -> tuple[InspectConfig, DataConfig, MaskConfig]:
     """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
     command = "python -m deepfashion_training.inspect_dataset <data set>"
-    description = "Says what a data set holds, and whether training can begin."
+    description = "Reports what a data set holds, and whether training can begin."
     config, data, masks = parse(argv, command, description, InspectConfig, DataConfig, MaskConfig, problems=problems_of)
     return config, checked_data(replace(data, dataset_name=config.data_set), masks, toy=False), masks
 
@@ -79,7 +80,7 @@ def problems_of(config: InspectConfig, data: DataConfig, masks: MaskConfig) -> I
 
 
 def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Findings:
-    """What can be said of the data without decoding a picture."""
+    """The findings that need no picture decoded."""
     from deepfashion_training.deepfashion_dataset import counts
     from deepfashion_training.pairing import CAPTION_RULES, cloth_types, is_flat
     from tryon.data.category import CATEGORIES
@@ -102,16 +103,16 @@ def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Finding
         how = "; the captions decided" if ("" if kind is None else str(kind)) in CAPTION_RULES else ""
         lines.append(f"cloth_type {kind}: {counts(found)}{how}")
     views = Counter(Counter(pair.pid for pair in pairs).values())
-    sizes = ", ".join(f"{count} with {size}" for size, count in sorted(views.items()))
-    lines.append(f"items: {views.total()}; by the number of their views: {sizes}")
-    lines.append(f"flat views, which are garments and never persons: {sum(map(is_flat, poses))}")
+    sizes = ", ".join(f"{count} with {plural(size, 'view')}" for size, count in sorted(views.items()))
+    lines.append(f"items: {views.total()} ({sizes})")
+    lines.append(f"flat views, used as garments only: {sum(map(is_flat, poses))}")
     shown = {name: Counter(pair.category for pair in pairs if pair.reference == name) for name in REFERENCES}
     lines += [f"garment shown by {name}: {counts(found)}" for name, found in shown.items() if found]
     for what, data in (("training", train), ("validation", validation)):
         found = Counter(pair.category for pair in data.pairs)
-        lines.append(f"{what}: {len(data.pairs)} pairs  ({counts(found)})")
+        lines.append(f"{what}: {plural(len(data.pairs), 'pair')} ({counts(found)})")
 
-    warnings = [f"only {len(train.pairs)} pairs to train on"] if len(train.pairs) < SMALL else []
+    warnings = [f"only {plural(len(train.pairs), 'pair')} to train on"] if len(train.pairs) < SMALL else []
     found = Counter(pair.category for pair in train.pairs)
     rare = [category for category in CATEGORIES if found[category] < RARE * len(train.pairs)]
     warnings += [f"{found[category]} of {len(train.pairs)} training pairs are {category}" for category in rare]
@@ -120,7 +121,7 @@ def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Finding
 
 
 def look_at_every_picture(data: "DeepFashionData") -> list[dict[str, Any]]:
-    """What `look_at_rows` finds, for each row of the table."""
+    """What `look_at_rows` returns, for every row of the table."""
     from deepfashion_training.pairing import in_processes
 
     logger.info("looking at the pictures of %d rows", len(data.table))
@@ -129,8 +130,8 @@ def look_at_every_picture(data: "DeepFashionData") -> list[dict[str, Any]]:
 
 
 def look_at_rows(table: "Dataset", columns: "Columns", rows: list[int]) -> list[dict[str, Any]]:
-    """Of each row what is wrong with its picture, mask and garment, empty where nothing is; and where picture and mask
-    can be read, what they are like."""
+    """For each row what is wrong with its picture, mask and garment, by name, empty where nothing is; and, where
+    picture and mask can be read, what `measure` returns, a digest, and whether the mask has to be resized."""
     from deepfashion_training.pairing import content
     from tryon.data.sample import UNREADABLE, read_mask, read_picture, upright_size
 
@@ -160,7 +161,7 @@ def look_at_rows(table: "Dataset", columns: "Columns", rows: list[int]) -> list[
 
 
 def measure(person: "Image.Image", worn: "Image.Image", raw: "Image.Image") -> dict[str, Any]:
-    """What a picture and its mask are like. worn: the mask as it is used, "L" of 0 and 255; raw: as it is stored.
+    """Measures a picture and its mask. worn: the mask as it is used, "L" of 0 and 255; raw: as it is stored.
 
     noise: share of grey pixels. area, middle: the garment's share of the picture, and height of its middle, 0..1.
     still: share of the mask's outline around which no colour changes.
@@ -196,7 +197,7 @@ def problem_of(pair: "Pair", found: list[dict[str, Any]]) -> str:
 
 
 def judge_pictures(train: "DeepFashionData", validation: "DeepFashionData", found: list[dict[str, Any]]) -> Findings:
-    """What the decoded pictures say."""
+    """The findings that need the decoded pictures. found: what `look_at_rows` returns."""
     from tryon.data.category import CATEGORIES
     from tryon.data.sample import check_unreadable
 
@@ -220,27 +221,32 @@ def judge_pictures(train: "DeepFashionData", validation: "DeepFashionData", foun
 
     def warn(what: str, rows: Iterable[int]) -> None:
         if rows := sorted(rows):
-            warnings.append(f"{len(rows)} {what}: rows {_some(rows)}")
+            warnings.append(f"{what}: {plural(len(rows), 'row')} ({_some(rows)})")
 
-    warn("masks of another size than their pictures, resized", (p.row for p in measured if found[p.row]["resized"]))
+    warn(
+        "masks that do not have their picture's size, and are resized",
+        (p.row for p in measured if found[p.row]["resized"]),
+    )
     for category in CATEGORIES:
         of_category = [pair.row for pair in measured if pair.category == category]
         low, high = CENTRES[category]
-        warn(f"masks of {category} garments are too large to be garments: their outlines run through even colour",
+        warn(f"masks of {category} garments are too large: their outlines run through even colour",
              (row for row in of_category if found[row]["still"] > TOO_LARGE))  # fmt: skip
-        warn(f"masks of {category} garments lie elsewhere on the picture",
+        warn(f"masks of {category} garments are where on a picture no such garment is",
              (row for row in of_category if not low <= found[row]["middle"] <= high))  # fmt: skip
     rows_of: dict[str, list[int]] = defaultdict(list)
     for pair in measured:
         rows_of[found[pair.row]["digest"]].append(pair.row)
-    warn("pictures are there more than once", (row for rows in rows_of.values() for row in sorted(rows)[1:]))
+    warn("pictures that are there more than once", (row for rows in rows_of.values() for row in sorted(rows)[1:]))
     held_back = {found[pair.row].get("digest") for pair in validation.pairs} - {None}
-    warn("training pictures are validated on too",
+    warn("training pictures that are in the validation too",
          (pair.row for pair in train.pairs if found[pair.row].get("digest") in held_back))  # fmt: skip
 
     problems = {pair.row: problem for pair in pairs if (problem := problem_of(pair, found))}
-    warn("rows cannot be used and are left out", problems)
-    lines += [f"cannot be used, {count} rows: {why}" for why, count in Counter(problems.values()).most_common(5)]
+    warn("cannot be used and are left out", problems)
+    lines += [
+        f"{plural(count, 'row')} cannot be used: {why}" for why, count in Counter(problems.values()).most_common(5)
+    ]
     faults = []
     for what, data in (("training pairs", train), ("validation pairs", validation)):
         try:
@@ -253,7 +259,8 @@ def judge_pictures(train: "DeepFashionData", validation: "DeepFashionData", foun
 def write_page(
     file: Path, name: str, findings: Findings, verdict: str, train: "DeepFashionData", validation: "DeepFashionData"
 ) -> None:
-    """The findings and, for a sample of each category, garment, person, mask and what is hidden, as one HTML file."""
+    """Writes the findings and some pairs of each category, with garment, person, mask and hidden region, as one HTML
+    file."""
     from tryon.data.category import CATEGORIES
 
     shown = {category: list(islice(_shown_pairs(category, validation, train), PAIRS_SHOWN)) for category in CATEGORIES}
@@ -262,8 +269,8 @@ def write_page(
 
 
 def _shown_pairs(category: str, *sources: "DeepFashionData") -> Iterator[tuple[str, list[str]]]:
-    """Caption and pictures' addresses of each pair of the category that can be read: garment, person, mask, and what is
-    hidden."""
+    """For each pair of the category that can be read a caption and, as `data:` URLs, garment, person, mask and hidden
+    region."""
     from tryon.data.sample import UnreadablePicture, binary_mask
 
     for data in sources:
@@ -286,7 +293,7 @@ def _opened(file: bytes) -> "Image.Image":
 
 
 def _shaded(person: "Image.Image", mask: "Image.Image") -> "Image.Image":
-    """The person with the masked part in magenta."""
+    """The person with the masked region in magenta."""
     shaded = person.copy()
     shaded.paste((255, 0, 200), mask=mask.point(lambda value: 150 if value else 0))
     return shaded
@@ -338,7 +345,9 @@ def main(argv: list[str]) -> None:
         logger.info("%s", line)
     for line in findings.warnings:
         logger.warning("warning: %s", line)
-    verdict = f"not ready: {'; '.join(findings.faults)}" if findings.faults else "ready: every kept row builds"
+    verdict = (
+        f"not ready: {'; '.join(findings.faults)}" if findings.faults else "ready: all rows that are kept can be used"
+    )
     write_page(page, config.data_set, findings, verdict, train, validation)
     logger.info("pictures: %s", page)
     if findings.faults:

@@ -1,4 +1,4 @@
-"""A run as one page, report.html, made of the files in its folder alone: it opens anywhere and needs no network.
+"""A run as one page, report.html, made only from the files in the run's folder: it opens anywhere without a network.
 
 python -m tryon.report runs/<run>
 """
@@ -24,7 +24,7 @@ ENVIRONMENT = "environment.json"
 DATA = "data.json"
 REPORT = "report.html"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
-SMOOTHED = 25  # steps that a point of the training's loss is the mean of
+SMOOTHED = 25  # steps whose mean is a point of the training loss
 MOST_WARNINGS = 20
 # What the scores' columns and kinds of pairs are.
 MEANINGS = {
@@ -41,18 +41,18 @@ GREY = "#888888"  # of a chart's text: readable on light and on dark ground
 
 
 def write_environment(run: Path, device: str) -> None:
-    """Keeps what the run is trained with: libraries, Python and the device's name."""
+    """Writes what the run is trained with: versions of libraries and Python, and the device's name."""
     versions = {name: version(name) for name in LIBRARIES}
     save_json(run / ENVIRONMENT, {"device": device, "python": platform.python_version(), **versions})
 
 
 def write_data(run: Path, pairs: Mapping[str, Mapping[str, int]]) -> None:
-    """Keeps how many pairs of each category the run's data have: {what, such as "validation": {category: pairs}}."""
+    """Writes how many pairs of each category the run's data have: {"validation", for example: {category: pairs}}."""
     save_json(run / DATA, dict(pairs))
 
 
 def write_report(run: Path) -> Path:
-    """Writes run/report.html from what the run's folder holds by now, and returns its path.
+    """Writes run/report.html from what the run's folder holds now, and returns its path.
 
     Raises ValueError where the folder is no run, and where the page cannot be written.
     """
@@ -90,7 +90,7 @@ def write_report(run: Path) -> Path:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl."""
+    """The lines of metrics.jsonl as dictionaries."""
     file = run / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.is_file() else []
     return [json.loads(line) for line in lines if line.endswith("}")]  # a full disk may have cut the last one short
@@ -103,13 +103,13 @@ def _summary(settings: dict[str, Any], steps: Sequence[dict[str, Any]], saved: S
         "panel": f"{settings['height']} x {settings['width']} pixels",
         "LoRA": f"rank {settings['lora_rank']}, alpha {settings['lora_alpha']}",
         "model": settings["pretrained_inpaint_model_name_or_path"],
-        "data": settings.get("dataset_name") or settings.get("dataroot") or "drawn",
+        "data": settings.get("dataset_name") or settings.get("dataroot") or "drawings",
         "newest checkpoint": saved[-1].name if saved else "none yet",
     }
 
 
 def _pictures(run: Path) -> dict[str, str]:
-    """Addresses of the scored pairs where they were drawn, else of the newest validation, by their files' names."""
+    """Pictures by name as `data:` URLs: of the scored pairs where there are some, else of the newest validation."""
     scored = [path for path in (run / "evaluation-unpaired.png", run / "evaluation-paired.png") if path.is_file()]
     shown = scored or sorted((run / "validation").glob("step-*.png"))[-1:]
     return {path.stem: data_url(path.read_bytes(), "png") for path in shown}
@@ -181,7 +181,7 @@ def _curves(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> 
 
 
 def _times(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> dict[str, str]:
-    """Seconds of a step, and of each part of the training with its share of the whole."""
+    """Seconds of a step, and of each part of the training with its share of the total."""
     parts = {part: sum(row.get(f"time/{part}", 0.0) for row in rows) for part in (*STEP_PARTS, *OCCASIONAL_PARTS)}
     total = sum(parts.values())
     if not total or not steps:
@@ -199,7 +199,7 @@ def _warnings(run: Path) -> list[str]:
 
 
 def read_data(run: Path) -> dict[str, dict[str, int]]:
-    """What `write_data` kept; nothing where it was not called."""
+    """What `write_data` wrote; empty where it was not called."""
     file = run / DATA
     return json.loads(file.read_text()) if file.is_file() else {}
 
@@ -209,7 +209,7 @@ def _pair_table(run: Path, rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     often each category was sampled. Empty where that is not known."""
     newest = next((row for row in reversed(rows) if any(name.startswith("drawn/") for name in row)), {})
     drawn = {name.removeprefix("drawn/"): count for name, count in newest.items() if name.startswith("drawn/")}
-    pairs = {**read_data(run), **({f"drawn by step {newest['step']}": drawn} if drawn else {})}
+    pairs = {**read_data(run), **({f"sampled by step {newest['step']}": drawn} if drawn else {})}
     if not pairs:
         return []
     cells = [[what, *(f"{found.get(category, 0):,}" for category in CATEGORIES)] for what, found in pairs.items()]
@@ -217,26 +217,26 @@ def _pair_table(run: Path, rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def _changed(settings: dict[str, Any]) -> dict[str, str]:
-    """Settings that differ from those of the profile and the masks' usual ones, or of none: the data's."""
+    """Settings that differ from the defaults of the profile and of masks; and those of the data, which have none."""
     profile = PROFILES[settings["profile"]]()
-    usual = {**vars(MaskConfig()), **vars(on_toy(profile) if settings["toy"] else profile)}
-    usual["lora_alpha"] = usual["lora_alpha"] or settings["lora_rank"]
+    defaults = {**vars(MaskConfig()), **vars(on_toy(profile) if settings["toy"] else profile)}
+    defaults["lora_alpha"] = defaults["lora_alpha"] or settings["lora_rank"]
     return {
-        name: f"{value} (usual: {usual[name]})" if name in usual else str(value)
+        name: f"{value} (default: {defaults[name]})" if name in defaults else str(value)
         for name, value in settings.items()
-        if value != usual.get(name) and name not in ("profile", "output_dir", "data_cache_dir")
+        if value != defaults.get(name) and name not in ("profile", "output_dir", "data_cache_dir")
     }
 
 
 def read_environment(run: Path) -> dict[str, str]:
-    """What `write_environment` kept; nothing where it was not called yet."""
+    """What `write_environment` wrote; empty where it was not called yet."""
     file = run / ENVIRONMENT
     return json.loads(file.read_text()) if file.is_file() else {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReportConfig:
-    """Of which run."""
+    """Which run is shown."""
 
     run: str = setting(None, "the run's folder", positional=True)
 

@@ -1,8 +1,8 @@
-"""A run's LoRA for others: its file and a model card in the run's folder `share`, and their upload to the hub.
+"""Shares a run's LoRA: writes its file and a model card into the run's folder `share`, and uploads both to the hub.
 
     python -m tryon.share runs/<run> [--push_to_hub user/name] [--private]
 
-Nothing else of the run is shared: its pictures show people of the data set.
+Nothing else of the run is shared, as its pictures show people of the data set.
 """
 
 import json
@@ -91,10 +91,12 @@ def push(run: Path, name: str, private: bool) -> None:
 
 
 def export_lora(file: Path, target: Path) -> None:
-    """Writes `target`: a LoRA of this project as every program reads it. The very same file where it is so already.
+    """Writes a LoRA of this project to `target` in a form that every program reads. A file that has that form already
+    is linked.
 
-    ComfyUI reads no header and takes alpha for the rank; so alpha / rank, the factor of peft's B A x, goes into B. Of
-    paths in the header only the last part stays: what lies where on this machine is of no use elsewhere.
+    ComfyUI does not read the header and assumes that alpha equals the rank, so B is multiplied by alpha / rank, the
+    factor of peft's B A x. Paths in the header are cut to their last part: elsewhere this machine's folders mean
+    nothing.
     """
     header, facts = read_header(file), read_facts(file)
     assert facts.known, "another project's LoRA is not ours to share"
@@ -124,7 +126,7 @@ def export_lora(file: Path, target: Path) -> None:
 
 
 def _public_name(name: str) -> str:
-    """The name on the hub of what was downloaded from there; of another folder, the last part of its path."""
+    """The hub's name where the path is in the hub's cache, else the last part of a path."""
     if in_hub_cache := re.search(r"/models--([\w.-]+?)--([\w.-]+)/snapshots/", name):
         return "/".join(in_hub_cache.groups())
     return Path(name).name if Path(name).is_absolute() else name
@@ -136,7 +138,7 @@ def listed(folder: Path) -> list[str]:
 
 
 def model_card(run: Path, checkpoint: Path, facts: LoraFacts, name: str | None) -> ModelCard:
-    """The card, made of what the run's folder holds."""
+    """The card, made from what the run's folder holds."""
     settings = json.loads((run / "config.json").read_text())
     settings["quantization"] = identity_of(checkpoint)["quantization"]  # what "auto" meant
     values = card_values(run, settings, facts, name)
@@ -144,7 +146,7 @@ def model_card(run: Path, checkpoint: Path, facts: LoraFacts, name: str | None) 
 
 
 def card_values(run: Path, settings: dict[str, Any], facts: LoraFacts, name: str | None) -> dict[str, Any]:
-    """What the card's template needs, by the names it uses; jinja2 leaves out quietly what is missing."""
+    """The values that the card's template names. jinja2 would leave a missing one out without a word."""
     return {
         "title": name.rpartition("/")[2] if name else "Try-on LoRA",
         "name": name or "<user>/<name>",
@@ -190,8 +192,8 @@ def _metadata(settings: dict[str, Any], facts: LoraFacts) -> ModelCardData:
 
 
 def _loss_table(run: Path) -> list[list[str]]:
-    """Validation losses at the first and the last step as rows of cells, the head first; none where there are not
-    two."""
+    """Validation losses at the first and the last step as rows of cells, the head first; empty where there are fewer
+    than two."""
     losses = [row for row in read_metrics(run) if "validation/loss" in row]
     if len(losses) < 2:
         return []
@@ -216,13 +218,13 @@ def _masks(facts: LoraFacts) -> str:
 
 
 def _data(settings: dict[str, Any]) -> str:
-    """The data set in words: a path of the machine that trained is nobody's business."""
+    """The data set in words, without paths of the machine that trained."""
     name = settings.get("dataset_name") or ""
     if settings["toy"] and Path(name).parent == Path(settings["data_cache_dir"]) / "toy":
         return "drawings of the toy's world"
     if HUB_NAME.fullmatch(name):
         return f"[{name}](https://huggingface.co/datasets/{name})"
-    return "a folder of the trainer's own"
+    return "a private folder"
 
 
 def _link(name: str) -> str:
@@ -230,7 +232,7 @@ def _link(name: str) -> str:
 
 
 def _loaded(name: str) -> str:
-    """What the card's Python loads: the hub's name, or what stands for a folder."""
+    """What the card's Python loads: the hub's name, or a placeholder for a folder."""
     return name if HUB_NAME.fullmatch(name) else f"<folder of {name}>"
 
 

@@ -1,4 +1,4 @@
-"""Sizes in words: GB, of 10^9 bytes, wherever one is shown."""
+"""Numbers in words: sizes in GB of 10^9 bytes, and counts of things."""
 
 from collections.abc import Iterable
 from math import floor
@@ -11,6 +11,11 @@ def gigabytes(size: float) -> str:
     if 0 < size < 0.01 * GB:
         return "under 0.01 GB"
     return f"{size / GB:,.{2 if size < GB else 1}f} GB"
+
+
+def plural(count: int, thing: str) -> str:
+    """A count in words: "1 pair", "0 pairs", "1,200 pairs"."""
+    return f"{count:,} {thing}{'' if count == 1 else 's'}"
 
 
 def gigabytes_that_add_up(sizes: Iterable[float]) -> list[str]:

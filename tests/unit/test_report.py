@@ -40,12 +40,12 @@ def test_the_page_says_what_the_folder_holds(run: Path) -> None:
     page = write_report(run).read_text()
     assert "<h1>deepfashion_lora_quick_test_&lt;1&gt;</h1>" in page and "<td>a &amp; b</td>" in page
     assert "40 of 40, 8 samples each" in page and "none yet" in page
-    assert "5 (usual: 16)" in page and "0.1 (usual: 0.0)" in page and page.count("mask_") == 1
+    assert "5 (default: 16)" in page and "0.1 (default: 0.0)" in page and page.count("mask_") == 1
     assert "lora_alpha" not in page, "it is the rank, as always"
     assert "a GPU" in page
     assert "6.0 s, 75 %" in page and "2.0 s, 25 %" in page and "0.5 s" in page
     cells = "".join(f'<td class="number">{count}</td>' for count in (320, 0, 40))
-    assert f"<tr><td>drawn by step 40</td>{cells}</tr>" in page
+    assert f"<tr><td>sampled by step 40</td>{cells}</tr>" in page
     assert "<h2>Warnings</h2>" not in page, "there were none"
     assert page.count("<svg") == 1 and "step-000040.png" in page and "step-000000.png" not in page
     assert not re.search(r"<(script|link|iframe)|(src|href)=.https?://|url\(http", page), (

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from conftest import PROJECT
-from tryon.units import gigabytes, gigabytes_that_add_up
+from tryon.units import gigabytes, gigabytes_that_add_up, plural
 
 
 def test_sizes_are_in_gb_of_ten_to_the_ninth() -> None:
@@ -26,3 +26,7 @@ def test_rounded_parts_add_up_to_the_rounded_sum(seed: int) -> None:
 def test_no_other_unit_is_shown() -> None:
     for path in [*PROJECT.glob("*.py"), *PROJECT.glob("tryon/**/*.py"), *PROJECT.glob("deepfashion_training/*.py")]:
         assert "format_sizeof" not in path.read_text(), f"{path}: tryon.units.gigabytes shows sizes"
+
+
+def test_one_thing_is_not_many() -> None:
+    assert [plural(count, "pair") for count in (0, 1, 1200)] == ["0 pairs", "1 pair", "1,200 pairs"]

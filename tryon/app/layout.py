@@ -49,7 +49,7 @@ def describe(facts: LoraFacts, size: tuple[int, int]) -> str:
         "rectangle": "trained with roomy rectangles as masks",
         "given": "trained with the masks of its data set; this page makes rectangles",
     }.get(facts.mask_rule, f"trained with masks by the rule {facts.mask_rule}")
-    return f"{facts.profile} profile, step {facts.step}; {pixels}; {masks}."
+    return f"Profile {facts.profile}, step {facts.step}; {pixels}; {masks}."
 
 
 def thumbnail(example: Example) -> Image.Image:

@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from tryon.data.category import Category, MaskRule
@@ -166,7 +166,10 @@ def upright_size(source: Path | BinaryIO) -> tuple[int, int]:
 
 
 def _read(source: Path | BinaryIO) -> Image.Image:
-    image = Image.open(source)
+    try:
+        image = Image.open(source)
+    except UnidentifiedImageError as error:  # Pillow's words hold an address in memory
+        raise UnidentifiedImageError("it is no picture of a known format") from error
     image.load()
     return image
 

@@ -236,7 +236,7 @@ def test_paths_in_rows_are_not_followed(tmp_path: Path) -> None:
     for each in rows:
         each["images"] = {"bytes": None, "path": str(tmp_path / "private.png")}
     data = load(write(tmp_path / "data", rows), config())[0]
-    with pytest.raises(UnreadablePicture, match="cannot identify image file"):
+    with pytest.raises(UnreadablePicture, match="it is no picture of a known format"):
         data[0]
 
 

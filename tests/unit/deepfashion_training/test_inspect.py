@@ -21,17 +21,17 @@ def test_the_toys_are_ready(toys: str, tmp_path: Path, capsys: pytest.CaptureFix
     main([toys, "--page", str(page)])
     said = capsys.readouterr().out
     assert "rows: 90, columns: images as person, mask as mask" in said
-    assert "items: 24; by the number of their views: 24 with 3" in said
-    assert "flat views, which are garments and never persons: 18" in said
+    assert "items: 24 (24 with 3 views)" in said
+    assert "flat views, used as garments only: 18" in said
     assert re.search(r"garment shown by flat: 18 upper, 18 lower, 18 full", said)
     assert re.search(r"garment shown by other_view: 6 upper, 6 lower, 6 full", said)
     assert "picture sizes: 144 x 192 (72)" in said and "masks: 72 binary, 0 noisy" in said
     assert "warning: only 66 pairs to train on" in said
-    assert "too large" not in said and "elsewhere" not in said and "more than once" not in said
-    assert said.splitlines()[-1].endswith("ready: every kept row builds")
+    assert "too large" not in said and "no such garment" not in said and "more than once" not in said
+    assert said.splitlines()[-1].endswith("ready: all rows that are kept can be used")
 
     text = page.read_text()
-    assert "ready: every kept row builds" in text and 'class="verdict ready"' in text
+    assert "ready: all rows that are kept can be used" in text and 'class="verdict ready"' in text
     assert text.count("<figure>") == 24 and text.count("<img") == 4 * 24
     assert not re.search(r'(src|href)="(?!data:)', text), "the page needs no network"
 
@@ -54,18 +54,16 @@ def test_what_is_wrong_with_masks_and_pictures_is_said(tmp_path: Path, capsys: p
     rows[8]["images"] = rows[9]["images"]
     main([write(tmp_path, rows), "--page", str(tmp_path / "page.html")])
     said = capsys.readouterr().out
-    too_large = "masks of lower garments are too large to be garments: their outlines run through even colour"
-    assert f"2 {too_large}: rows 3, 7" in said
-    assert "1 masks of lower garments lie elsewhere on the picture: rows 7" in said
-    assert "1 masks of another size than their pictures, resized: rows 4" in said
+    too_large = "masks of lower garments are too large: their outlines run through even colour"
+    assert f"{too_large}: 2 rows (3, 7)" in said
+    assert "masks of lower garments are where on a picture no such garment is: 1 row (7)" in said
+    assert "masks that do not have their picture's size, and are resized: 1 row (4)" in said
     assert "108 binary, 1 noisy or soft" in said
-    assert (
-        "1 rows cannot be used and are left out: rows 6" in said
-        and "cannot be used, 1 rows: the garment's mask is empty" in said
-    )
-    assert "1 pictures are there more than once: rows 9" in said
+    assert "cannot be used and are left out: 1 row (6)" in said
+    assert "1 row cannot be used: the garment's mask is empty" in said
+    assert "pictures that are there more than once: 1 row (9)" in said
     assert "0 of " in said and "training pairs are upper" in said, "skewed"
-    assert "ready: every kept row builds" in said
+    assert "ready: all rows that are kept can be used" in said
 
 
 def test_a_set_that_cannot_be_trained_on_is_not_ready(tmp_path: Path) -> None:
@@ -74,7 +72,8 @@ def test_a_set_that_cannot_be_trained_on_is_not_ready(tmp_path: Path) -> None:
         each["images"] = {"bytes": b"no picture", "path": None}
     with pytest.raises(ValueError, match=r"not ready: \d of 18 training pairs cannot be read, more than 1 %"):
         main([write(tmp_path, rows), "--page", str(tmp_path / "page.html")])
-    assert 'class="verdict not"' in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert 'class="verdict not"' in page and "5 rows cannot be used: it is no picture of a known format" in page
 
 
 def test_only_what_a_pair_needs_is_asked_of_it(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
