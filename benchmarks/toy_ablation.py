@@ -96,12 +96,14 @@ from train_flux_inpaint import train
 from tryon.console import set_up_logging
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import TryOnSample, fit_mask, fit_picture
-from tryon.evaluation.cases import Case, evaluate
+from tryon.evaluation.cases import BASE
+from tryon.evaluation.compare import summarise
+from tryon.evaluation.score import Denoising, measured_results
 from tryon.flux.lora_header import read_facts
 from tryon.inference.pipeline import load_try_on
 from tryon.runs import find_lora
 from tryon.toy.drawing import draw_person
-from tryon.toy.examples import EVALUATION_SEED, DrawnData, lengths_right
+from tryon.toy.examples import EVALUATION_SEED, DrawnCases, DrawnData
 from tryon.toy.model import toy_name, use_toy_model, use_toy_model_for_try_on
 from tryon.toy.people import VIEW
 from tryon.toy.world import WORLD_VERSION
@@ -168,21 +170,23 @@ def run_variant(name: str, seed: int, config: AblationConfig) -> dict[str, float
     lora = find_lora(settings.output_dir)
     on_the_toy = use_toy_model_for_try_on(TryOnConfig(data_cache_dir=config.data_cache_dir), read_facts(lora))
     model = load_try_on(on_the_toy, lora)
-    results = {}
+    cases = {}
     for kind in ("paired", "unpaired"):
         drawings = replace(held_out, unpaired=kind == "unpaired")
-        shown = VariantData(drawings, Variant({}, mask=variant.mask))
-        truths = [fit_picture(drawings.truth(index).image, *size) for index in range(len(drawings))]
-        cases = [Case(shown[index], truth) for index, truth in enumerate(truths)]
-        scores, pictures, _ = evaluate(
-            model, cases, f"{name} {seed}, {kind}", steps=settings.num_inference_steps,
-            guidance=settings.validation_guidance_scale, seed=seed, batch_size=settings.train_batch_size,
-        )  # fmt: skip
-        for category, columns in scores.items():
-            results[f"{category} {kind}"] = columns["after"]["psnr"]
-            results[f"{category} {kind} change"] = columns["after"]["psnr"] - columns["before"]["psnr"]
-    right = lengths_right(drawings, pictures["after"])
-    results[LENGTHS] = sum(right) / max(1, len(right))
+        shown, drawn = VariantData(drawings, Variant({}, mask=variant.mask)), DrawnCases(drawings)
+        cases[kind] = [replace(drawn[index], sample=shown[index]) for index in range(len(drawings))]
+    steps, guidance = settings.num_inference_steps, settings.validation_guidance_scale
+    models = {BASE: "base", "lora": "LoRA"}
+    how = Denoising(steps, guidance, seed, settings.train_batch_size)
+    lines = {place: line for place, line, _ in measured_results(model, list(models), cases, how, saved=False)}
+    results = {}
+    found = summarise(lines, models, cases)
+    for category in CATEGORIES:
+        for kind, of_kind in found.items():
+            results[f"{category} {kind}"] = of_kind[category]["LoRA"]["psnr"]["mean"]
+            results[f"{category} {kind} change"] = of_kind[category]["LoRA - base"]["psnr"]["mean"]
+    lengths = found["unpaired"]["all"]["LoRA"].get("length_right")
+    results[LENGTHS] = lengths["mean"] if lengths else 0.0
     return results
 
 

@@ -5,7 +5,6 @@ Started by train_deepfashion_lora.sh, or by hand: accelerate launch -m deepfashi
 
 import logging
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from deepfashion_training.preflight import (
@@ -18,7 +17,7 @@ from deepfashion_training.preflight import (
 )
 from tryon.config import MaskConfig, PlanConfig, TrainConfig
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
-from tryon.data.category import CATEGORIES, MaskRule
+from tryon.data.category import MaskRule
 from tryon.entry import run_script
 from tryon.runs import own_run
 
@@ -132,16 +131,12 @@ def plan_of(config: TrainConfig, data: DataConfig, masks: MaskConfig, plan: Plan
 
 def evaluate_on_drawings(run: Path, config: TrainConfig, rule: MaskRule) -> None:
     """Scores the run's LoRA on drawings, which have unpaired truths too, under the rule that hid what it learnt."""
-    from tryon.evaluation.run_scores import evaluate_run
+    from tryon.evaluation.score import score_run
     from tryon.report import write_report
-    from tryon.toy.examples import EVALUATION_SEED, DrawnData, drawn_cases, lengths_right
+    from tryon.toy.examples import held_out_drawings
 
-    count = len(CATEGORIES) * config.num_evaluation_samples
-    size = config.height, config.width
-    paired = DrawnData(count, EVALUATION_SEED, CATEGORIES, *size, mask_rule=rule)
-    unpaired = replace(paired, unpaired=True)
-    cases = {"paired": drawn_cases(paired), "unpaired": drawn_cases(unpaired)}
-    evaluate_run(run, config, cases, partial(lengths_right, unpaired))
+    cases = held_out_drawings(config.num_evaluation_samples, config.height, config.width, rule)
+    score_run(run, config, f"drawings, masks by {rule.name}", cases)
     write_report(run)
 
 
