@@ -40,7 +40,7 @@ from tryon.console import set_up_logging
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import PromptEmbedding, SampleSource
 from tryon.evaluation.cases import paired_cases
-from tryon.evaluation.run_scores import evaluate_run
+from tryon.evaluation.score import score_run
 from tryon.files import files_fingerprint
 from tryon.flux.attention import fall_back, uses_safest
 from tryon.flux.load import TEXT_PARTS, ModelFiles, fetch_training_models, load_scheduler, load_transformer, load_vae
@@ -361,7 +361,8 @@ def lora_facts(config: TrainConfig, data: SampleSource) -> LoraFacts:
 
 def evaluate_on(val_data: SampleSource, run: Path, config: TrainConfig) -> None:
     """Scores the finished run's LoRA on its first validation pairs of each category, for its report."""
-    evaluate_run(run, config, {"paired": paired_cases(val_data, config.num_evaluation_samples)})
+    cases = {"paired": paired_cases(val_data, config.num_evaluation_samples)}
+    score_run(run, config, "pairs held back from the training", cases)
     write_report(run)
 
 

@@ -52,11 +52,6 @@ class PictureConfig:
     steps: int | None = setting(None, "denoising steps; as the LoRA was trained for, else 30, if not given", 1)
     guidance_scale: float | None = setting(None, "guidance; as the LoRA was trained for, else 30, if not given", 0)
 
-    @property
-    def seeds(self) -> range:
-        """The seeds of the results, in their order."""
-        return range(self.seed, self.seed + self.num_results)
-
 
 def read_settings(argv: list[str]) -> tuple[TryOnConfig, PictureConfig]:
     """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
@@ -94,13 +89,18 @@ def problems_of_one(pictures: PictureConfig) -> list[str]:
         output = Path(pictures.output_tryon).expanduser()
         problems += unwritable("--output_tryon", output)
         others = {name: getattr(pictures, name) for name in ("image", "garment", "mask", "worn", "output_grid")}
-        written = {file.resolve() for file in results_of(output, pictures.seeds)}
+        written = {file.resolve() for file in results_of(output, seeds_of(pictures))}
         problems += [
             f"--output_tryon would overwrite --{name} {path}: name another file"
             for name, path in others.items()
             if path and Path(path).expanduser().resolve() in written
         ]
     return problems
+
+
+def seeds_of(pictures: PictureConfig) -> range:
+    """The seeds of a try-on's results, in their order."""
+    return range(pictures.seed, pictures.seed + pictures.num_results)
 
 
 def request_of_flags(pictures: PictureConfig) -> Request:
@@ -116,7 +116,7 @@ def main(argv: list[str]) -> None:
     # What can be refused is refused before anything heavy is imported.
     config, pictures = read_settings(argv)
     pairs, grid = (Path(path).expanduser() if path else None for path in (pictures.pairs, pictures.output_grid))
-    lines = read_pairs(pairs, pictures.seeds, grid) if pairs else []
+    lines = read_pairs(pairs, seeds_of(pictures), grid) if pairs else []
     set_up_logging(is_main_process=True)
     lora = lora_on_disk(config.lora, config.cache_dir)
     facts = read_facts(lora)
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> None:
 
     config = use_toy_model_for_try_on(config, facts)
     steps, guidance = denoising(facts, pictures.steps, pictures.guidance_scale)
-    how = Denoising(steps, guidance, pictures.seeds)
+    how = Denoising(steps, guidance, seeds_of(pictures))
     make_mask = mask_maker(facts, pictures.parser, parser_for_try_on(config, facts), config.cache_dir)
     if pairs:
         model = load_try_on(config, lora, fold=True)
@@ -148,7 +148,7 @@ def main(argv: list[str]) -> None:
         rows = [grid_row(opened, dress(model, opened, how, request.output), model.size)]
 
     if grid and rows:
-        headings = ["garment", "person", "masked", *(f"seed {seed}" for seed in pictures.seeds)]
+        headings = ["garment", "person", "masked", *(f"seed {seed}" for seed in seeds_of(pictures))]
         draw_grid(headings, rows).save(grid)
         logger.info("wrote %s", grid)
     if failed:

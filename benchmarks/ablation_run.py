@@ -2,7 +2,6 @@
 
 import shutil
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import ClassVar
 
 from benchmarks.ablation_variants import Variant
@@ -11,12 +10,14 @@ from train_flux_inpaint import train
 from tryon.config import TrainConfig, TryOnConfig
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import TryOnSample, fit_mask, fit_picture
-from tryon.evaluation.cases import Case, evaluate
+from tryon.evaluation.cases import BASE
+from tryon.evaluation.compare import summarise
+from tryon.evaluation.score import Denoising, measured_results
 from tryon.flux.lora_header import read_facts
 from tryon.inference.pipeline import load_try_on
 from tryon.runs import find_lora
 from tryon.toy.drawing import draw_person
-from tryon.toy.examples import EVALUATION_SEED, DrawnData, lengths_right
+from tryon.toy.examples import EVALUATION_SEED, DrawnCases, DrawnData
 from tryon.toy.model import use_toy_model, use_toy_model_for_try_on
 from tryon.toy.people import VIEW
 
@@ -61,8 +62,8 @@ class VariantData:
 def run_variant(variant: Variant, settings: TrainConfig, pairs: int, cases: int) -> dict[str, float]:
     """Trains and scores one LoRA: {"upper paired": dB, "upper paired change": dB, ...}. pairs: drawn and trained on.
     cases: held out, per category, paired and unpaired."""
-    settings, run = use_toy_model(settings, asked_for=True), Path(settings.output_dir)
-    shutil.rmtree(run, ignore_errors=True)  # an older run's checkpoints
+    settings = use_toy_model(settings, asked_for=True)
+    shutil.rmtree(settings.output_dir, ignore_errors=True)  # an older run's checkpoints
     size = (settings.height, settings.width)
     held_out = DrawnData(len(CATEGORIES) * cases, EVALUATION_SEED, CATEGORIES, *size)
     trained_on = DrawnData(pairs, 2 * EVALUATION_SEED + settings.seed, variant.categories, *size)
@@ -71,19 +72,19 @@ def run_variant(variant: Variant, settings: TrainConfig, pairs: int, cases: int)
     lora = find_lora(settings.output_dir)
     on_the_toy = use_toy_model_for_try_on(TryOnConfig(data_cache_dir=settings.data_cache_dir), read_facts(lora))
     model = load_try_on(on_the_toy, lora)
-    results = {}
+    of_kinds = {}
     for kind in ("paired", "unpaired"):
         drawings = replace(held_out, unpaired=kind == "unpaired")
-        shown = VariantData(drawings, replace(variant, reference="flat"))
-        truths = [fit_picture(drawings.truth(index).image, *size) for index in range(len(drawings))]
-        shown_cases = [Case(shown[index], truth) for index, truth in enumerate(truths)]
-        scores, pictures, _ = evaluate(
-            model, shown_cases, f"{run.name}, {kind}", steps=settings.num_inference_steps,
-            guidance=settings.validation_guidance_scale, seed=settings.seed, batch_size=settings.train_batch_size,
-        )  # fmt: skip
-        for category, columns in scores.items():
-            results[f"{category} {kind}"] = columns["after"]["psnr"]
-            results[f"{category} {kind} change"] = columns["after"]["psnr"] - columns["before"]["psnr"]
-    right = lengths_right(drawings, pictures["after"])
-    results[LENGTHS] = sum(right) / max(1, len(right))
+        shown, drawn = VariantData(drawings, replace(variant, reference="flat")), DrawnCases(drawings)
+        of_kinds[kind] = [replace(drawn[index], sample=shown[index]) for index in range(len(drawings))]
+    steps, guidance = settings.num_inference_steps, settings.validation_guidance_scale
+    how, models = Denoising(steps, guidance, settings.seed, settings.train_batch_size), {BASE: "base", "lora": "LoRA"}
+    lines = {place: line for place, line, _ in measured_results(model, list(models), of_kinds, how, saved=False)}
+    found, results = summarise(lines, models, of_kinds), {}
+    for category in CATEGORIES:
+        for kind, of_kind in found.items():
+            results[f"{category} {kind}"] = of_kind[category]["LoRA"]["psnr"]["mean"]
+            results[f"{category} {kind} change"] = of_kind[category]["LoRA - base"]["psnr"]["mean"]
+    lengths = found["unpaired"]["all"]["LoRA"].get("length_right")
+    results[LENGTHS] = lengths["mean"] if lengths else 0.0
     return results

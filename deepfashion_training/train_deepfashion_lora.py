@@ -5,7 +5,6 @@ Started by train_deepfashion_lora.sh, or by hand: accelerate launch -m deepfashi
 
 import logging
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,6 @@ from deepfashion_training.preflight import (
 from tryon.cli import run_script
 from tryon.config import MaskConfig, PlanConfig, TrainConfig
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
-from tryon.data.category import CATEGORIES
 
 if TYPE_CHECKING:
     import torch
@@ -116,16 +114,13 @@ def plan_of(config: TrainConfig, data: DataConfig, masks: MaskConfig, plan: Plan
 
 def evaluate_on_drawings(val_data: "SampleSource", run: Path, config: TrainConfig) -> None:
     """Scores the run's LoRA on drawings, which have unpaired truths too, under the mask rule of its validation data."""
-    from tryon.evaluation.run_scores import evaluate_run
+    from tryon.evaluation.score import score_run
     from tryon.report import write_report
-    from tryon.toy.examples import EVALUATION_SEED, DrawnData, drawn_cases, lengths_right
+    from tryon.toy.examples import held_out_drawings
 
-    count = len(CATEGORIES) * config.num_evaluation_samples
-    size = config.height, config.width
-    paired = DrawnData(count, EVALUATION_SEED, CATEGORIES, *size, mask_rule=val_data.mask_rule)
-    unpaired = replace(paired, unpaired=True)
-    cases = {"paired": drawn_cases(paired), "unpaired": drawn_cases(unpaired)}
-    evaluate_run(run, config, cases, partial(lengths_right, unpaired))
+    rule = val_data.mask_rule
+    cases = held_out_drawings(config.num_evaluation_samples, config.height, config.width, rule)
+    score_run(run, config, f"drawings, masks by {rule.name}", cases)
     write_report(run)
 
 

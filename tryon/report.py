@@ -28,13 +28,14 @@ SMOOTHED = 25  # steps whose mean is a point of the training loss
 MOST_WARNINGS = 20
 # What the scores' columns and kinds of pairs are.
 MEANINGS = {
-    "before": "the model without this LoRA",
-    "after": "the model with it",
+    "base": "the model without this LoRA",
+    "LoRA": "the model with it",
     "fill": "the mask filled with the garment's mean colour",
     "vae": "the true picture, encoded and decoded by the VAE",
     "paired": "a person in their own garment",
     "unpaired": "a person in another garment, which only drawings have a true picture of",
 }
+OLDER_COLUMNS = {"before": "base", "after": "LoRA"}
 LENGTH_IN_WORDS = "Length of trousers for shorts and the reverse"
 FEWEST_POINTS = 10  # steps that make a curve
 GREY = "#888888"  # of a chart's text: readable on light and on dark ground
@@ -117,22 +118,38 @@ def _pictures(run: Path) -> dict[str, str]:
 
 def read_scores(run: Path) -> list[tuple[str, Scores]]:
     """The rows of evaluation.json, such as "upper, paired": {column: {"psnr": dB, "ssim": x}}; none where it is not
-    there."""
-    file = run / "evaluation.json"
-    found = json.loads(file.read_text()) if file.is_file() else {}
-    return [
-        (f"{category}, {kind}", columns)
-        for category, of_category in found.items()
-        if isinstance(of_category, dict)
-        for kind, columns in of_category.items()
-    ]
+    there, or its pairs have no truth. Files without a version may be of either of two older forms."""
+    found = _evaluation(run)
+    if "scores" not in found:
+        return [
+            (f"{category}, {kind}", {OLDER_COLUMNS.get(name, name): score for name, score in columns.items()})
+            for category in CATEGORIES
+            for kind, columns in found.get(category, {}).items()
+        ]
+    rows = []
+    for category in CATEGORIES:
+        for kind, of_kind in found["scores"].items():
+            scores = {
+                name: of_kind.get(category, {}).get(name, {}) for name in ("base", *found["loras"], "fill", "vae")
+            }
+            known = {name: score for name, score in scores.items() if "psnr" in score}
+            row = {name: {each: score[each]["mean"] for each in ("psnr", "ssim")} for name, score in known.items()}
+            rows += [(f"{category}, {kind}", row)] if row else []
+    return rows
 
 
 def read_length(run: Path) -> float | None:
     """Of drawn people in shorts or trousers, tried on for the other, the share whose length was right; None where that
     was not measured."""
+    found = _evaluation(run)
+    scores = found.get("scores", {}).get("unpaired", {}).get("all", {})
+    right = (scores.get(name, {}).get("length_right") for name in found.get("loras", {}))
+    return next((each["mean"] for each in right if each), found.get("length_ok"))
+
+
+def _evaluation(run: Path) -> dict[str, Any]:
     file = run / "evaluation.json"
-    return json.loads(file.read_text()).get("length_ok") if file.is_file() else None
+    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def score_table(run: Path) -> list[list[str]]:

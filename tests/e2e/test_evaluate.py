@@ -1,20 +1,31 @@
-"""Scores of a LoRA on the toy: what the columns mean, and that batches change nothing."""
+"""The engine that scores, on the toy: what each model and bound makes of cases, and what a run says of its own LoRA."""
 
+import json
+import logging
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from conftest import make_sample
-from tryon.config import TryOnConfig
-from tryon.evaluation.cases import COLUMNS, Case, evaluate, filled, table
+from tryon.config import TrainConfig, TryOnConfig, on_toy
+from tryon.data.category import MaskRule
+from tryon.evaluation.cases import BASE, FILL, VAE, Case
+from tryon.evaluation.score import Denoising, filled, measured_results, score_run
 from tryon.flux.lora_header import read_facts
 from tryon.inference.pipeline import TryOnModel, load_try_on, try_on_batch
+from tryon.report import read_length, read_scores
 from tryon.runs import find_lora
-from tryon.toy.model import use_toy_model_for_try_on
+from tryon.toy.examples import held_out_drawings
+from tryon.toy.model import use_toy_model, use_toy_model_for_try_on
 
 pytestmark = pytest.mark.e2e
+
+NAMES = (BASE, "lora", FILL, VAE)
+HOW = Denoising(steps=1, guidance_scale=30.0, seed=7, batch_size=3)
 
 
 @pytest.fixture(scope="module")
@@ -23,34 +34,60 @@ def model(run: Path, data_cache: Path) -> TryOnModel:
     return load_try_on(use_toy_model_for_try_on(TryOnConfig(data_cache_dir=str(data_cache)), read_facts(lora)), lora)
 
 
-def test_scores_and_pictures(model: TryOnModel) -> None:
+def test_every_model_and_bound_has_a_result_of_every_case(model: TryOnModel) -> None:
     samples = [make_sample(seed) for seed in range(4)]  # upper, lower, full, upper
-    cases = [Case(sample, sample.person) for sample in samples]
-    scores, pictures, quality = evaluate(model, cases, "test", steps=1, guidance=30.0, seed=7, batch_size=3)
-    assert list(scores) == ["upper", "lower", "full"]
-    assert all(list(columns) == list(COLUMNS) for columns in scores.values())
-    for column in COLUMNS:
-        for index, sample in enumerate(samples):
-            outside = ~sample.mask.bool().expand(3, -1, -1)
-            assert torch.equal(pictures[column][index][outside], sample.person[outside])
-    assert not torch.equal(pictures["before"], pictures["after"]), "the LoRA of this run is large"
+    cases = {"paired": [Case(sample, sample.person) for sample in samples]}
+    found = {place: (line, result) for place, line, result in measured_results(model, NAMES, cases, HOW, saved=False)}
+    assert set(found) == {(name, "paired", index) for name in NAMES for index in range(4)}
+    for (_, _, index), (line, result) in found.items():
+        outside = ~samples[index].mask.bool().expand(3, -1, -1)
+        assert torch.equal(result[outside], samples[index].person[outside]) and line["changed_outside"] == 0
+        assert line["category"] == samples[index].category
+    results = {name: found[name, "paired", 1][1] for name in NAMES}
+    assert not torch.equal(results[BASE], results["lora"]), "the LoRA of this run is large"
+    assert torch.equal(results[FILL], filled(samples[1]))
+    assert "psnr_diptych" in found[VAE, "paired", 1][0] and "psnr_diptych" not in found[BASE, "paired", 1][0]
     prompt = model.prompts[samples[1].category]
     alone = try_on_batch(model.pipeline, [samples[1]], [prompt], steps=1, guidance=30.0, seeds=[8])
-    torch.testing.assert_close(alone[0], pictures["after"][1], rtol=0, atol=1e-4)
-    lines = table({category: {"paired": scores[category]} for category in scores})
-    assert (
-        len(lines) == 4
-        and lines[1].startswith("upper, paired")
-        and f"{scores['upper']['fill']['psnr']:.2f}" in lines[1]
-    )
+    torch.testing.assert_close(alone[0], results["lora"], rtol=0, atol=1e-4)
+
+    done = set(found) - {("lora", "paired", 1), (VAE, "paired", 3)}
+    again = {place: result for place, _, result in measured_results(model, NAMES, cases, HOW, done, saved=True)}
+    assert set(again) == set(found) - done
+    rounded = ((results["lora"] + 1) * 127.5).round() / 127.5 - 1
+    torch.testing.assert_close(again["lora", "paired", 1], rounded, rtol=0, atol=1e-6)
 
 
 def test_a_truth_that_is_reached_scores_as_such(model: TryOnModel) -> None:
     sample = make_sample(0)
     flat = replace(sample, garment=torch.full_like(sample.garment, -0.25))
-    case = Case(flat, filled(flat))
-    scores, _, _ = evaluate(model, [case], "test", steps=1, guidance=30.0, seed=0, batch_size=1)
-    assert scores["upper"]["fill"]["psnr"] == pytest.approx(100) and scores["upper"]["fill"]["ssim"] == pytest.approx(1)
-    assert scores["upper"]["vae"]["psnr"] < 50
-    white = replace(sample, garment=torch.ones_like(sample.garment))
-    assert (filled(white)[sample.mask.bool().expand(3, -1, -1)] == 1).all()
+    cases = {"paired": [Case(flat, filled(flat))]}
+    (fill, vae) = (line for _, line, _ in measured_results(model, (FILL, VAE), cases, HOW, saved=False))
+    assert fill["psnr"] == pytest.approx(100) and fill["ssim"] == pytest.approx(1) and vae["psnr"] < 50
+
+
+def test_a_run_scores_itself(run: Path, data_cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    copy = shutil.copytree(run, tmp_path / "run")
+    toy = on_toy(TrainConfig(data_cache_dir=str(data_cache), num_inference_steps=1, num_evaluation_samples=2))
+    config = replace(use_toy_model(toy, asked_for=True), num_inference_steps=1, height=96, width=64)
+    with caplog.at_level(logging.INFO):
+        score_run(copy, config, "drawings", held_out_drawings(2, 96, 64, MaskRule()))
+    written = json.loads((copy / "evaluation.json").read_text())
+    assert list(written) == ["version", "settings", "loras", "not_computed", "scores"]
+    assert written["settings"]["num_samples"] == 2 and written["loras"]["LoRA"]["step"] == 1
+    of_all = written["scores"]["unpaired"]["all"]
+    assert set(of_all) == {"cases", "on_edges", "base", "LoRA", "LoRA - base", "fill", "vae"} and of_all["cases"] == 6
+    shown, logged = dict(read_scores(copy)), caplog.messages
+    (head,) = (line for line in logged if line.startswith("PSNR in dB, SSIM"))
+    for category in ("upper", "lower", "full"):
+        for kind in ("paired", "unpaired"):
+            row = shown[f"{category}, {kind}"]
+            assert list(row) == ["base", "LoRA", "fill", "vae"] == head.split()[4:]
+            (line,) = (line for line in logged if line.startswith(f"{category}, {kind} "))
+            cells = [f"{score['psnr']:.2f} {score['ssim']:.3f}" for score in row.values()]
+            assert len(line) == len(head) and line.split()[2:] == " ".join(cells).split()
+            assert row["vae"]["psnr"] == written["scores"][kind][category]["vae"]["psnr"]["mean"]
+    if right := read_length(copy):
+        assert of_all["LoRA"]["length_right"]["mean"] == right
+        assert any(line.startswith("length of trousers for shorts and the reverse: right in") for line in logged)
+    assert Image.open(copy / "evaluation-unpaired.png").size == (24 + 6 * (64 + 4), 24 + 6 * (96 + 4))

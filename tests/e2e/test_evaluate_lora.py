@@ -3,6 +3,7 @@
 import json
 import shutil
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -44,6 +45,11 @@ def flags_for(data_cache: Path, folder: Path, *flags: str | Path) -> list[str]:
     return [str(flag) for flag in given]
 
 
+def times(files: Iterable[Path]) -> dict[Path, int]:
+    """When they were written."""
+    return {path: path.stat().st_mtime_ns for path in files}
+
+
 def result_of(folder: Path) -> dict:
     return json.loads((folder / "evaluation.json").read_text())
 
@@ -68,19 +74,24 @@ def test_base_and_loras_on_drawings_and_going_on_after_an_interruption(
         assert difference["psnr"]["mean"] != 0 and base["changed_outside"] == lora["changed_outside"] == 0
     lines = [json.loads(line) for line in (folder / "measured.jsonl").read_text().splitlines() if line]
     assert len(lines) == 12
+    rows = [line[9:] for line in said.splitlines() if line[9:].startswith(("category", "upper (1)"))]
+    assert (
+        len(rows) == 4 and len({line.index(name) for line, name in zip(rows, 2 * ["model", "base"], strict=True)}) == 1
+    )
     text = (folder / "evaluation.md").read_text()
     assert "| upper (1) | base |" in text and "FID: not computed" in text and str(find_lora(str(run))) in text
 
     # As it was after the first picture of the LoRA's first batch, with a line that was cut short.
-    kept = [line for line in (folder / "measured.jsonl").read_text().splitlines() if line][:7]
+    kept = [line for line in (folder / "measured.jsonl").read_text().splitlines() if line][:3]
+    assert [json.loads(line)["model"] == "base" for line in kept] == [True, True, False]
     (folder / "measured.jsonl").write_text("\n".join([*kept, kept[0][:30]]))
     (folder / "evaluation.json").unlink()
-    pictures = sorted((folder / "pictures").glob("*/*.png"))
-    done = {path: path.stat().st_mtime_ns for path in pictures if path.parent.name == "base"}
+    done = times(folder / "pictures" / line["model"] / f"{line['kind']}-{line['case']:05d}.png" for line in lines[:3])
     main(flags)
     assert result_of(folder) == whole
-    assert {path: path.stat().st_mtime_ns for path in done} == done, "the base was not done again"
+    assert times(done) == done, "what was measured was not done again"
 
+    done = times((folder / "pictures").glob("*/*.png"))
     main([*flags, str(weaker)])
     both = result_of(folder)
     assert both["scores"]["paired"]["all"]["LoRA 1"] == whole["scores"]["paired"]["all"]["LoRA"]
@@ -88,7 +99,7 @@ def test_base_and_loras_on_drawings_and_going_on_after_an_interruption(
         both["scores"]["paired"]["all"]["LoRA 1"]["psnr"], both["scores"]["paired"]["all"]["base"]["psnr"],
     )  # fmt: skip
     assert Image.open(folder / "worst-unpaired.png").width == 24 + 7 * (64 + 4)
-    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert times(done) == done
 
     with pytest.raises(ValueError, match="holds scores of other settings: seed was 0 and is 1: give the same, or name"):
         main([*flags, "--seed", "1"])
@@ -100,7 +111,25 @@ def test_base_and_loras_on_drawings_and_going_on_after_an_interruption(
     assert result_of(folder)["scores"]["paired"]["all"]["base"]["changed_outside"] == 0.5
 
 
-def test_on_other_data_nobody_knows_the_unpaired_truth(run: Path, data_cache: Path, tmp_path: Path) -> None:
+def test_more_samples_go_on_and_come_to_what_they_would_have_alone(
+    run: Path, data_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "scores"
+    main(flags_for(data_cache, folder, "--lora", run, "--num_samples", "1", "--batch_size", "1"))
+    done = times((folder / "pictures").glob("*/*.png"))
+    assert len(done) == 12
+    main(flags_for(data_cache, folder, "--lora", run, "--num_samples", "2", "--batch_size", "1"))
+    assert len(times((folder / "pictures").glob("*/*.png"))) == 24
+    assert times(done) == done, "what was measured was not done again"
+    alone = tmp_path / "alone"
+    main(flags_for(data_cache, alone, "--lora", run, "--num_samples", "2", "--batch_size", "1"))
+    assert result_of(folder) == result_of(alone)
+    main(flags_for(data_cache, folder, "--lora", run, "--num_samples", "1", "--batch_size", "1"))
+    assert result_of(folder)["scores"]["paired"]["all"]["cases"] == 3
+    capsys.readouterr()
+
+
+def test_on_other_data_the_unpaired_truth_is_not_known(run: Path, data_cache: Path, tmp_path: Path) -> None:
     name = write(tmp_path / "data", [row(item, "front") for item in range(30)])
     copy = shutil.copytree(run, tmp_path / "run")
     changed(run, find_lora(str(copy)), guidance_scale=5.0)
@@ -163,11 +192,11 @@ def test_what_is_refused(run: Path, data_cache: Path, tmp_path: Path) -> None:
         ([taller], "taller.safetensors cannot be compared with .*: it was trained with prompt fixed instead of "
                    "category, height 128 instead of 96: score it by itself"),
         (["--validation_data_list", "test_pairs.txt"], "--validation_data_list is for VITON-HD and DressCode folders"),
-        (["--num_samples", "none"], "drawings have no end: give --num_samples"),
+        (["--num_samples", "none"], "--num_samples none is for data sets, and drawings are endless: give a number"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             main([*flags, *map(str, more)])
-    with pytest.raises(ValueError, match="nobody knows what the first LoRA was trained on: give --dataset_name or"):
+    with pytest.raises(ValueError, match="what the first LoRA was trained on is not known: give --dataset_name or"):
         main(flags_for(data_cache, tmp_path / "scores", "--lora", elsewhere))
     assert not (tmp_path / "scores").exists()
     for argv, message in (
@@ -175,9 +204,9 @@ def test_what_is_refused(run: Path, data_cache: Path, tmp_path: Path) -> None:
         (["--lora", "no such run"], "--lora no such run does not exist: name a run"),
         (["--lora", "a/b", "--dataset_name", "c/d", "--dataroot", "nowhere"], "give either .* is no folder"),
         (["--lora", "a/b", "--dataset_name", "./nowhere/at/all"], "neither a folder nor a hub name"),
-        (["--lora", "a/b", "--dataset_name", "c/d", "--validation_data_list", "e"], "has no place beside"),
+        (["--lora", "a/b", "--dataset_name", "c/d", "--validation_data_list", "e"], "leave it out beside"),
         (["--lora", "a/b", "--num_samples", "0"], "--num_samples 0 is too small"),
-        (["--lora", "a/b", "--cache", "first_block"], "--cache first_block has no place here"),
+        (["--lora", "a/b", "--cache", "first_block"], "--cache first_block changes pictures"),
     ):
         with pytest.raises(ValueError, match=message):
             read_settings(argv)

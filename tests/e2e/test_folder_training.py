@@ -25,8 +25,8 @@ def test_the_loop_trains_on_a_viton_hd_folder(tmp_path: Path, data_cache: Path) 
             "--output_dir", str(run), "--num_evaluation_samples", "1",
         ]
     )  # fmt: skip
-    scores = json.loads((run / "evaluation.json").read_text())
-    assert list(scores) == ["seed", "vae_psnr", "upper"] and list(scores["upper"]) == ["paired"]
+    scores = json.loads((run / "evaluation.json").read_text())["scores"]
+    assert list(scores) == ["paired"] and list(scores["paired"]) == ["upper", "all"]
     assert (run / "evaluation-paired.png").is_file() and not (run / "evaluation-unpaired.png").exists()
     assert json.loads((run / "data.json").read_text()) == {"training": {"upper": 3}, "validation": {"upper": 3}}
     assert set(metrics(run)) == {1, 2}

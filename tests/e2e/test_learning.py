@@ -8,11 +8,13 @@ import pytest
 from deepfashion_training.train_deepfashion_lora import TOY_CATEGORIES
 from tryon.config import TryOnConfig, on_toy, quick_test
 from tryon.data.category import CATEGORIES
-from tryon.evaluation.cases import evaluate
+from tryon.evaluation.cases import BASE, FILL
+from tryon.evaluation.compare import summarise
+from tryon.evaluation.score import Denoising, measured_results
 from tryon.flux.lora_header import read_facts
 from tryon.inference.pipeline import load_try_on
 from tryon.runs import find_lora
-from tryon.toy.examples import EVALUATION_SEED, DrawnData, drawn_cases, lengths_right
+from tryon.toy.examples import EVALUATION_SEED, DrawnCases, DrawnData
 from tryon.toy.model import use_toy_model, use_toy_model_for_try_on
 
 pytestmark = pytest.mark.e2e
@@ -45,18 +47,14 @@ def test_a_lora_dresses_people_in_lower_and_full_body_garments(tmp_path: Path, d
 
     lora = find_lora(str(tmp_path))
     model = load_try_on(use_toy_model_for_try_on(TryOnConfig(data_cache_dir=str(data_cache)), read_facts(lora)), lora)
-    held_out = DrawnData(3 * CASES, EVALUATION_SEED, CATEGORIES, *size, unpaired=True)
-    scores, pictures, _ = evaluate(
-        model,
-        drawn_cases(held_out),
-        "held-out pairs",
-        steps=config.num_inference_steps,
-        guidance=config.validation_guidance_scale,
-        seed=0,
-        batch_size=config.train_batch_size,
-    )
-    gain = {name: each["after"]["psnr"] - each["before"]["psnr"] for name, each in scores.items()}
+    cases = {"unpaired": DrawnCases(DrawnData(3 * CASES, EVALUATION_SEED, CATEGORIES, *size, unpaired=True))}
+    steps, guidance = config.num_inference_steps, config.validation_guidance_scale
+    how = Denoising(steps, guidance, seed=0, batch_size=config.train_batch_size)
+    models = {BASE: "base", "lora": "LoRA", FILL: "fill"}
+    lines = {place: line for place, line, _ in measured_results(model, list(models), cases, how, saved=False)}
+    scores = summarise(lines, models, cases)["unpaired"]
+    gain = {name: each["LoRA - base"]["psnr"]["mean"] for name, each in scores.items()}
     assert gain["lower"] > 2 and gain["full"] > 2 and gain["upper"] > -1, scores
-    assert all(each["after"]["psnr"] > each["fill"]["psnr"] + 4 for each in scores.values()), scores
-    right = lengths_right(held_out, pictures["after"])
-    assert len(right) >= 3 and sum(right) >= 0.6 * len(right)
+    assert all(each["LoRA"]["psnr"]["mean"] > each["fill"]["psnr"]["mean"] + 4 for each in scores.values()), scores
+    right = scores["all"]["LoRA"]["length_right"]
+    assert right["cases"] >= 3 and right["mean"] >= 0.6

@@ -70,16 +70,63 @@ def test_data_and_warnings_are_those_of_the_run(run: Path, caplog: pytest.LogCap
     assert "warning 19</li>" in page and "warning 20" not in page and "... and 5 more in warnings.log" in page
 
 
-def test_scores_and_their_pictures_take_the_validations_place(run: Path) -> None:
-    columns = {name: {"psnr": 20.5, "ssim": 0.7} for name in ("before", "after")}
-    save_json(run / "evaluation.json", {"seed": 0, "length_ok": None, "lower": {"paired": columns}})
+def value(mean: float, cases: int = 4) -> dict[str, float]:
+    return {"mean": mean, "low": mean - 1, "high": mean + 1, "cases": cases}
+
+
+# As runs wrote them before evaluation.json had a version, and as evaluate_lora.py did.
+OF_OLDER_RUN = {
+    "seed": 0, "vae_psnr": 29.9, "length_ok": 0.75,
+    "lower": {
+        "paired": {"before": {"psnr": 14.63, "ssim": 0.504}, "after": {"psnr": 20.5, "ssim": 0.7},
+                   "fill": {"psnr": 10.06, "ssim": 0.461}, "vae": {"psnr": 27.22, "ssim": 0.874}},
+    },
+}  # fmt: skip
+OF_OLDER_COMMAND = {
+    "settings": {"data": "drawings", "seed": 0},
+    "loras": {"LoRA": {"file": "runs/a/lora.safetensors", "sha256": "0", "step": 9}},
+    "not_computed": {"lpips": "No module named 'lpips'"},
+    "scores": {
+        "paired": {
+            each: {
+                "cases": 4, "on_edges": value(0.2),
+                "base": {"psnr": value(14.63), "ssim": value(0.504), "changed_outside": 0.0},
+                "LoRA": {"psnr": value(20.5), "ssim": value(0.7), "changed_outside": 0.0},
+                "LoRA - base": {"psnr": {**value(5.87), "marked": False}, "ssim": {**value(0.196), "marked": False}},
+            }
+            for each in ("lower", "all")
+        },
+        "unpaired": {each: {"cases": 4, "base": {"changed_outside": 0.0}, "LoRA": {"changed_outside": 0.0}}
+                     for each in ("lower", "all")},
+    },
+}  # fmt: skip
+
+
+def test_scores_of_today_and_of_both_older_forms_are_shown(run: Path) -> None:
+    today = json.loads(json.dumps({"version": 2, **OF_OLDER_COMMAND}))
+    of_lower = today["scores"]["paired"]["lower"]
+    of_lower |= {
+        "fill": {"psnr": value(10.06), "ssim": value(0.461)},
+        "vae": {"psnr": value(27.22), "ssim": value(0.874)},
+    }
+    today["scores"]["unpaired"]["all"]["LoRA"]["length_right"] = value(0.75)
+    models = '<td class="number">14.63 / 0.504</td><td class="number">20.50 / 0.700</td>'
+    bounds = '<td class="number">10.06 / 0.461</td><td class="number">27.22 / 0.874</td>'
+    for scores, cells, length in (
+        (today, models + bounds, True), (OF_OLDER_RUN, models + bounds, True), (OF_OLDER_COMMAND, models, False),
+    ):  # fmt: skip
+        save_json(run / "evaluation.json", scores)
+        page = write_report(run).read_text()
+        assert f"<tr><td>lower, paired</td>{cells}</tr>" in page and "unpaired</td>" not in page
+        assert '<th class="number">base</th><th class="number">LoRA</th>' in page and "all, paired" not in page
+        assert ("Length of trousers for shorts and the reverse: right in 75%." in page) == length
+        assert "<code>base</code>: the model without this LoRA" in page
+
+
+def test_pictures_of_scored_pairs_take_the_validations_place(run: Path) -> None:
     shutil.copy(run / "validation" / "step-000000.png", run / "evaluation-paired.png")
     page = write_report(run).read_text()
-    assert '<td>lower, paired</td><td class="number">20.50 / 0.700</td>' in page
     assert "evaluation-paired.png" in page and "step-000040.png" not in page
-    assert "<code>before</code>: the model without this LoRA" in page and "Length of trousers" not in page
-    save_json(run / "evaluation.json", {"seed": 0, "length_ok": 0.75, "lower": {"paired": columns}})
-    assert "Length of trousers for shorts and the reverse: right in 75%." in write_report(run).read_text()
 
 
 def test_a_toys_page_says_so(run: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from test_report import OF_OLDER_COMMAND, OF_OLDER_RUN
 from tryon.config import full, on_toy
 from tryon.files import save_json, write_manifest
 from tryon.flux.lora_header import read_facts
@@ -29,8 +30,7 @@ def finished(run: Path, tmp_path: Path) -> Path:
     shutil.copytree(run, folder)
     config = replace(full(), num_evaluation_samples=4, num_inference_steps=1)
     save_json(folder / "config.json", {**asdict(config), "dataset_name": "SaffalPoosh/deepFashion-with-masks"})
-    scores = {"paired": {name: {"psnr": 20.5, "ssim": 0.7} for name in ("before", "after")}}
-    save_json(folder / "evaluation.json", {"seed": 0, "length_ok": None, "lower": scores})
+    save_json(folder / "evaluation.json", OF_OLDER_COMMAND)
     return folder
 
 
@@ -66,7 +66,11 @@ def test_the_card_says_what_was_trained_and_its_python_runs(
     assert metadata["base_model"] == list(names)[::-1] and metadata["library_name"] == "diffusers"
     assert {"lora", "diffusers", "virtual-try-on"} <= set(metadata["tags"])
     assert metadata["datasets"] == ["SaffalPoosh/deepFashion-with-masks"]
-    assert "| lower, paired | 20.50 / 0.700 | 20.50 / 0.700 |" in text and "at most 4 of each category" in text
+    row = "| lower, paired | 14.63 / 0.504 | 20.50 / 0.700 |"
+    assert row in text and "at most 4 of each category" in text and "unpaired |" not in text
+    save_json(finished / "evaluation.json", OF_OLDER_RUN)
+    _, of_older = card_of(write_share(finished, "user/name"))
+    assert f"{row} 10.06 / 0.461 | 27.22 / 0.874 |" in of_older and "the reverse: right in 75%." in of_older
     losses = [json.loads(line)["validation/loss"] for line in (finished / "metrics.jsonl").read_text().splitlines()
               if "validation/loss" in line]  # fmt: skip
     assert f"| loss | {losses[0]:.4f} | {losses[-1]:.4f} |" in text

@@ -1,39 +1,33 @@
-"""How well garments are tried on, in numbers: per category, inside the mask, beside what bounds them from both sides.
+"""The try-ons that are scored, and what is known of how each should come out.
 
-before  the model without its LoRA
-after   with it
-fill    the mask filled with the garment's mean colour: the least that a try-on must beat
-vae     the truth through the VAE: the best that can be hoped for
+A case is of one kind: "paired", a person in its own garment, or "unpaired", in another one.
 """
 
 import logging
-from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from itertools import zip_longest
+from typing import Any, Protocol
 
-import torch
-from diffusers import FluxFillPipeline
-from PIL import Image
 from torch import Tensor
 
 from tryon.console import progress_bar
 from tryon.data.category import CATEGORIES, Category
-from tryon.data.grid import draw_grid
-from tryon.data.sample import SampleSource, TryOnSample, UnreadablePicture, make_diptych, split_diptych, to_picture
-from tryon.evaluation.metrics import psnr, ssim
-from tryon.flux.encode import decode_latents, encode_pictures
-from tryon.inference.pipeline import TryOnModel, try_on_batch
+from tryon.data.sample import SampleSource, TryOnSample, UnreadablePicture, check_unreadable
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = ("before", "after", "fill", "vae")
-WHITE = 0.97  # in [-1, 1]; brighter pixels of the garment's picture are its background
-Scores = dict[str, dict[str, float]]
+BASE = "base"  # the model without a LoRA
+FILL, VAE = "fill", "vae"  # bounds, no models: see tryon.evaluation.score
+REAL = "real"  # the truths, or the persons where there is no truth, among what Inception sees
+Place = tuple[str, str, int]  # of what was measured: model, kind, case
+Line = dict[str, Any]  # what was measured there
 
 
 @dataclass(frozen=True)
 class Case:
-    """A try-on. truth: [3, H, W/2] in [-1, 1], the sample's person wearing its garment; None where nobody knows.
+    """A try-on. truth: [3, H, W/2] in [-1, 1], the sample's person wearing its garment; None where it is not known.
     ends_right: says of a picture like it whether the garment ends where it does in truth; None where it cannot be told.
     """
 
@@ -42,104 +36,123 @@ class Case:
     ends_right: Callable[[Tensor], bool] | None = None
 
 
-def paired_cases(data: SampleSource, per_category: int) -> list[Case]:
-    """The first pairs of each category, with their persons as they are for truth. Unreadable ones are passed over."""
-    counts: Counter[Category] = Counter()
-    cases = []
-    for index in range(len(data)):
-        try:
-            sample = data[index]
-        except UnreadablePicture as error:
-            logger.warning("skipped: %s", error)
-            continue
-        if counts[sample.category] < per_category:
-            counts[sample.category] += 1
-            cases.append(Case(sample, sample.person))
+class CaseSource(Protocol):
+    """Cases, each built when it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def key(self, index: int) -> str:
+        """What tells case `index` from any other, cheaply."""
+
+    def name(self, index: int) -> str:
+        """What a message calls it."""
+
+    def __getitem__(self, index: int) -> Case:
+        """Builds it. Raises UnreadablePicture where a picture cannot be used."""
+
+
+Cases = Mapping[str, CaseSource | Sequence[Case]]  # by kind; keys and names are for those that are kept in a folder
+
+
+def places_of(models: Collection[str], cases: Cases) -> set[Place]:
+    """Each of the models with each of the cases."""
+    return {(name, kind, index) for name in models for kind, source in cases.items() for index in range(len(source))}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Pairs of a data set as a CaseSource: each person in its own garment, or in that of another person, which nobody
+    has seen it wear. persons, garments: places in the data, one each for every case."""
+
+    data: SampleSource
+    persons: list[int]
+    garments: list[int]
+
+    def __len__(self) -> int:
+        return len(self.persons)
+
+    def key(self, index: int) -> str:
+        return f"{self.data.key(self.persons[index])} {self.data.key(self.garments[index])}"
+
+    def name(self, index: int) -> str:
+        person, garment = self.persons[index], self.garments[index]
+        given = "" if garment == person else f" in the garment of {self.data.name(garment)}"
+        return self.data.name(person) + given
+
+    def __getitem__(self, index: int) -> Case:
+        sample = self.data[self.persons[index]]
+        if self.garments[index] == self.persons[index]:
+            return Case(sample, sample.person)
+        return Case(replace(sample, garment=self.data[self.garments[index]].garment), None)
+
+
+def paired_cases(data: SampleSource, per_category: int | None) -> HeldOut:
+    """The first `per_category` readable pairs of each category, or all, each person in its own garment."""
+    pairs, _ = first_pairs(data, per_category, partial(can_be_read, data))
+    return HeldOut(data, pairs, pairs)
+
+
+def held_out_cases(data: SampleSource, per_category: int | None, item: Callable[[int], str]) -> dict[str, HeldOut]:
+    """The pairs of `paired_cases` as they are, and each of these persons in the garment of the next pair of its
+    category that shows another item; a person for whom there is none is left out.
+
+    item: what pair `index` shows; pairs of one item may show one garment. Raises ValueError where there is no pair, and
+    where too many cannot be read: before hours of trying on, not after.
+    """
+    readable = cache(partial(can_be_read, data))
+    persons, skipped = first_pairs(data, per_category, readable)
+    check_unreadable(skipped, len(persons) + skipped, "held-out pairs")
+    pairs = {category: pairs_of(data, category) for category in CATEGORIES}
+    given = {}
+    for person in persons:
+        of_category = pairs[data.category(person)]
+        place = of_category.index(person)
+        others = (*of_category[place + 1 :], *of_category[:place])
+        garment = next((index for index in others if item(index) != item(person) and readable(index)), None)
+        if garment is not None:
+            given[person] = garment
+    cases = {"paired": HeldOut(data, persons, persons)}
+    if given:
+        cases["unpaired"] = HeldOut(data, list(given), list(given.values()))
+    if len(given) < len(persons):
+        logger.warning("%d persons have no other garment of their category to try on", len(persons) - len(given))
     return cases
 
 
-def evaluate(
-    model: TryOnModel, cases: Sequence[Case], what: str, *, steps: int, guidance: float, seed: int, batch_size: int
-) -> tuple[dict[str, Scores], dict[str, Tensor], float]:
-    """Scores {category: {column: {"psnr": dB, "ssim": x}}}, means over the cases; the pictures of each column,
-    [N, 3, H, W/2] in [-1, 1], in the cases' order; and the mean PSNR of whole true diptychs through the VAE.
+def first_pairs(data: SampleSource, per_category: int | None, readable: Callable[[int], bool]) -> tuple[list[int], int]:
+    """The first `per_category` readable pairs of each category, or all, and how many were skipped on the way.
 
-    Case i starts from the noise of seed + i. No case may be missing.
+    The categories take turns, so that a longer list begins with the shorter one: the noise that a case starts from
+    follows from its place, and stays the same when more are scored.
     """
-    assert cases, "there is nothing to evaluate"
-    truths = torch.stack([case.truth for case in cases])
-    masks = torch.stack([case.sample.mask for case in cases])
-    decoded, whole = zip(*(through_vae(model.pipeline, case) for case in cases), strict=True)
-    pictures = {"fill": torch.stack([filled(case.sample) for case in cases]), "vae": torch.stack(decoded)}
-    bar = progress_bar(2 * len(cases), f"trying on, {what}", visible=True)
-    transformer = model.pipeline.transformer
-    for column in ("before", "after"):
-        (transformer.disable_adapters if column == "before" else transformer.enable_adapters)()
-        parts = []
-        for start in range(0, len(cases), batch_size):
-            samples = [case.sample for case in cases[start : start + batch_size]]
-            seeds = [seed + start + index for index in range(len(samples))]
-            parts.append(dressed(model, samples, steps=steps, guidance=guidance, seeds=seeds))
-            bar.update(len(samples))
-        pictures[column] = torch.cat(parts)
-    bar.close()
-
-    scores: dict[str, Scores] = {}
+    queues, skipped = [], 0
     for category in CATEGORIES:
-        picked = [index for index, case in enumerate(cases) if case.sample.category == category]
-        if picked:
-            scores[category] = {
-                column: {
-                    name: metric(pictures[column][picked], truths[picked], masks[picked]).mean().item()
-                    for name, metric in (("psnr", psnr), ("ssim", ssim))
-                }
-                for column in COLUMNS
-            }
-    return scores, pictures, sum(whole) / len(whole)
+        pairs = pairs_of(data, category)
+        count = min(len(pairs), per_category or len(pairs))
+        found: list[int] = []
+        with progress_bar(count, f"reading pairs, {category}", visible=True) as bar:
+            for index in pairs:
+                if len(found) == count:
+                    break
+                if readable(index):
+                    found.append(index)
+                    bar.update()
+                else:
+                    skipped += 1
+        queues.append(found)
+    return [index for turn in zip_longest(*queues) for index in turn if index is not None], skipped
 
 
-def dressed(
-    model: TryOnModel, samples: Sequence[TryOnSample], *, steps: int, guidance: float, seeds: Sequence[int]
-) -> Tensor:
-    """[B, 3, H, W/2] in [-1, 1]: the samples' persons in their garments, each with its category's prompt."""
-    prompts = [model.prompts[sample.category] for sample in samples]
-    return try_on_batch(model.pipeline, samples, prompts, steps=steps, guidance=guidance, seeds=seeds)
+def pairs_of(data: SampleSource, category: Category) -> list[int]:
+    """The pairs of the category; a pair's variants are one."""
+    return [index for index in range(len(data) // data.variants) if data.category(index) == category]
 
 
-def filled(sample: TryOnSample) -> Tensor:
-    """The person with the mask filled with the garment's mean colour: [3, H, W/2]."""
-    worn = (sample.garment < WHITE).any(0)
-    colour = sample.garment[:, worn].mean(1) if worn.any() else torch.ones(3)
-    return torch.where(sample.mask.bool(), colour[:, None, None], sample.person)
-
-
-@torch.no_grad()
-def through_vae(pipeline: FluxFillPipeline, case: Case) -> tuple[Tensor, float]:
-    """The truth as the VAE can show it, inside the mask: [3, H, W/2]. And the PSNR of the whole diptych."""
-    diptych = torch.cat([case.sample.garment, case.truth], dim=-1)
-    decoded = decode_latents(pipeline.vae, encode_pictures(pipeline.vae, diptych[None])).clamp(-1, 1)
-    quality = psnr(decoded, diptych[None], torch.ones_like(diptych[None, :1])).item()
-    return torch.where(case.sample.mask.bool(), split_diptych(decoded[0])[1], case.sample.person), quality
-
-
-def table(results: dict[str, dict[str, Scores]]) -> list[str]:
-    """The lines of a table of {category: {"paired" or "unpaired": {column: scores}}}."""
-    lines = [f"{'PSNR in dB, SSIM':24}" + "".join(f"{column:>16}" for column in COLUMNS)]
-    for category, kinds in results.items():
-        for kind, scores in kinds.items():
-            cells = (f"{scores[column]['psnr']:9.2f} {scores[column]['ssim']:.3f}" for column in COLUMNS)
-            lines.append(f"{category + ', ' + kind:24}" + "".join(f"{cell:>16}" for cell in cells))
-    return lines
-
-
-def evaluation_grid(cases: Sequence[Case], pictures: dict[str, Tensor], picked: Sequence[int]) -> Image.Image:
-    """One row per picked case: garment, person, and what was and should have been made of them."""
-    columns = ("garment", "person", "masked", "before LoRA", "after LoRA", "truth")
-    rows = []
-    for index in picked:
-        sample = cases[index].sample
-        masked = split_diptych(make_diptych(sample)[1])[1]
-        before, after = pictures["before"][index], pictures["after"][index]
-        shown = (sample.garment, sample.person, masked, before, after, cases[index].truth)
-        rows.append((sample.category, [to_picture(picture) for picture in shown]))
-    return draw_grid(columns, rows)
+def can_be_read(data: SampleSource, index: int) -> bool:
+    """Whether a pair's pictures can be used; if not, the log says why."""
+    try:
+        data[index]
+    except UnreadablePicture as error:
+        logger.warning("skipped: %s", error)
+        return False
+    return True

@@ -1,9 +1,17 @@
-"""What measured cases say of models: means with intervals, differences that mean something, tables, the worst cases."""
+"""What measured cases say of models: means with intervals, differences that mean something, tables, pictures.
+
+evaluation.json, of a run and of evaluate_lora.py:
+
+    {"version": 2, "settings": {...}, "loras": {heading: {"file", "sha256", "step"}}, "not_computed": {metric: why},
+     "scores": {"paired" | "unpaired": {"upper" | "lower" | "full" | "all": {
+         "cases": n, "on_edges": value, heading of a model or "<LoRA> - base": {measure: value}}}}}
+
+A value is {"mean", "low", "high", "cases"}, in a difference with "marked"; FID and KID have a mean alone.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,14 +20,16 @@ from scipy.stats import norm, t
 
 from tryon.data.category import CATEGORIES
 from tryon.data.grid import draw_grid
-from tryon.data.sample import make_diptych, read_picture, split_diptych, to_picture
-from tryon.evaluation.perceptual import Perception, frechet_distance, kernel_distance
-from tryon.evaluation.score import BASE, CaseSource, as_tensor, picture_path, read_lines
+from tryon.data.sample import make_diptych, split_diptych, to_picture
+from tryon.evaluation.cases import BASE, FILL, REAL, VAE, Case, Cases, CaseSource, Line, Place
+from tryon.evaluation.perceptual import frechet_distance, kernel_distance
 
+EVALUATION_VERSION = 2  # of evaluation.json; files before it have none
 ALL = "all"  # the categories together: every case counts the same
 RESAMPLES = 10_000  # of the bootstrap
 LEAST_CASES = 6  # for a difference to be marked: of five cases all may well have one sign by chance
-GRID_ROWS = 8
+
+Results = dict[str, dict[str, dict[str, Any]]]  # the "scores" of evaluation.json
 
 
 @dataclass(frozen=True)
@@ -37,6 +47,7 @@ OF_CASES = {
     "ssim": Measure("SSIM, mask", 3),
     "psnr_whole": Measure("PSNR", 2),
     "ssim_whole": Measure("SSIM", 3),
+    "psnr_diptych": Measure("PSNR, diptych", 2),  # of the VAE alone
     "lpips": Measure("LPIPS", 3),
     "length_right": Measure("length right, %", 0, 100),
 }
@@ -44,94 +55,49 @@ OF_SETS = {"fid": Measure("FID", 1), "kid": Measure("KID x 1000", 2)}
 
 
 def summarise(
-    folder: Path, models: dict[str, str], cases: dict[str, CaseSource], perception: Perception
-) -> dict[str, Any]:
-    """{kind: {category or "all": {"cases": n, "on_edges": value, heading: {measure: value}}}}.
+    lines: Mapping[Place, Line],
+    models: dict[str, str],
+    cases: Cases,
+    features: Mapping[Place, np.ndarray] | None = None,
+) -> Results:
+    """Means, intervals and differences: the "scores" of evaluation.json.
 
-    models: for each name the heading that it is shown under, the base first. Headings are those, and "<heading> - base"
-    for each LoRA, the means of the cases' differences. A value is {"mean", "low", "high", "cases"}, in a difference
-    with "marked"; FID and KID have a mean alone.
+    models: for each name its heading, BASE first. features: what Inception sees of each result and, as of a model REAL,
+    of what is real; nothing: no FID and KID.
     """
-    lines = read_lines(folder)
-    results: dict[str, Any] = {}
+    results: Results = {}
     for kind, source in cases.items():
-        indices = range(len(source))
-        looked = look(folder, models, kind, source, indices, perception)
-        by_model = {
-            name: [{**lines[name, kind, index], **looked.scores[name].get(index, {})} for index in indices]
-            for name in models
-        }
         results[kind] = {}
+        category_of = [lines[BASE, kind, index]["category"] for index in range(len(source))]
         for category in (*CATEGORIES, ALL):
-            picked = [index for index in indices if category in (ALL, by_model[BASE][index]["category"])]
+            picked = [index for index, own in enumerate(category_of) if category in (ALL, own)]
             if not picked:
                 continue
-            on_edges = [by_model[BASE][index].get("on_edges") for index in picked]
-            result = {"cases": len(picked), "on_edges": mean_of(on_edges)}
+            places = {name: [(name, kind, index) for index in picked] for name in (*models, REAL)}
+            base = [lines[place] for place in places[BASE]]
+            result = _known({"cases": len(picked), "on_edges": mean_of(_values(base, "on_edges"))})
             for name, heading in models.items():
-                own, base = ([by_model[each][index] for index in picked] for each in (name, BASE))
-                result[heading] = {each: mean_of([line.get(each) for line in own]) for each in OF_CASES}
-                result[heading] |= distances_of(looked, name, picked, perception)
+                own = [lines[place] for place in places[name]]
+                result[heading] = _known({each: mean_of(_values(own, each)) for each in OF_CASES})
+                if features and len(picked) > 1:
+                    seen, real = (np.stack([features[place] for place in places[each]]) for each in (name, REAL))
+                    result[heading]["fid"] = {"mean": frechet_distance(seen, real)}
+                    result[heading]["kid"] = {"mean": 1000 * kernel_distance(seen, real)}
                 result[heading]["changed_outside"] = max(line["changed_outside"] for line in own)
-                if name != BASE:
-                    result[f"{heading} - {models[BASE]}"] = {
-                        each: difference_of(
-                            [(one.get(each), two.get(each)) for one, two in zip(own, base, strict=True)]
-                        )
-                        for each in OF_CASES
-                    }
-            results[kind][category] = {
-                key: {each: value for each, value in part.items() if value is not None}
-                if isinstance(part, dict)
-                else part
-                for key, part in result.items()
-                if part is not None
-            }
+                if name not in (BASE, FILL, VAE):
+                    pairs = {each: zip(_values(own, each), _values(base, each), strict=True) for each in OF_CASES}
+                    differences = {each: difference_of(of_measure) for each, of_measure in pairs.items()}
+                    result[f"{heading} - {models[BASE]}"] = _known(differences)
+            results[kind][category] = result
     return results
 
 
-@dataclass(frozen=True)
-class Looked:
-    """What the networks see. scores: for each model and case LPIPS. features: [D] of the results, and of what is real:
-    the truths, or the persons where there is none."""
-
-    scores: dict[str, dict[int, dict[str, float]]]
-    features: dict[str, dict[int, np.ndarray]]
-    real: dict[int, np.ndarray]
+def _values(lines: Sequence[Line], measure: str) -> list[float | None]:
+    return [line.get(measure) for line in lines]
 
 
-def look(
-    folder: Path, models: dict[str, str], kind: str, source: CaseSource, indices: Sequence[int], perception: Perception
-) -> Looked:
-    """Shows the results and what is real to the networks that could be loaded."""
-    looked = Looked({name: {} for name in models}, {name: {} for name in models}, {})
-    if perception.lpips is None and perception.features is None:
-        return looked
-    for index in indices:
-        case = source[index]
-        real = (case.sample.person if case.truth is None else case.truth)[None]
-        if perception.features:
-            looked.real[index] = perception.features(real)[0].numpy()
-        for name in models:
-            result = as_tensor(read_picture(picture_path(folder, name, kind, index)))[None]
-            if perception.lpips and case.truth is not None:
-                looked.scores[name][index] = {"lpips": perception.lpips(result, real).item()}
-            if perception.features:
-                looked.features[name][index] = perception.features(result)[0].numpy()
-    return looked
-
-
-def distances_of(looked: Looked, name: str, picked: Sequence[int], perception: Perception) -> dict[str, Any]:
-    """FID, and KID times 1000, of the picked cases; nothing where there are no features, or a single case."""
-    if perception.features is None or len(picked) < 2:
-        return {}
-    results, real = (
-        np.stack([features[index] for index in picked]) for features in (looked.features[name], looked.real)
-    )
-    return {
-        "fid": {"mean": frechet_distance(results, real)},
-        "kid": {"mean": 1000 * kernel_distance(results, real)},
-    }
+def _known(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def mean_of(values: Sequence[float | None]) -> dict[str, float] | None:
@@ -144,7 +110,7 @@ def mean_of(values: Sequence[float | None]) -> dict[str, float] | None:
     return {"mean": float(known.mean()), "low": low, "high": high, "cases": len(known)}
 
 
-def difference_of(pairs: Sequence[tuple[float | None, float | None]]) -> dict[str, Any] | None:
+def difference_of(pairs: Iterable[tuple[float | None, float | None]]) -> dict[str, Any] | None:
     """The mean of the differences within pairs, and whether it is marked: its interval excludes 0, and there are enough
     cases to say so."""
     known = [one - two for one, two in pairs if one is not None and two is not None]
@@ -166,53 +132,86 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def worst_grid(
-    folder: Path, models: dict[str, str], kind: str, source: CaseSource, rows: int = GRID_ROWS
+def worst_cases(lines: Mapping[Place, Line], models: Iterable[str], kind: str, count: int) -> list[int]:
+    """The cases, those with the lowest PSNR inside the mask under the first LoRA first; as they are without a truth."""
+    _, first, *_ = models
+    return sorted(range(count), key=lambda index: lines[first, kind, index].get("psnr", 0.0))
+
+
+def case_grid(
+    source: CaseSource | Sequence[Case],
+    kind: str,
+    picked: Iterable[int],
+    models: dict[str, str],
+    lines: Mapping[Place, Line],
+    picture_of: Callable[[Place], Image.Image],
 ) -> Image.Image:
-    """The cases with the lowest PSNR inside the mask under the first LoRA, the worst first; the first cases where there
-    is no truth. Each with garment, person, masked person, every model's result and the truth."""
-    lines, (_, first, *_) = read_lines(folder), models
-    picked = sorted(range(len(source)), key=lambda index: lines[first, kind, index].get("psnr", 0.0))[:rows]
-    shown = []
+    """A row for each picked case: garment, person, masked person, every model's result and, if it is known, the truth.
+    Its label is its category and the first LoRA's PSNR inside the mask."""
+    rows = []
+    _, first, *_ = models
     for index in picked:
         case, line = source[index], lines[first, kind, index]
         masked = split_diptych(make_diptych(case.sample)[1])[1]
         pictures = [to_picture(picture) for picture in (case.sample.garment, case.sample.person, masked)]
-        pictures += [read_picture(picture_path(folder, name, kind, index)) for name in models]
-        if case.truth is not None:
-            pictures.append(to_picture(case.truth))
-        shown.append((f"{line['category']} {line['psnr']:.1f} dB" if "psnr" in line else line["category"], pictures))
+        pictures += [picture_of((name, kind, index)) for name in models]
+        pictures += [] if case.truth is None else [to_picture(case.truth)]
+        rows.append((f"{line['category']} {line['psnr']:.1f} dB" if "psnr" in line else line["category"], pictures))
     headings = ["garment", "person", "masked", *models.values(), "truth"]
-    return draw_grid(headings[: len(shown[0][1])], shown)
+    return draw_grid(headings[: len(rows[0][1])], rows)
 
 
-def changed_outside(results: dict[str, Any]) -> list[str]:
+def changed_outside(results: Results) -> list[str]:
     """The models, by heading, of which pixels outside the masks are not the persons'."""
     parts = [part for kind in results.values() for result in kind.values() for part in result.items()]
     return sorted({key for key, part in parts if isinstance(part, dict) and part.get("changed_outside")})
 
 
-def tables(results: dict[str, Any], models: dict[str, str]) -> list[str]:
-    """The lines of a Markdown table for each kind: a row for each category, model and difference of a LoRA."""
+Rows = list[list[str]]  # of a table, its head first
+
+
+def overview(results: Results, models: dict[str, str]) -> Rows:
+    """PSNR and SSIM inside the mask: a row for each category and kind that has a truth, a column for each model."""
+    rows = [["PSNR in dB, SSIM", *models.values()]]
+    for category in CATEGORIES:
+        for kind, of_kind in results.items():
+            scores = [of_kind.get(category, {}).get(heading, {}) for heading in models.values()]
+            if all("psnr" in each for each in scores):
+                cells = (f"{each['psnr']['mean']:.2f} {each['ssim']['mean']:.3f}" for each in scores)
+                rows.append([f"{category}, {kind}", *cells])
+    return rows
+
+
+def tables(results: Results, models: dict[str, str], layout: Callable[[Rows], list[str]]) -> list[str]:
+    """The lines of a table for each kind: a row for each category, model and difference of a LoRA."""
     lines = []
     for kind, of_kind in results.items():
-        rows = [part for result in of_kind.values() for part in result.values() if isinstance(part, dict)]
-        columns = {each: how for each, how in {**OF_CASES, **OF_SETS}.items() if any(each in row for row in rows)}
-        lines += ["", f"## {kind}", ""]
-        if not columns:
-            lines.append("Nothing was computed: there is no truth.")
-            continue
-        lines.append(f"| category | model | {' | '.join(how.heading for how in columns.values())} |")
-        lines.append("|---|---|" + "---|" * len(columns))
+        parts = [part for result in of_kind.values() for part in result.values() if isinstance(part, dict)]
+        columns = {each: how for each, how in {**OF_CASES, **OF_SETS}.items() if any(each in part for part in parts)}
+        rows = [["category", "model", *(how.heading for how in columns.values())]]
         for category, result in of_kind.items():
             label = f"{category} ({result['cases']})"
             for heading in models.values():
                 for row in (heading, f"{heading} - {models[BASE]}"):
                     if row in result:
-                        cells = [_cell(result[row].get(each), how, result["cases"]) for each, how in columns.items()]
-                        lines.append(f"| {label} | {row} | {' | '.join(cells)} |")
+                        cells = (_cell(result[row].get(each), how, result["cases"]) for each, how in columns.items())
+                        rows.append([label, row, *cells])
                         label = ""
+        lines += ["", f"## {kind}", "", *(layout(rows) if columns else ["Nothing was computed: there is no truth."])]
     return lines
+
+
+def markdown(rows: Rows) -> list[str]:
+    """The table's lines in Markdown."""
+    head, *body = (f"| {' | '.join(row)} |" for row in rows)
+    return [head, "|" + "---|" * len(rows[0]), *body]
+
+
+def aligned(rows: Rows, texts: int = 1) -> list[str]:
+    """The table's lines for a terminal: the first `texts` columns to the left, those of numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    sides = [str.ljust] * texts + [str.rjust] * (len(widths) - texts)
+    return ["  ".join(side(*each) for side, *each in zip(sides, row, widths, strict=True)).rstrip() for row in rows]
 
 
 def _cell(value: dict[str, Any] | None, how: Measure, cases: int) -> str:
@@ -229,11 +228,49 @@ def _cell(value: dict[str, Any] | None, how: Measure, cases: int) -> str:
     return f"**{shown}**" if value.get("marked") else shown
 
 
-def outlines(results: dict[str, Any]) -> list[str]:
-    """Lines that say how much of the masks' outlines follows the pictures."""
-    of_kind = next(iter(results.values()))
-    shares = {category: result["on_edges"] for category, result in of_kind.items() if "on_edges" in result}
+def lengths(results: Results) -> list[str]:
+    """A line that says how often shorts and trousers that were tried on end where they should; none where it is not
+    known."""
+    of_all = results.get("unpaired", {}).get(ALL, {})
+    if "length_right" not in of_all.get("LoRA", {}):
+        return []
+    right, before = (of_all[heading]["length_right"] for heading in ("LoRA", "base"))
+    count = right["cases"]
     return [
-        f"{category} {_cell(share, Measure('', 0, 100), of_kind[category]['cases'])} %"
-        for category, share in shares.items()
+        f"length of trousers for shorts and the reverse: right in {right['mean'] * count:.0f} of {count}, "
+        f"before in {before['mean'] * count:.0f}"
     ]
+
+
+def page(
+    data: str, loras: dict[str, dict[str, Any]], missing: dict[str, str], results: Results, models: dict[str, str]
+) -> str:
+    """The content of evaluation.md. data: what the cases are of. loras, missing: see tryon.evaluation.score."""
+    on_edges = {category: result for category, result in next(iter(results.values())).items() if "on_edges" in result}
+    shares = [
+        f"{category} {_cell(result['on_edges'], Measure('', 0, 100), result['cases'])} %"
+        for category, result in on_edges.items()
+    ]
+    changed = changed_outside(results)
+    lines = ["# Scores", "", f"Data: {data}.", ""]
+    lines += [f"- {heading}: `{each['file']}`, step {each['step'] or 'unknown'}, sha256 {each['sha256']}"
+              for heading, each in loras.items()]  # fmt: skip
+    lines += tables(results, models, markdown)
+    lines += [
+        "",
+        "Means over the cases, with 95 % intervals; `all` counts every case the same. PSNR in dB, SSIM and length: "
+        "higher is better; LPIPS, FID and KID: lower is better. `mask`: inside the mask alone. The interval of a "
+        f"difference in bold excludes 0; none of fewer than {LEAST_CASES} cases is marked, and of many differences "
+        "one in twenty is by chance. A value of fewer cases than its row has says of how many. FID and KID of less "
+        "than thousands of pictures compare models on the same cases alone.",
+        "",
+        f"How much of the masks' outlines follows the picture, which may tell what was worn: {'; '.join(shares)}. "
+        + (f"{', '.join(changed)} CHANGED PIXELS OUTSIDE." if changed else "Outside the masks no pixel changed."),
+    ]
+    lines += ["", *(f"- {line}" for line in not_computed(missing))] if missing else []
+    return "\n".join(lines) + "\n"
+
+
+def not_computed(missing: dict[str, str]) -> list[str]:
+    """Lines that say which metrics are missing, and why."""
+    return [f"{name.upper()}: not computed: {why}" for name, why in missing.items()]

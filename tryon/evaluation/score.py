@@ -1,135 +1,208 @@
-"""The base model and LoRAs measured on the same cases; tryon.evaluation.compare says what that means.
+"""The one engine that scores: models try on the same cases, and each result is measured.
 
-    <folder>/settings.json       what the pictures follow from; another command's are refused
-    <folder>/measured.jsonl      a line for each model and case, written after each batch, and not done again
+Models are BASE, without a LoRA, and LoRAs, named by the hashes of their files. Beside them stand two bounds:
+
+    FILL  the mask filled with the garment's mean colour: the least that a try-on must beat
+    VAE   the truth through the VAE: the best that can be hoped for
+
+A run scores its own LoRA at its end, in memory: `score_run`. evaluate_lora.py keeps what it does in a folder, and goes
+on where it was stopped, or with more cases:
+
+    <folder>/settings.json       what the pictures follow from; a command with other settings is refused
+    <folder>/measured.jsonl      a line for each model and case, written once it is measured, and not done again
     <folder>/pictures/<model>/<kind>-<case>.png
-    <folder>/evaluation.json, evaluation.md, worst-<kind>.png
 
-A model is "base" or the hash of a LoRA's file. A case is a pair of one kind: "paired", a person in its own garment, or
-"unpaired". All that is measured is measured on the pictures as they are saved.
+tryon.evaluation.compare says what the numbers mean, and what evaluation.json holds.
 """
 
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
-from hashlib import sha256
+from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
+from diffusers import FluxFillPipeline
+from diffusers.training_utils import free_memory
 from PIL import Image
 from torch import Tensor
 
+from tryon.config import TrainConfig, TryOnConfig
 from tryon.console import progress_bar
-from tryon.data.category import CATEGORIES
 from tryon.data.outline import outline_on_edges
-from tryon.data.sample import SampleSource, UnreadablePicture, check_unreadable, fit_picture, read_picture, to_picture
-from tryon.evaluation.cases import Case, dressed
+from tryon.data.sample import TryOnSample, fit_picture, read_picture, split_diptych, to_picture
+from tryon.evaluation import compare
+from tryon.evaluation.cases import BASE, FILL, REAL, VAE, Case, Cases, Line, Place, places_of
 from tryon.evaluation.metrics import interior, psnr, ssim
-from tryon.files import save_json
-from tryon.inference.pipeline import TryOnModel
+from tryon.evaluation.perceptual import Perception
+from tryon.files import file_hash, save_json
+from tryon.flux.encode import decode_latents, encode_pictures
+from tryon.flux.lora_header import LoraFacts
+from tryon.flux.memory import choose_quantization
+from tryon.inference.pipeline import TryOnModel, load_try_on, try_on_batch
+from tryon.runs import find_lora
 
 logger = logging.getLogger(__name__)
 
-BASE = "base"
 SETTINGS, LINES = "settings.json", "measured.jsonl"
-
-
-class CaseSource(Protocol):
-    """Cases, each built when it is asked for."""
-
-    def __len__(self) -> int: ...
-
-    def key(self, index: int) -> str:
-        """What tells case `index` from any other, cheaply."""
-
-    def name(self, index: int) -> str:
-        """What a message calls it."""
-
-    def __getitem__(self, index: int) -> Case:
-        """Builds it. Raises UnreadablePicture where a picture cannot be used."""
+WHITE = 0.97  # in [-1, 1]; brighter pixels of the garment's picture are its background
+GRID_ROWS, WORST_ROWS = 6, 8  # of a run's pictures, and of those with the worst cases
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """Pairs of a data set as a CaseSource: each person in its own garment, or in that of another person, of which
-    nobody knows the truth. persons, garments: places in the data, one each for every case."""
+class Denoising:
+    """How results are made: case i starts from the noise of seed + i."""
 
-    data: SampleSource
-    persons: list[int]
-    garments: list[int]
-
-    def __len__(self) -> int:
-        return len(self.persons)
-
-    def key(self, index: int) -> str:
-        return f"{self.data.key(self.persons[index])} {self.data.key(self.garments[index])}"
-
-    def name(self, index: int) -> str:
-        person, garment = self.persons[index], self.garments[index]
-        given = "" if garment == person else f" in the garment of {self.data.name(garment)}"
-        return self.data.name(person) + given
-
-    def __getitem__(self, index: int) -> Case:
-        sample = self.data[self.persons[index]]
-        if self.garments[index] == self.persons[index]:
-            return Case(sample, sample.person)
-        return Case(replace(sample, garment=self.data[self.garments[index]].garment), None)
+    steps: int
+    guidance_scale: float
+    seed: int
+    batch_size: int
 
 
-def held_out(data: SampleSource, per_category: int | None, item: Callable[[int], str]) -> dict[str, HeldOut]:
-    """The data's first pairs of each category, or all, paired and unpaired. Unpaired, a person is given the garment of
-    the next pair of its category that shows another item; one for whom there is none is left out.
+def measured_results(
+    model: TryOnModel, names: Sequence[str], cases: Cases, how: Denoising, done: Collection[Place] = (), *, saved: bool
+) -> Iterator[tuple[Place, Line, Tensor]]:
+    """What is measured of each result that is not done, and the result, [3, H, W/2] in [-1, 1].
 
-    item: what pair `index` shows; pairs of one item may show one garment. Pairs that cannot be read are left out, too.
-    Raises ValueError where there is no pair, and where too many cannot be read: before hours of dressing, not after.
+    names: of models; one that is neither BASE nor a bound is the LoRA. saved: measure results as they are in a file of
+    256 levels. Batches are always the same ones, wherever the work was interrupted, so that the results are, too.
     """
-    paired: list[int] = []
-    unpaired: list[tuple[int, int]] = []
-    unreadable = 0
-    for category in CATEGORIES:
-        picked = [index for index in range(len(data) // data.variants) if data.category(index) == category]
-        readable = [index for index in picked[:per_category] if can_be_read(data, index)]
-        unreadable += len(picked[:per_category]) - len(readable)
-        picked = readable
-        paired += picked
-        for place, person in enumerate(picked):
-            others = (*picked[place + 1 :], *picked[:place])
-            garment = next((index for index in others if item(index) != item(person)), None)
-            if garment is not None:
-                unpaired.append((person, garment))
-    check_unreadable(unreadable, len(paired) + unreadable, "held-out pairs")
-    cases = {"paired": HeldOut(data, paired, paired)}
-    if unpaired:
-        persons, garments = map(list, zip(*unpaired, strict=True))
-        cases["unpaired"] = HeldOut(data, persons, garments)
-    if len(unpaired) < len(paired):
-        logger.warning("%d persons have no other garment of their category to try on", len(paired) - len(unpaired))
-    return cases
+    places = places_of(names, cases)
+    missing = places - set(done)
+    with progress_bar(len(places), "trying on", visible=True, initial=len(places) - len(missing)) as bar:
+        for kind, source in cases.items():
+            for start in range(0, len(source), how.batch_size):
+                batch = range(start, min(start + how.batch_size, len(source)))
+                wanted = [name for name in names if any((name, kind, index) in missing for index in batch)]
+                opened = [source[index] for index in batch] if wanted else []
+                for name in wanted:
+                    results = results_of(model, name, opened, how, seeds=[how.seed + index for index in batch])
+                    for index, case, (result, more) in zip(batch, opened, results, strict=True):
+                        if (place := (name, kind, index)) in missing:
+                            result = as_tensor(to_picture(result)) if saved else result
+                            yield place, {**measured(case, result), **more}, result
+                            bar.update()
 
 
-def can_be_read(data: SampleSource, index: int) -> bool:
-    """Whether a pair's pictures can be used; if not, the log says why."""
-    try:
-        data[index]
-    except UnreadablePicture as error:
-        logger.warning("skipped: %s", error)
-        return False
-    return True
+def results_of(
+    model: TryOnModel, name: str, cases: Sequence[Case], how: Denoising, seeds: Sequence[int]
+) -> list[tuple[Tensor, Line]]:
+    """The results of a batch, [3, H, W/2] in [-1, 1] each, and what is known of them before they are measured."""
+    samples, transformer = [case.sample for case in cases], model.pipeline.transformer
+    if name == VAE:
+        return [through_vae(model.pipeline, case) for case in cases]
+    if name == FILL:
+        return [(filled(sample), {}) for sample in samples]
+    (transformer.disable_adapters if name == BASE else transformer.enable_adapters)()
+    prompts = [model.prompts[sample.category] for sample in samples]
+    worn = try_on_batch(model.pipeline, samples, prompts, steps=how.steps, guidance=how.guidance_scale, seeds=seeds)
+    return [(result, {}) for result in worn]
 
 
-def open_folder(folder: Path, settings: dict[str, Any], cases: dict[str, CaseSource]) -> None:
-    """Makes the folder one of these settings and cases. Raises ValueError, with the differences, where it is another's
-    already, and where it cannot be written."""
-    digests = {
-        kind: sha256("\n".join(source.key(index) for index in range(len(source))).encode()).hexdigest()[:16]
-        for kind, source in cases.items()
-    }
-    settings = {**settings, **{f"{kind} cases": f"{len(cases[kind])} {digest}" for kind, digest in digests.items()}}
-    file = folder / SETTINGS
+def filled(sample: TryOnSample) -> Tensor:
+    """The person with the mask filled with the garment's mean colour: [3, H, W/2]."""
+    worn = (sample.garment < WHITE).any(0)
+    colour = sample.garment[:, worn].mean(1) if worn.any() else torch.ones(3)
+    return torch.where(sample.mask.bool(), colour[:, None, None], sample.person)
+
+
+@torch.no_grad()
+def through_vae(pipeline: FluxFillPipeline, case: Case) -> tuple[Tensor, Line]:
+    """The truth as the VAE can show it, inside the mask: [3, H, W/2]. And the PSNR of the whole diptych."""
+    diptych = torch.cat([case.sample.garment, case.truth], dim=-1)
+    decoded = decode_latents(pipeline.vae, encode_pictures(pipeline.vae, diptych[None])).clamp(-1, 1)
+    quality = psnr(decoded, diptych[None], torch.ones_like(diptych[None, :1])).item()
+    result = torch.where(case.sample.mask.bool(), split_diptych(decoded[0])[1], case.sample.person)
+    return result, {"psnr_diptych": quality}
+
+
+def measured(case: Case, result: Tensor) -> Line:
+    """The category of a case and the scores of a result, [3, H, W/2] in [-1, 1], against the truth where it is known.
+
+    changed_outside: share of the pixels outside the mask that are not the person's. on_edges: how much of the mask's
+    outline follows the picture, see tryon.data.outline.
+    """
+    sample = case.sample
+    person, hidden = to_picture(sample.person), sample.mask[0].bool().numpy()
+    outside = (np.asarray(to_picture(result)) != np.asarray(person)).any(-1)[~hidden]
+    on_edges = outline_on_edges(person, Image.fromarray(hidden.astype(np.uint8) * 255))
+    scores = {"changed_outside": float(outside.mean()) if outside.size else 0.0, "on_edges": on_edges}
+    if case.truth is not None:
+        both, mask = (result[None], case.truth[None]), sample.mask[None]
+        scores |= {"psnr": psnr(*both, mask).item(), "ssim": ssim(*both, mask).item()}
+        scores["psnr_whole"] = psnr(*both, torch.ones_like(mask)).item()
+        scores["ssim_whole"] = ssim(*both, interior(mask)).item()
+    if case.ends_right:
+        scores["length_right"] = float(case.ends_right(result))
+    return {"category": sample.category, **{name: value for name, value in scores.items() if value is not None}}
+
+
+def score_run(run: Path, config: TrainConfig, data: str, cases: Cases) -> None:
+    """The last step of a run: scores its newest LoRA, read from its file, on cases by kind. Logs a table, and writes
+    evaluation.json and evaluation-<kind>.png. data: what the cases are of, in words."""
+    free_memory()  # of the training
+    names = config.pretrained_model_name_or_path, config.pretrained_inpaint_model_name_or_path
+    models = TryOnConfig(
+        base=names[0], transformer=names[1], toy=config.toy, quantization=config.quantization, offload=config.offload,
+        cache_dir=config.cache_dir, data_cache_dir=config.data_cache_dir,
+    )  # fmt: skip
+    lora = find_lora(str(run))
+    model, digest = load_try_on(models, lora), file_hash(lora)[:16]
+    steps, guidance = config.num_inference_steps, config.validation_guidance_scale
+    how = Denoising(steps, guidance, config.seed, config.train_batch_size)
+    headings = {BASE: "base", digest: "LoRA", FILL: "fill", VAE: "vae"}
+    lines, pictures = {}, {}
+    for place, line, result in measured_results(model, list(headings), cases, how, saved=False):
+        lines[place], pictures[place] = line, to_picture(result)
+
+    results = compare.summarise(lines, headings, cases)
+    for line in [*compare.aligned(compare.overview(results, headings)), *compare.lengths(results)]:
+        logger.info("%s", line)
+    for kind, source in cases.items():
+        shown, picked = {BASE: "base", digest: "LoRA"}, range(min(GRID_ROWS, len(source)))
+        grid = compare.case_grid(source, kind, picked, shown, lines, pictures.__getitem__)
+        grid.save(run / f"evaluation-{kind}.png")
+    settings = settings_of(data, model.facts, replace(models, base=None, transformer=None), model.size, how)
+    legend = {"LoRA": {"file": str(lora), "sha256": digest, "step": model.facts.step}}
+    save_scores(run, settings | {"num_samples": config.num_evaluation_samples}, legend, {}, results)
+
+
+def settings_of(
+    data: str, facts: LoraFacts, config: TryOnConfig, size: tuple[int, int], how: Denoising
+) -> dict[str, Any]:
+    """What the pictures follow from. data: what the cases are of, in words. config: with the models' names where they
+    are others than the LoRA was trained for. size: height and width of the panel."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return {
+        "data": data, "height": size[0], "width": size[1], **vars(how), "base": config.base or facts.base,
+        "transformer": config.transformer or facts.transformer, "prompt": facts.prompt,
+        "max_sequence_length": facts.max_sequence_length, "lora_scale": config.lora_scale,
+        "quantization": choose_quantization(config.quantization, device), "device": device.type,
+    }  # fmt: skip
+
+
+def save_scores(
+    folder: Path, settings: dict[str, Any], loras: dict[str, Any], missing: dict[str, str], results: compare.Results
+) -> None:
+    """Writes evaluation.json. Raises ValueError, once it is written, where a pixel outside a mask is not the person's.
+    loras: for each heading file, sha256 and step. missing: for each metric that was not computed, why."""
+    facts = {"version": compare.EVALUATION_VERSION, "settings": settings, "loras": loras, "not_computed": missing}
+    save_json(folder / "evaluation.json", {**facts, "scores": results})
+    if changed := compare.changed_outside(results):
+        raise ValueError(f"{', '.join(changed)} changed pixels outside of the masks, which must stay the person's")
+
+
+def open_folder(folder: Path, settings: dict[str, Any], cases: Cases) -> None:
+    """Makes the folder one of these settings and cases, of which it may hold some already.
+
+    Raises ValueError where it holds scores of other settings, with the differences, or of other cases, and where it
+    cannot be written.
+    """
+    file, advice = folder / SETTINGS, "give the same, or name another folder with --output_dir"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not file.exists():
@@ -137,22 +210,21 @@ def open_folder(folder: Path, settings: dict[str, Any], cases: dict[str, CaseSou
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error.strerror}): name another with --output_dir") from error
     was = json.loads(file.read_text())
+    if "num_samples" in was:
+        raise ValueError(f"{folder} holds scores of an older version: name another folder with --output_dir")
     changed = [name for name in {**was, **settings} if was.get(name) != settings.get(name)]
     if changed:
         differences = "; ".join(f"{name} was {was.get(name)} and is {settings.get(name)}" for name in changed)
-        raise ValueError(
-            f"{folder} holds scores of other settings: {differences}: give the same, or name another folder with "
-            "--output_dir"
-        )
-
-
-Line = dict[str, Any]
-Place = tuple[str, str, int]  # of a line: model, kind, case
+        raise ValueError(f"{folder} holds scores of other settings: {differences}: {advice}")
+    keys = {(kind, index): line["key"] for (_, kind, index), line in read_lines(folder).items()}
+    for (kind, index), key in keys.items():
+        if kind in cases and index < len(cases[kind]) and cases[kind].key(index) != key:
+            name = cases[kind].name(index)
+            raise ValueError(f"{folder} holds scores of other data ({kind} case {index} is {name} now): {advice}")
 
 
 def read_lines(folder: Path) -> dict[Place, Line]:
-    """What was measured. A line that was cut short, by a kill, or whose picture is gone, is left out: its batch is done
-    again."""
+    """What was measured. A line that was cut short, by a kill, or whose picture is gone, is left out."""
     file = folder / LINES
     lines = {}
     for text in file.read_text().splitlines() if file.exists() else []:
@@ -161,88 +233,89 @@ def read_lines(folder: Path) -> dict[Place, Line]:
         except json.JSONDecodeError:
             continue
         place = line["model"], line["kind"], line["case"]
-        if picture_path(folder, *place).is_file():
+        if picture_path(folder, place).is_file():
             lines[place] = line
     return lines
 
 
-def is_measured(folder: Path, name: str, cases: dict[str, CaseSource]) -> bool:
-    """Whether nothing is left to do for the model `name`."""
-    lines = read_lines(folder)
-    return all((name, kind, index) in lines for kind, source in cases.items() for index in range(len(source)))
+def measure(folder: Path, model: TryOnModel, names: Sequence[str], cases: Cases, how: Denoising) -> None:
+    """Makes, saves and measures what the folder does not hold yet. Raises ValueError where it cannot be written."""
+    for place, found, result in measured_results(model, names, cases, how, read_lines(folder), saved=True):
+        name, kind, index = place
+        what = {"name": cases[kind].name(index), "key": cases[kind].key(index)}
+        line = {"model": name, "kind": kind, "case": index, **what, **found}
+        path = picture_path(folder, place)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            to_picture(result).save(path)
+            with (folder / LINES).open("a") as file:
+                file.write(f"\n{json.dumps(line)}")  # the newline ends a line that was cut short
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise ValueError(
+                f"{folder} cannot be written ({error}): make room on the disk, then give the same command again"
+            ) from error
 
 
-def measure(
-    folder: Path,
-    name: str,
-    model: TryOnModel,
-    cases: dict[str, CaseSource],
-    *,
-    steps: int,
-    guidance: float,
-    seed: int,
-    batch_size: int,
-) -> None:
-    """Dresses, saves and measures what is not there yet for the model `name`, "base" with its LoRA switched off.
-
-    Case i starts from the noise of seed + i. Batches are always the same ones, wherever the work was interrupted, so
-    that the pictures are, too. Raises ValueError where the folder cannot be written.
-    """
-    (model.pipeline.transformer.disable_adapters if name == BASE else model.pipeline.transformer.enable_adapters)()
-    lines, pictures = read_lines(folder), folder / "pictures" / name
-    pictures.mkdir(parents=True, exist_ok=True)
-    bar = progress_bar(sum(map(len, cases.values())), f"trying on, {name}", visible=True)
-    with (folder / LINES).open("a") as file:
-        file.write("\n")  # ends a line that was cut short
-        for kind, source in cases.items():
-            for start in range(0, len(source), batch_size):
-                batch = range(start, min(start + batch_size, len(source)))
-                bar.update(len(batch))
-                if all((name, kind, index) in lines for index in batch):
-                    continue
-                opened = [source[index] for index in batch]
-                samples, seeds = [case.sample for case in opened], [seed + index for index in batch]
-                worn = dressed(model, samples, steps=steps, guidance=guidance, seeds=seeds)
-                try:
-                    for index, case, tensor in zip(batch, opened, worn, strict=True):
-                        path = picture_path(folder, name, kind, index)
-                        to_picture(tensor).save(path)
-                        what = {"model": name, "kind": kind, "case": index, "name": source.name(index)}
-                        line = {**what, "category": case.sample.category, **measured(case, read_picture(path))}
-                        file.write(json.dumps(line) + "\n")
-                    file.flush()
-                    os.fsync(file.fileno())
-                except OSError as error:
-                    raise ValueError(
-                        f"{folder} cannot be written ({error}): make room on the disk, then give the same command again"
-                    ) from error
-    bar.close()
+def write_scores(
+    folder: Path, settings: dict[str, Any], loras: dict[str, Any], models: dict[str, str], cases: Cases,
+    perception: Perception,
+) -> None:  # fmt: skip
+    """Says what the folder's measured cases mean: logs tables, writes evaluation.md, worst-<kind>.png and
+    evaluation.json. models: for each name its heading, BASE first. Raises ValueError as `save_scores` does."""
+    held = read_lines(folder)
+    lines = {place: held[place] for place in places_of(models, cases)}
+    results = compare.summarise(lines, models, cases, perceive(folder, lines, models, cases, perception))
+    text = compare.page(settings["data"], loras, perception.missing, results, models)
+    (folder / "evaluation.md").write_text(text)
+    for line in compare.tables(results, models, partial(compare.aligned, texts=2)):
+        logger.info("%s", line)
+    for line in compare.not_computed(perception.missing):
+        logger.info("%s", line)
+    for kind, source in cases.items():
+        picked = compare.worst_cases(lines, models, kind, len(source))[:WORST_ROWS]
+        of_folder = partial(saved_picture, folder)
+        compare.case_grid(source, kind, picked, models, lines, of_folder).save(folder / f"worst-{kind}.png")
+        order = "the worst cases first" if "psnr" in lines[BASE, kind, 0] else "the first cases"
+        logger.info("%s: %s", order, folder / f"worst-{kind}.png")
+    logger.info("scores: %s and %s", folder / "evaluation.md", folder / "evaluation.json")
+    save_scores(folder, settings, loras, perception.missing, results)
 
 
-def picture_path(folder: Path, name: str, kind: str, index: int) -> Path:
+def perceive(
+    folder: Path, lines: dict[Place, Line], models: Collection[str], cases: Cases, perception: Perception
+) -> dict[Place, np.ndarray]:
+    """Shows the folder's pictures to the networks that could be loaded. Adds LPIPS to the lines; returns Inception's
+    features, [D] each, of the results and, as of a model REAL, of the truths, or of the persons where there is none."""
+    features: dict[Place, np.ndarray] = {}
+    if perception.lpips is None and perception.features is None:
+        return features
+    with progress_bar(sum(map(len, cases.values())), "comparing pictures", visible=True) as bar:
+        for kind, index in ((kind, index) for kind, source in cases.items() for index in range(len(source))):
+            case = cases[kind][index]
+            real = (case.sample.person if case.truth is None else case.truth)[None]
+            if perception.features:
+                features[REAL, kind, index] = perception.features(real)[0].numpy()
+            for place in ((name, kind, index) for name in models):
+                result = as_tensor(saved_picture(folder, place))[None]
+                if perception.lpips and case.truth is not None:
+                    lines[place]["lpips"] = perception.lpips(result, real).item()
+                if perception.features:
+                    features[place] = perception.features(result)[0].numpy()
+            bar.update()
+    return features
+
+
+def picture_path(folder: Path, place: Place) -> Path:
     """Where a result lies."""
+    name, kind, index = place
     return folder / "pictures" / name / f"{kind}-{index:05d}.png"
 
 
-def measured(case: Case, picture: Image.Image) -> dict[str, float]:
-    """The scores of a result of the panel's size, against the truth at that size, where there is one.
-
-    changed_outside: share of the pixels outside the mask that are not the person's. on_edges: how much of the mask's
-    outline follows the picture, see tryon.data.outline.
-    """
-    sample, result = case.sample, as_tensor(picture)
-    person, hidden = to_picture(sample.person), sample.mask[0].bool().numpy()
-    outside = (np.asarray(picture) != np.asarray(person)).any(-1)[~hidden]
-    on_edges = outline_on_edges(person, Image.fromarray(hidden.astype(np.uint8) * 255))
-    scores = {"changed_outside": float(outside.mean()) if outside.size else 0.0, "on_edges": on_edges}
-    if case.truth is not None:
-        both, mask = (result[None], as_tensor(to_picture(case.truth))[None]), sample.mask[None]
-        scores |= {"psnr": psnr(*both, mask).item(), "ssim": ssim(*both, mask).item()}
-        scores["psnr_whole"] = psnr(*both, torch.ones_like(mask)).item()
-        scores["ssim_whole"] = ssim(*both, interior(mask)).item()
-    if case.ends_right:
-        scores["length_right"] = float(case.ends_right(result))
-    return {name: value for name, value in scores.items() if value is not None}
+def saved_picture(folder: Path, place: Place) -> Image.Image:
+    """A result that lies there."""
+    return read_picture(picture_path(folder, place))
 
 
 def as_tensor(picture: Image.Image) -> Tensor:

@@ -1,7 +1,6 @@
 """Try-on pairs drawn on the spot, with what no real data set has: the truth of an unpaired try-on, and its length."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
 from typing import ClassVar
@@ -151,7 +150,7 @@ class DrawnCases:
         return len(self.data)
 
     def key(self, index: int) -> str:
-        return self.data.key(index)
+        return replace(self.data, count=0).key(index)  # a drawing is the same one among any number
 
     def name(self, index: int) -> str:
         return self.data.name(index)
@@ -163,10 +162,10 @@ class DrawnCases:
         return Case(data[index], truth, ends_right)
 
 
-def drawn_cases(data: DrawnData) -> list[Case]:
-    """The drawn pairs with their truths."""
-    cases = DrawnCases(data)
-    return [cases[index] for index in range(len(data))]
+def held_out_drawings(per_category: int, height: int, width: int, rule: MaskRule) -> dict[str, DrawnCases]:
+    """Drawings that no run has seen, equally many of each category, in their own garments and in others."""
+    paired = DrawnData(len(CATEGORIES) * per_category, EVALUATION_SEED, CATEGORIES, height, width, mask_rule=rule)
+    return {"paired": DrawnCases(paired), "unpaired": DrawnCases(replace(paired, unpaired=True))}
 
 
 def has_length(data: DrawnData, index: int) -> bool:
@@ -179,8 +178,3 @@ def length_right(data: DrawnData, index: int, picture: Tensor) -> bool:
     truth, to a tenth of its length."""
     true = data.true_length(index)
     return abs(data.length(index, np.asarray(to_picture(picture))) - true) <= LENGTH_TOLERANCE * true
-
-
-def lengths_right(data: DrawnData, pictures: Sequence[Tensor]) -> list[bool]:
-    """`length_right` for each of the data's persons in shorts or trousers."""
-    return [length_right(data, index, picture) for index, picture in enumerate(pictures) if has_length(data, index)]

@@ -7,15 +7,36 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from conftest import ListSource, make_sample
 from tryon.data.sample import to_picture
-from tryon.evaluation.compare import changed_outside, difference_of, interval, mean_of, summarise, tables, worst_grid
+from tryon.evaluation.cases import BASE, FILL, HeldOut, held_out_cases, paired_cases
+from tryon.evaluation.compare import (
+    aligned,
+    case_grid,
+    changed_outside,
+    difference_of,
+    interval,
+    markdown,
+    mean_of,
+    overview,
+    summarise,
+    tables,
+    worst_cases,
+)
 from tryon.evaluation.perceptual import Perception, frechet_distance, kernel_distance
-from tryon.evaluation.score import BASE, LINES, HeldOut, as_tensor, held_out, measured, picture_path, read_lines
+from tryon.evaluation.score import (
+    LINES,
+    as_tensor,
+    filled,
+    measured,
+    open_folder,
+    perceive,
+    picture_path,
+    read_lines,
+    saved_picture,
+)
 
-NOTHING = Perception(None, None, {})
 MODELS = {BASE: "base", "abc": "LoRA"}
 
 
@@ -41,7 +62,7 @@ def test_means_and_differences_of_few_cases() -> None:
 def test_what_is_measured_of_a_case() -> None:
     sample = make_sample(3)
     case = HeldOut(ListSource([sample]), [0], [0])[0]
-    found = measured(case, to_picture(sample.person))
+    found = measured(case, sample.person)
     assert found["changed_outside"] == 0 and found["psnr"] == found["psnr_whole"] == pytest.approx(100)
     assert found["ssim"] == pytest.approx(1) and found["ssim_whole"] == pytest.approx(1)
     assert "length_right" not in found and 0 <= found["on_edges"] <= 1
@@ -49,13 +70,22 @@ def test_what_is_measured_of_a_case() -> None:
     for where, (row, column) in {"inside": (50, 20), "outside": (2, 2)}.items():
         pixels = sample.person.clone()
         pixels[:, row, column] *= -1
-        changed[where] = to_picture(pixels)
-    inside, outside = (measured(case, picture) for picture in changed.values())
+        changed[where] = pixels
+    inside, outside = (measured(case, result) for result in changed.values())
     assert inside["changed_outside"] == 0 and inside["psnr"] < inside["psnr_whole"] < 60
     assert outside["changed_outside"] == pytest.approx(1 / (sample.mask == 0).sum().item())
     assert outside["psnr"] == pytest.approx(100) and outside["psnr_whole"] < 60
     unknown = measured(replace(case, truth=None, ends_right=lambda picture: picture.shape[1] == 96), changed["inside"])
-    assert set(unknown) == {"changed_outside", "on_edges", "length_right"} and unknown["length_right"] == 1
+    assert set(unknown) == {"category", "changed_outside", "on_edges", "length_right"} and unknown["length_right"] == 1
+
+
+def test_a_mask_is_filled_with_the_garments_mean_colour() -> None:
+    sample = make_sample(0)
+    flat = replace(sample, garment=torch.full_like(sample.garment, -0.25))
+    hidden = sample.mask.bool().expand(3, -1, -1)
+    assert (filled(flat)[hidden] == -0.25).all() and torch.equal(filled(flat)[~hidden], sample.person[~hidden])
+    white = replace(sample, garment=torch.ones_like(sample.garment))
+    assert (filled(white)[hidden] == 1).all()
 
 
 @dataclass(frozen=True)
@@ -78,9 +108,9 @@ def written(tmp_path: Path) -> Written:
                 noisy = (name == BASE) != (case.sample.category == "lower")
                 noise = (0.5 if noisy else 0.1) * torch.randn(case.truth.shape, generator=generator)
                 picture = to_picture(case.truth + noise * case.sample.mask)
-                picture.save(picture_path(tmp_path, name, "paired", index))
-                found = {"category": case.sample.category, **measured(case, picture)}
-                file.write(json.dumps({"model": name, "kind": "paired", "case": index, **found}) + "\n")
+                picture.save(picture_path(tmp_path, (name, "paired", index)))
+                what = {"model": name, "kind": "paired", "case": index, "key": cases["paired"].key(index)}
+                file.write(json.dumps({**what, **measured(case, as_tensor(picture))}) + "\n")
         file.write('{"model": "abc", "kind"')  # cut short
     return Written(tmp_path, cases)
 
@@ -88,7 +118,7 @@ def written(tmp_path: Path) -> Written:
 def test_categories_and_differences(written: Written) -> None:
     lines = read_lines(written.folder)
     assert len(lines) == 18
-    results = summarise(written.folder, MODELS, written.cases, NOTHING)["paired"]
+    results = summarise(lines, MODELS, written.cases)["paired"]
     assert {category: result["cases"] for category, result in results.items()} == {
         "upper": 3,
         "lower": 3,
@@ -105,12 +135,59 @@ def test_categories_and_differences(written: Written) -> None:
     assert changed_outside({"paired": results}) == []
     results["full"]["LoRA"]["changed_outside"] = 0.01
     assert changed_outside({"paired": results}) == ["LoRA"]
-    table = tables({"paired": results}, MODELS)
+    table = tables({"paired": results}, MODELS, markdown)
     assert table[3] == "| category | model | PSNR, mask | SSIM, mask | PSNR | SSIM |" and len(table) == 5 + 12
     assert f"| all (9) | base | {results['all']['base']['psnr']['mean']:.2f} [" in table[-3]
     assert "] (3)" not in "".join(table)
     results["all"]["base"]["ssim"] |= {"mean": 0.5, "low": 0.25, "high": 0.75, "cases": 3}
-    assert "| 0.500 [0.250, 0.750] (3) |" in tables({"paired": results}, MODELS)[-3], "it is not that of all nine"
+    assert "| 0.500 [0.250, 0.750] (3) |" in tables({"paired": results}, MODELS, markdown)[-3], "not that of all nine"
+
+
+def test_tables_for_a_terminal_are_aligned(written: Written) -> None:
+    lines = read_lines(written.folder)
+    results = summarise(lines, MODELS, written.cases)
+    rows = overview(results, MODELS)
+    assert rows[0] == ["PSNR in dB, SSIM", "base", "LoRA"]
+    assert [row[0] for row in rows[1:]] == ["upper, paired", "lower, paired", "full, paired"]
+    psnr, ssim = (results["paired"]["full"]["LoRA"][each]["mean"] for each in ("psnr", "ssim"))
+    assert rows[-1][-1] == f"{psnr:.2f} {ssim:.3f}"
+    assert aligned([["a", "wide", "c"], ["longer", "1", "20.00"]]) == ["a       wide      c", "longer     1  20.00"]
+    table = tables(results, MODELS, lambda rows: aligned(rows, texts=2))[3:]
+    assert len(table) == 13 and not any("|" in line for line in table)
+    names = ["model", *(4 * ["base", "LoRA", "LoRA - base"])]
+    assert len({line.index(name) for line, name in zip(table, names, strict=True)}) == 1
+    assert len({len(line) for line in table}) == 1, "numbers end where their headings do"
+    unknown = {"paired": {"all": {"cases": 1, "base": {"changed_outside": 0.0}}}}
+    assert overview(unknown, MODELS) == [rows[0]]
+    assert tables(unknown, MODELS, aligned)[-1] == "Nothing was computed: there is no truth."
+
+
+def test_bounds_have_no_difference_from_the_base(written: Written) -> None:
+    lines = read_lines(written.folder)
+    of_fill = {(FILL, "paired", index): lines["abc", "paired", index] for index in range(9)}
+    of_all = summarise({**lines, **of_fill}, {**MODELS, FILL: "fill"}, written.cases)["paired"]["all"]
+    assert of_all["fill"] == of_all["LoRA"] and set(of_all) == {
+        "cases", "on_edges", "base", "LoRA", "LoRA - base", "fill"
+    }  # fmt: skip
+
+
+def test_a_folder_goes_on_with_more_cases_and_refuses_others(written: Written, tmp_path: Path) -> None:
+    settings = {"seed": 0}
+    open_folder(written.folder, settings, written.cases)
+    data = written.cases["paired"].data
+    for count in (3, 12):
+        samples = [*data.samples, *(make_sample(seed) for seed in range(9, 12))][:count]
+        open_folder(written.folder, settings, {"paired": paired_cases(ListSource(samples), None)})
+    with pytest.raises(ValueError, match="holds scores of other settings: seed was 0 and is 1: give the same, or name"):
+        open_folder(written.folder, {"seed": 1}, written.cases)
+    others = {"paired": paired_cases(ListSource([make_sample(0), *(make_sample(seed) for seed in range(4, 9))]), None)}
+    with pytest.raises(
+        ValueError, match=r"holds scores of other data \(paired case 1 is sample 4 now\): give the same"
+    ):
+        open_folder(written.folder, settings, others)
+    (written.folder / "settings.json").write_text('{"num_samples": 32}')
+    with pytest.raises(ValueError, match="holds scores of an older version: name another folder with --output_dir"):
+        open_folder(written.folder, settings, written.cases)
 
 
 def test_networks_see_the_results_and_what_is_real(written: Written) -> None:
@@ -118,24 +195,31 @@ def test_networks_see_the_results_and_what_is_real(written: Written) -> None:
         return torch.nn.functional.adaptive_avg_pool2d(pictures, 2).flatten(1)
 
     seen = Perception(lambda one, two: (one - two).abs().mean((1, 2, 3)), features, {})
-    results = summarise(written.folder, MODELS, written.cases, seen)["paired"]
+    lines = read_lines(written.folder)
+    features_of = perceive(written.folder, lines, MODELS, written.cases, seen)
+    results = summarise(lines, MODELS, written.cases, features_of)["paired"]
     truths = [written.cases["paired"][index].truth for index in range(9)]
-    pictures = [as_tensor(Image.open(picture_path(written.folder, "abc", "paired", index))) for index in range(9)]
+    pictures = [as_tensor(saved_picture(written.folder, ("abc", "paired", index))) for index in range(9)]
     both = [features(torch.stack(each)).numpy() for each in (pictures, truths)]
     assert results["all"]["LoRA"]["fid"]["mean"] == pytest.approx(frechet_distance(*both), rel=1e-5)
     assert results["all"]["LoRA"]["kid"]["mean"] == pytest.approx(1000 * kernel_distance(*both), rel=1e-5)
     far = np.mean([(one - two).abs().mean().item() for one, two in zip(pictures, truths, strict=True)])
     assert results["all"]["LoRA"]["lpips"]["mean"] == pytest.approx(far, rel=1e-5)
-    assert "LPIPS | FID | KID x 1000 |" in tables({"paired": results}, MODELS)[3]
+    assert "LPIPS | FID | KID x 1000 |" in tables({"paired": results}, MODELS, markdown)[3]
 
 
 def test_the_worst_cases_come_first(written: Written) -> None:
-    grid = worst_grid(written.folder, MODELS, "paired", written.cases["paired"], rows=3)
-    lines = read_lines(written.folder)
-    worst = min(range(9), key=lambda index: lines["abc", "paired", index]["psnr"])
+    lines, source = read_lines(written.folder), written.cases["paired"]
+    picked = worst_cases(lines, MODELS, "paired", 9)
+    scores = [lines["abc", "paired", index]["psnr"] for index in picked]
+    assert scores == sorted(scores) and sorted(picked) == list(range(9))
+    without = {place: {"category": "upper"} for place in lines}
+    assert worst_cases(without, MODELS, "paired", 9) == list(range(9)), "there is no truth"
+    pictures = {place: saved_picture(written.folder, place) for place in lines}
+    grid = case_grid(source, "paired", picked[:3], MODELS, lines, pictures.__getitem__)
     assert grid.width == 24 + 6 * (64 + 4) and grid.height == 24 + 3 * (96 + 4)
     garment, truth = (grid.crop((x, 24, x + 64, 24 + 96)) for x in (24, 24 + 5 * 68))
-    case = written.cases["paired"][worst]
+    case = source[picked[0]]
     assert garment.tobytes() == to_picture(case.sample.garment).tobytes()
     assert truth.tobytes() == to_picture(case.truth).tobytes()
 
@@ -143,12 +227,23 @@ def test_the_worst_cases_come_first(written: Written) -> None:
 def test_the_garments_of_others() -> None:
     data = ListSource([make_sample(seed) for seed in (0, 3, 6, 1, 9, 2)])  # upper, but for the fourth and the last
     items = ["a", "a", "b", "c", "b", "d"]
-    cases = held_out(data, None, lambda index: items[index])
-    assert cases["paired"].persons == cases["paired"].garments == [0, 1, 2, 4, 3, 5]
+    cases = held_out_cases(data, None, lambda index: items[index])
+    assert cases["paired"].persons == cases["paired"].garments == [0, 3, 5, 1, 2, 4], "the categories take turns"
     assert (cases["unpaired"].persons, cases["unpaired"].garments) == ([0, 1, 2, 4], [2, 2, 0, 0])
     case = cases["unpaired"][1]
     assert torch.equal(case.sample.person, data[1].person) and torch.equal(case.sample.garment, data[2].garment)
-    assert case.truth is None and torch.equal(cases["paired"][1].truth, data[1].person)
-    assert held_out(data, 1, lambda index: items[index]).keys() == {"paired"}
+    assert case.truth is None and torch.equal(cases["paired"][1].truth, data[3].person)
     with pytest.raises(ValueError, match="there are no held-out pairs"):
-        held_out(ListSource([]), None, str)
+        held_out_cases(ListSource([]), None, str)
+
+
+def test_more_cases_begin_with_the_same() -> None:
+    data = ListSource([make_sample(seed) for seed in (0, 3, 6, 1, 9, 2, 12, 5)])
+    whole = held_out_cases(data, None, str)
+    for count in (1, 2, 4):
+        fewer = held_out_cases(data, count, str)
+        for kind in ("paired", "unpaired"):
+            keys = [[each.key(index) for index in range(len(each))] for each in (fewer[kind], whole[kind])]
+            assert keys[0] == keys[1][: len(keys[0])] and len(keys[0]) > 0
+        assert paired_cases(data, count) == fewer["paired"]
+    assert len(held_out_cases(data, 1, str)["paired"]) == 3

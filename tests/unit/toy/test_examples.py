@@ -9,12 +9,18 @@ import torch
 from diffusers import AutoencoderKL
 
 from tryon.data.sample import fit_picture
+from tryon.evaluation.cases import Case
 from tryon.flux.encode import decode_latents, encode_pictures
-from tryon.toy.examples import DrawnData, drawn_cases, lengths_right
+from tryon.toy.examples import DrawnCases, DrawnData, length_right
 from tryon.toy.people import DISTINCT, OTHER_LENGTH, distance, surroundings
 
 SIZE = (192, 144)
 LOWER = DrawnData(45, 7, ("lower",), *SIZE, unpaired=True)
+
+
+def drawn_cases(data: DrawnData) -> list[Case]:
+    cases = DrawnCases(data)
+    return [cases[index] for index in range(len(cases))]
 
 
 def measured(data: DrawnData) -> Iterator[int]:
@@ -35,7 +41,7 @@ def test_who_wears_trousers_is_given_shorts_and_the_reverse() -> None:
 def test_the_truth_is_the_same_person_in_the_other_garment() -> None:
     paired = DrawnData(9, 3, ("upper", "lower", "full"), *SIZE)
     unpaired = DrawnData(9, 3, ("upper", "lower", "full"), *SIZE, unpaired=True)
-    for index, (own, other) in enumerate(zip(drawn_cases(paired), drawn_cases(unpaired), strict=True)):
+    for index, (own, other) in enumerate(zip(*map(drawn_cases, (paired, unpaired)), strict=True)):
         assert torch.equal(own.truth, own.sample.person)
         assert torch.equal(own.sample.person, other.sample.person) and torch.equal(own.sample.mask, other.sample.mask)
         assert not torch.equal(own.sample.garment, other.sample.garment)
@@ -44,26 +50,28 @@ def test_the_truth_is_the_same_person_in_the_other_garment() -> None:
         worn = [np.asarray(data.truth(index).masks[category]) > 0 for data in (paired, unpaired)]
         assert changed.any() and not (changed.numpy() & ~(worn[0] | worn[1])).any()
     assert paired.key(0) != unpaired.key(0)
+    assert DrawnCases(paired).key(0) == DrawnCases(replace(paired, count=12)).key(0) != DrawnCases(unpaired).key(0)
 
 
 def test_lengths_are_right_on_the_truth_and_wrong_on_what_was_worn() -> None:
     truths = [fit_picture(LOWER.truth(index).image, *SIZE) for index in range(len(LOWER))]
-    right = lengths_right(LOWER, truths)
+    right = [length_right(LOWER, index, truths[index]) for index in measured(LOWER)]
     few = [case for case in drawn_cases(replace(LOWER, count=4)) if case.ends_right]
     assert [case.ends_right(case.truth) for case in few] == right[: len(few)]
     assert len(few) == sum(index < 4 for index in measured(LOWER)) > 0
     assert len(right) == len(list(measured(LOWER))) > 25
     assert np.mean(right) >= 0.99
-    worn = [LOWER[index].person for index in range(len(LOWER))]
-    assert np.mean(lengths_right(LOWER, worn)) < 0.2
+    assert np.mean([length_right(LOWER, index, LOWER[index].person) for index in measured(LOWER)]) < 0.2
 
 
 @torch.no_grad()
 def test_lengths_survive_the_vae(vae: AutoencoderKL) -> None:
     data = DrawnData(60, 8, ("lower",), *SIZE, unpaired=True)
-    truths = (fit_picture(data.truth(index).image, *SIZE) for index in range(len(data)))
-    decoded = [decode_latents(vae, encode_pictures(vae, truth[None]))[0].clamp(-1, 1) for truth in truths]
-    right = lengths_right(data, decoded)
+    right = []
+    for index in measured(data):
+        truth = fit_picture(data.truth(index).image, *SIZE)
+        decoded = decode_latents(vae, encode_pictures(vae, truth[None]))[0].clamp(-1, 1)
+        right.append(length_right(data, index, decoded))
     assert len(right) > 35 and np.mean(right) >= 0.95
 
 

@@ -1,0 +1,192 @@
+"""Which pairs LoRAs are scored on: such as none of them was trained on. Its checks import nothing heavy."""
+
+import json
+import logging
+import sys
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from deepfashion_training.preflight import DataConfig, toy_data_folder
+from folder_lists import dresscode_pairs, is_dresscode, viton_hd_pairs
+from tryon.config import MaskConfig, TrainConfig, TryOnConfig, setting
+from tryon.data.category import MaskRule
+from tryon.runs import run_of
+
+if TYPE_CHECKING:
+    import torch
+
+    from tryon.data.sample import SampleSource
+    from tryon.evaluation.cases import CaseSource
+
+logger = logging.getLogger(__name__)
+
+# What decides which items of a data set a training holds back.
+SPLIT = ("seed", "max_validation_samples", "min_reference")
+
+TrainingSettings = dict[Path, dict[str, Any]]  # of LoRAs: the settings of their runs, empty where they are not known
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutConfig:
+    """Which pairs are scored on."""
+
+    dataset_name: str | None = setting(
+        None, "hub name, folder of parquet files or saved data set; what the first LoRA was trained on if not given"
+    )
+    dataroot: str | None = setting(None, "folder laid out as VITON-HD or DressCode is, instead of --dataset_name")
+    validation_data_list: str | None = setting(None, "list of pairs in --dataroot; as trained, or that of the test")
+    num_samples: int | None = setting(32, "score on the first N pairs of each category; 'none': on all", 1)
+
+
+def mistaken_flags(asked: HeldOutConfig) -> list[str]:
+    """What is wrong with the flags, each in a clause."""
+    problems = []
+    if asked.dataset_name and asked.dataroot:
+        problems.append("give either --dataset_name or --dataroot")
+    if asked.dataroot and not Path(asked.dataroot).expanduser().is_dir():
+        problems.append(f"--dataroot {asked.dataroot} is no folder")
+    if asked.validation_data_list and asked.dataset_name:
+        problems.append("--validation_data_list names a list in --dataroot: leave it out beside --dataset_name")
+    return problems
+
+
+def training_settings(files: list[Path]) -> TrainingSettings:
+    """The settings of the runs of LoRAs, in their order, then of the LoRAs that these began from (--init_lora): they
+    have learnt from those data too."""
+    found: TrainingSettings = {}
+    waiting = list(files)
+    while waiting:
+        file = waiting.pop(0)
+        if file not in found:
+            run = run_of(file)
+            config = run / "config.json" if run else None
+            found[file] = json.loads(config.read_text()) if config and config.is_file() else {}
+            if origin := found[file].get("init_lora"):
+                waiting.append(Path(origin))
+    return found
+
+
+def named_data(asked: HeldOutConfig, trained: dict[str, Any]) -> HeldOutConfig:
+    """What the flags name, else what the first LoRA was trained on; of a folder also the list of its test pairs.
+    Neither data set nor folder: drawings, or nothing is known. trained: the settings of the first LoRA's run.
+
+    Raises ValueError where a list of pairs is given without a folder, and where the list cannot be used.
+    """
+    name = None if asked.dataroot else asked.dataset_name or trained.get("dataset_name")
+    dataroot, listed = None if name else asked.dataroot or trained.get("dataroot"), asked.validation_data_list
+    if dataroot:
+        if dataroot == trained.get("dataroot"):
+            listed = listed or trained.get("validation_data_list")
+        if is_dresscode(dataroot):
+            listed = listed or "test_pairs_paired.txt"
+            dresscode_pairs(dataroot, listed, None)
+        else:
+            listed = listed or "test_pairs.txt"
+            viton_hd_pairs(dataroot, "test", listed, None)
+    elif listed:
+        raise ValueError(
+            "--validation_data_list is for VITON-HD and DressCode folders: give --dataroot, or leave it out"
+        )
+    return replace(asked, dataset_name=name, dataroot=dataroot, validation_data_list=listed)
+
+
+def choose_cases(
+    asked: HeldOutConfig, trained: TrainingSettings, rule: MaskRule, config: TryOnConfig, device: "torch.device"
+) -> tuple[str, dict[str, "CaseSource"]]:
+    """What the scores are of, in words, and the cases of each kind.
+
+    asked: see named_data. trained: of the LoRAs, the first one first. config: with the panel's size. Raises ValueError
+    where no data is known, and where one of the LoRAs may have learnt from these pairs.
+    """
+    from tryon.evaluation.cases import held_out_cases
+
+    name, first = asked.dataset_name, next(iter(trained.values()))
+    of_toy = name is not None and name == str(toy_data_folder(first.get("data_cache_dir", "")))
+    if of_toy or (config.toy and not (name or asked.dataroot)):
+        from tryon.toy.examples import held_out_drawings
+
+        if asked.num_samples is None:
+            raise ValueError("--num_samples none is for data sets, and drawings are endless: give a number")
+        drawings = held_out_drawings(asked.num_samples, config.height, config.width, rule)
+        return f"drawings, masks by {rule.name}", drawings
+    if asked.dataroot:
+        data = folder_data(asked, rule, config)
+        check_persons(trained, asked.dataroot, data)
+        return asked.dataroot, held_out_cases(data, asked.num_samples, data.name)
+    if name is None:
+        raise ValueError("what the first LoRA was trained on is not known: give --dataset_name or --dataroot")
+
+    from deepfashion_training.deepfashion_dataset import load_deepfashion
+
+    # The split of a LoRA that was trained on these data: only what it held back is scored. Of data that no LoRA was
+    # trained on a tenth of the items is, however many that are.
+    unseen = {"max_validation_samples": sys.maxsize}
+    settings = next((each for each in trained.values() if each.get("dataset_name") == name), unseen)
+    chosen = replace(_kept(DataConfig, settings), dataset_name=name, parser=rule.parser)
+    split = replace(
+        _kept(TrainConfig, settings), height=config.height, width=config.width, cache_dir=config.cache_dir,
+        data_cache_dir=str(Path(config.data_cache_dir).expanduser().absolute()),
+    )  # fmt: skip
+    check_split(trained, name, {**vars(chosen), **vars(split)})
+    _, data = load_deepfashion(chosen, mask_config(rule), split, device)
+    return f"{name}, masks by {rule.name}", held_out_cases(data, asked.num_samples, lambda index: data.pair(index).pid)
+
+
+def check_split(trained: TrainingSettings, name: str, used: dict[str, Any]) -> None:
+    """Raises ValueError where a LoRA was trained on another split of the data set `name`: it may have learnt from pairs
+    that are scored. used: the settings of the split that is scored."""
+    for file, settings in known(trained):
+        differences = [each for each in SPLIT if settings.get(each, used[each]) != used[each]]
+        if settings.get("dataset_name") == name and differences:
+            words = ", ".join(f"{each} {settings[each]} instead of {used[each]}" for each in differences)
+            raise ValueError(
+                f"{file} was trained on another split of {name} ({words}) and may have learnt from pairs that are "
+                "scored: score it by itself, or on data that none of the LoRAs has seen"
+            )
+
+
+def check_persons(trained: TrainingSettings, dataroot: str, data: "SampleSource") -> None:
+    """Raises ValueError where a LoRA was trained on persons of the folder that are scored. In DressCode's any list may
+    name them; VITON-HD has a folder for training and another for tests, and only the one for tests is scored."""
+    from folder_datasets import DressCodeData, load_dresscode
+
+    for file, settings in known(trained):
+        if isinstance(data, DressCodeData) and settings.get("dataroot") == dataroot:
+            listed = settings["train_data_list"]
+            learnt = load_dresscode(dataroot, listed, MaskConfig(), data.height, data.width, None)
+            if both := {person for person, *_ in learnt.pairs} & {person for person, *_ in data.pairs}:
+                raise ValueError(
+                    f"{file} was trained on {listed}, which has {len(both)} persons of those that are scored: give "
+                    "another --validation_data_list"
+                )
+
+
+def known(trained: TrainingSettings) -> list[tuple[Path, dict[str, Any]]]:
+    """The LoRAs whose training data is known; the log warns of the others."""
+    for file, settings in trained.items():
+        if not settings:
+            logger.warning("what %s was trained on is not known: it may have learnt from some of these pairs", file)
+    return [(file, settings) for file, settings in trained.items() if settings]
+
+
+def mask_config(rule: MaskRule) -> MaskConfig:
+    """The settings that the rule follows from."""
+    return MaskConfig(
+        mask_rule=rule.name, mask_top=rule.top, mask_bottom=rule.bottom, mask_left=rule.left, mask_right=rule.right
+    )
+
+
+def _kept(shape: type, settings: dict[str, Any]) -> Any:
+    """A run's settings as they were, those that it does not know at their defaults."""
+    return shape(**{each.name: settings[each.name] for each in fields(shape) if each.name in settings})
+
+
+def folder_data(asked: HeldOutConfig, rule: MaskRule, config: TryOnConfig) -> "SampleSource":
+    """The pairs of the folder's list."""
+    from folder_datasets import load_dresscode, load_viton_hd
+
+    dataroot, listed, sizes = asked.dataroot, asked.validation_data_list, (config.height, config.width)
+    if is_dresscode(dataroot):
+        return load_dresscode(dataroot, listed, mask_config(rule), *sizes, None)
+    return load_viton_hd(dataroot, "test", listed, *sizes, None)
