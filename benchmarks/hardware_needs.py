@@ -1,4 +1,4 @@
-"""Prints the README's table of what each profile needs on GPUs of several sizes: planned, where nothing was measured.
+"""Prints docs/training.md's table of what each profile needs on GPUs of several sizes: planned, not measured.
 
 python -m benchmarks.hardware_needs
 """

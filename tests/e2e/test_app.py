@@ -360,8 +360,8 @@ def test_what_is_transparent_is_white_in_a_garment_and_nothing_in_a_mask(
     assert np.abs(dressed[0] - dressed[1]).max() <= 1
 
 
-def test_the_readmes_program_runs(page_url: str, drawn: Path) -> None:
-    _, code = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(), re.DOTALL)
+def test_the_documented_program_runs(page_url: str, drawn: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "app.md").read_text(), re.DOTALL)
     names = {
         "http://127.0.0.1:7860": page_url,
         "person.jpg": drawn / "person-1.png",

@@ -1,4 +1,4 @@
-"""The README's own commands and its Python, on the toy: each is run or, where it would train at full size, parsed."""
+"""The commands of README.md and docs/ and their Python, on the toy: each is run or, where it needs a GPU, parsed."""
 
 import json
 import re
@@ -14,15 +14,15 @@ import tryon_inference_lora
 from conftest import PROJECT
 from deepfashion_training import export_viton_hd, inspect_dataset, preflight
 from launch import SMALL, launch, metrics, only_run
-from tryon.data.sample import to_picture
+from tryon import report, share
 from tryon.runs import find_lora
+from tryon.toy import draw
 from tryon.toy.dataset import write_dataset
-from tryon.toy.examples import EVALUATION_SEED, DrawnData
 from tryon.toy.model import ToyFolders
 
 pytestmark = pytest.mark.e2e
 
-README = (PROJECT / "README.md").read_text()
+PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 TRAIN = "bash ./train_deepfashion_lora.sh"
 EXPORT = "python -m deepfashion_training.export_viton_hd <data set> <folder>"
 FOLDERS = "python train_flux_inpaint.py --dataroot <folder>"
@@ -32,28 +32,38 @@ INFERENCE += " --category lower --output_tryon out.png"
 RESUME = f"{TRAIN} --quick-test --max_train_steps 500 --resume_from_checkpoint latest"
 SCORE = "python evaluate_lora.py --lora runs/<run>"
 APP = "python app_lora.py --lora runs/"
+PLAN = f"{TRAIN} --plan --gpu_memory 24 --price_per_hour 0.5"
+REPORT = "python -m tryon.report runs/<run>"
+SHARE = "python -m tryon.share runs/<run>"
+DRAW = "python -m tryon.toy.draw drawn"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: Path) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
 def flags_of(command: str, **names: str | Path) -> list[str]:
     """A command's arguments, the names in it that stand for others replaced."""
     words = shlex.split(re.sub("<([^>]*)>", r"'<\1>'", command))
-    first = next(i for i, word in enumerate(words) if word.startswith("--") or word == "<data set>")
+    first = next(i for i, word in enumerate(words) if word.startswith("--") or "<" in word)
     replaced = {"<run>": "run", "<folder>": "folder", "<data set>": "data"}
     return [str(names.get(replaced.get(word.removeprefix("runs/"), word), word)) for word in words[first:]]
 
 
 def test_every_command_is_one_that_is_tested_here() -> None:
-    text = "".join(blocks("bash")).replace("\\\n", "")
+    text = "".join(block for page in PAGES for block in blocks("bash", page)).replace("\\\n", "")
     commands = {" ".join(line.split("#")[0].split()) for line in text.splitlines()}
     assert commands == {
-        f"{TRAIN} --quick-test", "bash tests/run.sh", TRAIN, f"{TRAIN} --h100", f"{TRAIN} --help",
+        "git clone <address of this repository> tryon-lora && cd tryon-lora", "bash tests/run.sh",
+        f"{TRAIN} --quick-test", TRAIN, f"{TRAIN} --h100", f"{TRAIN} --help", PLAN,
         f"{TRAIN} --check",  # in test_machine_check.py
-        INSPECT, EXPORT, FOLDERS, INFERENCE, SCORE, RESUME, APP,
+        INSPECT, EXPORT, FOLDERS, DRAW, INFERENCE, SCORE, REPORT, SHARE, RESUME, APP,
     }  # fmt: skip
+
+
+def test_the_cards_commands_are_among_them() -> None:
+    cards = re.findall(r"^\| \d+ GB \| `(.*?)` \|", PAGES[0].read_text(), re.MULTILINE)
+    assert cards == [f"{TRAIN} --offload", TRAIN, f"{TRAIN} --h100"]
 
 
 def test_the_commands_in_their_order(tmp_path: Path, data_cache: Path) -> None:
@@ -65,10 +75,9 @@ def test_the_commands_in_their_order(tmp_path: Path, data_cache: Path) -> None:
     assert launch(*resume, runs=runs).returncode == 0
     assert set(metrics(run)) == {1, 2}
 
-    drawn = DrawnData(2, EVALUATION_SEED, ("upper", "lower"), 192, 144)[1]
-    to_picture(drawn.person).save(tmp_path / "person.jpg")
-    to_picture(drawn.garment).save(tmp_path / "garment.jpg")
-    at = {name: tmp_path / name for name in ("person.jpg", "garment.jpg", "out.png")}
+    drawn = tmp_path / DRAW.split()[-1]
+    draw.main([str(drawn)])
+    at = {"person.jpg": drawn / "person-1.png", "garment.jpg": drawn / "garment-1.png", "out.png": tmp_path / "out.png"}
     tryon_inference_lora.main([*flags_of(INFERENCE, run=run, **at), "--steps", "1", *cache])
     assert (tmp_path / "out.png").is_file()
     config, _ = app_lora.read_settings([*flags_of(APP), "--lora", str(runs)])
@@ -76,6 +85,10 @@ def test_the_commands_in_their_order(tmp_path: Path, data_cache: Path) -> None:
     few = ["--num_samples", "1", "--data_cache_dir", str(data_cache)]
     evaluate_lora.main([*flags_of(SCORE, run=run), *few])
     assert json.loads((run / "scores" / "evaluation.json").read_text())["settings"]["data"].startswith("drawings")
+    (run / "report.html").unlink()
+    report.main(flags_of(REPORT, run=run))
+    share.main(flags_of(SHARE, run=run))
+    assert (run / "report.html").is_file() and (run / "share" / "README.md").is_file()
 
     write_dataset(tmp_path / "data", items=6, seed=2)
     inspect_dataset.main([*flags_of(INSPECT, data=tmp_path / "data"), "--page", str(tmp_path / "page.html")])
@@ -87,12 +100,14 @@ def test_the_commands_in_their_order(tmp_path: Path, data_cache: Path) -> None:
 
 def test_what_needs_a_gpu_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RUNS_DIR", str(tmp_path))
-    for flags, profile in (([], "full"), (["--h100"], "h100")):
+    for flags, profile in (([], "full"), (["--h100"], "h100"), (["--offload"], "full")):
         assert preflight.read_settings([*flags, "--toy"])[0].profile == profile
+    config, *_, plan = preflight.read_settings(flags_of(PLAN))
+    assert config.profile == "full" and not config.toy and plan.plan and plan.gpu_memory == 24
 
 
 def test_the_python_loads_a_lora(run: Path, toy: ToyFolders) -> None:
-    code = blocks("python")[0]  # the other one is tested with the app
+    (code,) = blocks("python", PROJECT / "docs" / "inference.md")  # the app's is tested with the app
     names = {
         "xiaozaa/catvton-flux-alpha": toy.transformer,
         "black-forest-labs/FLUX.1-dev": toy.base,

@@ -43,7 +43,8 @@ def load_perception(folder: Path, device: torch.device) -> Perception:
             loaded[names[0]] = load(folder, device)
         except UNAVAILABLE as error:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            advice = "pip install -r requirements-metrics.txt" if isinstance(error, ImportError) else "see README.md"
+            not_installed = isinstance(error, ImportError)
+            advice = "pip install -r requirements-metrics.txt" if not_installed else "see docs/messages.md"
             missing |= dict.fromkeys(names, f"{reason} ({advice})")
     return Perception(loaded.get("lpips"), loaded.get("fid"), missing)
 

@@ -31,6 +31,8 @@ from tryon.flux.offload import checkpoint_blocks
 from tryon.flux.packing import count_tokens, image_ids, text_ids
 from tryon.toy.model import ToyFolders
 
+TRAINING = (PROJECT / "docs" / "training.md").read_text()
+
 
 def test_the_full_size_transformer_is_what_the_papers_say() -> None:
     from diffusers import FluxTransformer2DModel
@@ -45,22 +47,25 @@ def test_the_full_size_transformer_is_what_the_papers_say() -> None:
 
 
 @pytest.mark.parametrize(("rank", "million"), [(16, 54.2), (64, 216.7), (128, 433.3)])
-def test_parameters_and_sizes_are_those_of_the_readme(rank: int, million: float) -> None:
+def test_parameters_and_sizes_are_those_of_the_docs(rank: int, million: float) -> None:
     sizes = count_parameters(FILL_CONFIG, rank)
     assert round(sizes.frozen / 1e9, 1) == 11.9
     assert round(sizes.trained / 1e6, 1) == million
     # 2 D^2 of a double block's 12 D^2 per stream and of a single block's are modulations beside those per token.
     assert sizes.in_blocks == 3072**2 * (19 * (2 * 12 + 12) + 38 * (12 + 3))
     assert sizes.in_double_block == 3072**2 * 36 and sizes.largest == 3072 * 6 * 3072
-    readme = (PROJECT / "README.md").read_text()
-    rows = re.findall(r"^\| (\d+) \| ([\d.]+) M \| ([\d,]+) MB \|", readme, re.MULTILINE)
+    rows = re.findall(r"^\| (\d+) \| ([\d.]+) M \| ([\d,]+) MB \|", TRAINING, re.MULTILINE)
     stated = {int(row[0]): row[1:] for row in rows}[rank]
     assert stated == (f"{million}", f"{sizes.trained * 4 / 1e6:,.0f}")
 
 
-def test_the_table_of_the_readme_is_the_plan() -> None:
-    readme = (PROJECT / "README.md").read_text()
-    assert "\n".join(hardware_needs.lines()) in readme, "run python -m benchmarks.hardware_needs"
+def test_the_table_of_cards_is_the_plan() -> None:
+    table = hardware_needs.lines()
+    assert "\n".join(table) in TRAINING, "run python -m benchmarks.hardware_needs"
+    shown = re.findall(r"^\| (\d+ GB) \|.*?\| (\d+ GB: .*?) \|", (PROJECT / "README.md").read_text(), re.MULTILINE)
+    assert len(shown) == 3
+    for card, need in shown:
+        assert any(row.startswith(f"| {card},") and f"| {need} |" in row for row in table), (card, need)
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])

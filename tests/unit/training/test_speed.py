@@ -140,7 +140,7 @@ def test_before_a_first_run_hours_are_an_estimate() -> None:
 
 
 @pytest.mark.parametrize(("profile", "card"), [("full", 24), ("quick_test", 16), ("h100", 80)])
-def test_the_readme_s_table_is_what_the_plan_says(profile: str, card: int) -> None:
+def test_the_table_of_cards_is_what_the_plan_says(profile: str, card: int) -> None:
     header, _, *rows = [line.strip("| ").split(" | ") for line in hardware_needs.lines()]
     (row,) = [row for row in rows if row[0] == f"{card} GB, {card_memory(card) / 1e9:.1f} usable"]
     need, kept, recomputing = re.fullmatch(r"(\d+) GB: (\w+), (.*)", row[header.index(f"`{profile}`")]).groups()
