@@ -121,7 +121,7 @@ def test_the_mask_is_made_by_the_rule_of_the_training(
     assert (person == dressed)[~hidden].all() and (person != dressed)[hidden].any(-1).mean() > 0.9
 
     parser = write_parser(tmp_path / "parser", ATR)
-    with pytest.raises(ValueError, match="--parser has no use: this LoRA was trained with rectangles"):
+    with pytest.raises(ValueError, match="--parser is not needed for the rectangles that this LoRA was trained with"):
         main([*of_worn, "--lora", str(by_rule), "--parser", parser])
     main([*of_worn, "--lora", str(with_rule(run, "hull", tmp_path)), "--parser", parser])
     assert (person != pixels(out)).any()
