@@ -149,7 +149,7 @@ def stock_pipeline(transformer: FluxTransformer2DModel, vae: AutoencoderKL) -> F
 
 
 def draw_stock(pipeline: FluxFillPipeline, work: Work, index: int, steps: int) -> Any:
-    """A picture, as whoever calls the pipeline by hand gets it."""
+    """A picture, as a direct call of the pipeline makes it."""
     image, _, mask = (part[None] for part in make_diptych(work.samples[index]))
     device, dtype = pipeline.transformer.device, pipeline.transformer.dtype
     return pipeline(
@@ -174,7 +174,7 @@ def draw_ours(pipeline: FluxFillPipeline, work: Work, cache: float | None, index
 def measure(
     draw: Callable[[int, int], Any], transformer: FluxTransformer2DModel, work: Work
 ) -> tuple[list[float], list[int], list[Any]]:
-    """Of each picture the seconds, the steps in which all blocks ran, and what `draw`, of index and steps, returns."""
+    """For each picture the seconds, the steps in which all blocks ran, and what `draw(index, steps)` returns."""
     draw(0, WARM_UP_STEPS)
     seconds, computed, pictures = [], [], []
     for index in range(len(work.samples)):

@@ -101,7 +101,7 @@ def plan_of(config: TrainConfig, data: DataConfig, masks: MaskConfig, plan: Plan
     try:
         transformer = read_transformer_config(config.pretrained_inpaint_model_name_or_path, config.cache_dir)
     except ValueError as error:
-        lines.append(f"planned for FLUX-Fill's own size, as {error}")
+        lines.append(f"the size of FLUX-Fill is assumed, because {error}")
         transformer = FILL_CONFIG
     rows = {None: TOY_ITEMS, DEEPFASHION: DEEPFASHION_ROWS}.get(data.dataset_name)
     pairs = min(filter(None, (rows, config.max_train_samples)), default=None)

@@ -115,7 +115,7 @@ def test_a_plan_is_printed_and_nothing_is_left_behind(
     main(["--h100", "--plan", "--gpu_memory", "24", "--price_per_hour", "2", "--data_cache_dir", str(data_cache)])
     shown, said = capsys.readouterr()
     assert said == "loading torch, diffusers and transformers ...\n"
-    assert "planned for FLUX-Fill's own size, as xiaozaa/catvton-flux-alpha is not downloaded yet" in shown
+    assert "the size of FLUX-Fill is assumed, because xiaozaa/catvton-flux-alpha is not a folder here" in shown
     assert "GB of 24.7 GB usable" in shown and "frozen weights: nf4; every block recomputes" in shown
     assert not list(tmp_path.iterdir())
 
