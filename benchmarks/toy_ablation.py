@@ -4,7 +4,7 @@
     python -m benchmarks.toy_ablation --variants recipe,rank_4 --seeds 1 --steps 100
 
 A variant changes one thing of the recipe, which is the quick test's on the toy. Scores are PSNRs in dB inside the mask
-with the LoRA, on drawings that no run was trained on, with flat garments for references; in brackets their change against
+with the LoRA, on drawings that no run has seen, with flat garments for references; in brackets their change against
 the model without a LoRA under the same mask; and how often lengths are right. PSNRs under different masks do not
 compare, lengths do. What is done is kept in the output folder and not done again.
 """
