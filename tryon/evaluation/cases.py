@@ -7,12 +7,11 @@ import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from tryon.console import progress_bar
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import SampleSource, TryOnSample, UnreadablePicture, check_unreadable
 
@@ -61,8 +60,8 @@ def places_of(models: Collection[str], cases: Cases) -> set[Place]:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Pairs of a data set as a CaseSource: each person in its own garment, or in that of another person, which nobody
-    has seen it wear. persons, garments: places in the data, one each for every case."""
+    """Pairs of a data set as a CaseSource: each person in its own garment, or in that of another person, without a
+    truth. persons, garments: places in the data, one each for every case."""
 
     data: SampleSource
     persons: list[int]
@@ -88,7 +87,7 @@ class HeldOut:
 
 def paired_cases(data: SampleSource, per_category: int | None) -> HeldOut:
     """The first `per_category` readable pairs of each category, or all, each person in its own garment."""
-    pairs, _ = first_pairs(data, per_category, partial(can_be_read, data))
+    pairs = first_pairs(data, per_category, partial(can_be_read, data))
     return HeldOut(data, pairs, pairs)
 
 
@@ -100,47 +99,31 @@ def held_out_cases(data: SampleSource, per_category: int | None, item: Callable[
     where too many cannot be read: before hours of trying on, not after.
     """
     readable = cache(partial(can_be_read, data))
-    persons, skipped = first_pairs(data, per_category, readable)
-    check_unreadable(skipped, len(persons) + skipped, "held-out pairs")
-    pairs = {category: pairs_of(data, category) for category in CATEGORIES}
-    given = {}
+    persons = first_pairs(data, per_category, readable)
+    looked_at = readable.cache_info().misses
+    check_unreadable(looked_at - len(persons), looked_at, "held-out pairs")
+    pairs, garments = {category: pairs_of(data, category) for category in CATEGORIES}, {}
     for person in persons:
         of_category = pairs[data.category(person)]
         place = of_category.index(person)
         others = (*of_category[place + 1 :], *of_category[:place])
-        garment = next((index for index in others if item(index) != item(person) and readable(index)), None)
-        if garment is not None:
-            given[person] = garment
+        garments[person] = next((index for index in others if item(index) != item(person) and readable(index)), None)
     cases = {"paired": HeldOut(data, persons, persons)}
-    if given:
-        cases["unpaired"] = HeldOut(data, list(given), list(given.values()))
+    if given := [person for person in persons if garments[person] is not None]:
+        cases["unpaired"] = HeldOut(data, given, [garments[person] for person in given])
     if len(given) < len(persons):
         logger.warning("%d persons have no other garment of their category to try on", len(persons) - len(given))
     return cases
 
 
-def first_pairs(data: SampleSource, per_category: int | None, readable: Callable[[int], bool]) -> tuple[list[int], int]:
-    """The first `per_category` readable pairs of each category, or all, and how many were skipped on the way.
+def first_pairs(data: SampleSource, per_category: int | None, readable: Callable[[int], bool]) -> list[int]:
+    """The first `per_category` readable pairs of each category, or all.
 
     The categories take turns, so that a longer list begins with the shorter one: the noise that a case starts from
     follows from its place, and stays the same when more are scored.
     """
-    queues, skipped = [], 0
-    for category in CATEGORIES:
-        pairs = pairs_of(data, category)
-        count = min(len(pairs), per_category or len(pairs))
-        found: list[int] = []
-        with progress_bar(count, f"reading pairs, {category}", visible=True) as bar:
-            for index in pairs:
-                if len(found) == count:
-                    break
-                if readable(index):
-                    found.append(index)
-                    bar.update()
-                else:
-                    skipped += 1
-        queues.append(found)
-    return [index for turn in zip_longest(*queues) for index in turn if index is not None], skipped
+    queues = [islice(filter(readable, pairs_of(data, category)), per_category) for category in CATEGORIES]
+    return [index for turn in zip_longest(*queues) for index in turn if index is not None]
 
 
 def pairs_of(data: SampleSource, category: Category) -> list[int]:

@@ -269,14 +269,13 @@ def write_scores(
     results = compare.summarise(lines, models, cases, perceive(folder, lines, models, cases, perception))
     text = compare.page(settings["data"], loras, perception.missing, results, models)
     (folder / "evaluation.md").write_text(text)
-    for line in compare.tables(results, models, partial(compare.aligned, texts=2)):
-        logger.info("%s", line)
-    for line in compare.not_computed(perception.missing):
+    table = compare.tables(results, models, partial(compare.aligned, texts=2))
+    for line in [*table, "", *compare.not_computed(perception.missing)]:
         logger.info("%s", line)
     for kind, source in cases.items():
         picked = compare.worst_cases(lines, models, kind, len(source))[:WORST_ROWS]
-        of_folder = partial(saved_picture, folder)
-        compare.case_grid(source, kind, picked, models, lines, of_folder).save(folder / f"worst-{kind}.png")
+        grid = compare.case_grid(source, kind, picked, models, lines, partial(saved_picture, folder))
+        grid.save(folder / f"worst-{kind}.png")
         order = "the worst cases first" if "psnr" in lines[BASE, kind, 0] else "the first cases"
         logger.info("%s: %s", order, folder / f"worst-{kind}.png")
     logger.info("scores: %s and %s", folder / "evaluation.md", folder / "evaluation.json")
