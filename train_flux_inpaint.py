@@ -45,23 +45,14 @@ from tryon.files import files_fingerprint
 from tryon.flux.attention import fall_back, uses_safest
 from tryon.flux.load import TEXT_PARTS, ModelFiles, fetch_training_models, load_scheduler, load_transformer, load_vae
 from tryon.flux.lora_header import LoraFacts
-from tryon.flux.memory import resolved
+from tryon.flux.memory import dtype_of, resolved
 from tryon.flux.placement import prepare_transformer
 from tryon.flux.prompt_cache import cache_prompts
 from tryon.flux.prompts import prompt_for
 from tryon.hub import check_login
 from tryon.inference.pipeline import build_pipeline
 from tryon.report import REPORT, write_data, write_environment, write_report
-from tryon.runs import (
-    SAME_WHEN_RESUMED,
-    Refused,
-    check_identity,
-    find_checkpoint,
-    find_lora,
-    locked,
-    own_run,
-    step_of,
-)
+from tryon.runs import SAME_WHEN_RESUMED, Refused, check_identity, find_checkpoint, find_lora, locked, own_run, step_of
 from tryon.share import push
 from tryon.signals import TIME_IS_UP, asked_to_stop, finishing_steps, stop_after
 from tryon.toy.model import toy_name, use_toy_model
@@ -133,16 +124,13 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
 
 
 def setup(
-    config: TrainConfig,
-    train_data: SampleSource,
-    val_data: SampleSource,
-    accelerator: Accelerator,
+    config: TrainConfig, train_data: SampleSource, val_data: SampleSource, accelerator: Accelerator,
     checkpoint: Path | None,
-) -> Training:
+) -> Training:  # fmt: skip
     """Encodes what never changes, loads the transformer with its LoRA, and restores the checkpoint if one is given."""
     run = Path(config.output_dir)
     config = resolved(config, accelerator.device)
-    dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
+    dtype = dtype_of(config)
 
     # The models' files, and whether the checkpoint belongs to them and to the data: nothing is computed before.
     with accelerator.main_process_first():  # one downloads, the others find it
@@ -315,14 +303,8 @@ def encode_prompts(
     """The prompt embedding of each category, encoded by the main process where it is not cached yet."""
     texts = {category: prompt_for(config.prompt, category) for category in CATEGORIES}
     with accelerator.main_process_first():
-        embeddings = cache_prompts(
-            sorted(set(texts.values())),
-            files.base,
-            config.max_sequence_length,
-            dtype,
-            accelerator.device,
-            Path(config.data_cache_dir),
-        )
+        different, length, cache = sorted(set(texts.values())), config.max_sequence_length, Path(config.data_cache_dir)
+        embeddings = cache_prompts(different, files.base, length, dtype, accelerator.device, cache)
     return {category: embeddings[text] for category, text in texts.items()}
 
 
@@ -345,18 +327,11 @@ def lora_facts(config: TrainConfig, data: SampleSource) -> LoraFacts:
     return LoraFacts(
         base=toy_name() if config.toy else config.pretrained_model_name_or_path,
         transformer=toy_name() if config.toy else config.pretrained_inpaint_model_name_or_path,
-        prompt=config.prompt,
-        max_sequence_length=config.max_sequence_length,
-        height=config.height,
-        width=config.width,
-        mask_rule=rule.name if rule else "given",
-        profile=config.profile,
-        step=0,
-        mask_offsets=rule.offsets if rule else (0.0, 0.0, 0.0, 0.0),
-        mask_parser=rule.parser if rule else None,
-        num_inference_steps=config.num_inference_steps,
-        guidance_scale=config.validation_guidance_scale,
-    )
+        prompt=config.prompt, max_sequence_length=config.max_sequence_length, height=config.height, width=config.width,
+        mask_rule=rule.name if rule else "given", profile=config.profile, step=0,
+        mask_offsets=rule.offsets if rule else (0.0, 0.0, 0.0, 0.0), mask_parser=rule.parser if rule else None,
+        num_inference_steps=config.num_inference_steps, guidance_scale=config.validation_guidance_scale,
+    )  # fmt: skip
 
 
 def evaluate_on(val_data: SampleSource, run: Path, config: TrainConfig) -> None:
@@ -367,13 +342,10 @@ def evaluate_on(val_data: SampleSource, run: Path, config: TrainConfig) -> None:
 
 
 def run_training(
-    config: TrainConfig,
-    settings: tuple[Any, ...],
+    config: TrainConfig, settings: tuple[Any, ...],
     load_data: Callable[[TrainConfig, torch.device], tuple[SampleSource, SampleSource, PairCounts]],
-    score: Callable[[SampleSource, Path, TrainConfig], None],
-    *,
-    toy_asked_for: bool,
-) -> None:
+    score: Callable[[SampleSource, Path, TrainConfig], None], *, toy_asked_for: bool,
+) -> None:  # fmt: skip
     """A whole run, of this script or the driver: models, data, training, scores of the validation data, upload.
 
     settings: the data's dataclasses, which go into config.json. load_data: gives training and validation data and how

@@ -214,7 +214,7 @@ def measure(
         peak=torch.cuda.max_memory_allocated() if on_gpu else None,
         reserved=torch.cuda.max_memory_reserved() if on_gpu else None,
         planned=training_memory(config, transformer_costs(config, shapes), every).tensors,
-        flops=step_flops(config, shapes, None).total * samples,
+        flops=step_flops(config, shapes, None) * samples,
         parts={part: spent / bench.steps for part, spent in clock.take().items()},
         losses=losses,
     )

@@ -69,7 +69,7 @@ def main(argv: list[str]) -> None:
     from benchmarks.models import train_config
     from benchmarks.step_timing import HEADER, Row, free_memory, in_words, make_bench, ratios, time_variant
     from tryon.flux.attention import machine
-    from tryon.training.speed import peak_flops
+    from tryon.training.speed import device_name, peak_of
 
     config = train_config(asked.size, asked.batch, asked.rank)
     bench = make_bench(config, asked.warm_up, asked.steps)
@@ -89,7 +89,7 @@ def main(argv: list[str]) -> None:
             result["failed"][name] = (str(error).strip() or type(error).__name__).splitlines()[0]
             print(f"{name}: failed: {result['failed'][name]}", flush=True)
         else:
-            print(in_words(rows[-1], peak_flops(device)), flush=True)
+            print(in_words(rows[-1], peak_of(device_name(device))), flush=True)
         result["rows"] = [{**vars(row), "median": row.median} for row in rows]
         result["ratios"] = ratios(rows)
         if asked.json:

@@ -8,7 +8,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
@@ -213,7 +213,9 @@ def compare_kernel(kernel: str, asked: Attention, device: torch.device) -> Kerne
     if not report.is_right:
         return report
     elsewhere = _compare_at(kernel, replace(asked, tokens=asked.tokens + HALF_TILE), device).problem
-    return replace(report, elsewhere=elsewhere, seconds=time_kernel(kernel, asked, device))
+    inputs = attention_inputs(asked, False, device)
+    seconds = median_seconds(lambda: run_kernel(kernel, *inputs), device, REPEATS, warm_up=1)
+    return replace(report, elsewhere=elsewhere, seconds=seconds)
 
 
 def _compare_at(kernel: str, asked: Attention, device: torch.device) -> KernelReport:
@@ -316,17 +318,16 @@ def run_kernel(
     return out.detach(), *(each.grad for each in inputs)
 
 
-def time_kernel(kernel: str, shape: Attention, device: torch.device) -> float:
-    """Median seconds of a forward and a backward pass."""
-    inputs = attention_inputs(shape, False, device)
+def median_seconds(work: Callable[[], object], device: torch.device, repeats: int, warm_up: int) -> float:
+    """Median seconds of `repeats` calls, the device's work included, after `warm_up` calls that are not timed."""
     seconds = []
-    for _ in range(REPEATS + 1):
+    for _ in range(warm_up + repeats):
         _wait(device)
         started = time.perf_counter()
-        run_kernel(kernel, *inputs)
+        work()
         _wait(device)
         seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[1:])
+    return statistics.median(seconds[warm_up:])
 
 
 def _wait(device: torch.device) -> None:

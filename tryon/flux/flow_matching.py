@@ -32,11 +32,7 @@ def seed_of(draw: tuple[int, ...]) -> int:
 
 
 def draw_sigma_and_noise(
-    shape: tuple[int, int],
-    weighting_scheme: str,
-    logit_mean: float,
-    logit_std: float,
-    draws: list[tuple[int, ...]],
+    shape: tuple[int, int], weighting_scheme: str, logit_mean: float, logit_std: float, draws: list[tuple[int, ...]]
 ) -> tuple[Tensor, Tensor]:
     """Noise levels and noise of one micro-batch: sigma [B] and noise [B, *shape], float32 on the CPU.
 
@@ -47,10 +43,8 @@ def draw_sigma_and_noise(
     sigmas, noises = [], []
     for draw in draws:
         generator = torch.Generator().manual_seed(seed_of(draw))
-        u = compute_density_for_timestep_sampling(
-            weighting_scheme, 1, logit_mean, logit_std, MODE_SCALE, generator=generator
-        )
-        sigmas.append(sigma_from_density(u))
+        density = weighting_scheme, 1, logit_mean, logit_std, MODE_SCALE
+        sigmas.append(sigma_from_density(compute_density_for_timestep_sampling(*density, generator=generator)))
         noises.append(torch.randn(shape, generator=generator))
     return torch.cat(sigmas), torch.stack(noises)
 
@@ -72,16 +66,11 @@ def fill_error(
     transformer: nn.Module, batch: FillBatch, x_t: Tensor, velocity: Tensor, sigma: Tensor, guidance: float
 ) -> Tensor:
     """Squared error of the predicted velocity in float32: [B, L, 64]."""
-    prediction = transformer(
-        hidden_states=torch.cat([x_t, batch.cond], dim=2),
-        timestep=sigma,
-        guidance=torch.full_like(sigma, guidance),
-        pooled_projections=batch.pooled,
-        encoder_hidden_states=batch.prompt,
-        img_ids=batch.img_ids,
-        txt_ids=batch.txt_ids,
-        return_dict=False,
-    )[0]
+    (prediction,) = transformer(
+        hidden_states=torch.cat([x_t, batch.cond], dim=2), timestep=sigma, guidance=torch.full_like(sigma, guidance),
+        pooled_projections=batch.pooled, encoder_hidden_states=batch.prompt, img_ids=batch.img_ids,
+        txt_ids=batch.txt_ids, return_dict=False,
+    )  # fmt: skip
     return (prediction.float() - velocity.float()).square()
 
 

@@ -24,19 +24,10 @@ from tryon.hub import check_room, download_size, hub_or_folder
 
 # The full-size FLUX-Fill transformer: CatVTON-Flux's and FLUX.1-Fill-dev's config.json.
 FILL_CONFIG = {
-    "_class_name": "FluxTransformer2DModel",
-    "patch_size": 1,
-    "in_channels": 384,
-    "out_channels": 64,
-    "num_layers": 19,
-    "num_single_layers": 38,
-    "attention_head_dim": 128,
-    "num_attention_heads": 24,
-    "joint_attention_dim": 4096,
-    "pooled_projection_dim": 768,
-    "guidance_embeds": True,
-    "axes_dims_rope": [16, 56, 56],
-}
+    "_class_name": "FluxTransformer2DModel", "patch_size": 1, "in_channels": 384, "out_channels": 64, "num_layers": 19,
+    "num_single_layers": 38, "attention_head_dim": 128, "num_attention_heads": 24, "joint_attention_dim": 4096,
+    "pooled_projection_dim": 768, "guidance_embeds": True, "axes_dims_rope": [16, 56, 56],
+}  # fmt: skip
 FILL_IN_CHANNELS = FILL_CONFIG["in_channels"]
 CONFIG_PLACES = ("config.json", "transformer/config.json")
 TEXT_PARTS = ("tokenizer", "tokenizer_2", "text_encoder", "text_encoder_2")
@@ -125,14 +116,12 @@ def _config_place(folder: Path, name: str) -> Path:
 def load_text_encoders(base: Path, dtype: torch.dtype) -> FluxFillPipeline:
     """The text half of FLUX: a pipeline with both tokenizers and text encoders and nothing else."""
     return FluxFillPipeline(
-        scheduler=None,
-        vae=None,
-        transformer=None,
+        scheduler=None, vae=None, transformer=None,
         tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer"),
         tokenizer_2=T5Tokenizer.from_pretrained(base / "tokenizer_2"),
         text_encoder=_load(CLIPTextModel, base / "text_encoder", dtype=dtype),
         text_encoder_2=_load(T5EncoderModel, base / "text_encoder_2", dtype=dtype),
-    )
+    )  # fmt: skip
 
 
 def load_vae(base: Path, dtype: torch.dtype, device: torch.device) -> AutoencoderKL:
@@ -174,12 +163,8 @@ def _load(kind: type, folder: Path, where: Path | None = None, **dtype: torch.dt
     lacking = [key for key in report["missing_keys"] if not key.endswith("embed_tokens.weight")]
     lacking += [key if isinstance(key, str) else key[0] for key in report["mismatched_keys"]]
     if lacking:
-        raise ValueError(_incomplete(where or folder, lacking))
+        raise ValueError(
+            f"the weights in {where or folder} are incomplete: {len(lacking)} are missing or of another shape "
+            f"({sorted(lacking)[0]}): download or copy them again"
+        )
     return model
-
-
-def _incomplete(where: Path, lacking: list[str]) -> str:
-    return (
-        f"the weights in {where} are incomplete: {len(lacking)} are missing or of another shape "
-        f"({sorted(lacking)[0]}): download or copy them again"
-    )

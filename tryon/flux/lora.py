@@ -18,20 +18,10 @@ from tryon.runs import LORA_FILE
 # Attention and feed-forward layers of both kinds of block: 380 modules of the full-size model. x_embedder is left out:
 # a LoRA on its 384 channels silently widens a 64-channel FLUX in diffusers and fails elsewhere.
 TARGET_MODULES = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-    "ff.net.0.proj",
-    "ff.net.2",
-    "ff_context.net.0.proj",
-    "ff_context.net.2",
-    "proj_mlp",
-)
+    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
+    "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
+    "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp",
+)  # fmt: skip
 
 
 def add_lora(
@@ -42,13 +32,8 @@ def add_lora(
     dropout: share of the inputs of the LoRA's layers that training leaves out at random, from torch's own generator.
     In bf16 an update of 1e-4 would mostly be rounded away.
     """
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=list(TARGET_MODULES),
-        init_lora_weights="gaussian",
-    )
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(TARGET_MODULES),
+                        init_lora_weights="gaussian")  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         transformer.add_adapter(config)
@@ -63,7 +48,8 @@ def save_lora(folder: Path, transformer: FluxTransformer2DModel, facts: LoraFact
 
 def lora_weights(transformer: FluxTransformer2DModel) -> dict[str, Tensor]:
     """Copies of the LoRA's weights on the host, under diffusers' keys."""
-    return {f"{PREFIX}{key}": tensor.to("cpu", copy=True).contiguous() for key, tensor in _state(transformer).items()}
+    state = get_peft_model_state_dict(transformer)
+    return {f"{PREFIX}{key}": tensor.to("cpu", copy=True).contiguous() for key, tensor in state.items()}
 
 
 def lora_header(transformer: FluxTransformer2DModel, facts: LoraFacts) -> dict[str, str]:
@@ -104,7 +90,7 @@ def load_lora(transformer: FluxTransformer2DModel, file: Path) -> None:
             f"give --lora_rank {rank} --lora_alpha {alpha}"
         )
     state = {key.removeprefix(PREFIX): tensor for key, tensor in load_file(file).items()}
-    own = _state(transformer)
+    own = get_peft_model_state_dict(transformer)
     if state.keys() != own.keys():
         only_file, only_own = sorted(state.keys() - own.keys()), sorted(own.keys() - state.keys())
         raise ValueError(
@@ -129,7 +115,7 @@ def attach_lora(transformer: FluxTransformer2DModel, file: Path, scale: float) -
             transformer.load_lora_adapter(state, prefix="transformer", adapter_name="default", metadata=adapter)
         except (RuntimeError, KeyError, ValueError) as error:  # of other widths, or for layers that take none
             raise ValueError(f"{file} does not fit this transformer: give a LoRA of the same base") from error
-        used = {f"{PREFIX}{key}" for key in _state(transformer)}
+        used = {f"{PREFIX}{key}" for key in get_peft_model_state_dict(transformer)}
         unknown = sorted(state.keys() - used)
     if unknown or not state:
         raise ValueError(
@@ -162,7 +148,3 @@ def fold_lora(transformer: FluxTransformer2DModel, originals: dict[nn.Parameter,
                     parameter.data = parameter.to(base.weight.device, torch.float32)
     transformer.fuse_lora()
     transformer.unload_lora()
-
-
-def _state(transformer: FluxTransformer2DModel) -> dict[str, torch.Tensor]:
-    return get_peft_model_state_dict(transformer)

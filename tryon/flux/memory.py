@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from tryon.config import Quantization, TrainConfig
 from tryon.flux.compiler import can_compile
 from tryon.flux.lora import add_lora
+from tryon.flux.offload import blocks_of
 from tryon.flux.packing import count_tokens
 from tryon.flux.quantize import weight_bytes
 from tryon.flux.training_blocks import share_inputs, shares_inputs, use_training_blocks
@@ -100,8 +101,8 @@ class Sizes:
 
 @dataclass(frozen=True)
 class BlockCosts:
-    """Bytes that one transformer block keeps for its backward pass. inputs: if it recomputes its activations. saved: if
-    it does not."""
+    """Bytes that a block keeps for its backward pass. inputs: if it recomputes its activations. saved: if it does
+    not."""
 
     inputs: int
     saved: int
@@ -124,10 +125,8 @@ def transformer_costs(config: TrainConfig, transformer_config: dict[str, Any]) -
     double = _trace(transformer.transformer_blocks[0], config, transformer.inner_dim)
     single = _trace(transformer.single_transformer_blocks[0], config, transformer.inner_dim)
     if config.compile:
-        double, single = (
-            replace(costs, saved=round(share * costs.saved))
-            for costs, share in ((double, COMPILED_DOUBLE), (single, COMPILED_SINGLE))
-        )
+        double = replace(double, saved=round(COMPILED_DOUBLE * double.saved))
+        single = replace(single, saved=round(COMPILED_SINGLE * single.saved))
     blocks = [double] * transformer_config["num_layers"] + [single] * transformer_config["num_single_layers"]
     return TransformerCosts(count_parameters(transformer_config, config.lora_rank), blocks)
 
@@ -137,7 +136,7 @@ def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | N
 
     config.quantization must be resolved (see choose_quantization).
     """
-    sizes, itemsize, quantized = costs.sizes, _dtype(config).itemsize, config.quantization != "none"
+    sizes, itemsize, quantized = costs.sizes, dtype_of(config).itemsize, config.quantization != "none"
     each = weight_bytes(config.quantization) if quantized else itemsize
     held = 2 * sizes.in_double_block if config.offload else sizes.in_blocks  # offloaded: the running block and the next
     activations, work = fullest_moment(costs.blocks, every, COMPILED_WORK if config.compile else 1.0)
@@ -169,15 +168,19 @@ def fullest_moment(blocks: list[BlockCosts], every: int | None, work: float) -> 
     return max(moments, key=sum)
 
 
+def checkpoint_bytes(config: TrainConfig, trained: int) -> int:
+    """Bytes of a checkpoint's LoRA and optimiser state. trained: the LoRA's parameters."""
+    return (4 + 2 * _moment_bytes(config)) * trained
+
+
 def host_memory(config: TrainConfig, sizes: Sizes) -> HostMemory:
     """What a process that trains on a GPU needs of the host's memory. config.quantization must be resolved."""
-    itemsize = _dtype(config).itemsize
+    itemsize = dtype_of(config).itemsize
     each = itemsize if config.quantization == "none" else weight_bytes(config.quantization)
     locked = round(sizes.in_blocks * each) if config.offload else 0
-    checkpoint = (4 + 2 * _moment_bytes(config)) * sizes.trained
     return HostMemory(
         loading=sizes.frozen * itemsize + 4 * sizes.trained,
-        training=locked + config.dataloader_num_workers * DATA_WORKER + checkpoint,
+        training=locked + config.dataloader_num_workers * DATA_WORKER + checkpoint_bytes(config, sizes.trained),
     )
 
 
@@ -236,17 +239,12 @@ def check_training_fits(config: TrainConfig, transformer_config: dict[str, Any],
     if device.type != "cuda":
         return
     config = resolved(config, device)
-    free = free_memory(device)
-    costs = transformer_costs(config, transformer_config)
+    costs, free = transformer_costs(config, transformer_config), free_memory(device)
     every = recomputed_every(config, costs, free)
     need = training_memory(config, costs, every)
     helps = ", or ".join(memory_advice(config, every)) or "use a GPU with more"
-    check_gpu_memory(
-        f"training at rank {config.lora_rank} with {config.optimizer}, activations aside,",
-        need.weights + need.lora + need.optimizer,
-        helps,
-        device,
-    )
+    what = f"training at rank {config.lora_rank} with {config.optimizer}, activations aside,"
+    check_gpu_memory(what, need.weights + need.lora + need.optimizer, helps, device)
     if need.total > free:
         words = "a step is planned to need %s of GPU memory and %s are free; should it not fit: %s"
         logger.warning(words, gigabytes(need.total), gigabytes(free), helps)
@@ -280,14 +278,8 @@ def count_parameters(transformer_config: dict[str, Any], rank: int) -> Sizes:
     """Sizes of the transformer with a LoRA of this rank, counted without allocating memory."""
     transformer = empty_transformer(transformer_config, rank)
     trained = sum(each.numel() for each in transformer.parameters() if each.requires_grad)
-    linear = [
-        [
-            layer.weight.numel()
-            for name, layer in block.named_modules()
-            if isinstance(layer, nn.Linear) and "lora_" not in name
-        ]
-        for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks)
-    ]
+    linear = [[each.weight.numel() for name, each in block.named_modules()
+               if isinstance(each, nn.Linear) and "lora_" not in name] for block in blocks_of(transformer)]  # fmt: skip
     frozen = sum(each.numel() for each in transformer.parameters()) - trained
     return Sizes(frozen, sum(map(sum, linear)), sum(linear[0]), max(map(max, linear)), trained)
 
@@ -298,14 +290,14 @@ def empty_transformer(transformer_config: dict[str, Any], rank: int) -> FluxTran
         transformer = FluxTransformer2DModel.from_config(transformer_config).requires_grad_(False)
         add_lora(transformer, rank, rank, seed=0)
         use_training_blocks(transformer)
-    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
+    for block in blocks_of(transformer):
         block.attn.processor._attention_backend = "native"  # not what the process's other models use, on other devices
     return transformer
 
 
 def _trace(block: nn.Module, config: TrainConfig, width: int) -> BlockCosts:
     """Runs the block forward on tensors that have shapes and no memory, and adds up what autograd would keep."""
-    dtype, batch = _dtype(config), config.train_batch_size
+    dtype, batch = dtype_of(config), config.train_batch_size
     image, text, head = count_tokens(config.height, config.width), config.max_sequence_length, block.attn.head_dim
     saved: dict[int, int] = {}
 
@@ -378,5 +370,6 @@ def _moment_bytes(config: TrainConfig) -> int:
     return 1 if config.optimizer == "adamw8bit" else 4
 
 
-def _dtype(config: TrainConfig) -> torch.dtype:
+def dtype_of(config: TrainConfig) -> torch.dtype:
+    """The dtype of the frozen weights, the text encoders and the VAE."""
     return torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32

@@ -69,19 +69,9 @@ class QuantizedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         autocast = torch.is_autocast_enabled(x.device.type)
         dtype = torch.get_autocast_dtype(x.device.type) if autocast else self.dtype
-        return _linear(
-            x.to(dtype),
-            self.qweight,
-            self.scales,
-            self.block_scales,
-            None if self.bias is None else self.bias.to(dtype),
-            self.kind,
-            self.out_features,
-            self.in_features,
-        )
-
-    def extra_repr(self) -> str:
-        return f"in_features={self.in_features}, out_features={self.out_features}, kind={self.kind}"
+        bias = None if self.bias is None else self.bias.to(dtype)
+        weight = self.qweight, self.scales, self.block_scales
+        return _linear(x.to(dtype), *weight, bias, self.kind, self.out_features, self.in_features)
 
 
 def quantize(weight: Tensor, kind: Kind) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -134,14 +124,9 @@ def _dequantize_nf4(
         scales[:-1], code=_dynamic_code(values.device), blocksize=NF4_BLOCKS_PER_SCALE, dtype=torch.float32
     )
     state = QuantState(
-        block_scales,
-        shape=torch.Size((len(block_scales), NF4_BLOCK)),
-        dtype=dtype,
-        blocksize=NF4_BLOCK,
-        quant_type="nf4",
-        offset=scales[-1],
-        state2=of_scales,
-    )
+        block_scales, shape=torch.Size((len(block_scales), NF4_BLOCK)), dtype=dtype, blocksize=NF4_BLOCK,
+        quant_type="nf4", offset=scales[-1], state2=of_scales,
+    )  # fmt: skip
     return dequantize_4bit(values, state).flatten()[: shape[0] * shape[1]].view(shape)
 
 
@@ -157,15 +142,9 @@ def _dynamic_code(device: torch.device) -> Tensor:
 # forward to the backward pass instead of computing it again.
 @torch.library.custom_op("tryon::quantized_linear", mutates_args=())
 def _linear(
-    x: Tensor,
-    values: Tensor,
-    scales: Tensor,
-    block_scales: Tensor | None,
-    bias: Tensor | None,
-    kind: str,
-    out_features: int,
-    in_features: int,
-) -> Tensor:
+    x: Tensor, values: Tensor, scales: Tensor, block_scales: Tensor | None, bias: Tensor | None,
+    kind: str, out_features: int, in_features: int,
+) -> Tensor:  # fmt: skip
     weight = dequantize(values, scales, block_scales, kind, (out_features, in_features), x.dtype)
     out = nn.functional.linear(x.reshape(-1, in_features), weight, bias)
     return out.view(*x.shape[:-1], out_features)
@@ -173,14 +152,9 @@ def _linear(
 
 @torch.library.custom_op("tryon::quantized_linear_backward", mutates_args=())
 def _linear_backward(
-    grad: Tensor,
-    values: Tensor,
-    scales: Tensor,
-    block_scales: Tensor | None,
-    kind: str,
-    out_features: int,
-    in_features: int,
-) -> Tensor:
+    grad: Tensor, values: Tensor, scales: Tensor, block_scales: Tensor | None,
+    kind: str, out_features: int, in_features: int,
+) -> Tensor:  # fmt: skip
     weight = dequantize(values, scales, block_scales, kind, (out_features, in_features), grad.dtype)
     return (grad.reshape(-1, out_features) @ weight).view(*grad.shape[:-1], in_features)
 

@@ -24,10 +24,8 @@ from tryon.config import TrainConfig
 def use_training_blocks(transformer: FluxTransformer2DModel) -> None:
     """Puts a block of this module in the place of each of diffusers', around its own layers: names, and so state
     dictionaries, stay as they are."""
-    for blocks, kind in (
-        (transformer.transformer_blocks, DoubleBlock),
-        (transformer.single_transformer_blocks, SingleBlock),
-    ):
+    double, single = transformer.transformer_blocks, transformer.single_transformer_blocks
+    for blocks, kind in ((double, DoubleBlock), (single, SingleBlock)):
         for index, block in enumerate(blocks):
             blocks[index] = kind(block)
 
@@ -89,13 +87,9 @@ class SingleBlock(transformer_flux.FluxSingleTransformerBlock):
         return [self.shared]
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        temb: Tensor,
-        image_rotary_emb: tuple[Tensor, Tensor],
-        joint_attention_kwargs: None = None,
-    ) -> tuple[Tensor, Tensor]:
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor,
+        image_rotary_emb: tuple[Tensor, Tensor], joint_attention_kwargs: None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         length, attn = encoder_hidden_states.shape[1], self.attn
         joint = torch.cat([encoder_hidden_states, hidden_states], dim=1)
         normed, gate = self.norm(joint, emb=temb)
@@ -119,13 +113,9 @@ class DoubleBlock(transformer_flux.FluxTransformerBlock):
         return [self.shared, self.shared_context]
 
     def forward(
-        self,
-        hidden_states: Tensor,
-        encoder_hidden_states: Tensor,
-        temb: Tensor,
-        image_rotary_emb: tuple[Tensor, Tensor],
-        joint_attention_kwargs: None = None,
-    ) -> tuple[Tensor, Tensor]:
+        self, hidden_states: Tensor, encoder_hidden_states: Tensor, temb: Tensor,
+        image_rotary_emb: tuple[Tensor, Tensor], joint_attention_kwargs: None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         image, text, attn = hidden_states, encoder_hidden_states, self.attn
         length = text.shape[1]
         normed, gate, shift_mlp, scale_mlp, gate_mlp = self.norm1(image, emb=temb)

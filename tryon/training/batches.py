@@ -20,13 +20,9 @@ POWER = {"none": 1.0, "sqrt": 0.5, "equal": 0.0}  # a category with n rows gets 
 
 
 def load_batches(
-    config: TrainConfig,
-    data: LatentData,
-    prompts: dict[Category, PromptEmbedding],
-    accelerator: Accelerator,
-    first_step: int,
-    max_steps: int,
-) -> DataLoader:
+    config: TrainConfig, data: LatentData, prompts: dict[Category, PromptEmbedding], accelerator: Accelerator,
+    first_step: int, max_steps: int,
+) -> DataLoader:  # fmt: skip
     """This process's share of every global batch from `first_step` to the end, as FillBatches on the CPU."""
     per_process = config.train_batch_size
     global_batch = per_process * accelerator.num_processes

@@ -16,7 +16,7 @@ from tryon.config import TrainConfig, first_line
 from tryon.files import replace_json
 from tryon.flux.attention import machine
 from tryon.flux.compiler import no_compiler
-from tryon.flux.memory import resolved
+from tryon.flux.memory import dtype_of, resolved
 from tryon.training.check_blocks import DEPTH, Row, random_batch, random_transformer
 from tryon.training.check_cost import Estimate, memory_rows, plan_row, time_rows
 from tryon.training.check_numerics import attention_rows, block_rows, lora_row
@@ -26,12 +26,9 @@ CHECKS_FILE = "checks.json"  # in the data cache
 
 
 def check(
-    config: TrainConfig,
-    transformer_config: dict[str, Any],
-    device: torch.device,
-    folder: Path,
+    config: TrainConfig, transformer_config: dict[str, Any], device: torch.device, folder: Path,
     price_per_hour: float | None,
-) -> bool:
+) -> bool:  # fmt: skip
     """Prints a table of what was checked, found and allowed, each line as soon as it is known, then the verdict.
 
     Returns whether everything that the run depends on is right. Verdict and times are kept for `--plan`.
@@ -55,11 +52,8 @@ def check(
         hours = config.max_train_steps * estimate.step / 3600
         cost = "" if price_per_hour is None else f", {hours * price_per_hour:,.2f} at {price_per_hour:g} an hour"
         print(f"{config.max_train_steps:,} steps: about {hours:.3g} h{cost}, validation and checkpoints aside")
-    print(
-        f"NOT FIT for this run: {'; '.join(failed)}"
-        if failed
-        else "fit for this run: everything it depends on is right"
-    )
+    print("fit for this run: everything it depends on is right" if not failed
+          else f"NOT FIT for this run: {'; '.join(failed)}")  # fmt: skip
     return not failed
 
 
@@ -71,20 +65,20 @@ def check_machine(
     config: as for training; what is "auto" is resolved here. Raises ValueError where no attention kernel is right.
     """
     config, asked_to_compile = resolved(config, device), config.compile
-    dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
+    dtype = dtype_of(config)
     yield Row("machine", machine(device))
     yield from attention_rows(config, transformer_config, dtype, device)
-    with quiet("tryon.flux.placement", "tryon.flux.attention"):
+    with quiet():
         few = {**transformer_config, "num_layers": DEPTH[0], "num_single_layers": DEPTH[1]}
         base = random_transformer(few, dtype, torch.device("cpu"))
         batch = random_batch(config, transformer_config, dtype, device)
         if asked_to_compile and (problem := no_compiler(device)):
             yield Row("compiled blocks", f"nothing can be compiled here: {problem}")
-        yield from block_rows(base, config, batch, device)
-        yield lora_row(base, config, batch, device)
-        yield from memory_rows(base, config, batch, device)
+        yield from block_rows(base, config, batch)
+        yield lora_row(base, config, batch)
+        yield from memory_rows(base, config, batch)
         yield plan_row(config, transformer_config, device)
-        yield from time_rows(base, config, transformer_config, batch, device, folder)
+        yield from time_rows(base, config, transformer_config, batch, folder)
 
 
 def remember_check(config: TrainConfig, device: torch.device, estimate: Estimate | None, failed: list[str]) -> None:
@@ -92,11 +86,8 @@ def remember_check(config: TrainConfig, device: torch.device, estimate: Estimate
     file = Path(config.data_cache_dir) / CHECKS_FILE
     known = json.loads(file.read_text()) if file.is_file() else {}
     kind = kind_of_step(resolved(config, device), device)
-    known.setdefault(machine(device), {})[kind] = {
-        **(asdict(estimate) if estimate else {}),
-        "failed": failed,
-        "date": str(date.today()),
-    }
+    seconds = asdict(estimate) if estimate else {}
+    known.setdefault(machine(device), {})[kind] = {**seconds, "failed": failed, "date": str(date.today())}
     replace_json(file, known)
 
 
@@ -110,14 +101,12 @@ def remembered_check(config: TrainConfig, device: torch.device) -> dict[str, Any
 
 
 @contextmanager
-def quiet(*names: str) -> Iterator[None]:
-    """These loggers say nothing below warnings meanwhile."""
-    loggers = [logging.getLogger(name) for name in names]
-    levels = [each.level for each in loggers]
-    for each in loggers:
-        each.setLevel(logging.WARNING)
+def quiet() -> Iterator[None]:
+    """What handles the model says nothing below warnings meanwhile."""
+    logger = logging.getLogger("tryon.flux")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        for each, level in zip(loggers, levels, strict=True):
-            each.setLevel(level)
+        logger.setLevel(level)

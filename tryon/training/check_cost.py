@@ -3,7 +3,6 @@ validation picture and checkpoint are extrapolated from those of a few blocks.""
 
 import copy
 import os
-import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +15,11 @@ from diffusers import FluxTransformer2DModel
 
 from tryon.config import TrainConfig
 from tryon.data.sample import FillBatch
+from tryon.flux.attention import median_seconds
 from tryon.flux.memory import (
     VAE_PARAMETERS,
+    TransformerCosts,
+    checkpoint_bytes,
     free_memory,
     recomputed_every,
     training_memory,
@@ -43,16 +45,14 @@ class Estimate:
     checkpoint: float
 
 
-def memory_rows(
-    base: FluxTransformer2DModel, config: TrainConfig, batch: FillBatch, device: torch.device
-) -> Iterator[Row]:
+def memory_rows(base: FluxTransformer2DModel, config: TrainConfig, batch: FillBatch) -> Iterator[Row]:
     """What these blocks take of a GPU's memory, beside what is planned for them, part by part."""
+    device = batch.x0.device
     if device.type != "cuda":
         return
     config = replace(config, gradient_accumulation_steps=1)  # one backward pass is looked at
     costs = transformer_costs(config, dict(base.config))
-    every = recomputed_every(config, costs, free_memory(device))
-    plan = training_memory(config, costs, every)
+    plan = training_memory(config, costs, recomputed_every(config, costs, free_memory(device)))
     vae = VAE_PARAMETERS * base.dtype.itemsize  # planned with the weights, but not here
 
     collect(device)
@@ -73,13 +73,12 @@ def memory_rows(
         "moments": (settled - placed, plan.optimizer),
         "activations": (peak - settled, plan.activations + plan.work),
     }
+    what = f"memory of {len(blocks_of(base))} blocks"
     for name, (measured, planned) in parts.items():
-        yield Row(f"memory of {len(blocks_of(base))} blocks: {name}", _against(measured, planned))
+        yield Row(f"{what}: {name}", _against(measured, planned))
     planned = sum(each for _, each in parts.values())
     right = abs(peak / planned - 1) <= MEMORY_ALLOWED
-    yield Row(
-        f"memory of {len(blocks_of(base))} blocks: all", _against(peak, planned), f"{MEMORY_ALLOWED:.0%}", right, False
-    )
+    yield Row(f"{what}: all", _against(peak, planned), f"{MEMORY_ALLOWED:.0%}", right, needed=False)
 
 
 def _against(measured: int, planned: int) -> str:
@@ -95,53 +94,41 @@ def plan_row(config: TrainConfig, transformer_config: dict[str, Any], device: to
 
 
 def time_rows(
-    base: FluxTransformer2DModel,
-    config: TrainConfig,
-    transformer_config: dict[str, Any],
-    batch: FillBatch,
-    device: torch.device,
+    base: FluxTransformer2DModel, config: TrainConfig, transformer_config: dict[str, Any], batch: FillBatch,
     folder: Path,
-) -> Iterator[Row | Estimate]:
+) -> Iterator[Row | Estimate]:  # fmt: skip
     """Seconds of a step, a validation picture and a checkpoint of the whole model."""
-    passes, forward, optimiser = extrapolated(base, config, transformer_config, batch, device)
+    costs = transformer_costs(config, transformer_config)
+    whole = transformer_config["num_layers"], transformer_config["num_single_layers"]
+    passes, forward, optimiser = extrapolated(base, config, costs, whole, batch)
     step = config.gradient_accumulation_steps * passes + optimiser
     samples = config.train_batch_size * config.gradient_accumulation_steps
     yield Row("a step, extrapolated", f"{step:.3g} s: {config.gradient_accumulation_steps} x {passes:.3g} s and "
               f"{optimiser:.2g} s; {samples / step:.2f} samples/s")  # fmt: skip
     picture = config.num_inference_steps * forward
     yield Row("a validation picture, extrapolated", f"{picture:.3g} s: {config.num_inference_steps} x {forward:.3g} s")
-    rate, trained = disk_speed(folder), transformer_costs(config, transformer_config).sizes.trained
-    size = trained * (4 + 2 * (1 if config.optimizer == "adamw8bit" else 4))
+    rate, size = disk_speed(folder), checkpoint_bytes(config, costs.sizes.trained)
     yield Row("a checkpoint", f"{size / rate:.2g} s: {size / GB:.2f} GB at {rate / GB:.2f} GB/s")
     yield Estimate(step, picture, size / rate)
 
 
 def extrapolated(
-    base: FluxTransformer2DModel,
-    config: TrainConfig,
-    transformer_config: dict[str, Any],
-    batch: FillBatch,
-    device: torch.device,
+    base: FluxTransformer2DModel, config: TrainConfig, costs: TransformerCosts, whole: tuple[int, int], batch: FillBatch
 ) -> tuple[float, float, float]:
     """Seconds of the whole model's forward and backward pass, of its forward pass without gradients, and of an update
-    of all that is trained, from those of a few blocks."""
-    costs = transformer_costs(config, transformer_config)
-    every = recomputed_every(config, costs, free_memory(device))
+    of all that is trained, from those of a few blocks. whole: double and single blocks of the whole model."""
+    every = recomputed_every(config, costs, free_memory(batch.x0.device))
     depths = DEPTH, (DEPTH[0] - 1, DEPTH[1]), (DEPTH[0], DEPTH[1] - 1)
-    whole = transformer_config["num_layers"], transformer_config["num_single_layers"]
     chosen = set(range(sum(whole))[::every]) if every else set()
     passes = forward = 0.0
     for checkpointing, wanted in (("none", set(range(sum(whole))) - chosen), ("full", chosen)):
         if not wanted:
             continue
         doubles = sum(index < whole[0] for index in wanted)
-        counts = doubles, len(wanted) - doubles
-        timed = [
-            time_passes(base, depth, replace(config, gradient_checkpointing=checkpointing), batch, device)
-            for depth in depths
-        ]
+        so = replace(config, gradient_checkpointing=checkpointing)
+        timed = [time_passes(base, depth, so, batch) for depth in depths]
         rest, double, single = solve(timed, lambda passes: passes.training)
-        passes += counts[0] * double + counts[1] * single
+        passes += doubles * double + (len(wanted) - doubles) * single
         if not forward:
             passes += rest
             parts = solve(timed, lambda passes: passes.forward)
@@ -161,11 +148,9 @@ class Passes:
     trained: int
 
 
-def time_passes(
-    base: FluxTransformer2DModel, depth: tuple[int, int], config: TrainConfig, batch: FillBatch, device: torch.device
-) -> Passes:
-    """Of so many of the blocks, as the configuration says."""
-    fewer = copy.deepcopy(base)
+def time_passes(base: FluxTransformer2DModel, depth: tuple[int, int], config: TrainConfig, batch: FillBatch) -> Passes:
+    """Times `depth` double and single blocks, made ready as the configuration says."""
+    device, fewer = batch.x0.device, copy.deepcopy(base)
     fewer.transformer_blocks = fewer.transformer_blocks[: depth[0]]
     fewer.single_transformer_blocks = fewer.single_transformer_blocks[: depth[1]]
     transformer, parameters = prepared(fewer, config, device)
@@ -182,21 +167,11 @@ def time_passes(
         with torch.no_grad(), torch.compiler.set_stance("force_eager"):
             seeded_loss(transformer, config, replace(batch, **{name: vars(batch)[name][:1] for name in PER_SAMPLE}))
 
-    training, optimiser = seconds_of(train, device), seconds_of(update, device)
+    # The first two of each are not timed: they compile and warm up.
+    training, optimiser = (median_seconds(work, device, PASSES, warm_up=2) for work in (train, update))
     transformer.eval()
-    return Passes(training, seconds_of(predict, device), optimiser, sum(each.numel() for each in parameters))
-
-
-def seconds_of(work: Callable[[], None], device: torch.device) -> float:
-    """The median of PASSES, after two that are not timed: they compile and warm up."""
-    seconds = []
-    for _ in range(PASSES + 2):
-        started = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds[2:])
+    forward = median_seconds(predict, device, PASSES, warm_up=2)
+    return Passes(training, forward, optimiser, sum(each.numel() for each in parameters))
 
 
 def solve(timed: Sequence[Passes], seconds: Callable[[Passes], float]) -> tuple[float, float, float]:

@@ -14,17 +14,9 @@ from torch import Tensor, nn
 
 from tryon.config import TrainConfig
 from tryon.data.sample import FillBatch
-from tryon.flux.attention import (
-    SAFEST_KERNEL,
-    Attention,
-    KernelReport,
-    best_kernel,
-    compare_kernels,
-    in_words,
-    one_at_a_time,
-)
+from tryon.flux.attention import SAFEST_KERNEL, Attention, best_kernel, compare_kernels, in_words, one_at_a_time
 from tryon.flux.lora import add_lora, load_lora, save_lora
-from tryon.flux.lora_header import LoraFacts
+from tryon.flux.lora_header import OF_ANOTHER_PROJECT
 from tryon.flux.offload import blocks_of
 from tryon.flux.packing import count_tokens
 from tryon.flux.quantize import Kind, dequantize, quantize
@@ -46,27 +38,19 @@ def attention_rows(
     with one_at_a_time(cache := Path(config.data_cache_dir)):
         reports = compare_kernels(asked, device, cache)
     for report in reports:
-        yield kernel_row(report)
+        found = in_words(report).removeprefix(f"{report.kernel} ")
+        if report.is_right:
+            found = f"{report.error:.1e} off, {found}" + ("; wrong at other sizes" if report.elsewhere else "")
+        allowed = "" if report.allowed is None else f"{report.allowed:.1e}"
+        right = report.is_right if report.available else None
+        yield Row(f"attention {report.kernel}", found, allowed, right, needed=False)  # only the chosen one is
     yield Row("attention, chosen", best_kernel(reports, device), right=True)
 
 
-def kernel_row(report: KernelReport) -> Row:
-    """Only the chosen kernel is needed."""
-    found = in_words(report).removeprefix(f"{report.kernel} ")
-    if report.is_right:
-        found = f"{report.error:.1e} off, {found}"
-        if report.elsewhere:
-            found += "; wrong at other sizes"
-    allowed = "" if report.allowed is None else f"{report.allowed:.1e}"
-    return Row(f"attention {report.kernel}", found, allowed, report.is_right if report.available else None, False)
-
-
-def block_rows(
-    base: FluxTransformer2DModel, config: TrainConfig, batch: FillBatch, device: torch.device
-) -> Iterator[Row]:
+def block_rows(base: FluxTransformer2DModel, config: TrainConfig, batch: FillBatch) -> Iterator[Row]:
     """Loss and gradients of each variant, twice, beside those of diffusers' own blocks with the same weights."""
     unchanged = replace(config, gradient_checkpointing="none", quantization="none", offload=False, compile=False)
-    allowed = ALLOWED[base.dtype]
+    allowed, device = ALLOWED[base.dtype], batch.x0.device
     expected_of: dict[str, tuple[Tensor, list[Tensor]]] = {}
     for kind, name, settings in block_variants(config):
         if kind not in expected_of:
@@ -96,8 +80,7 @@ def block_variants(config: TrainConfig) -> Iterator[tuple[str, str, dict[str, An
         for name, checkpointing in (("nothing", "none"), ("every block", "full"), ("every 2nd block", "2")):
             yield kind, f"{name} recomputed", {"gradient_checkpointing": checkpointing}
             if config.compile and kind == config.quantization and checkpointing != "2":
-                settings = {"gradient_checkpointing": checkpointing, "compile": True}
-                yield kind, f"{name} recomputed, compiled", settings
+                yield kind, f"{name} recomputed, compiled", {"gradient_checkpointing": checkpointing, "compile": True}
         yield kind, "offloaded", {"gradient_checkpointing": "full", "offload": True}
 
 
@@ -151,15 +134,15 @@ def difference(found: tuple[Tensor, list[Tensor]], expected: tuple[Tensor, list[
     return tuple(math.inf if math.isnan(each) else each for each in (loss, gradients))
 
 
-def lora_row(base: FluxTransformer2DModel, config: TrainConfig, batch: FillBatch, device: torch.device) -> Row:
+def lora_row(base: FluxTransformer2DModel, config: TrainConfig, batch: FillBatch) -> Row:
     """A LoRA that is saved and loaded again predicts the same."""
+    device = batch.x0.device
     transformer = plain(base, config, device)
     expected, _ = loss_and_gradients(transformer, config, batch)
     other = copy.deepcopy(base)
     add_lora(other, config.lora_rank, config.lora_alpha, seed=1)
     with tempfile.TemporaryDirectory() as name:
-        facts = LoraFacts("", "", "", 0, 0, 0, "", "", 0)
-        save_lora(Path(name), transformer, facts)
+        save_lora(Path(name), transformer, OF_ANOTHER_PROJECT)
         load_lora(other, Path(name) / LORA_FILE)
     del transformer
     other.to(device).enable_gradient_checkpointing()

@@ -14,10 +14,10 @@ import logging
 import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 from diffusers import FluxTransformer2DModel
 from safetensors import SafetensorError
@@ -61,7 +61,7 @@ def take_snapshot(
     return Snapshot(state, lora_weights(transformer), lora_header(transformer, facts), optimizer_state(optimizer))
 
 
-class CheckpointWriter:
+class CheckpointWriter(AbstractContextManager):
     """Writes a run's checkpoints in a thread, one at a time, while training goes on: writing, hashing and waiting for
     the disk take longer than the copies. Leaving its context waits for what is being written.
 
@@ -73,10 +73,7 @@ class CheckpointWriter:
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *error: object) -> None:
         self._thread.shutdown()
 
     def save(
@@ -154,10 +151,6 @@ def load_checkpoint(
     check_identity(checkpoint, identity)
     load_lora(transformer, lora_file(checkpoint))
     load_optimizer(checkpoint, optimizer)
-    return _read_state(checkpoint)
-
-
-def _read_state(checkpoint: Path) -> TrainerState:
     return TrainerState(**json.loads((checkpoint / STATE_FILE).read_text()))
 
 

@@ -10,7 +10,6 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +22,7 @@ from tqdm import tqdm
 from tryon.config import TrainConfig
 from tryon.console import progress_bar
 from tryon.data.category import Category
-from tryon.data.sample import (
-    LatentSample,
-    SampleSource,
-    TryOnSample,
-    UnreadablePicture,
-    check_unreadable,
-)
+from tryon.data.sample import LatentSample, SampleSource, TryOnSample, UnreadablePicture, check_unreadable
 from tryon.files import files_fingerprint, free_disk
 from tryon.flux.encode import encode_sample
 from tryon.flux.load import ModelFiles
@@ -39,7 +32,6 @@ from tryon.units import gigabytes
 
 logger = logging.getLogger(__name__)
 
-LOG_EVERY = 60  # seconds between two plain lines while encoding
 PENDING_WRITES = 8  # files that may wait to be written while the VAE goes on
 
 
@@ -63,11 +55,8 @@ class LatentData(Dataset):
 
 def write_latents(path: Path, latents: LatentSample) -> None:
     """Writes one sample; its mask as one bit per pixel."""
-    tensors = {
-        "target": latents.target.contiguous(),
-        "masked": latents.masked.contiguous(),
-        "mask_bits": torch.from_numpy(np.packbits(latents.mask.numpy(), axis=-1)),
-    }
+    bits = torch.from_numpy(np.packbits(latents.mask.numpy(), axis=-1))
+    tensors = {"target": latents.target.contiguous(), "masked": latents.masked.contiguous(), "mask_bits": bits}
     write_whole(path, tensors, {"key": latents.key, "category": latents.category})
 
 
@@ -116,13 +105,9 @@ def read_ahead(samples: SampleSource, indices: list[int], workers: int, device: 
 
 
 def cache_latents(
-    samples: SampleSource,
-    paths: list[Path],
-    what: str,
-    vae: AutoencoderKL,
-    config: TrainConfig,
+    samples: SampleSource, paths: list[Path], what: str, vae: AutoencoderKL, config: TrainConfig,
     accelerator: Accelerator,
-) -> LatentData:
+) -> LatentData:  # fmt: skip
     """Encodes what is not cached yet, each process its share, and returns all readable samples in their order.
 
     paths: latent_files of the samples. Unreadable samples are skipped, counted and listed in the log. Raises ValueError
@@ -137,9 +122,8 @@ def cache_latents(
     files = len(set(paths))
     logger.info("%s: %d, %d of them encoded already", what, files, files - len(missing))
     if missing:
-        _check_disk(
-            Path(config.data_cache_dir) / "latents", len(missing), config.height, 2 * config.width, vae.dtype.itemsize
-        )
+        need = len(missing) * latents_bytes(config.height, 2 * config.width, vae.dtype.itemsize)
+        _check_disk(Path(config.data_cache_dir) / "latents", len(missing), need)
 
     accelerator.wait_for_everyone()  # all have looked before the first writes
     started = time.monotonic()
@@ -161,13 +145,7 @@ def cache_latents(
 
 
 def encode_to_files(
-    samples: SampleSource,
-    own: list[int],
-    paths: list[Path],
-    what: str,
-    vae: AutoencoderKL,
-    workers: int,
-    bar: tqdm,
+    samples: SampleSource, own: list[int], paths: list[Path], what: str, vae: AutoencoderKL, workers: int, bar: tqdm
 ) -> float:
     """Encodes the samples of the indices `own`, each into its file; unreadable ones are named in the log.
 
@@ -175,10 +153,10 @@ def encode_to_files(
     """
     reading = read_ahead(samples, own, workers, vae.device)
     writes: deque[Future[None]] = deque()
-    started = said = asked = time.monotonic()
+    asked = time.monotonic()
     waited, resized = 0.0, 0
     with ThreadPoolExecutor(1) as writer:  # left by a signal too only when what is under way is written
-        for done, (index, sample) in enumerate(zip(own, reading, strict=True), start=1):
+        for index, sample in zip(own, reading, strict=True):
             waited += time.monotonic() - asked
             if stop := asked_to_stop():  # the time is up
                 raise SystemExit(stop)
@@ -190,11 +168,6 @@ def encode_to_files(
             while len(writes) > PENDING_WRITES:
                 writes.popleft().result()
             bar.update()
-            if time.monotonic() - said > LOG_EVERY:
-                said = time.monotonic()
-                rate = done / (said - started)
-                left = timedelta(seconds=round((len(own) - done) / rate))
-                logger.info("encoded %d of %d %s, %.1f per second, %s left", done, len(own), what, rate, left)
             asked = time.monotonic()
         for write in writes:
             write.result()
@@ -208,14 +181,13 @@ def latents_bytes(height: int, width: int, itemsize: int) -> int:
     return 2 * 16 * (height // 8) * (width // 8) * itemsize + height * width // 8
 
 
-def _check_disk(folder: Path, count: int, height: int, width: int, itemsize: int) -> None:
-    """Says how much disk `count` diptychs of height x width pixels need. Raises ValueError where there is less."""
-    need = count * latents_bytes(height, width, itemsize)
+def _check_disk(folder: Path, count: int, need: int) -> None:
+    """Says that `count` samples need this many bytes of disk. Raises ValueError where fewer are free."""
     free = free_disk(folder)
-    in_words = gigabytes(need), gigabytes(free)
-    logger.info("encoding %d samples into %s: %s needed, %s free", count, folder, *in_words)
+    words = "encoding %d samples into %s: %s needed, %s free"
+    logger.info(words, count, folder, gigabytes(need), gigabytes(free))
     if need > free:
         raise ValueError(
-            f"the latents need {in_words[0]} and {folder} has {in_words[1]} free: "
+            f"the latents need {gigabytes(need)} and {folder} has {gigabytes(free)} free: "
             "make room, or put the cache elsewhere with --data_cache_dir"
         )

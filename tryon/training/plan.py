@@ -18,6 +18,8 @@ from tryon.flux.memory import (
     HostMemory,
     TrainingMemory,
     card_memory,
+    checkpoint_bytes,
+    dtype_of,
     free_memory,
     host_memory,
     memory_advice,
@@ -54,14 +56,9 @@ MEANS = {
 
 
 def plan_lines(
-    config: TrainConfig,
-    transformer_config: dict[str, Any],
-    pairs: int | None,
-    variants: int,
-    device: torch.device | None,
-    card: float | None,
-    price_per_hour: float | None,
-) -> list[str]:
+    config: TrainConfig, transformer_config: dict[str, Any], pairs: int | None, variants: int,
+    device: torch.device | None, card: float | None, price_per_hour: float | None,
+) -> list[str]:  # fmt: skip
     """The plan in words, a line each.
 
     pairs: of the training data, where their number is known. variants: of a pair in which something is random. device:
@@ -88,9 +85,9 @@ def plan_lines(
     steps = config.max_train_steps
     if config.num_train_epochs and pairs:
         steps = -(-config.num_train_epochs * pairs // per_step)
-    each = latents_bytes(config.height, 2 * config.width, 2 if config.mixed_precision == "bf16" else 4)
+    each = latents_bytes(config.height, 2 * config.width, dtype_of(config).itemsize)
     kept = (config.checkpoints_total_limit or steps // config.checkpointing_steps) + 1
-    checkpoint = 4 * costs.sizes.trained + need.optimizer
+    checkpoint = checkpoint_bytes(config, costs.sizes.trained)
     models = costs.sizes.frozen * 2 + TEXT_ENCODERS_AND_VAE
     if pairs:
         cached = f"{gigabytes(pairs * variants * each)} at most: {pairs:,} pairs, in up to {variants} variants"
@@ -119,19 +116,15 @@ def plan_lines(
         lines.append(f"  more {several} would take more samples per step; the steps stay as many and as long")
     if config.num_train_epochs and not pairs:
         lines.append("  --num_train_epochs is left out: how many pairs the data set has is not known yet")
-    flops = steps * per_step / config.num_processes * step_flops(config, transformer_config, every).total
+    flops = steps * per_step / config.num_processes * step_flops(config, transformer_config, every)
     lines += _time_lines(config, steps, flops, device, card, price_per_hour)
     return lines
 
 
 def _memory_lines(
-    config: TrainConfig,
-    need: TrainingMemory,
-    free: int,
-    every: int | None,
-    device: torch.device | None,
+    config: TrainConfig, need: TrainingMemory, free: int, every: int | None, device: torch.device | None,
     card: float | None,
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     parts = {**vars(need), "reserve": need.reserve}
     *sizes, total = gigabytes_that_add_up(parts.values())
     where = "memory" if device and device.type == "cpu" else "GPU memory"
@@ -167,13 +160,9 @@ def _host_lines(config: TrainConfig, need: HostMemory, here: bool) -> list[str]:
 
 
 def _time_lines(
-    config: TrainConfig,
-    steps: int,
-    flops: float,
-    device: torch.device | None,
-    card: float | None,
+    config: TrainConfig, steps: int, flops: float, device: torch.device | None, card: float | None,
     price_per_hour: float | None,
-) -> list[str]:
+) -> list[str]:  # fmt: skip
     on_top = "  validation, checkpoints and the encoding of the pictures come on top"
     at = "" if price_per_hour is None else f" at {price_per_hour:g} an hour"
     if measured := remembered_speed(config, device) if device else None:
@@ -181,11 +170,9 @@ def _time_lines(
         lines = [f"  {_hours(hours)}, at {measured:.3g} s a step, measured on {device_name(device)}", on_top]
         return lines if price_per_hour is None else [*lines, f"  {hours * price_per_hour:,.2f}{at}"]
     checked = remembered_check(config, device) if device else None
-    lines = (
-        [f"  --check found this machine not fit: {'; '.join(checked['failed'])}"]
-        if checked and checked["failed"]
-        else []
-    )
+    lines = []
+    if checked and checked["failed"]:
+        lines.append(f"  --check found this machine not fit: {'; '.join(checked['failed'])}")
     if checked and "step" in checked:
         hours = steps * checked["step"] / 3600
         cost = "" if price_per_hour is None else f", {hours * price_per_hour:,.2f}{at}"

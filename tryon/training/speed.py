@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,21 +32,9 @@ SAME_SPEED = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Flops:
-    """Floating-point operations of one sample's step; a multiplication and an addition are two."""
-
-    forward: float
-    backward: float
-    recomputed: float
-
-    @property
-    def total(self) -> float:
-        return self.forward + self.backward + self.recomputed
-
-
-def step_flops(config: TrainConfig, transformer_config: dict[str, Any], every: int | None) -> Flops:
-    """Operations of a step in the transformer's blocks; everything else, the LoRA included, is a few percent more.
+def step_flops(config: TrainConfig, transformer_config: dict[str, Any], every: int | None) -> float:
+    """Floating-point operations of one sample's step in the transformer's blocks, where a multiplication and an
+    addition are two; everything else, the LoRA included, is a few percent more.
 
     Each block has 12 D^2 weights for every token (attention 4 D^2, feed-forward 8 D^2; a single block the same), and
     4 N^2 D operations of attention over N tokens. Weights that are frozen need no gradients, so the linear layers'
@@ -58,11 +45,8 @@ def step_flops(config: TrainConfig, transformer_config: dict[str, Any], every: i
     tokens = count_tokens(config.height, config.width) + config.max_sequence_length
     linear, attention = blocks * 24.0 * width**2 * tokens, blocks * 4.0 * width * tokens**2
     recomputed = len(range(blocks)[::every]) / blocks if every else 0.0
-    return Flops(
-        forward=linear + attention,
-        backward=linear + ATTENTION_BACKWARD * attention,
-        recomputed=recomputed * (linear + attention),
-    )
+    forward, backward = linear + attention, linear + ATTENTION_BACKWARD * attention
+    return forward + backward + recomputed * forward
 
 
 def device_name(device: torch.device) -> str:
@@ -70,14 +54,9 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
 
 
-def peak_flops(device: torch.device) -> float | None:
-    """Operations per second that the data sheet promises of the device's bfloat16; None where it is not known."""
-    return peak_of(device_name(device))
-
-
 def peak_of(name: str) -> float | None:
-    """Operations per second that the data sheet promises of a GPU with this full name; None where it is not known. A
-    variant, such as SUPER or Laptop, has another speed and is not known by its plain name."""
+    """Operations per second in bfloat16 that the data sheet promises of a GPU with this full name; None where it is not
+    known. A variant, such as SUPER or Laptop, has another speed and is not known by its plain name."""
     variant = r"(?! (?:Ti|SUPER|Laptop|PCIe|NVL|D)\b)"
     return next((1e12 * peak for kind, (_, peak) in GPUS.items() if re.search(rf"\b{kind}\b{variant}", name)), None)
 
@@ -86,7 +65,7 @@ def peaks_of(gpu: torch.device | float) -> dict[str, float]:
     """{name: peak in operations per second} of the device, or of the GPUs that are sold with this many GB. If none is
     known a GPU of 100 TFLOP/s is assumed."""
     if isinstance(gpu, torch.device):
-        known = {device_name(gpu): peak} if (peak := peak_flops(gpu)) else {}
+        known = {name: peak} if (peak := peak_of(name := device_name(gpu))) else {}
     else:
         known = {kind: 1e12 * peak for kind, (memory, peak) in GPUS.items() if memory == gpu}
     return known or {"a GPU of 100 TFLOP/s in bf16": 1e14}

@@ -1,10 +1,10 @@
 """One optimiser step: the loss of each micro-batch, its gradients, the update. The loop and the benchmark share it."""
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from math import isfinite
 
 import torch
 from accelerate import Accelerator
@@ -24,16 +24,9 @@ logger = logging.getLogger(__name__)
 
 
 def optimiser_step(
-    config: TrainConfig,
-    step: int,
-    model: nn.Module,
-    batches: Iterator[FillBatch],
-    optimizer: Optimizer,
-    lr_scheduler: LRScheduler,
-    accelerator: Accelerator,
-    clock: Clock,
-    samples: Callable[[], Sequence[str]],
-) -> dict[str, float]:
+    config: TrainConfig, step: int, model: nn.Module, batches: Iterator[FillBatch], optimizer: Optimizer,
+    lr_scheduler: LRScheduler, accelerator: Accelerator, clock: Clock, samples: Callable[[], Sequence[str]],
+) -> dict[str, float]:  # fmt: skip
     """One update from the next gradient_accumulation_steps batches, and what the curves show of it.
 
     samples: names what the step was made from, for the error. Where loss or gradient is not finite on any process, the
@@ -54,12 +47,12 @@ def optimiser_step(
     mean_loss, grad_norm = attempt()
     transformer = accelerator.unwrap_model(model)
     used = attention_in_use(transformer)
-    if not finite(mean_loss, grad_norm) and fall_back(transformer):
+    if not isfinite(mean_loss + grad_norm) and fall_back(transformer):
         words = "step %d: the gradient is not finite with the attention kernel %s; once more with %s, which stays"
         logger.warning(words, step + 1, used, attention_in_use(transformer))
         optimizer.zero_grad(set_to_none=True)
         mean_loss, grad_norm = attempt()
-    if not finite(mean_loss, grad_norm):
+    if not isfinite(mean_loss + grad_norm):
         raise ValueError(
             f"the loss is {mean_loss} and the gradient's norm {grad_norm} at step {step + 1}, so this update was "
             f"not made: lower --learning_rate or look at its samples ({', '.join(dict.fromkeys(samples()))}), then "
@@ -70,23 +63,15 @@ def optimiser_step(
         optimizer.step()
         lr_scheduler.step()
         optimizer.zero_grad(set_to_none=True)
-    return {
-        "train/loss": mean_loss,
-        "train/learning_rate": learning_rate,
-        "train/grad_norm": grad_norm,
-        "train/seconds": time.monotonic() - started,
-    }
+    seconds = time.monotonic() - started
+    return {"train/loss": mean_loss, "train/learning_rate": learning_rate, "train/grad_norm": grad_norm,
+            "train/seconds": seconds}  # fmt: skip
 
 
 def add_gradients(
-    config: TrainConfig,
-    step: int,
-    model: nn.Module,
-    taken: list[FillBatch],
-    batches: Iterator[FillBatch],
-    accelerator: Accelerator,
-    clock: Clock,
-) -> Tensor:
+    config: TrainConfig, step: int, model: nn.Module, taken: list[FillBatch],
+    batches: Iterator[FillBatch], accelerator: Accelerator, clock: Clock,
+) -> Tensor:  # fmt: skip
     """Adds the gradients of one optimiser step's micro-batches to those that are there; their mean loss, a scalar.
 
     taken: the micro-batches, which are added to it from `batches` as they are needed; where they are there, they are
@@ -111,11 +96,6 @@ def add_gradients(
                 accelerator.backward(loss)
         total += loss.detach()
     return total
-
-
-def finite(*numbers: float) -> bool:
-    """Whether all of them are."""
-    return all(map(math.isfinite, numbers))
 
 
 def draws_of(seed: int, step: int, micro: int, process: int, size: int) -> list[tuple[int, ...]]:
@@ -144,12 +124,8 @@ def batch_loss(config: TrainConfig, model: nn.Module, batch: FillBatch, sigma: T
 
 def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> Optimizer:
     """AdamW, with moments in float32, all parameters in one pass over memory; or with moments in 8 bits."""
-    settings = {
-        "lr": config.learning_rate,
-        "betas": (config.adam_beta1, config.adam_beta2),
-        "weight_decay": config.adam_weight_decay,
-        "eps": config.adam_epsilon,
-    }
+    settings = {"lr": config.learning_rate, "betas": (config.adam_beta1, config.adam_beta2),
+                "weight_decay": config.adam_weight_decay, "eps": config.adam_epsilon}  # fmt: skip
     if config.optimizer == "adamw8bit":
         from bitsandbytes.optim import AdamW8bit
 
@@ -158,14 +134,11 @@ def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> Optim
 
 
 def make_lr_scheduler(config: TrainConfig, optimizer: Optimizer, step: int, max_steps: int) -> LRScheduler:
-    """diffusers' schedule over optimiser steps, `step` of which are done; "constant" warms up too, if asked to."""
+    """diffusers' schedule over optimiser steps, after the first `step`; "constant" warms up too, if asked to."""
     for group in optimizer.param_groups:
         group["initial_lr"] = config.learning_rate  # what a schedule that does not begin at 0 starts from
     warm_up = config.lr_scheduler == "constant" and config.lr_warmup_steps > 0
+    kind = "constant_with_warmup" if warm_up else config.lr_scheduler
     return get_scheduler(
-        "constant_with_warmup" if warm_up else config.lr_scheduler,
-        optimizer,
-        num_warmup_steps=config.lr_warmup_steps,
-        num_training_steps=max_steps,
-        last_epoch=step - 1,
+        kind, optimizer, num_warmup_steps=config.lr_warmup_steps, num_training_steps=max_steps, last_epoch=step - 1
     )

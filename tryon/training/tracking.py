@@ -44,9 +44,8 @@ def log_metrics(accelerator: Accelerator, run: Path, step: int, metrics: dict[st
         with (run / "metrics.jsonl").open("a") as file:
             file.write(json.dumps({"step": step, **metrics}) + "\n")
     except OSError as error:
-        raise ValueError(
-            f"{run}/metrics.jsonl cannot be written ({error}): make room on the disk, then resume"
-        ) from error
+        message = f"{run}/metrics.jsonl cannot be written ({error}): make room on the disk, then resume"
+        raise ValueError(message) from error
     if metrics:  # nothing at all is an error to some
         with_trackers(accelerator, lambda tracker: tracker.log(metrics, step=step))
 
@@ -67,17 +66,12 @@ def start_trackers(accelerator: Accelerator, config: TrainConfig, run: Path, fir
 def _tracker_arguments(name: str, run: Path, first_step: int) -> dict[str, Any]:
     """What makes a tracker call the run by its name and keep its files in the run's folder, as far as it can."""
     folder = str(run / "logs")
-    arguments: dict[str, dict[str, Any]] = {
+    return {
         # What a resumed run measures again is hidden; forget_metrics_after does the same to metrics.jsonl.
-        "tensorboard": {"purge_step": first_step + 1},
-        "wandb": {"name": run.name, "dir": folder},
-        "mlflow": {"run_name": run.name},
-        "clearml": {"task_name": run.name},
-        "dvclive": {"dir": f"{folder}/dvclive"},
-        "swanlab": {"experiment_name": run.name, "logdir": folder},
-        "trackio": {"name": run.name},
-    }
-    return arguments.get(name, {})
+        "tensorboard": {"purge_step": first_step + 1}, "wandb": {"name": run.name, "dir": folder},
+        "mlflow": {"run_name": run.name}, "clearml": {"task_name": run.name}, "dvclive": {"dir": f"{folder}/dvclive"},
+        "swanlab": {"experiment_name": run.name, "logdir": folder}, "trackio": {"name": run.name},
+    }.get(name, {})  # fmt: skip
 
 
 def with_trackers(accelerator: Accelerator, act: Callable[[GeneralTracker], None]) -> None:

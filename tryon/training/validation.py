@@ -32,14 +32,9 @@ GRID_COLUMNS = ("garment", "person", "masked", "before LoRA", "now")
 
 
 def make_validation(
-    config: TrainConfig,
-    accelerator: Accelerator,
-    pipeline: FluxFillPipeline,
-    val_data: SampleSource,
-    val_latents: LatentData,
-    prompts: dict[Category, PromptEmbedding],
-    run: Path,
-) -> Callable[[int], None]:
+    config: TrainConfig, accelerator: Accelerator, pipeline: FluxFillPipeline, val_data: SampleSource,
+    val_latents: LatentData, prompts: dict[Category, PromptEmbedding], run: Path,
+) -> Callable[[int], None]:  # fmt: skip
     """A function of the step that measures the validation loss and draws the grid, on the main process. It gives up
     where the training was asked to stop.
 
@@ -52,19 +47,15 @@ def make_validation(
     samples = [val_data[by_key[encoded[index].key]] for index in picked]
 
     def draw(each_step: Callable[[int], None] | None) -> list[Image.Image]:
-        panels = [
-            try_on_batch(
-                pipeline,
-                [sample],
-                [prompts[sample.category]],
-                steps=config.num_inference_steps,
-                guidance=config.validation_guidance_scale,
-                seeds=[config.seed + row],
-                each_step=each_step,
-            )
-            for row, sample in enumerate(samples)
-        ]
-        return [to_picture(panel[0]) for panel in panels]
+        steps, guidance = config.num_inference_steps, config.validation_guidance_scale
+        pictures = []
+        for row, sample in enumerate(samples):
+            (panel,) = try_on_batch(
+                pipeline, [sample], [prompts[sample.category]], steps=steps, guidance=guidance,
+                seeds=[config.seed + row], each_step=each_step,
+            )  # fmt: skip
+            pictures.append(to_picture(panel))
+        return pictures
 
     # Where blocks are compiled: for other shapes, without gradients or LoRA, each would be compiled again.
     eagerly = partial(torch.compiler.set_stance, "force_eager")
@@ -113,13 +104,9 @@ def leave_if_asked() -> None:
 
 @torch.no_grad()
 def validation_loss(
-    transformer: FluxTransformer2DModel,
-    data: LatentData,
-    prompts: dict[Category, PromptEmbedding],
-    *,
-    guidance: float,
-    seed: int,
-) -> dict[str, float]:
+    transformer: FluxTransformer2DModel, data: LatentData, prompts: dict[Category, PromptEmbedding], *,
+    guidance: float, seed: int,
+) -> dict[str, float]:  # fmt: skip
     """Mean unweighted loss over the data, and per category: {"validation/loss": x, "validation/loss_upper": y, ...}.
 
     Sample i is always measured at the same noise level and with the same noise, so that two steps of a run, or two

@@ -73,20 +73,20 @@ def test_every_attention_kernel_that_can_be_had_is_right(config: TrainConfig) ->
 def test_all_ways_to_run_the_blocks_have_the_same_gradients(
     config: TrainConfig, base: FluxTransformer2DModel, batch: FillBatch
 ) -> None:
-    with quiet("tryon.flux.placement", "tryon.flux.attention"):
-        assert_right(block_rows(base, replace(config, compile=True), batch, GPU))
+    with quiet():
+        assert_right(block_rows(base, replace(config, compile=True), batch))
 
 
 def test_compiled_nf4_blocks_have_the_same_gradients(
     config: TrainConfig, base: FluxTransformer2DModel, batch: FillBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tryon.training.check_numerics.KINDS", ("nf4",))
-    with quiet("tryon.flux.placement", "tryon.flux.attention"):
-        assert_right(block_rows(base, replace(config, quantization="nf4", compile=True), batch, GPU))
+    with quiet():
+        assert_right(block_rows(base, replace(config, quantization="nf4", compile=True), batch))
 
 
 def test_a_lora_is_saved_and_loaded(config: TrainConfig, base: FluxTransformer2DModel, batch: FillBatch) -> None:
-    assert_right([lora_row(base, config, batch, GPU)])
+    assert_right([lora_row(base, config, batch)])
 
 
 @pytest.mark.parametrize(
@@ -105,8 +105,8 @@ def test_a_lora_is_saved_and_loaded(config: TrainConfig, base: FluxTransformer2D
 def test_a_step_takes_the_memory_that_was_planned(
     changes: dict, config: TrainConfig, base: FluxTransformer2DModel, batch: FillBatch
 ) -> None:
-    with quiet("tryon.flux.placement", "tryon.flux.attention"):
-        assert_right(memory_rows(base, replace(config, **changes), batch, GPU))
+    with quiet():
+        assert_right(memory_rows(base, replace(config, **changes), batch))
 
 
 def test_memory_is_asked_of_a_device_without_an_index() -> None:

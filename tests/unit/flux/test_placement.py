@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from peft import get_peft_model_state_dict
 from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_cache
 
 from tryon.config import TrainConfig, full, on_toy
 from tryon.flux.compiler import no_compiler
 from tryon.flux.load import load_transformer
-from tryon.flux.lora import _state
 from tryon.flux.memory import resolved
 from tryon.flux.placement import prepare_transformer
 from tryon.flux.quantize import QuantizedLinear
@@ -44,12 +44,12 @@ def test_auto_says_what_it_chose(
 def test_quantised_and_offloaded_blocks_keep_the_loras_keys(toy: ToyFolders) -> None:
     plain, _ = prepared(toy)
     transformer, _ = prepared(toy, offload=True)
-    assert _state(transformer).keys() == _state(plain).keys()
+    assert get_peft_model_state_dict(transformer).keys() == get_peft_model_state_dict(plain).keys()
     config = replace(on_toy(full()), lora_rank=2, lora_alpha=2, quantization="int8", offload=True)
     transformer = load_transformer(toy.transformer, torch.float32)
     prepare_transformer(transformer, config, CPU, None)
     assert any(isinstance(module, QuantizedLinear) for module in transformer.modules())
-    assert _state(transformer).keys() == _state(plain).keys()
+    assert get_peft_model_state_dict(transformer).keys() == get_peft_model_state_dict(plain).keys()
 
 
 def test_where_no_compiler_is_found_it_is_said_and_training_goes_on(

@@ -112,7 +112,7 @@ def test_a_gradient_that_is_5_percent_off_is_found_and_told_whether_the_run_need
 
     monkeypatch.setattr(check_numerics, "prepared", prepared)
     monkeypatch.setattr(check_numerics, "KINDS", ("int8",))
-    rows = {row.what: row for row in block_rows(base, replace(config, **changes), batch, CPU)}
+    rows = {row.what: row for row in block_rows(base, replace(config, **changes), batch)}
     ways = ["nothing recomputed", "every block recomputed", "every 2nd block recomputed", "offloaded"]
     assert list(rows) == [f"blocks {kind}, {way}" for kind in ("float32", "int8") for way in ways]
     assert [what for what, row in rows.items() if not row.right] == ["blocks int8, offloaded"]
@@ -136,7 +136,7 @@ def test_gradients_that_differ_the_second_time_are_wrong(
 
     monkeypatch.setattr(check_numerics, "loss_and_gradients", changing)
     monkeypatch.setattr(check_numerics, "KINDS", ())
-    first, *others = block_rows(base, config, batch, CPU)
+    first, *others = block_rows(base, config, batch)
     assert first.right is False and first.found.endswith("repeated 1.0e-03")
     assert all(row.right for row in others)
 
@@ -144,9 +144,9 @@ def test_gradients_that_differ_the_second_time_are_wrong(
 def test_a_lora_that_is_not_loaded_is_seen(
     config: TrainConfig, base: FluxTransformer2DModel, batch: FillBatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert lora_row(base, config, batch, CPU).right
+    assert lora_row(base, config, batch).right
     monkeypatch.setattr(check_numerics, "load_lora", lambda transformer, file: None)
-    assert lora_row(base, config, batch, CPU).right is False
+    assert lora_row(base, config, batch).right is False
 
 
 def test_the_disk_is_timed_and_left_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
