@@ -16,7 +16,7 @@ from tryon.runs import run_of
 if TYPE_CHECKING:
     import torch
 
-    from tryon.data.sample import SampleSource
+    from folder_datasets import FolderData
     from tryon.evaluation.cases import CaseSource
 
 logger = logging.getLogger(__name__)
@@ -146,16 +146,14 @@ def check_split(trained: TrainingSettings, name: str, used: dict[str, Any]) -> N
             )
 
 
-def check_persons(trained: TrainingSettings, dataroot: str, data: "SampleSource") -> None:
+def check_persons(trained: TrainingSettings, dataroot: str, data: "FolderData") -> None:
     """Raises ValueError where a LoRA was trained on persons of the folder that are scored. In DressCode's any list may
     name them; VITON-HD has a folder for training and another for tests, and only the one for tests is scored."""
-    from folder_datasets import DressCodeData, load_dresscode
-
     for file, settings in known(trained):
-        if isinstance(data, DressCodeData) and settings.get("dataroot") == dataroot:
+        if is_dresscode(dataroot) and settings.get("dataroot") == dataroot:
             listed = settings["train_data_list"]
-            learnt = load_dresscode(dataroot, listed, MaskConfig(), data.height, data.width, None)
-            if both := {person for person, *_ in learnt.pairs} & {person for person, *_ in data.pairs}:
+            learnt = {pair.person for pair in dresscode_pairs(dataroot, listed, None)}
+            if both := learnt & {pair.person for pair in data.pairs}:
                 raise ValueError(
                     f"{file} was trained on {listed}, which has {len(both)} persons of those that are scored: give "
                     "another --validation_data_list"
@@ -182,7 +180,7 @@ def _kept(shape: type, settings: dict[str, Any]) -> Any:
     return shape(**{each.name: settings[each.name] for each in fields(shape) if each.name in settings})
 
 
-def folder_data(asked: HeldOutConfig, rule: MaskRule, config: TryOnConfig) -> "SampleSource":
+def folder_data(asked: HeldOutConfig, rule: MaskRule, config: TryOnConfig) -> "FolderData":
     """The pairs of the folder's list."""
     from folder_datasets import load_dresscode, load_viton_hd
 

@@ -62,12 +62,9 @@ RECTANGLES: dict[Category, Rectangle] = {
 
 
 def agnostic_mask(
-    garment_mask: Tensor,
-    category: Category,
-    rule: MaskRule = MaskRule(),
-    labels: Tensor | None = None,
+    garment_mask: Tensor, category: Category, rule: MaskRule = MaskRule(), labels: Tensor | None = None,
     unsure: float = 0.0,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """[1, H, W] bool region of the worn garment -> [1, H, W] bool region to repaint, at any resolution.
 
     labels: [H, W] of indices into PARTS, which all rules but the rectangle need. unsure: by how much the garment may
@@ -83,12 +80,16 @@ def agnostic_mask(
             f"the mask rule {rule.name} needs to know the person's parts: name a parser, or use the rule rectangle"
         )
     reach = max(1, round(SMOOTHING * garment_mask.shape[1] / 2))
-    region = garment_mask | without_specks(among(labels, REPAINTED[category]))
-    region = _closed(region, reach)
+    region = _closed(garment_mask | without_specks(among(labels, REPAINTED[category])), reach)
     if rule.name == "hull":
         region = _hulls(region)
     higher = _extended(garment_mask, MaskRule(top=unsure)) & ~among(labels, ("head",))
     return (_extended(region, rule) | higher) & ~(among(labels, PROTECTED[category]) & ~(garment_mask | higher))
+
+
+def mask_picture(mask: Tensor) -> Image.Image:
+    """[1, H, W] bool -> "L" of 0 and 255."""
+    return Image.fromarray(mask[0].numpy().astype(np.uint8) * 255)
 
 
 def _rectangle(garment_mask: Tensor, category: Category) -> Tensor:
