@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.preflight import REFERENCES, DataConfig, checked_data
+from deepfashion_training.preflight import REFERENCES, DataConfig, checked_data, from_settings
 from tryon.cli import parse, run_script
 from tryon.config import PROJECT, MaskConfig, TrainConfig, setting
 from tryon.console import load_libraries, set_up_logging
@@ -131,13 +131,13 @@ def look_at_rows(table: "Dataset", columns: "Columns", rows: list[int]) -> list[
         person = None
         for name, file in files.items():
             try:
-                if name == "mask":
-                    worn = read_mask(io.BytesIO(file), person.size) if person else None
-                    if worn and worn.getbbox() is None:
-                        raise ValueError("the garment's mask is empty")
-                else:
+                if name != "mask":
                     picture = read_picture(io.BytesIO(file))
                     person = picture if name == "person" else person
+                elif person:
+                    worn = read_mask(io.BytesIO(file), person.size)
+                    if worn.getbbox() is None:
+                        raise ValueError("the garment's mask is empty")
             except UNREADABLE as error:
                 row[name] = str(error)
         if not row["person"] and not row["mask"]:
@@ -173,15 +173,10 @@ def measure(person: "Image.Image", worn: "Image.Image", raw: "Image.Image") -> d
 
 def problem_of(pair: "Pair", found: list[dict[str, Any]]) -> str:
     """Why a pair cannot be used; empty where it can."""
-    row, shown = found[pair.row], found[pair.reference_row]
-    needed = [row["person"], row["mask"]]
-    if pair.reference == "column":
-        needed.append(row["garment"])
-    elif pair.reference != "same_picture":
-        needed.append(shown["person"])
-    if pair.reference == "other_view":
-        needed.append(shown["mask"])
-    return next(filter(None, needed), "")
+    needed = {"column": ["garment"], "flat": ["person"], "other_view": ["person", "mask"], "same_picture": []}
+    row, shown = found[pair.row], found[pair.reference_row]  # a column's garment is in the person's row
+    faults = [row["person"], row["mask"], *(shown[name] for name in needed[pair.reference])]
+    return next(filter(None, faults), "")
 
 
 def judge_pictures(
@@ -316,10 +311,7 @@ def main(argv: list[str]) -> None:
     from deepfashion_training.deepfashion_dataset import load_deepfashion
     from deepfashion_training.pairing import in_processes
 
-    settings = TrainConfig(
-        seed=config.seed, max_train_samples=config.max_train_samples, cache_dir=config.cache_dir,
-        max_validation_samples=config.max_validation_samples, data_cache_dir=config.data_cache_dir,
-    )  # fmt: skip
+    settings = from_settings(TrainConfig, vars(config))
     train, validation = load_deepfashion(data, masks, settings, torch.device("cpu"))
     findings = describe(train, validation)
     logger.info("looking at the pictures of %d rows", len(train.table))

@@ -1,8 +1,8 @@
 """What is checked before anything heavy is imported: flags, data path, device, run folder."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tryon.cli import checked, parse_flags
 from tryon.config import (
@@ -88,6 +88,11 @@ def checked_data_path(name: str) -> str:
     if not HUB_NAME.fullmatch(name) or name.startswith("."):
         raise ValueError(f"the data set {name} is neither a folder nor a hub name: check the path")
     return name
+
+
+def from_settings(shape: type, settings: dict[str, Any]) -> Any:
+    """A configuration with those of the settings that it has a field for, and defaults for the rest."""
+    return shape(**{each.name: settings[each.name] for each in fields(shape) if each.name in settings})
 
 
 def toy_data_folder(data_cache_dir: str) -> Path:

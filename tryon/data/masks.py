@@ -95,19 +95,14 @@ def mask_picture(mask: Tensor) -> Image.Image:
 def _rectangle(garment_mask: Tensor, category: Category) -> Tensor:
     """A rectangle that begins at the garment's upper edge. It depends on that edge, on the width a little below it, on
     the category and on the picture's lower edge, so it does not tell short sleeves from long ones, or shorts from
-    trousers and skirts. It is larger only where it would not cover the garment.
-    """
-    worn = garment_mask[0]
-    rows = worn.any(dim=1).nonzero().flatten()
-    height, width = worn.shape
+    trousers and skirts. It is larger only where it would not cover the garment."""
+    worn, rule = garment_mask[0], RECTANGLES[category]
+    rows, columns = (worn.any(dim=axis).nonzero().flatten() for axis in (1, 0))
     top, bottom = int(rows[0]), int(rows[-1]) + 1
-    columns = worn.any(dim=0).nonzero().flatten()
-
-    rule = RECTANGLES[category]
     middle, unit = _body(worn[top:], rule)
     start = min(round(middle - rule.width * unit / 2), int(columns[0]))
     end = max(round(middle + rule.width * unit / 2), int(columns[-1]) + 1)
-    bottom = height if rule.height is None else max(bottom, round(top + rule.height * unit))
+    bottom = len(worn) if rule.height is None else max(bottom, round(top + rule.height * unit))
 
     mask = torch.zeros_like(garment_mask)
     mask[:, top:bottom, max(0, start) : end] = True

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from deepfashion_training.deepfashion_dataset import DeepFashionData
-from deepfashion_training.export_viton_hd import EXIF_ORIENTATION, main
+from deepfashion_training.export_viton_hd import main
 from folder_datasets import FolderData, load_viton_hd
 from test_dataset import items, load, png, write
 from tryon.config import TrainConfig
@@ -19,7 +19,7 @@ SIZE = (96, 64)
 
 def jpeg(image: Image.Image, orientation: int = 1) -> dict:
     buffer, exif = io.BytesIO(), Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     image.save(buffer, "JPEG", exif=exif)
     return {"bytes": buffer.getvalue(), "path": None}
 
@@ -74,7 +74,7 @@ def test_jpegs_are_copied_and_turned_ones_are_not(tmp_path: Path) -> None:
             source, _, *reference = data.files(index)
             assert (person.read_bytes() == source) == (data.pairs[index].row != 0)
             assert data.pair(index).reference != "flat" or garment.read_bytes() == reference[0]
-            assert Image.open(person).getexif().get(EXIF_ORIENTATION, 1) == 1
+            assert Image.open(person).getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
 def test_the_unpaired_garment_is_another_ones_of_the_same_category(tmp_path: Path) -> None:
