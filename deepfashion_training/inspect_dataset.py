@@ -189,11 +189,11 @@ def judge_pictures(
     measured = [pair for pair in pairs if "area" in found[pair.row]]
     seen = [found[pair.row] for pair in measured]
     noisy = sum(row["noise"] > NOISY for row in seen)
-    findings.lines += [
+    findings.lines.extend((
         "picture sizes: " + _in_words(Counter("{} x {}".format(*row["size"]) for row in seen)),
         "mask modes: " + _in_words(Counter(row["mask_mode"] for row in seen)),
         f"masks: {len(seen) - noisy} binary, {noisy} noisy or soft (thresholded)",
-    ]
+    ))  # fmt: skip
 
     def warn(what: str, rows: Iterable[int]) -> None:
         if rows := sorted(rows):

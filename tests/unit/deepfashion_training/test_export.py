@@ -70,7 +70,7 @@ def test_jpegs_are_copied_and_turned_ones_are_not(tmp_path: Path) -> None:
     for data, exported in both(name, tmp_path / "out", "--max_validation_samples", "3"):
         assert_same_samples(data, exported)
         for index in range(len(data)):
-            person, _, garment = exported.files(index)[0], None, exported.files(index)[1]
+            person, garment = exported.pairs[index].person, exported.pairs[index].garment
             source, _, *reference = data.files(index)
             assert (person.read_bytes() == source) == (data.pairs[index].row != 0)
             assert data.pair(index).reference != "flat" or garment.read_bytes() == reference[0]
