@@ -234,9 +234,9 @@ def new_vae() -> AutoencoderKL:
     """FLUX's VAE with narrow layers: 8x smaller pictures of 16 channels, no quant convolutions."""
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 48, 96, 96), layers_per_block=1, norm_num_groups=8, mid_block_add_attention=False,
-        latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159, force_upcast=False,
-        use_quant_conv=False, use_post_quant_conv=False,
+        block_out_channels=(16, 48, 96, 96), layers_per_block=1, norm_num_groups=8, latent_channels=16,
+        scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
+        force_upcast=False, mid_block_add_attention=False,
     )  # fmt: skip
 
 
