@@ -8,7 +8,6 @@ set -euo pipefail
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 requirements=$root/${1:?name a requirements file}
 venv=$root/.venv
-stamp=$venv/$(basename -- "$requirements").sha256
 
 fail() {
     echo "error: $1" >&2
@@ -42,27 +41,12 @@ sys.exit(bool(missing))
 PYTHON
 }
 
-# A stamp holds the hash of every requirements file: a changed pin in any of them is a new installation.
-wanted() { cat "$root"/requirements*.txt | sha256sum | cut -d' ' -f1; }
-
-for active in python python3; do
-    if is_new_enough "$active" && satisfies "$active"; then
-        command -v "$active"
+for installed in python python3 "$venv/bin/python"; do
+    if is_new_enough "$installed" && satisfies "$installed"; then
+        command -v "$installed"
         exit
     fi
 done
-
-if [[ -f $stamp && $(<"$stamp") == "$(wanted)" ]]; then
-    echo "$venv/bin/python"
-    exit
-fi
-
-# Another requirements file may have brought everything already.
-if [[ -x $venv/bin/python ]] && satisfies "$venv/bin/python"; then
-    wanted >"$stamp"
-    echo "$venv/bin/python"
-    exit
-fi
 
 base=
 for candidate in python3 python3.14 python3.13 python3.12 python3.11 python; do
@@ -77,5 +61,4 @@ echo "Installing the packages of $(basename -- "$requirements") into $venv (once
 "$base" -m venv "$venv" >&2 || fail "$base cannot make a virtual environment: install its venv package (python3-venv on Debian)"
 "$venv/bin/python" -m pip install -qq --disable-pip-version-check -r "$requirements" >&2 ||
     fail "the packages could not be installed: see pip's message above"
-wanted >"$stamp"
 echo "$venv/bin/python"

@@ -25,26 +25,15 @@ import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
-from PIL import Image
 
-from folder_lists import dresscode_pairs, viton_hd_pairs
+from folder_lists import FolderPair, dresscode_pairs, viton_hd_pairs
 from tryon.config import MaskConfig
 from tryon.data.category import CATEGORIES, Category, MaskRule, mask_rule_of
 from tryon.data.human_parser import read_label_map
-from tryon.data.masks import MASK_VERSION, agnostic_mask, among, grown
-from tryon.data.sample import (
-    UNREADABLE,
-    TryOnSample,
-    UnreadablePicture,
-    fit_mask,
-    fit_picture,
-    read_mask,
-    read_picture,
-    upright_size,
-)
+from tryon.data.masks import MASK_VERSION, agnostic_mask, among, grown, mask_picture
+from tryon.data.sample import UNREADABLE, TryOnSample, UnreadablePicture, fitted_sample, read_mask, read_picture
 
 logger = logging.getLogger(__name__)
 
@@ -53,137 +42,83 @@ WORN = {"upper": ("upper",), "lower": ("lower",), "full": ("full", "upper", "low
 
 
 @dataclass(frozen=True)
-class VitonHdData:
-    """The pairs of one list as samples of one panel size: a SampleSource."""
+class FolderData:
+    """The pairs of a folder's lists as samples of one panel size: a SampleSource. mask_rule: how masks are made from
+    DressCode's label maps; None for VITON-HD, which has masks of its own."""
 
-    variants: ClassVar[int] = 1
-    mask_rule: ClassVar[None] = None  # the folder has masks of its own
-    folder: Path
-    names: list[str]
-    categories: list[Category]
+    pairs: list[FolderPair]
     height: int
     width: int
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def files(self, index: int) -> tuple[Path, Path, Path]:
-        """Person, garment and mask of pair `index`."""
-        name = self.names[index]
-        mask = self.folder / "agnostic-mask" / f"{Path(name).stem}_mask.png"
-        return self.folder / "image" / name, self.folder / "cloth" / name, mask
-
-    def category(self, index: int) -> Category:
-        return self.categories[index]
-
-    def name(self, index: int) -> str:
-        return self.names[index]
-
-    def key(self, index: int) -> str:
-        """A hash of the files' bytes, of the category and of the panel size. A missing file counts as an empty one."""
-        digest = hashlib.sha256(repr(("viton-hd", self.categories[index], self.height, self.width)).encode())
-        for file in self.files(index):
-            digest.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
-        return digest.hexdigest()
-
-    def __getitem__(self, index: int) -> TryOnSample:
-        try:
-            person_file, garment_file, mask_file = self.files(index)
-            person, garment = read_picture(person_file), read_picture(garment_file)
-            mask = read_mask(mask_file, person.size)
-        except UNREADABLE as error:
-            raise UnreadablePicture(f"{self.name(index)}: {error}") from error
-        return TryOnSample(
-            key=self.key(index),
-            garment=fit_picture(garment, self.height, self.width),
-            person=fit_picture(person, self.height, self.width),
-            mask=fit_mask(mask, self.height, self.width),
-            category=self.categories[index],
-            mask_was_resized=upright_size(mask_file) != person.size,
-        )
-
-
-def load_viton_hd(dataroot: str, split: str, list_name: str, height: int, width: int, limit: int | None) -> VitonHdData:
-    """The first `limit` pairs of <dataroot>/<list_name>, whose pictures lie in <dataroot>/<split>.
-
-    Raises ValueError as viton_hd_pairs does.
-    """
-    names, categories = viton_hd_pairs(dataroot, split, list_name, limit)
-    folder = Path(dataroot).expanduser() / split
-    counts = Counter(categories)
-    found = ", ".join(f"{counts[category]} {category}" for category in CATEGORIES if counts[category])
-    why = "" if (folder / "categories.txt").is_file() else "; all upper, because there is no categories.txt"
-    logger.info("%s pairs: %d  (%s%s)", split, len(names), found, why)
-    return VitonHdData(folder, names, categories, height, width)
-
-
-@dataclass(frozen=True)
-class DressCodeData:
-    """The pairs of one list of each garment folder as samples of one panel size: a SampleSource."""
-
-    pairs: list[tuple[Path, Path, Category]]  # person and garment
-    height: int
-    width: int
-    mask_rule: MaskRule
+    mask_rule: MaskRule | None = None
     mask_growth: float = 0.0
     variants: int = 1
 
     def __len__(self) -> int:
         return self.variants * len(self.pairs)
 
+    def pair(self, index: int) -> FolderPair:
+        """The pair of sample `index`."""
+        return self.pairs[index % len(self.pairs)]
+
     def category(self, index: int) -> Category:
-        return self.pairs[index % len(self.pairs)][2]
+        return self.pair(index).category
 
     def name(self, index: int) -> str:
-        person = self.pairs[index % len(self.pairs)][0]
-        return f"{person.parent.parent.name}/{person.name}"
-
-    def files(self, index: int) -> tuple[Path, Path, Path]:
-        """Person, garment and label map of sample `index`."""
-        person, garment, _ = self.pairs[index % len(self.pairs)]
-        return person, garment, person.parent.with_name("label_maps") / f"{person.stem.removesuffix('_0')}_4.png"
+        return self.pair(index).name
 
     def key(self, index: int) -> str:
         """A hash of the files' bytes and of every setting that shapes the sample. A missing file counts as empty."""
-        variant = index // len(self.pairs) if self.mask_growth else 0
-        facts = (self.category(index), self.height, self.width, self.mask_rule, self.mask_growth, variant)
-        digest = hashlib.sha256(repr(("dresscode", MASK_VERSION, *facts)).encode())
-        for file in self.files(index):
+        pair, size = self.pair(index), (self.height, self.width)
+        facts = ("viton-hd", pair.category, *size)
+        if self.mask_rule:
+            variant = index // len(self.pairs) if self.mask_growth else 0
+            facts = ("dresscode", MASK_VERSION, pair.category, *size, self.mask_rule, self.mask_growth, variant)
+        digest = hashlib.sha256(repr(facts).encode())
+        for file in (pair.person, pair.garment, pair.mask):
             digest.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
         return digest.hexdigest()
 
     def __getitem__(self, index: int) -> TryOnSample:
-        key, category = self.key(index), self.category(index)
-        rng = np.random.default_rng(list(bytes.fromhex(key)[:16]))  # the same whenever it is built
-        person_file, garment_file, label_file = self.files(index)
+        pair, key = self.pair(index), self.key(index)
         try:
-            person, garment = read_picture(person_file), read_picture(garment_file)
-            labels = read_label_map(label_file, person.size)
-            worn = among(labels, WORN[category])
-            hidden = agnostic_mask(worn, category, grown(self.mask_rule, self.mask_growth, rng), labels)
+            person, garment = read_picture(pair.person), read_picture(pair.garment)
+            if self.mask_rule:
+                labels = read_label_map(pair.mask, person.size)
+                rng = np.random.default_rng(list(bytes.fromhex(key)[:16]))  # the same whenever it is built
+                rule = grown(self.mask_rule, self.mask_growth, rng)
+                mask = mask_picture(agnostic_mask(among(labels, WORN[pair.category]), pair.category, rule, labels))
+            else:
+                mask = read_mask(pair.mask, person.size)
         except UNREADABLE as error:
-            raise UnreadablePicture(f"{self.name(index)}: {error}") from error
-        return TryOnSample(
-            key=key,
-            garment=fit_picture(garment, self.height, self.width),
-            person=fit_picture(person, self.height, self.width),
-            mask=fit_mask(Image.fromarray(hidden[0].numpy().astype(np.uint8) * 255), self.height, self.width),
-            category=category,
-            mask_was_resized=upright_size(label_file) != person.size,
-        )
+            raise UnreadablePicture(f"{pair.name}: {error}") from error
+        return fitted_sample(key, (garment, person, mask), pair.category, (self.height, self.width), pair.mask)
+
+
+def load_viton_hd(dataroot: str, split: str, list_name: str, height: int, width: int, limit: int | None) -> FolderData:
+    """The first `limit` pairs of <dataroot>/<list_name>, whose pictures lie in <dataroot>/<split>.
+
+    Raises ValueError as viton_hd_pairs does.
+    """
+    pairs = viton_hd_pairs(dataroot, split, list_name, limit)
+    known = (Path(dataroot).expanduser() / split / "categories.txt").is_file()
+    why = "" if known else "; all upper, because there is no categories.txt"
+    logger.info("%s pairs: %d  (%s%s)", split, len(pairs), _counts(pairs), why)
+    return FolderData(pairs, height, width)
 
 
 def load_dresscode(
     dataroot: str, list_name: str, masks: MaskConfig, height: int, width: int, limit: int | None
-) -> DressCodeData:
-    """The pairs of <dataroot>/<upper_body, lower_body, dresses>/<list_name>, the first `limit` of them, the folders by
-    turns.
+) -> FolderData:
+    """The first `limit` pairs of <dataroot>/<upper_body, lower_body, dresses>/<list_name>, the folders by turns.
 
     Raises ValueError as dresscode_pairs does.
     """
     pairs = dresscode_pairs(dataroot, list_name, limit)
-    counts = Counter(category for _, _, category in pairs)
-    found = ", ".join(f"{counts[category]} {category}" for category in CATEGORIES if counts[category])
-    logger.info("%s: %d pairs  (%s)", list_name, len(pairs), found)
+    logger.info("%s: %d pairs  (%s)", list_name, len(pairs), _counts(pairs))
     variants = masks.variants if masks.mask_growth else 1
-    return DressCodeData(pairs, height, width, mask_rule_of(masks), masks.mask_growth, variants)
+    return FolderData(pairs, height, width, mask_rule_of(masks), masks.mask_growth, variants)
+
+
+def _counts(pairs: list[FolderPair]) -> str:
+    counts = Counter(pair.category for pair in pairs)
+    return ", ".join(f"{counts[category]} {category}" for category in CATEGORIES if counts[category])

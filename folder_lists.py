@@ -14,6 +14,18 @@ PARTS = ("image", "cloth", "agnostic-mask")  # folders of each split of VITON-HD
 DRESSCODE_FOLDERS: dict[str, Category] = {"upper_body": "upper", "lower_body": "lower", "dresses": "full"}
 
 
+@dataclass(frozen=True)
+class FolderPair:
+    """A person and the garment it wears. name: what messages call it. mask: its mask, or the label map that the mask is
+    made from."""
+
+    name: str
+    person: Path
+    garment: Path
+    mask: Path
+    category: Category
+
+
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig:
     """Which folder train_flux_inpaint.py trains on."""
@@ -52,7 +64,7 @@ def check_lists(folders: FolderConfig, config: TrainConfig) -> None:
         viton_hd_pairs(root, "test", validation_list, limits[1])
         return
     trained, validated = dresscode_pairs(root, train_list, limits[0]), dresscode_pairs(root, validation_list, limits[1])
-    if both := {person for person, *_ in trained} & {person for person, *_ in validated}:
+    if both := {pair.person for pair in trained} & {pair.person for pair in validated}:
         raise ValueError(f"{train_list} and {validation_list} share {len(both)} persons: give lists that share none")
 
 
@@ -61,9 +73,8 @@ def is_dresscode(dataroot: str) -> bool:
     return any((Path(dataroot).expanduser() / part).is_dir() for part in DRESSCODE_FOLDERS)
 
 
-def viton_hd_pairs(dataroot: str, split: str, list_name: str, limit: int | None) -> tuple[list[str], list[Category]]:
-    """Names and categories of the persons of the first `limit` pairs of <dataroot>/<list_name>, whose pictures lie in
-    <dataroot>/<split>.
+def viton_hd_pairs(dataroot: str, split: str, list_name: str, limit: int | None) -> list[FolderPair]:
+    """The first `limit` pairs of <dataroot>/<list_name>, whose pictures lie in <dataroot>/<split>.
 
     Raises ValueError where list or folders are missing, the list is empty, or a category is missing or unknown.
     """
@@ -79,12 +90,15 @@ def viton_hd_pairs(dataroot: str, split: str, list_name: str, limit: int | None)
         raise ValueError(f"{pairs} names no pair: write lines of `person.jpg garment.jpg`")
     names = names[:limit]
     _check_names(names, pairs)
-    return names, read_categories(folder / "categories.txt", names)
+    people, garments, masks = (folder / part for part in PARTS)
+    return [
+        FolderPair(name, people / name, garments / name, masks / f"{Path(name).stem}_mask.png", category)
+        for name, category in zip(names, read_categories(folder / "categories.txt", names), strict=True)
+    ]
 
 
-def dresscode_pairs(dataroot: str, list_name: str, limit: int | None) -> list[tuple[Path, Path, Category]]:
-    """Persons, garments and categories of the first `limit` pairs of <dataroot>/<upper_body, lower_body,
-    dresses>/<list_name>, the folders by turns.
+def dresscode_pairs(dataroot: str, list_name: str, limit: int | None) -> list[FolderPair]:
+    """The first `limit` pairs of <dataroot>/<upper_body, lower_body, dresses>/<list_name>, the folders by turns.
 
     Raises ValueError where there is none of these folders, and where a list is missing or names no pair.
     """
@@ -100,8 +114,12 @@ def dresscode_pairs(dataroot: str, list_name: str, limit: int | None) -> list[tu
         if not lines or any(len(line) < 2 for line in lines):
             raise ValueError(f"{pairs} must have lines of `person.jpg garment.jpg`: give a list with at least one pair")
         _check_names([word for line in lines for word in line[:2]], pairs)
-        images = root / name / "images"
-        of_folder.append([(images / line[0], images / line[1], category) for line in lines])
+        images, maps = root / name / "images", root / name / "label_maps"
+        of_folder.append([
+            FolderPair(f"{name}/{Path(person).name}", images / person, images / garment,
+                       maps / f"{Path(person).stem.removesuffix('_0')}_4.png", category)
+            for person, garment, *_ in lines
+        ])  # fmt: skip
     if not of_folder:
         raise ValueError(
             f"{dataroot} has none of {', '.join(DRESSCODE_FOLDERS)}: give a folder laid out as DressCode is"

@@ -26,17 +26,8 @@ from deepfashion_training.references import cut_out, moved
 from tryon.config import MaskConfig, TrainConfig
 from tryon.data.category import CATEGORIES, Category, MaskRule, mask_rule_of
 from tryon.data.human_parser import Parser, load_parser, parse
-from tryon.data.masks import MASK_VERSION, agnostic_mask, grown
-from tryon.data.sample import (
-    UNREADABLE,
-    TryOnSample,
-    UnreadablePicture,
-    fit_mask,
-    fit_picture,
-    read_mask,
-    read_picture,
-    upright_size,
-)
+from tryon.data.masks import MASK_VERSION, agnostic_mask, grown, mask_picture
+from tryon.data.sample import UNREADABLE, TryOnSample, UnreadablePicture, fitted_sample, read_mask, read_picture
 from tryon.hub import hub_or_folder
 
 logger = logging.getLogger(__name__)
@@ -78,8 +69,7 @@ class DeepFashionData:
 
     def files(self, index: int) -> list[bytes]:
         """The undecoded pictures of sample `index`: person and its mask; then the garment, or a person wearing it and
-        the mask of that; nothing more where it is cut out of the first. One that is missing is empty.
-        """
+        the mask of that; nothing more where it is cut out of the first. One that is missing is empty."""
         pair, columns = self.pair(index), self.columns
         row = self.table[pair.row]
         files = [content(row[columns.person]), content(row[columns.mask])]
@@ -129,18 +119,12 @@ class DeepFashionData:
             hidden = agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], pair.category, rule, labels)
         except UNREADABLE as error:
             raise UnreadablePicture(f"{self.name(index)}: {error}") from error
-        return garment, person, Image.fromarray(hidden[0].numpy().astype(np.uint8) * 255)
+        return garment, person, mask_picture(hidden)
 
     def __getitem__(self, index: int) -> TryOnSample:
-        garment, person, hidden = self.pictures(index)
-        mask_file, size = self.files(index)[1], (self.height, self.width)
-        return TryOnSample(
-            key=self.key(index),
-            garment=fit_picture(garment, *size),
-            person=fit_picture(person, *size),
-            mask=fit_mask(hidden, *size),
-            category=self.category(index),
-            mask_was_resized=upright_size(io.BytesIO(mask_file)) != person.size,
+        pictures = self.pictures(index)
+        return fitted_sample(
+            self.key(index), pictures, self.category(index), (self.height, self.width), io.BytesIO(self.files(index)[1])
         )
 
 
@@ -179,10 +163,8 @@ def open_table(name: str, cache_dir: str | None) -> tuple[Dataset, Columns]:
     columns = find_columns(table.column_names, name)
     for column in filter(None, (columns.person, columns.mask, columns.garment)):
         feature = table.features[column]
-        pictures = isinstance(feature, datasets.Image) or (
-            isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
-        )
-        if not pictures:
+        undecoded = isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
+        if not (undecoded or isinstance(feature, datasets.Image)):
             raise ValueError(f"the column {column} of {name} holds {feature}, not pictures: store pictures in it")
     return table.select_columns([column for column in vars(columns).values() if column]), columns
 
@@ -200,8 +182,7 @@ def load_table(name: str, cache_dir: str | None) -> Dataset:
         if (folder / "state.json").is_file():
             table = datasets.load_from_disk(str(folder))
         elif (folder / "dataset_dict.json").is_file():
-            splits = datasets.load_from_disk(str(folder))
-            table = datasets.concatenate_datasets(list(splits.values()))
+            table = datasets.concatenate_datasets([*datasets.load_from_disk(str(folder)).values()])
         elif any(read_metadata(file).num_rows for file in files):
             patterns = list(map(glob.escape, files))
             table = datasets.load_dataset("parquet", data_files=patterns, split="train", cache_dir=cache_dir)
@@ -227,20 +208,16 @@ def find_columns(names: list[str], where: str) -> Columns:
             f"{where} has the columns {', '.join(names)}: needed are the person as images or image, and the garment's "
             "region as mask; used if there: cloth, cloth_type, pid, pose, caption"
         )
-    return Columns(
-        person, mask, first(*GARMENT_COLUMNS), first("cloth_type"), first("pid"), first("pose"), first("caption")
-    )
+    return Columns(person, mask, first(*GARMENT_COLUMNS), *map(first, ("cloth_type", "pid", "pose", "caption")))
 
 
 def pairs_by_reference(train: DeepFashionData, validation: DeepFashionData) -> dict[str, dict[Category, int]]:
     """How many pairs of each category there are, the training's apart by how their garments are shown: {what:
     {category: pairs}}."""
-    found = {
-        f"training, garment from {reference}": Counter(
-            pair.category for pair in train.pairs if pair.reference == reference
-        )
-        for reference in REFERENCES
-    }
+    found = {}
+    for name in REFERENCES:
+        of_kind = (pair.category for pair in train.pairs if pair.reference == name)
+        found[f"training, garment from {name}"] = Counter(of_kind)
     found["validation"] = Counter(pair.category for pair in validation.pairs)
     return {what: dict(categories) for what, categories in found.items() if categories}
 

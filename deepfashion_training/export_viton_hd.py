@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepfashion_training.preflight import DataConfig, checked_data_path
+from deepfashion_training.preflight import DataConfig, checked_data_path, from_settings
 from tryon.cli import parse, run_script
 from tryon.config import MaskConfig, TrainConfig, setting
 from tryon.console import load_libraries, progress_bar, set_up_logging
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from deepfashion_training.deepfashion_dataset import DeepFashionData
 
 logger = logging.getLogger(__name__)
-
-EXIF_ORIENTATION = 0x0112
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,17 +69,8 @@ def main(argv: list[str]) -> None:
     from deepfashion_training.deepfashion_dataset import load_deepfashion
 
     folder = Path(config.folder).expanduser().absolute()
-    train, validation = load_deepfashion(
-        DataConfig(dataset_name=config.dataset_name),
-        MaskConfig(variants=1),
-        TrainConfig(
-            seed=config.seed,
-            max_train_samples=config.max_train_samples,
-            max_validation_samples=config.max_validation_samples,
-            cache_dir=config.cache_dir,
-        ),
-        torch.device("cpu"),
-    )
+    data, settings = DataConfig(dataset_name=config.dataset_name), from_settings(TrainConfig, vars(config))
+    train, validation = load_deepfashion(data, MaskConfig(variants=1), settings, torch.device("cpu"))
     with replacing(folder) as staging:
         counts = [write_split(data, staging, split) for data, split in ((train, "train"), (validation, "test"))]
     logger.info("wrote %d training and %d test pairs into %s", *counts, folder)
@@ -126,11 +115,11 @@ def write_split(data: "DeepFashionData", root: Path, split: str) -> int:
 
 def write_picture(path: Path, picture: "Image.Image", source: bytes | None) -> None:
     """Writes the source's own bytes where they are a JPEG that every reader sees as `picture`, else a PNG of it."""
-    from PIL import Image
+    from PIL import ExifTags, Image
 
     if source:
         opened = Image.open(io.BytesIO(source))
-        upright = opened.getexif().get(EXIF_ORIENTATION, 1) == 1
+        upright = opened.getexif().get(ExifTags.Base.Orientation, 1) == 1
         if opened.format == "JPEG" and opened.mode == "RGB" and upright:
             path.write_bytes(source)
             return

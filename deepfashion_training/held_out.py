@@ -3,11 +3,11 @@
 import json
 import logging
 import sys
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.preflight import DataConfig, toy_data_folder
+from deepfashion_training.preflight import DataConfig, from_settings, toy_data_folder
 from folder_lists import dresscode_pairs, is_dresscode, viton_hd_pairs
 from tryon.config import MaskConfig, TrainConfig, TryOnConfig, setting
 from tryon.data.category import MaskRule
@@ -16,7 +16,7 @@ from tryon.runs import run_of
 if TYPE_CHECKING:
     import torch
 
-    from tryon.data.sample import SampleSource
+    from folder_datasets import FolderData
     from tryon.evaluation.cases import CaseSource
 
 logger = logging.getLogger(__name__)
@@ -101,17 +101,16 @@ def choose_cases(
     """
     from tryon.evaluation.cases import held_out_cases
 
-    name, first = asked.dataset_name, next(iter(trained.values()))
+    name, first, size = asked.dataset_name, next(iter(trained.values())), (config.height, config.width)
     of_toy = name is not None and name == str(toy_data_folder(first.get("data_cache_dir", "")))
     if of_toy or (config.toy and not (name or asked.dataroot)):
         from tryon.toy.examples import held_out_drawings
 
         if asked.num_samples is None:
             raise ValueError("--num_samples none is for data sets, and drawings are endless: give a number")
-        drawings = held_out_drawings(asked.num_samples, config.height, config.width, rule)
-        return f"drawings, masks by {rule.name}", drawings
+        return f"drawings, masks by {rule.name}", held_out_drawings(asked.num_samples, *size, rule)
     if asked.dataroot:
-        data = folder_data(asked, rule, config)
+        data = folder_data(asked, rule, *size)
         check_persons(trained, asked.dataroot, data)
         return asked.dataroot, held_out_cases(data, asked.num_samples, data.name)
     if name is None:
@@ -123,9 +122,9 @@ def choose_cases(
     # trained on a tenth of the items is, however many that are.
     unseen = {"max_validation_samples": sys.maxsize}
     settings = next((each for each in trained.values() if each.get("dataset_name") == name), unseen)
-    chosen = replace(_kept(DataConfig, settings), dataset_name=name, parser=rule.parser)
+    chosen = replace(from_settings(DataConfig, settings), dataset_name=name, parser=rule.parser)
     split = replace(
-        _kept(TrainConfig, settings), height=config.height, width=config.width, cache_dir=config.cache_dir,
+        from_settings(TrainConfig, settings), height=config.height, width=config.width, cache_dir=config.cache_dir,
         data_cache_dir=str(Path(config.data_cache_dir).expanduser().absolute()),
     )  # fmt: skip
     check_split(trained, name, {**vars(chosen), **vars(split)})
@@ -146,16 +145,14 @@ def check_split(trained: TrainingSettings, name: str, used: dict[str, Any]) -> N
             )
 
 
-def check_persons(trained: TrainingSettings, dataroot: str, data: "SampleSource") -> None:
+def check_persons(trained: TrainingSettings, dataroot: str, data: "FolderData") -> None:
     """Raises ValueError where a LoRA was trained on persons of the folder that are scored. In DressCode's any list may
     name them; VITON-HD has a folder for training and another for tests, and only the one for tests is scored."""
-    from folder_datasets import DressCodeData, load_dresscode
-
     for file, settings in known(trained):
-        if isinstance(data, DressCodeData) and settings.get("dataroot") == dataroot:
+        if is_dresscode(dataroot) and settings.get("dataroot") == dataroot:
             listed = settings["train_data_list"]
-            learnt = load_dresscode(dataroot, listed, MaskConfig(), data.height, data.width, None)
-            if both := {person for person, *_ in learnt.pairs} & {person for person, *_ in data.pairs}:
+            learnt = {pair.person for pair in dresscode_pairs(dataroot, listed, None)}
+            if both := learnt & {pair.person for pair in data.pairs}:
                 raise ValueError(
                     f"{file} was trained on {listed}, which has {len(both)} persons of those that are scored: give "
                     "another --validation_data_list"
@@ -177,16 +174,10 @@ def mask_config(rule: MaskRule) -> MaskConfig:
     )
 
 
-def _kept(shape: type, settings: dict[str, Any]) -> Any:
-    """A run's settings as they were, those that it does not know at their defaults."""
-    return shape(**{each.name: settings[each.name] for each in fields(shape) if each.name in settings})
-
-
-def folder_data(asked: HeldOutConfig, rule: MaskRule, config: TryOnConfig) -> "SampleSource":
+def folder_data(asked: HeldOutConfig, rule: MaskRule, height: int, width: int) -> "FolderData":
     """The pairs of the folder's list."""
     from folder_datasets import load_dresscode, load_viton_hd
 
-    dataroot, listed, sizes = asked.dataroot, asked.validation_data_list, (config.height, config.width)
-    if is_dresscode(dataroot):
-        return load_dresscode(dataroot, listed, mask_config(rule), *sizes, None)
-    return load_viton_hd(dataroot, "test", listed, *sizes, None)
+    if is_dresscode(asked.dataroot):
+        return load_dresscode(asked.dataroot, asked.validation_data_list, mask_config(rule), height, width, None)
+    return load_viton_hd(asked.dataroot, "test", asked.validation_data_list, height, width, None)

@@ -9,7 +9,7 @@ decoded once, and its mask measured. The exit code is 0 where training can begin
 import io
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.preflight import REFERENCES, DataConfig, checked_data
+from deepfashion_training.preflight import REFERENCES, DataConfig, checked_data, from_settings
 from tryon.cli import parse, run_script
 from tryon.config import PROJECT, MaskConfig, TrainConfig, setting
 from tryon.console import load_libraries, set_up_logging
@@ -40,6 +40,7 @@ NOISY = 0.01  # a mask with a larger share of grey pixels counts as noisy
 CENTRES = {"upper": (0.0, 0.7), "lower": (0.3, 1.0), "full": (0.2, 0.8)}  # heights in which a garment's middle may be
 TOO_LARGE = 0.25  # a mask with a larger share of its outline in even colour is larger than its garment
 PAIRS_SHOWN = 8  # of each category, on the page
+MOST_SHOWN = 8  # rows or values that a line names
 THUMBNAIL = 240  # pixels of height
 
 
@@ -85,20 +86,16 @@ def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Finding
     from deepfashion_training.pairing import CAPTION_RULES, cloth_types, is_flat
     from tryon.data.category import CATEGORIES
 
-    table, columns = train.table, train.columns
-    pairs = [*train.pairs, *validation.pairs]
-    category_of_row = {pair.row: pair.category for pair in pairs}
-
+    table, columns, pairs = train.table, train.columns, [*train.pairs, *validation.pairs]
     poses = table[columns.pose][:] if columns.pose else [None] * len(table)
     kinds = cloth_types(table, columns)
-    lines = [
-        f"rows: {len(table)}, columns: " + ", ".join(f"{name} as {use}" for use, name in vars(columns).items() if name)
-    ]
+    uses = ", ".join(f"{name} as {use}" for use, name in vars(columns).items() if name)
+    lines = [f"rows: {len(table)}, columns: {uses}"]
     if columns.pose:
         lines.append("poses: " + _in_words(Counter(poses)))
     settled: dict[Any, Counter] = defaultdict(Counter)
-    for row, category in category_of_row.items():
-        settled[kinds[row]][category] += 1
+    for pair in pairs:
+        settled[kinds[pair.row]][pair.category] += 1
     for kind, found in sorted(settled.items(), key=lambda item: -item[1].total()):
         how = "; the captions decided" if ("" if kind is None else str(kind)) in CAPTION_RULES else ""
         lines.append(f"cloth_type {kind}: {counts(found)}{how}")
@@ -120,15 +117,6 @@ def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Finding
     return Findings(lines, warnings, faults)
 
 
-def look_at_every_picture(data: "DeepFashionData") -> list[dict[str, Any]]:
-    """What `look_at_rows` returns, for every row of the table."""
-    from deepfashion_training.pairing import in_processes
-
-    logger.info("looking at the pictures of %d rows", len(data.table))
-    look = partial(look_at_rows, data.table, data.columns)
-    return in_processes(look, list(range(len(data.table))), "looking at every picture")
-
-
 def look_at_rows(table: "Dataset", columns: "Columns", rows: list[int]) -> list[dict[str, Any]]:
     """For each row what is wrong with its picture, mask and garment, by name, empty where nothing is; and, where
     picture and mask can be read, what `measure` returns, a digest, and whether the mask has to be resized."""
@@ -143,13 +131,13 @@ def look_at_rows(table: "Dataset", columns: "Columns", rows: list[int]) -> list[
         person = None
         for name, file in files.items():
             try:
-                if name == "mask":
-                    worn = read_mask(io.BytesIO(file), person.size) if person else None
-                    if worn and worn.getbbox() is None:
-                        raise ValueError("the garment's mask is empty")
-                else:
+                if name != "mask":
                     picture = read_picture(io.BytesIO(file))
                     person = picture if name == "person" else person
+                elif person:
+                    worn = read_mask(io.BytesIO(file), person.size)
+                    if worn.getbbox() is None:
+                        raise ValueError("the garment's mask is empty")
             except UNREADABLE as error:
                 row[name] = str(error)
         if not row["person"] and not row["mask"]:
@@ -185,51 +173,40 @@ def measure(person: "Image.Image", worn: "Image.Image", raw: "Image.Image") -> d
 
 def problem_of(pair: "Pair", found: list[dict[str, Any]]) -> str:
     """Why a pair cannot be used; empty where it can."""
-    row, shown = found[pair.row], found[pair.reference_row]
-    needed = [row["person"], row["mask"]]
-    if pair.reference == "column":
-        needed.append(row["garment"])
-    elif pair.reference != "same_picture":
-        needed.append(shown["person"])
-    if pair.reference == "other_view":
-        needed.append(shown["mask"])
-    return next(filter(None, needed), "")
+    needed = {"column": ["garment"], "flat": ["person"], "other_view": ["person", "mask"], "same_picture": []}
+    row, shown = found[pair.row], found[pair.reference_row]  # a column's garment is in the person's row
+    faults = [row["person"], row["mask"], *(shown[name] for name in needed[pair.reference])]
+    return next(filter(None, faults), "")
 
 
-def judge_pictures(train: "DeepFashionData", validation: "DeepFashionData", found: list[dict[str, Any]]) -> Findings:
-    """The findings that need the decoded pictures. found: what `look_at_rows` returns."""
-    from tryon.data.category import CATEGORIES
+def judge_pictures(
+    findings: Findings, train: "DeepFashionData", validation: "DeepFashionData", found: list[dict[str, Any]]
+) -> None:
+    """Adds the findings that need the decoded pictures. found: what `look_at_rows` returns."""
     from tryon.data.sample import check_unreadable
 
     pairs = [*train.pairs, *validation.pairs]
     measured = [pair for pair in pairs if "area" in found[pair.row]]
     seen = [found[pair.row] for pair in measured]
-    sizes = Counter("{} x {}".format(*row["size"]) for row in seen)
-    lines = [
-        f"picture sizes: {_in_words(sizes)}",
-        f"mask modes: {_in_words(Counter(row['mask_mode'] for row in seen))}",
-    ]
     noisy = sum(row["noise"] > NOISY for row in seen)
-    lines.append(f"masks: {len(seen) - noisy} binary, {noisy} noisy or soft (thresholded)")
-    for category in CATEGORIES:
-        areas = sorted(found[pair.row]["area"] for pair in measured if pair.category == category)
-        if areas:
-            lines.append(f"area of {category} garments: {areas[0]:.0%} to {areas[-1]:.0%} of the picture, "
-                         f"median {areas[len(areas) // 2]:.0%}")  # fmt: skip
-
-    warnings: list[str] = []
+    findings.lines.extend((
+        "picture sizes: " + _in_words(Counter("{} x {}".format(*row["size"]) for row in seen)),
+        "mask modes: " + _in_words(Counter(row["mask_mode"] for row in seen)),
+        f"masks: {len(seen) - noisy} binary, {noisy} noisy or soft (thresholded)",
+    ))  # fmt: skip
 
     def warn(what: str, rows: Iterable[int]) -> None:
         if rows := sorted(rows):
-            warnings.append(f"{what}: {plural(len(rows), 'row')} ({_some(rows)})")
+            shown = ", ".join(map(str, rows[:MOST_SHOWN])) + (", ..." if len(rows) > MOST_SHOWN else "")
+            findings.warnings.append(f"{what}: {plural(len(rows), 'row')} ({shown})")
 
-    warn(
-        "masks that do not have their picture's size, and are resized",
-        (p.row for p in measured if found[p.row]["resized"]),
-    )
-    for category in CATEGORIES:
+    resized = [pair.row for pair in measured if found[pair.row]["resized"]]
+    warn("masks that do not have their picture's size, and are resized", resized)
+    for category, (low, high) in CENTRES.items():
         of_category = [pair.row for pair in measured if pair.category == category]
-        low, high = CENTRES[category]
+        if areas := sorted(found[row]["area"] for row in of_category):
+            findings.lines.append(f"area of {category} garments: {areas[0]:.0%} to {areas[-1]:.0%} of the picture, "
+                                  f"median {areas[len(areas) // 2]:.0%}")  # fmt: skip
         warn(f"masks of {category} garments are too large: their outlines run through even colour",
              (row for row in of_category if found[row]["still"] > TOO_LARGE))  # fmt: skip
         warn(f"masks of {category} garments are where on a picture no such garment is",
@@ -244,16 +221,21 @@ def judge_pictures(train: "DeepFashionData", validation: "DeepFashionData", foun
 
     problems = {pair.row: problem for pair in pairs if (problem := problem_of(pair, found))}
     warn("cannot be used and are left out", problems)
-    lines += [
-        f"{plural(count, 'row')} cannot be used: {why}" for why, count in Counter(problems.values()).most_common(5)
-    ]
-    faults = []
+    for why, count in Counter(problems.values()).most_common(5):
+        findings.lines.append(f"{plural(count, 'row')} cannot be used: {why}")
     for what, data in (("training pairs", train), ("validation pairs", validation)):
         try:
             check_unreadable(sum(pair.row in problems for pair in data.pairs), len(data.pairs), what)
         except ValueError as error:
-            faults.append(str(error))
-    return Findings(lines, warnings, faults)
+            findings.faults.append(str(error))
+
+
+def log_findings(findings: Findings, indent: str = "") -> None:
+    """Writes lines and warnings to the log."""
+    for line in findings.lines:
+        logger.info("%s%s", indent, line)
+    for line in findings.warnings:
+        logger.warning("warning: %s", line)
 
 
 def write_page(
@@ -307,13 +289,9 @@ def _thumbnail(picture: "Image.Image") -> str:
     return data_url(buffer.getvalue(), "jpeg")
 
 
-def _in_words(counter: Counter, most: int = 8) -> str:
-    shown = ", ".join(f"{value} ({count})" for value, count in counter.most_common(most))
-    return shown + (f", {len(counter) - most} others" if len(counter) > most else "")
-
-
-def _some(rows: Sequence[int], most: int = 8) -> str:
-    return ", ".join(map(str, rows[:most])) + (", ..." if len(rows) > most else "")
+def _in_words(counter: Counter) -> str:
+    shown = ", ".join(f"{value} ({count})" for value, count in counter.most_common(MOST_SHOWN))
+    return shown + (f", {len(counter) - MOST_SHOWN} others" if len(counter) > MOST_SHOWN else "")
 
 
 def main(argv: list[str]) -> None:
@@ -331,23 +309,18 @@ def main(argv: list[str]) -> None:
     import torch
 
     from deepfashion_training.deepfashion_dataset import load_deepfashion
+    from deepfashion_training.pairing import in_processes
 
-    settings = TrainConfig(
-        seed=config.seed, max_train_samples=config.max_train_samples, cache_dir=config.cache_dir,
-        max_validation_samples=config.max_validation_samples, data_cache_dir=config.data_cache_dir,
-    )  # fmt: skip
+    settings = from_settings(TrainConfig, vars(config))
     train, validation = load_deepfashion(data, masks, settings, torch.device("cpu"))
-    cheap, costly = describe(train, validation), judge_pictures(train, validation, look_at_every_picture(train))
-    findings = Findings(
-        [*cheap.lines, *costly.lines], [*cheap.warnings, *costly.warnings], [*cheap.faults, *costly.faults]
-    )
-    for line in findings.lines:
-        logger.info("%s", line)
-    for line in findings.warnings:
-        logger.warning("warning: %s", line)
-    verdict = (
-        f"not ready: {'; '.join(findings.faults)}" if findings.faults else "ready: all rows that are kept can be used"
-    )
+    findings = describe(train, validation)
+    logger.info("looking at the pictures of %d rows", len(train.table))
+    look, rows = partial(look_at_rows, train.table, train.columns), list(range(len(train.table)))
+    judge_pictures(findings, train, validation, in_processes(look, rows, "looking at every picture"))
+    log_findings(findings)
+    verdict = "ready: all rows that are kept can be used"
+    if findings.faults:
+        verdict = f"not ready: {'; '.join(findings.faults)}"
     write_page(page, config.data_set, findings, verdict, train, validation)
     logger.info("pictures: %s", page)
     if findings.faults:

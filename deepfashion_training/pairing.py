@@ -6,11 +6,12 @@ import logging
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
+from itertools import zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -21,13 +22,7 @@ import torch
 from datasets import Dataset
 
 from deepfashion_training.preflight import Reference
-from deepfashion_training.references import (
-    SAME_COLOURS,
-    SIGNATURE_SHAPE,
-    SIGNATURE_VERSION,
-    colour_distances,
-    colour_signature,
-)
+from deepfashion_training.references import SAME_COLOURS, SIGNATURE_VERSION, UNKNOWN, colour_distances, colour_signature
 from tryon.console import progress_bar
 from tryon.data.category import Category
 from tryon.data.sample import UNREADABLE, read_mask, read_picture
@@ -39,28 +34,12 @@ ROWS_AT_ONCE = 128  # that a process is given
 LOG_EVERY = 60  # seconds between two plain lines while pictures are looked at
 
 CLOTH_TYPES: dict[str, Category] = {
-    "Blouses_Shirts": "upper",
-    "Cardigans": "upper",
-    "Dresses": "full",
-    "Graphic_Tees": "upper",
-    "Jackets_Coats": "upper",
-    "Jackets_Vests": "upper",
-    "Leggings": "lower",
-    "Pants": "lower",
-    "Rompers_Jumpsuits": "full",
-    "Shirts_Polos": "upper",
-    "Shorts": "lower",
-    "Skirts": "lower",
-    "Sweaters": "upper",
-    "Sweatshirts_Hoodies": "upper",
-    "Tees_Tanks": "upper",
-    "1": "upper",
-    "2": "lower",
-    "3": "full",
-    "upper": "upper",
-    "lower": "lower",
-    "full": "full",
-}
+    "Blouses_Shirts": "upper", "Cardigans": "upper", "Dresses": "full", "Graphic_Tees": "upper",
+    "Jackets_Coats": "upper", "Jackets_Vests": "upper", "Leggings": "lower", "Pants": "lower",
+    "Rompers_Jumpsuits": "full", "Shirts_Polos": "upper", "Shorts": "lower", "Skirts": "lower", "Sweaters": "upper",
+    "Sweatshirts_Hoodies": "upper", "Tees_Tanks": "upper",
+    "1": "upper", "2": "lower", "3": "full", "upper": "upper", "lower": "lower", "full": "full",
+}  # fmt: skip
 # Where the word alone does not tell, or there is none, the caption decides: the first pattern found in it.
 CAPTION_RULES: dict[str, list[tuple[str, Category]]] = {
     "Denim": [
@@ -157,18 +136,17 @@ def other_views(
     table: Dataset, columns: Columns, views: dict[int, tuple[str, str]], data_cache: Path
 ) -> dict[int, int]:
     """For each row that has one, the row of another view of the same item and colourway whose colours agree; of several
-    the nearest. views: of each row that is considered, its item and colourway.
-    """
-    groups: dict[tuple[str, str], list[int]] = {}
+    the nearest. views: of each row that is considered, its item and colourway."""
+    by_view: dict[tuple[str, str], list[int]] = {}
     for row, view in views.items():
-        groups.setdefault(view, []).append(row)
-    groups = {view: rows for view, rows in groups.items() if len(rows) > 1}
-    several = [row for rows in groups.values() for row in rows]
+        by_view.setdefault(view, []).append(row)
+    groups = [rows for rows in by_view.values() if len(rows) > 1]
+    several = [row for rows in groups for row in rows]
     if not several:
         return {}
     found = dict(zip(several, cached_colours(table, columns, several, data_cache), strict=True))
     nearest = {}
-    for rows in groups.values():
+    for rows in groups:
         known = [row for row in rows if not np.isnan(found[row]).any()]
         colours = np.array([found[row] for row in known])
         for place, row in enumerate(known):
@@ -208,7 +186,7 @@ def colours_of_rows(table: Dataset, columns: Columns, rows: list[int]) -> list[n
             worn = read_mask(io.BytesIO(content(values[columns.mask])), person.size)
             found.append(colour_signature(person, worn))
         except UNREADABLE:
-            found.append(np.full(SIGNATURE_SHAPE, np.nan, np.float32))
+            found.append(UNKNOWN)
     return found
 
 
@@ -230,9 +208,8 @@ def in_processes(function: Callable[[list[int]], list[Any]], rows: list[int], wh
                 bar.update(len(part))
                 if time.monotonic() - said > LOG_EVERY:
                     said = time.monotonic()
-                    logger.info(
-                        "%s: %d of %d, %.0f per second", what, len(found), len(rows), len(found) / (said - started)
-                    )
+                    rate = len(found) / (said - started)
+                    logger.info("%s: %d of %d, %.0f per second", what, len(found), len(rows), rate)
         except BrokenProcessPool as error:
             raise ValueError(
                 f"a process was killed while {what}, most likely for want of memory: start again"
@@ -263,8 +240,7 @@ def category_of(cloth_type: str | int | None, caption: str | None) -> Category:
     if word not in CAPTION_RULES:
         known = ", ".join([*CLOTH_TYPES, *(name for name in CAPTION_RULES if name)])
         raise ValueError(f"cloth_type {word} is not known: rename it to one of {known}")
-    text = (caption or "").lower()
-    rules = CAPTION_RULES[word]
+    text, rules = (caption or "").lower(), CAPTION_RULES[word]
     return next(category for pattern, category in rules if not pattern or re.search(rf"\b({pattern})\b", text))
 
 
@@ -286,14 +262,10 @@ def split_by_item(
     if len(order) < 2:
         raise ValueError("the data set has a single item (pid): give at least two, one is held back for validation")
     held_back = max(1, min(max_validation, len(order) // 10))
-    validation = list(_by_turns([items[pid] for pid in order[:held_back]]))
+    by_turns = zip_longest(*(items[pid] for pid in order[:held_back]))
+    validation = [pair for turn in by_turns for pair in turn if pair]
     train = [pair for pid in order[held_back:] for pair in items[pid]]
     return train[:max_train], validation[:max_validation]
-
-
-def _by_turns(groups: list[list[Pair]]) -> Iterator[Pair]:
-    for turn in range(max(map(len, groups))):
-        yield from (group[turn] for group in groups if turn < len(group))
 
 
 def content(picture: dict[str, Any] | None) -> bytes:

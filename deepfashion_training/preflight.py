@@ -1,8 +1,8 @@
 """What is checked before anything heavy is imported: flags, data path, device, run folder."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tryon.cli import checked, parse_flags
 from tryon.config import (
@@ -18,8 +18,8 @@ from tryon.config import (
 from tryon.runs import locked, with_paths
 
 DEEPFASHION = "SaffalPoosh/deepFashion-with-masks"
-DEEPFASHION_ROWS = 40_658
 TOY_ITEMS = 750  # enough for the quick test's 720 training and 20 validation pairs
+KNOWN_ROWS = {None: TOY_ITEMS, DEEPFASHION: 40_658}  # of data sets, None the toy's
 COMMAND = "bash ./train_deepfashion_lora.sh"
 DESCRIPTION = (
     "LoRA fine-tuning of CatVTON-Flux. Defaults shown are the full profile's; a flag beats the profile. "
@@ -63,17 +63,13 @@ def checked_data(data: DataConfig, masks: MaskConfig, toy: bool) -> DataConfig:
 
     Raises ValueError for every mistake.
     """
-    problems = []
-    if masks.mask_rule != "rectangle" and data.parser is None:
-        problems.append(
+    parser, name = data.parser, data.dataset_name or (None if toy else DEEPFASHION)
+    if masks.mask_rule != "rectangle" and parser is None:
+        raise ValueError(
             f"--mask_rule {masks.mask_rule} has to know the person's parts: name a --parser, or use the rule rectangle"
         )
-    if masks.mask_rule == "rectangle" and data.parser is not None:
-        problems.append("--parser has no use for --mask_rule rectangle: leave it out, or choose hull or parsing")
-    if problems:
-        raise ValueError("; ".join(problems))
-    name = data.dataset_name or (None if toy else DEEPFASHION)
-    parser = data.parser
+    if masks.mask_rule == "rectangle" and parser is not None:
+        raise ValueError("--parser has no use for --mask_rule rectangle: leave it out, or choose hull or parsing")
     if parser and Path(parser).expanduser().is_dir():  # the LoRA's header names it: from anywhere
         parser = str(Path(parser).expanduser().resolve())
     return replace(data, dataset_name=name and checked_data_path(name), parser=parser)
@@ -94,6 +90,11 @@ def checked_data_path(name: str) -> str:
     return name
 
 
+def from_settings(shape: type, settings: dict[str, Any]) -> Any:
+    """A configuration with those of the settings that it has a field for, and defaults for the rest."""
+    return shape(**{each.name: settings[each.name] for each in fields(shape) if each.name in settings})
+
+
 def toy_data_folder(data_cache_dir: str) -> Path:
     """Where the toy's data set lies."""
     from tryon.toy.world import WORLD_VERSION
@@ -106,12 +107,10 @@ def start_log(config: TrainConfig) -> Path:
 
     Raises ValueError where the folder cannot be written or another training writes into it.
     """
-    log = Path(config.output_dir) / "train.log"
+    folder = Path(config.output_dir)
     try:
-        with locked(log.parent):
-            log.touch()
+        with locked(folder):
+            (folder / "train.log").touch()
     except OSError as error:
-        raise ValueError(
-            f"the run's folder {log.parent} cannot be written ({error.strerror}): choose another"
-        ) from error
-    return log
+        raise ValueError(f"the run's folder {folder} cannot be written ({error.strerror}): choose another") from error
+    return folder / "train.log"

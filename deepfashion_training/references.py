@@ -13,7 +13,7 @@ SCALES = (0.7, 1.0)  # of a moved cut-out, in its frame
 TILT = 12  # degrees that it is turned at most
 SIGNATURE_SIZE = 96  # pixels that pictures are reduced to before their colours are compared
 QUANTILES = np.linspace(0.05, 0.95, 13)
-SIGNATURE_SHAPE = (3, len(QUANTILES))
+UNKNOWN = np.full((3, len(QUANTILES)), np.nan, np.float32)  # the signature of what cannot be read
 SIGNATURE_VERSION = 1  # bump when signatures change: kept ones are made again
 # Mean difference of the quantiles of L*, a* and b*, in CIELAB units, the lightness counting half, because light changes
 # between views.
@@ -69,9 +69,8 @@ def colour_signature(person: Image.Image, worn: Image.Image) -> np.ndarray:
     Raises ValueError where the mask is empty.
     """
     factor = max(1, min(person.size) // SIGNATURE_SIZE)
-    inside = np.asarray(worn.reduce(factor)) > 200
-    if not inside.any():
-        inside = np.asarray(worn.reduce(factor)) > 0
+    shares = np.asarray(worn.reduce(factor))
+    inside = shares > (200 if shares.max() > 200 else 0)
     if not inside.any():
         raise ValueError("the garment's mask is empty")
     return np.quantile(to_lab(person.reduce(factor))[inside], QUANTILES, axis=0).T.astype(np.float32)

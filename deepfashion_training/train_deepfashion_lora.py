@@ -8,14 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepfashion_training.preflight import (
-    DEEPFASHION,
-    DEEPFASHION_ROWS,
-    TOY_ITEMS,
-    DataConfig,
-    read_settings,
-    toy_data_folder,
-)
+from deepfashion_training.preflight import KNOWN_ROWS, TOY_ITEMS, DataConfig, read_settings, toy_data_folder
 from tryon.cli import run_script
 from tryon.config import MaskConfig, PlanConfig, TrainConfig
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
@@ -44,7 +37,7 @@ def main(argv: list[str]) -> None:
         return
 
     from deepfashion_training.deepfashion_dataset import load_deepfashion, pairs_by_reference
-    from deepfashion_training.inspect_dataset import describe
+    from deepfashion_training.inspect_dataset import describe, log_findings
     from train_flux_inpaint import PairCounts, evaluate_on, run_training
     from tryon.training.tracking import start_processes
 
@@ -57,11 +50,7 @@ def main(argv: list[str]) -> None:
             draw_toy_data(Path(data.dataset_name))
         train_data, val_data = load_deepfashion(data, masks, config, device)
         if start_processes().is_main_process and not drawn:
-            found = describe(train_data, val_data)
-            for line in found.lines:
-                logger.info("  %s", line)
-            for line in found.warnings:
-                logger.warning("warning: %s", line)
+            log_findings(describe(train_data, val_data), indent="  ")
         return train_data, val_data, pairs_by_reference(train_data, val_data)
 
     score = evaluate_on_drawings if drawn else evaluate_on
@@ -103,13 +92,10 @@ def plan_of(config: TrainConfig, data: DataConfig, masks: MaskConfig, plan: Plan
     except ValueError as error:
         lines.append(f"the size of FLUX-Fill is assumed, because {error}")
         transformer = FILL_CONFIG
-    rows = {None: TOY_ITEMS, DEEPFASHION: DEEPFASHION_ROWS}.get(data.dataset_name)
-    pairs = min(filter(None, (rows, config.max_train_samples)), default=None)
+    rows = KNOWN_ROWS.get(data.dataset_name), config.max_train_samples
+    pairs = min(filter(None, rows), default=None)
     device = None if plan.gpu_memory else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return [
-        *lines,
-        *plan_lines(config, transformer, pairs, masks.variants, device, plan.gpu_memory, plan.price_per_hour),
-    ]
+    return lines + plan_lines(config, transformer, pairs, masks.variants, device, plan.gpu_memory, plan.price_per_hour)
 
 
 def evaluate_on_drawings(val_data: "SampleSource", run: Path, config: TrainConfig) -> None:

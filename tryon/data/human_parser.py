@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 
 from tryon.config import DEFAULT_PARSER
 from tryon.data.category import CATEGORIES, Category, MaskRule
-from tryon.data.masks import PARTS, agnostic_mask, among, without_specks
+from tryon.data.masks import PARTS, agnostic_mask, among, mask_picture, without_specks
 from tryon.files import files_fingerprint
 from tryon.hub import hub_or_folder
 
@@ -21,30 +21,13 @@ if TYPE_CHECKING:
     from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
 # The labels of the ATR data set, which human parsers are trained on and DressCode's label maps use, in their order.
-ATR = (
-    "Background", "Hat", "Hair", "Sunglasses", "Upper-clothes", "Skirt", "Pants", "Dress", "Belt", "Left-shoe",
-    "Right-shoe", "Face", "Left-leg", "Right-leg", "Left-arm", "Right-arm", "Bag", "Scarf",
-)  # fmt: skip
 PART_OF_LABEL = {
-    "Background": "background",
-    "Hat": "head",
-    "Hair": "head",
-    "Sunglasses": "head",
-    "Upper-clothes": "upper",
-    "Skirt": "lower",
-    "Pants": "lower",
-    "Dress": "full",
-    "Belt": "lower",
-    "Left-shoe": "shoes",
-    "Right-shoe": "shoes",
-    "Face": "head",
-    "Left-leg": "legs",
-    "Right-leg": "legs",
-    "Left-arm": "arms",
-    "Right-arm": "arms",
-    "Bag": "other",
+    "Background": "background", "Hat": "head", "Hair": "head", "Sunglasses": "head", "Upper-clothes": "upper",
+    "Skirt": "lower", "Pants": "lower", "Dress": "full", "Belt": "lower", "Left-shoe": "shoes", "Right-shoe": "shoes",
+    "Face": "head", "Left-leg": "legs", "Right-leg": "legs", "Left-arm": "arms", "Right-arm": "arms", "Bag": "other",
     "Scarf": "other",
-}
+}  # fmt: skip
+ATR = tuple(PART_OF_LABEL)
 
 # How much of the picture's height a mask begins above the garment that was found: neither parsers nor hands are exact
 # to the pixel, and at the mask's edge the new picture only fades in (tryon.inference.photograph). A strip of the old
@@ -156,9 +139,8 @@ def find_worn(labels: Tensor, category: Category) -> Tensor:
 
 def mask_of_labels(labels: Tensor, category: Category, rule: MaskRule) -> Image.Image:
     """The mask that training would have made for a garment of the category, from the person's labels alone, [H, W] of
-    places in PARTS: "L" of 0 and 255. It begins a little higher (UNSURE). Raises ValueError as find_worn does.
-    """
-    return _to_picture(agnostic_mask(find_worn(labels, category), category, rule, labels, UNSURE))
+    places in PARTS: "L" of 0 and 255. It begins a little higher (UNSURE). Raises ValueError as find_worn does."""
+    return mask_picture(agnostic_mask(find_worn(labels, category), category, rule, labels, UNSURE))
 
 
 def mask_by_rule(
@@ -173,20 +155,12 @@ def mask_by_rule(
     if worn is None:
         return mask_of_labels(labels(), category, rule)
     region = torch.from_numpy(np.array(worn) > 0)[None]
-    return _to_picture(agnostic_mask(region, category, rule, None if rule.name == "rectangle" else labels(), UNSURE))
-
-
-def _to_picture(mask: Tensor) -> Image.Image:
-    """[1, H, W] bool -> "L" of 0 and 255."""
-    return Image.fromarray(mask[0].numpy().astype(np.uint8) * 255)
+    return mask_picture(agnostic_mask(region, category, rule, None if rule.name == "rectangle" else labels(), UNSURE))
 
 
 def read_label_map(file: Path, size: tuple[int, int]) -> Tensor:
     """[H, W] of places in PARTS from a picture whose pixels, or palette indices, are ATR labels; at `size` (width,
-    height) of its person.
-
-    Raises ValueError where it holds other values.
-    """
+    height) of its person. Raises ValueError where it holds other values."""
     labels = np.array(Image.open(file).resize(size, Image.Resampling.NEAREST))
     if labels.ndim != 2 or labels.max() >= len(ATR):
         raise ValueError(f"{file} is no label map: its pixels must be 0 to {len(ATR) - 1}, the labels of ATR")

@@ -62,12 +62,9 @@ RECTANGLES: dict[Category, Rectangle] = {
 
 
 def agnostic_mask(
-    garment_mask: Tensor,
-    category: Category,
-    rule: MaskRule = MaskRule(),
-    labels: Tensor | None = None,
+    garment_mask: Tensor, category: Category, rule: MaskRule = MaskRule(), labels: Tensor | None = None,
     unsure: float = 0.0,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """[1, H, W] bool region of the worn garment -> [1, H, W] bool region to repaint, at any resolution.
 
     labels: [H, W] of indices into PARTS, which all rules but the rectangle need. unsure: by how much the garment may
@@ -83,30 +80,29 @@ def agnostic_mask(
             f"the mask rule {rule.name} needs to know the person's parts: name a parser, or use the rule rectangle"
         )
     reach = max(1, round(SMOOTHING * garment_mask.shape[1] / 2))
-    region = garment_mask | without_specks(among(labels, REPAINTED[category]))
-    region = _closed(region, reach)
+    region = _closed(garment_mask | without_specks(among(labels, REPAINTED[category])), reach)
     if rule.name == "hull":
         region = _hulls(region)
     higher = _extended(garment_mask, MaskRule(top=unsure)) & ~among(labels, ("head",))
     return (_extended(region, rule) | higher) & ~(among(labels, PROTECTED[category]) & ~(garment_mask | higher))
 
 
+def mask_picture(mask: Tensor) -> Image.Image:
+    """[1, H, W] bool -> "L" of 0 and 255."""
+    return Image.fromarray(mask[0].numpy().astype(np.uint8) * 255)
+
+
 def _rectangle(garment_mask: Tensor, category: Category) -> Tensor:
     """A rectangle that begins at the garment's upper edge. It depends on that edge, on the width a little below it, on
     the category and on the picture's lower edge, so it does not tell short sleeves from long ones, or shorts from
-    trousers and skirts. It is larger only where it would not cover the garment.
-    """
-    worn = garment_mask[0]
-    rows = worn.any(dim=1).nonzero().flatten()
-    height, width = worn.shape
+    trousers and skirts. It is larger only where it would not cover the garment."""
+    worn, rule = garment_mask[0], RECTANGLES[category]
+    rows, columns = (worn.any(dim=axis).nonzero().flatten() for axis in (1, 0))
     top, bottom = int(rows[0]), int(rows[-1]) + 1
-    columns = worn.any(dim=0).nonzero().flatten()
-
-    rule = RECTANGLES[category]
     middle, unit = _body(worn[top:], rule)
     start = min(round(middle - rule.width * unit / 2), int(columns[0]))
     end = max(round(middle + rule.width * unit / 2), int(columns[-1]) + 1)
-    bottom = height if rule.height is None else max(bottom, round(top + rule.height * unit))
+    bottom = len(worn) if rule.height is None else max(bottom, round(top + rule.height * unit))
 
     mask = torch.zeros_like(garment_mask)
     mask[:, top:bottom, max(0, start) : end] = True

@@ -25,8 +25,7 @@ def to_lab(picture: Image.Image) -> np.ndarray:
 
 def outline_on_edges(person: Image.Image, mask: Image.Image) -> float | None:
     """Share of the mask's outline near which the picture's colour changes, 0..1; None where the mask has no outline
-    within the picture. person: RGB; mask: "L" of 0 and 255, of the same size.
-    """
+    within the picture. person: RGB; mask: "L" of 0 and 255, of the same size."""
     factor = max(1, min(person.size) // OUTLINE_SIZE)
     small = np.asarray(mask.reduce(factor)) > 127
     outline = small & ~binary_erosion(small, border_value=1)

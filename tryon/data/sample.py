@@ -5,9 +5,10 @@ image tokens; T text tokens.
 """
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -35,19 +36,15 @@ class TryOnSample:
     mask: Tensor
     category: Category
     mask_was_resized: bool = False
+    TENSORS: ClassVar = ("garment", "person", "mask")
 
     def pin_memory(self) -> "TryOnSample":
         """The sample in pinned memory: what a DataLoader calls, so that copies to the GPU need not be waited for."""
-        return replace(
-            self, garment=self.garment.pin_memory(), person=self.person.pin_memory(), mask=self.mask.pin_memory()
-        )
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in self.TENSORS})
 
     def to(self, device: torch.device) -> "TryOnSample":
         """The sample on another device."""
-        garment, person, mask = (
-            tensor.to(device, non_blocking=True) for tensor in (self.garment, self.person, self.mask)
-        )
-        return replace(self, garment=garment, person=person, mask=mask)
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in self.TENSORS})
 
 
 @dataclass(frozen=True)
@@ -102,8 +99,6 @@ EMPTY_MASK = "the mask has no white in it: paint what is to be dressed in white 
 
 # What Pillow and our own checks raise for a picture that cannot be used.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
-
 # One bad row in a hundred is the data's fault; more is a mistake in how it was given.
 UNREADABLE_SHARE = 0.01
 
@@ -235,6 +230,18 @@ def to_picture(image: Tensor) -> Image.Image:
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
+def fitted_sample(
+    key: str, pictures: Sequence[Image.Image], category: Category, size: tuple[int, int],
+    stored_mask: Path | BinaryIO | None = None,
+) -> TryOnSample:  # fmt: skip
+    """A data set's sample. pictures: garment, person and mask, the last two of one size. size: the panel's height and
+    width. stored_mask: what the mask is made from, which may have had another size than the person."""
+    garment, person, mask = pictures
+    was_resized = stored_mask is not None and upright_size(stored_mask) != person.size
+    fitted = fit_picture(garment, *size), fit_picture(person, *size), fit_mask(mask, *size)
+    return TryOnSample(key, *fitted, category, was_resized)
+
+
 def sample_of_pictures(
     garment: Image.Image, person: Image.Image, mask: Image.Image, category: Category, height: int, width: int
 ) -> TryOnSample:
@@ -243,16 +250,11 @@ def sample_of_pictures(
     Raises ValueError where nothing of the mask is white.
     """
     person = upright_rgb(person)
-    fitted_mask = fit_mask(binary_mask(mask, person.size), height, width)
-    if not fitted_mask.any():
+    pictures = garment, person, binary_mask(mask, person.size)
+    sample = fitted_sample("", pictures, category, (height, width))  # inference caches nothing
+    if not sample.mask.any():
         raise ValueError(EMPTY_MASK)
-    return TryOnSample(
-        key="",  # inference caches nothing
-        garment=fit_picture(garment, height, width),
-        person=fit_picture(person, height, width),
-        mask=fitted_mask,
-        category=category,
-    )
+    return sample
 
 
 def make_diptych(sample: TryOnSample) -> tuple[Tensor, Tensor, Tensor]:

@@ -60,10 +60,9 @@ def ink(pen: ImageDraw.ImageDraw, pixels: np.ndarray, colour: Colour, owner: int
 
 def fill(canvas: Canvas, outline: np.ndarray, owner: int, colour: Colour) -> None:
     """Paints a plain part with a darker edge; outline in body points."""
-    pixels = place(canvas, outline).view(float).tolist()
-    canvas.pen.polygon(pixels, fill=(*colour, owner))
-    edge = max(1, round(0.005 * canvas.scale))
-    canvas.pen.line(pixels + pixels[:2], fill=(*edge_colour(colour), owner), width=edge)
+    pixels = place(canvas, outline)
+    ink(canvas.pen, pixels[None], colour, owner)
+    ink(canvas.pen, np.append(pixels, pixels[0])[None], edge_colour(colour), owner, 0.005 * canvas.scale)
 
 
 def finished(canvas: Canvas, names: Sequence[str]) -> Drawing:

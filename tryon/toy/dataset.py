@@ -14,16 +14,10 @@ from tryon.toy.drawing import draw_garment, draw_person
 from tryon.toy.world import TEXTURES, VIEWS, Garment, random_outfit, random_person
 
 _CLOTHES = {  # noun and cloth_type
-    "tee": ("t-shirt", "Tees_Tanks"),
-    "long_sleeve": ("sweater", "Sweaters"),
-    "tank": ("tank top", "Tees_Tanks"),
-    "shirt": ("shirt", "Blouses_Shirts"),
-    "shorts": ("shorts", "Shorts"),
-    "trousers": ("trousers", "Pants"),
-    "skirt": ("skirt", "Skirts"),
-    "dress": ("dress", "Dresses"),
-    "jumpsuit": ("jumpsuit", "Rompers_Jumpsuits"),
-}
+    "tee": ("t-shirt", "Tees_Tanks"), "long_sleeve": ("sweater", "Sweaters"), "tank": ("tank top", "Tees_Tanks"),
+    "shirt": ("shirt", "Blouses_Shirts"), "shorts": ("shorts", "Shorts"), "trousers": ("trousers", "Pants"),
+    "skirt": ("skirt", "Skirts"), "dress": ("dress", "Dresses"), "jumpsuit": ("jumpsuit", "Rompers_Jumpsuits"),
+}  # fmt: skip
 _ADJECTIVES = dict(zip(TEXTURES, ("", "striped ", "checked ", "dotted ", "two-tone ", "printed "), strict=True))
 _HUES = ("red", "orange", "yellow", "green", "green", "green", "teal", "blue", "blue", "purple", "pink", "pink", "red")
 
@@ -45,7 +39,7 @@ def _png(image: Image.Image) -> dict:
 
 
 def _item_rows(
-    index: int, seed: int, height: int, width: int, views: Sequence[str], every_flat: bool, category: Category
+    index: int, seed: int, height: int, width: int, views: Sequence[str], flat: bool, category: Category
 ) -> list[dict]:
     rng = np.random.default_rng([seed, index])
     outfit = random_outfit(rng, category)
@@ -56,10 +50,9 @@ def _item_rows(
         cloth = "Graphic_Tees"
     elif garment.kind == "shirt" and person.gender == "MEN":
         cloth = "Shirts_Polos"
-    drawings = {}
-    for view in (views[0], *rng.permutation(views[1:])[:2].tolist()):
-        drawings[view] = draw_person(person, outfit, view, height, width)
-    if every_flat or index % 4 != 3:
+    shown = (views[0], *rng.permutation(views[1:])[:2].tolist())
+    drawings = {view: draw_person(person, outfit, view, height, width) for view in shown}
+    if flat:
         drawings["flat"] = draw_garment(garment, height, width)
     worn = f"a {'man' if person.gender == 'MEN' else 'woman'} in {' and '.join(map(_phrase, outfit))}"
     rows = []
@@ -73,15 +66,9 @@ def _item_rows(
 
 
 def write_dataset(
-    folder: Path,
-    items: int,
-    seed: int,
-    height: int = 192,
-    width: int = 144,
-    views: Sequence[str] = VIEWS,
-    every_flat: bool = False,
-    categories: Sequence[Category] = CATEGORIES,
-) -> Path:
+    folder: Path, items: int, seed: int, height: int = 192, width: int = 144, views: Sequence[str] = VIEWS,
+    every_flat: bool = False, categories: Sequence[Category] = CATEGORIES,
+) -> Path:  # fmt: skip
     """Writes `items` items as folder/data/train-00000-of-00001.parquet and returns that path.
 
     The columns are those of the hub's deepFashion-with-masks. Item i is about a garment of categories[i modulo their
@@ -101,11 +88,10 @@ def write_dataset(
         raise FileExistsError(f"{folder} exists: remove it or name another folder")
     texts = {name: Value("string") for name in ("gender", "pose", "cloth_type", "pid", "caption")}
     features = Features({"images": Picture(), **texts, "mask": Picture(), "mask_overlay": Picture()})
-    rows = [
-        row
-        for index in range(items)
-        for row in _item_rows(index, seed, height, width, views, every_flat, categories[index % len(categories)])
-    ]
+    rows = []
+    for index in range(items):
+        category = categories[index % len(categories)]
+        rows += _item_rows(index, seed, height, width, views, every_flat or index % 4 != 3, category)
     table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
     name = "train-00000-of-00001.parquet"
     with replacing(folder) as staging:

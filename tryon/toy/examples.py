@@ -11,8 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from tryon.data.category import CATEGORIES, Category, MaskRule
-from tryon.data.masks import MASK_VERSION, PARTS, agnostic_mask
-from tryon.data.sample import TryOnSample, fit_mask, fit_picture, to_picture
+from tryon.data.masks import MASK_VERSION, PARTS, agnostic_mask, mask_picture
+from tryon.data.sample import TryOnSample, fit_picture, fitted_sample, to_picture
 from tryon.evaluation.cases import Case
 from tryon.toy.canvas import Drawing, edge_colour
 from tryon.toy.drawing import draw_garment, draw_person
@@ -72,14 +72,10 @@ class DrawnData:
         garment, category = self.tried_on(index)[0], example.outfit[0].category
         person = draw_person(example.person, example.outfit, VIEW, self.height, self.width)
         worn = torch.from_numpy(np.asarray(person.masks[category]) > 0)[None]
-        hidden = agnostic_mask(worn, category, self.mask_rule, label_map(person))
-        return TryOnSample(
-            key=self.key(index),
-            garment=fit_picture(draw_garment(garment, self.height, self.width).image, self.height, self.width),
-            person=fit_picture(person.image, self.height, self.width),
-            mask=fit_mask(Image.fromarray(hidden[0].numpy()), self.height, self.width),
-            category=category,
-        )
+        hidden = mask_picture(agnostic_mask(worn, category, self.mask_rule, label_map(person)))
+        size = self.height, self.width
+        pictures = draw_garment(garment, *size).image, person.image, hidden
+        return fitted_sample(self.key(index), pictures, category, size)
 
     def length(self, index: int, picture: np.ndarray) -> int:
         """Rows from where the legs begin to show, below the top, down to the lowest row in which more than half of the
@@ -120,16 +116,11 @@ def labelled_person(seed: int, index: int) -> tuple[Image.Image, Tensor]:
     example = random_example(seed, index, CATEGORIES[index % len(CATEGORIES)])
     view, size = VIEWS[index % len(VIEWS)], PARSED_SIZES[index % len(PARSED_SIZES)]
     drawing = draw_person(example.person, example.outfit, view, *size)
+    lower = "Skirt" if any(garment.kind == "skirt" for garment in example.outfit) else "Pants"
     label_of_part = {
-        "head": "Face",
-        "arms": "Left-arm",
-        "hands": "Left-arm",
-        "legs": "Left-leg",
-        "shoes": "Left-shoe",
-        "upper": "Upper-clothes",
-        "lower": "Skirt" if any(garment.kind == "skirt" for garment in example.outfit) else "Pants",
-        "full": "Dress",
-    }
+        "head": "Face", "arms": "Left-arm", "hands": "Left-arm", "legs": "Left-leg", "shoes": "Left-shoe",
+        "upper": "Upper-clothes", "lower": lower, "full": "Dress",
+    }  # fmt: skip
     places = [PARSER_LABELS.index(label_of_part.get(part, "Background")) for part in PARTS]
     return drawing.image, torch.tensor(places)[label_map(drawing).long()]
 

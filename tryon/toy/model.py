@@ -7,6 +7,7 @@ scheduler lie in another, as in FLUX.1-dev. Everything downstream treats them as
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -42,21 +43,18 @@ MODEL_VERSION = 5
 MODEL_SEED = 0
 WEIGHTS = Path(__file__).parent / "weights"
 TEXT_WIDTH = 64
+CHARACTERS = [chr(code) for code in range(33, 127)]
 # The ATR labels that the toy's parser tells apart: drawn people carry nothing, and left and right are one.
 PARSER_LABELS = (
     "Background", "Face", "Left-arm", "Left-leg", "Left-shoe", "Upper-clothes", "Skirt", "Pants", "Dress",
 )  # fmt: skip
 # FLUX.1-dev's own, which names a transformer too; pipelines are loaded from it with another one in its place.
 MODEL_INDEX = {
-    "_class_name": "FluxPipeline",
-    "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
-    "text_encoder": ["transformers", "CLIPTextModel"],
-    "text_encoder_2": ["transformers", "T5EncoderModel"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "tokenizer_2": ["transformers", "T5TokenizerFast"],
-    "transformer": ["diffusers", "FluxTransformer2DModel"],
-    "vae": ["diffusers", "AutoencoderKL"],
-}
+    "_class_name": "FluxPipeline", "scheduler": ["diffusers", "FlowMatchEulerDiscreteScheduler"],
+    "text_encoder": ["transformers", "CLIPTextModel"], "text_encoder_2": ["transformers", "T5EncoderModel"],
+    "tokenizer": ["transformers", "CLIPTokenizer"], "tokenizer_2": ["transformers", "T5TokenizerFast"],
+    "transformer": ["diffusers", "FluxTransformer2DModel"], "vae": ["diffusers", "AutoencoderKL"],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -72,11 +70,8 @@ def use_toy_model(config: TrainConfig, asked_for: bool) -> TrainConfig:
     word in the log that it is used. asked_for: by the user; otherwise there is no GPU."""
     logger.info("TOY MODEL, %s: %s", "as asked" if asked_for else "because no GPU was found", NOTICE)
     folders = toy_model(Path(config.data_cache_dir))
-    return replace(
-        config,
-        pretrained_model_name_or_path=str(folders.base),
-        pretrained_inpaint_model_name_or_path=str(folders.transformer),
-    )
+    base, transformer = str(folders.base), str(folders.transformer)
+    return replace(config, pretrained_model_name_or_path=base, pretrained_inpaint_model_name_or_path=transformer)
 
 
 def use_toy_model_for_try_on(config: TryOnConfig, facts: LoraFacts) -> TryOnConfig:
@@ -95,8 +90,7 @@ def use_toy_model_for_try_on(config: TryOnConfig, facts: LoraFacts) -> TryOnConf
 
 def is_for_toy(config: TryOnConfig, facts: LoraFacts) -> bool:
     """Whether people are dressed with the toy."""
-    of_toy = facts.transformer.startswith(TOY) and not (config.base or config.transformer)
-    return config.toy or of_toy
+    return config.toy or (facts.transformer.startswith(TOY) and not (config.base or config.transformer))
 
 
 def parser_for_try_on(config: TryOnConfig, facts: LoraFacts) -> str | None:
@@ -197,119 +191,73 @@ def _prompts() -> list[str]:
     return [FIXED_PROMPT, *(prompt_for("category", category) for category in CATEGORIES)]
 
 
-def _clip_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Single characters, and merges that build every word of our prompts from its left."""
-    characters = [chr(code) for code in range(33, 127)]
+def _clip_tokenizer() -> CLIPTokenizer:
+    """Its vocabulary is single characters, and merges that build every word of our prompts from its left."""
     merges: dict[tuple[str, str], None] = {}
-    words = {word for prompt in _prompts() for word in _letter_runs(prompt.lower())}
+    words = {word for prompt in _prompts() for word in re.findall("[a-z]+", prompt.lower())}
     for word in sorted(words):
         symbols = [*word[:-1], f"{word[-1]}</w>"]
         head = symbols[0]
         for symbol in symbols[1:]:
             merges[(head, symbol)] = None
             head += symbol
-    tokens = [*characters, *(f"{c}</w>" for c in characters), *dict.fromkeys(a + b for a, b in merges)]
+    tokens = [*CHARACTERS, *(f"{c}</w>" for c in CHARACTERS), *dict.fromkeys(a + b for a, b in merges)]
     tokens += ["<|startoftext|>", "<|endoftext|>"]
-    return {token: index for index, token in enumerate(tokens)}, list(merges)
-
-
-def _letter_runs(text: str) -> list[str]:
-    return "".join(c if c.isalpha() else " " for c in text).split()
-
-
-def _clip_tokenizer() -> CLIPTokenizer:
-    vocabulary, merges = _clip_vocabulary()
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=77)
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocabulary, merges=list(merges), model_max_length=77)
 
 
 def _t5_tokenizer() -> T5Tokenizer:
     words = sorted({word for prompt in _prompts() for word in prompt.split()})
-    characters = [chr(code) for code in range(33, 127)]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("\u2581", -4.0)]
-    pieces += [(f"\u2581{word}", -2.0) for word in words] + [(character, -8.0) for character in characters]
+    pieces += [(f"\u2581{word}", -2.0) for word in words] + [(character, -8.0) for character in CHARACTERS]
     return T5Tokenizer(vocab=pieces, extra_ids=0)
 
 
 def _clip_encoder() -> CLIPTextModel:
     tokenizer = _clip_tokenizer()
-    return CLIPTextModel(
-        CLIPTextConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=TEXT_WIDTH,
-            intermediate_size=2 * TEXT_WIDTH,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
-        )
-    )
+    return CLIPTextModel(CLIPTextConfig(
+        vocab_size=len(tokenizer), hidden_size=TEXT_WIDTH, intermediate_size=2 * TEXT_WIDTH, num_hidden_layers=2,
+        num_attention_heads=2, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    ))  # fmt: skip
 
 
 def _t5_encoder() -> T5EncoderModel:
-    return T5EncoderModel(
-        T5Config(
-            vocab_size=len(_t5_tokenizer()),
-            d_model=TEXT_WIDTH,
-            d_kv=TEXT_WIDTH // 2,
-            d_ff=2 * TEXT_WIDTH,
-            num_layers=2,
-            num_heads=2,
-            feed_forward_proj="gated-gelu",
-        )
-    )
+    return T5EncoderModel(T5Config(
+        vocab_size=len(_t5_tokenizer()), d_model=TEXT_WIDTH, d_kv=TEXT_WIDTH // 2, d_ff=2 * TEXT_WIDTH,
+        num_layers=2, num_heads=2, feed_forward_proj="gated-gelu",
+    ))  # fmt: skip
 
 
 def new_vae() -> AutoencoderKL:
     """FLUX's VAE with narrow layers: 8x smaller pictures of 16 channels, no quant convolutions."""
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 48, 96, 96),
-        layers_per_block=1,
-        norm_num_groups=8,
-        latent_channels=16,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        force_upcast=False,
-        mid_block_add_attention=False,
-    )
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        block_out_channels=(16, 48, 96, 96), layers_per_block=1, norm_num_groups=8, latent_channels=16,
+        scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False, use_post_quant_conv=False,
+        force_upcast=False, mid_block_add_attention=False,
+    )  # fmt: skip
 
 
 def new_transformer() -> FluxTransformer2DModel:
+    """FLUX-Fill's transformer with few narrow blocks."""
     return FluxTransformer2DModel(
-        in_channels=384,
-        out_channels=64,
-        num_layers=2,
-        num_single_layers=4,
-        attention_head_dim=32,
-        num_attention_heads=7,
-        joint_attention_dim=TEXT_WIDTH,
-        pooled_projection_dim=TEXT_WIDTH,
-        axes_dims_rope=(8, 12, 12),
-        guidance_embeds=True,
-    )
+        in_channels=384, out_channels=64, num_layers=2, num_single_layers=4, attention_head_dim=32,
+        num_attention_heads=7, joint_attention_dim=TEXT_WIDTH, pooled_projection_dim=TEXT_WIDTH,
+        axes_dims_rope=(8, 12, 12), guidance_embeds=True,
+    )  # fmt: skip
 
 
 def new_parser() -> SegformerForSemanticSegmentation:
     """A narrow SegFormer. Without what is drawn at random in training: its steps follow from their number alone."""
     labels = dict(enumerate(PARSER_LABELS))
-    return SegformerForSemanticSegmentation(
-        SegformerConfig(
-            patch_sizes=[7, 7, 3, 3],
-            strides=[2, 4, 2, 2],  # cells of 2 pixels, or waistbands are found too low; and of 8, as usual, next
-            depths=[1, 1, 2, 2],
-            hidden_sizes=[16, 32, 64, 96],
-            num_attention_heads=[1, 2, 4, 6],
-            decoder_hidden_size=64,
-            classifier_dropout_prob=0.0,
-            drop_path_rate=0.0,
-            id2label=labels,
-            label2id={label: index for index, label in labels.items()},
-        )
-    )
+    return SegformerForSemanticSegmentation(SegformerConfig(
+        strides=[2, 4, 2, 2],  # cells of 2 pixels, or waistbands are found too low; and of 8, as usual, next
+        patch_sizes=[7, 7, 3, 3], depths=[1, 1, 2, 2], hidden_sizes=[16, 32, 64, 96],
+        num_attention_heads=[1, 2, 4, 6], decoder_hidden_size=64, classifier_dropout_prob=0.0, drop_path_rate=0.0,
+        id2label=labels, label2id={label: index for index, label in labels.items()},
+    ))  # fmt: skip
 
 
 def parser_processor() -> SegformerImageProcessorPil:

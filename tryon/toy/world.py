@@ -91,19 +91,12 @@ def random_garment(rng: np.random.Generator, category: Category) -> Garment:
     while np.linalg.norm(np.subtract(ground, accent)) < 150:
         accent = _random_colour(rng, 0.4, 1.0, 0.4)
     return Garment(
-        category,
-        kind,
-        length=rng.uniform(*lengths),
+        category, kind, length=rng.uniform(*lengths),
         sleeve=0.0 if category == "full" and rng.random() < 0.35 else rng.uniform(*sleeves),
-        neckline=str(rng.choice(necklines)),
-        fit=rng.uniform(),
-        flare=rng.uniform() ** (1 if kind == "skirt" else 2),
-        texture=texture,
-        period=period,
-        angle=float(angle),
-        symbol=str(rng.choice(SYMBOLS)),
-        colours=(ground, accent),
-    )
+        neckline=str(rng.choice(necklines)), fit=rng.uniform(),
+        flare=rng.uniform() ** (1 if kind == "skirt" else 2), texture=texture, period=period, angle=float(angle),
+        symbol=str(rng.choice(SYMBOLS)), colours=(ground, accent),
+    )  # fmt: skip
 
 
 def random_outfit(rng: np.random.Generator, category: Category) -> tuple[Garment, ...]:
@@ -122,16 +115,12 @@ def random_person(rng: np.random.Generator, gender: str | None = None) -> Person
     men, tone = gender == "MEN", rng.uniform(0, len(_SKINS) - 1)
     styles = ("short", "short", "short", "bun") if men else ("short", "bob", "bun", "ponytail", "long", "over", "over")
     return Person(
-        gender,
-        stature=rng.uniform(0.97, 1.0),
-        build=rng.uniform(0.92, 1.12),
+        gender, stature=rng.uniform(0.97, 1.0), build=rng.uniform(0.92, 1.12),
         shoulders=rng.uniform(1.02, 1.1) if men else rng.uniform(0.93, 1.0),
         hips=rng.uniform(0.92, 0.97) if men else rng.uniform(1.0, 1.08),
         skin=tuple(round(float(np.interp(tone, range(len(_SKINS)), channel))) for channel in _SKINS.T),
-        hair=_HAIRS[rng.integers(len(_HAIRS))],
-        hair_style=str(rng.choice(styles)),
-        shoes=_SHOE_COLOURS[rng.integers(len(_SHOE_COLOURS))],
-        backdrop=str(rng.choice(["plain", "gradient", "room"])),
+        hair=_HAIRS[rng.integers(len(_HAIRS))], hair_style=str(rng.choice(styles)),
+        shoes=_SHOE_COLOURS[rng.integers(len(_SHOE_COLOURS))], backdrop=str(rng.choice(["plain", "gradient", "room"])),
         backdrop_colours=(_random_colour(rng, 0.03, 0.25, 0.7), _random_colour(rng, 0.03, 0.25, 0.7)),
         seed=int(rng.integers(2**31)),
-    )
+    )  # fmt: skip

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from deepfashion_training.deepfashion_dataset import DeepFashionData
-from deepfashion_training.export_viton_hd import EXIF_ORIENTATION, main
-from folder_datasets import VitonHdData, load_viton_hd
+from deepfashion_training.export_viton_hd import main
+from folder_datasets import FolderData, load_viton_hd
 from test_dataset import items, load, png, write
 from tryon.config import TrainConfig
 from tryon.toy.dataset import write_dataset
@@ -19,12 +19,12 @@ SIZE = (96, 64)
 
 def jpeg(image: Image.Image, orientation: int = 1) -> dict:
     buffer, exif = io.BytesIO(), Image.Exif()
-    exif[EXIF_ORIENTATION] = orientation
+    exif[ExifTags.Base.Orientation] = orientation
     image.save(buffer, "JPEG", exif=exif)
     return {"bytes": buffer.getvalue(), "path": None}
 
 
-def both(name: str, folder: Path, *flags: str) -> list[tuple[DeepFashionData, VitonHdData]]:
+def both(name: str, folder: Path, *flags: str) -> list[tuple[DeepFashionData, FolderData]]:
     """The data set's training and validation data, each beside what is read from the export."""
     main([name, str(folder), *flags])
     train, validation = load(name, TrainConfig(height=SIZE[0], width=SIZE[1], max_validation_samples=3))
@@ -34,7 +34,7 @@ def both(name: str, folder: Path, *flags: str) -> list[tuple[DeepFashionData, Vi
     ]
 
 
-def assert_same_samples(data: DeepFashionData, exported: VitonHdData) -> None:
+def assert_same_samples(data: DeepFashionData, exported: FolderData) -> None:
     assert len(data) == len(exported) > 0
     for index in range(len(data)):
         expected, found = data[index], exported[index]
@@ -49,10 +49,10 @@ def test_the_toys_data(tmp_path: Path) -> None:
     pairs = both(str(tmp_path / "toy"), tmp_path / "my viton", "--max_validation_samples", "3")
     for data, exported in pairs:
         assert_same_samples(data, exported)
-    assert {category for _, exported in pairs for category in exported.categories} == {"upper", "lower", "full"}
+    assert {pair.category for _, exported in pairs for pair in exported.pairs} == {"upper", "lower", "full"}
     assert {pair.reference for data, _ in pairs for pair in data.pairs} == {"flat", "other_view"}
 
-    names = pairs[0][1].names
+    names = [pair.name for pair in pairs[0][1].pairs]
     assert names[0] == "000000_00.jpg", "VITON trainers make the mask's name from one that ends in .jpg"
     assert (tmp_path / "my viton/train/agnostic-mask/000000_00_mask.png").is_file()
     assert (tmp_path / "my viton/train_pairs.txt").read_text().splitlines()[0] == f"{names[0]} {names[0]}"
@@ -70,11 +70,11 @@ def test_jpegs_are_copied_and_turned_ones_are_not(tmp_path: Path) -> None:
     for data, exported in both(name, tmp_path / "out", "--max_validation_samples", "3"):
         assert_same_samples(data, exported)
         for index in range(len(data)):
-            person, _, garment = exported.files(index)[0], None, exported.files(index)[1]
+            person, garment = exported.pairs[index].person, exported.pairs[index].garment
             source, _, *reference = data.files(index)
             assert (person.read_bytes() == source) == (data.pairs[index].row != 0)
             assert data.pair(index).reference != "flat" or garment.read_bytes() == reference[0]
-            assert Image.open(person).getexif().get(EXIF_ORIENTATION, 1) == 1
+            assert Image.open(person).getexif().get(ExifTags.Base.Orientation, 1) == 1
 
 
 def test_the_unpaired_garment_is_another_ones_of_the_same_category(tmp_path: Path) -> None:
