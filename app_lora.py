@@ -89,8 +89,7 @@ def first_lora(config: TryOnConfig) -> tuple[Path, Path]:
     if loras := all_loras(folder):
         return loras[0], folder
     file = lora_on_disk(config.lora, config.cache_dir).absolute()
-    run = run_of(file)
-    return file, run.parent if run else runs_folder()
+    return file, run.parent if (run := run_of(file)) else runs_folder()
 
 
 def main(argv: list[str]) -> None:
@@ -108,7 +107,7 @@ def main(argv: list[str]) -> None:
     import gradio as gr
     from starlette.requests import ClientDisconnect
 
-    from tryon.app.layout import STYLE, Example
+    from tryon.app.layout import STYLE
     from tryon.app.page import Page
     from tryon.app.session import Session
     from tryon.inference.pipeline import load_try_on
@@ -134,24 +133,16 @@ def main(argv: list[str]) -> None:
         os.environ["GRADIO_TEMP_DIR"] = name
         shown = Path(name) / "shown"
         shown.mkdir()
-        examples = [Example(*each) for each in write_pictures(Path(name) / "examples")]
         session = Session(config, load, parser, lora, runs, shown, page.steps, page.guidance_scale)
         session.take(lora)
-        blocks = Page(session, examples, notice).blocks
+        blocks = Page(session, write_pictures(Path(name) / "examples"), notice).blocks
         blocks.queue(max_size=LONGEST_QUEUE)
         _, _, public = blocks.launch(
-            max_file_size=LARGEST_UPLOAD,
-            prevent_thread_lock=True,
-            server_name=page.host,
-            server_port=page.port,
-            share=page.share,
-            auth=users,
-            quiet=True,
-            footer_links=[],
-            run_history=False,  # pictures stay in the session
+            server_name=page.host, server_port=page.port, share=page.share, auth=users, quiet=True,
+            max_file_size=LARGEST_UPLOAD, prevent_thread_lock=True, footer_links=[], css=STYLE,
             theme=gr.themes.Default(font=FONTS, font_mono="monospace"),
-            css=STYLE,
-        )
+            run_history=False,  # pictures stay in the session
+        )  # fmt: skip
         if page.share and not public:
             raise ValueError("no public address could be had from Gradio's servers: leave --share out, or go online")
         if (page.share or page.host != LOOPBACK) and not users:
