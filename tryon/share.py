@@ -23,19 +23,12 @@ from tryon.cli import parse, run_script
 from tryon.config import HUB_NAME, mistaken_upload, setting
 from tryon.console import set_up_logging
 from tryon.data.category import CATEGORIES
+from tryon.files import read_json
 from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, read_facts, read_header
 from tryon.flux.prompts import prompt_for
 from tryon.hub import check_login, upload
 from tryon.pages import TEMPLATES
-from tryon.report import (
-    LENGTH_IN_WORDS,
-    MEANINGS,
-    read_data,
-    read_environment,
-    read_length,
-    read_metrics,
-    score_table,
-)
+from tryon.report import DATA, ENVIRONMENT, LENGTH_IN_WORDS, MEANINGS, read_length, read_metrics, score_table
 from tryon.runs import LORA_FILE, identity_of, lora_file, newest_checkpoint
 from tryon.units import gigabytes
 
@@ -139,7 +132,7 @@ def listed(folder: Path) -> list[str]:
 
 def model_card(run: Path, checkpoint: Path, facts: LoraFacts, name: str | None) -> ModelCard:
     """The card, made from what the run's folder holds."""
-    settings = json.loads((run / "config.json").read_text())
+    settings = read_json(run / "config.json")
     settings["quantization"] = identity_of(checkpoint)["quantization"]  # what "auto" meant
     values = card_values(run, settings, facts, name)
     return ModelCard.from_template(_metadata(settings, facts), template_path=str(CARD_TEMPLATE), **values)
@@ -168,7 +161,7 @@ def card_values(run: Path, settings: dict[str, Any], facts: LoraFacts, name: str
         "losses": _loss_table(run),
         "pairs": _pairs(run),
         "masks": _masks(facts),
-        "environment": ", ".join(f"{key} {value}" for key, value in read_environment(run).items()),
+        "environment": ", ".join(f"{key} {value}" for key, value in read_json(run / ENVIRONMENT).items()),
         "flux_licence": FLUX_LICENCE,
     }
 
@@ -206,7 +199,7 @@ def _loss_table(run: Path) -> list[list[str]]:
 def _pairs(run: Path) -> str:
     return "; ".join(
         f"{what}: {', '.join(f'{count:,} {category}' for category, count in found.items())}"
-        for what, found in read_data(run).items()
+        for what, found in read_json(run / DATA).items()
     )
 
 
@@ -236,13 +229,11 @@ def _loaded(name: str) -> str:
     return name if HUB_NAME.fullmatch(name) else f"<folder of {name}>"
 
 
-def problems_of(config: ShareConfig) -> Iterator[str]:
-    """What is wrong with the flags beyond single values."""
-    return mistaken_upload(config.push_to_hub, config.private)
-
-
 def main(argv: list[str]) -> None:
-    (config,) = parse(argv, "python -m tryon.share", "Shares a run's LoRA.", ShareConfig, problems=problems_of)
+    def problems(config: ShareConfig) -> Iterator[str]:
+        return mistaken_upload(config.push_to_hub, config.private)
+
+    (config,) = parse(argv, "python -m tryon.share", "Shares a run's LoRA.", ShareConfig, problems=problems)
     set_up_logging(is_main_process=True)
     run = Path(config.run).expanduser()
     if config.push_to_hub:
