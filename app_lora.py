@@ -37,7 +37,7 @@ class PageConfig:
     host: str = setting(LOOPBACK, "address that the page is served at; 0.0.0.0 answers the whole network")
     port: int = setting(7860, "port that the page is served at", 1, 65535)
     share: bool = setting(False, "serve the page at a public address too, through Gradio's servers, for a week")
-    auth: str | None = setting(None, "file with a line name:password for everybody who may use the page")
+    auth: str | None = setting(None, "file with a line name:password for each user of the page")
     parser: str | None = setting(
         None, "SegFormer with ATR labels that finds what people wear, by hub name or folder; as trained if not given"
     )
@@ -56,17 +56,15 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, PageConfig]:
 
 
 def read_users(file: str) -> list[tuple[str, str]]:
-    """Names and passwords of a file with a line name:password each. Raises ValueError where it has another form.
-
-    They are no flags: those end up in logs and in the list of processes.
-    """
+    """Names and passwords of a file with a line name:password each. Raises ValueError where it has another form. They
+    are no flags, as flags end up in logs and in the list of processes."""
     try:
         lines = [line.strip() for line in Path(file).expanduser().read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--auth {file} cannot be read ({error}): name a file with lines of name:password") from error
     users = [tuple(line.split(":", 1)) for line in lines]
     if not users or any(len(user) != 2 or not all(user) for user in users):
-        raise ValueError(f"--auth {file} has to hold a line name:password for everybody who may use the page")
+        raise ValueError(f"--auth {file} has to hold a line name:password for each user of the page")
     return users
 
 
@@ -81,10 +79,8 @@ def check_port(host: str, port: int) -> None:
 
 
 def first_lora(config: TryOnConfig) -> tuple[Path, Path]:
-    """The LoRA that the page begins with, and the folder of runs whose LoRAs it offers besides.
-
-    In a folder of runs it is the newest. Raises ValueError where there is none.
-    """
+    """The LoRA that the page begins with, in a folder of runs the newest, and the folder of runs whose LoRAs it offers
+    besides. Raises ValueError where there is none."""
     folder = Path(config.lora).expanduser()
     if loras := all_loras(folder):
         return loras[0], folder
@@ -146,7 +142,7 @@ def main(argv: list[str]) -> None:
         if page.share and not public:
             raise ValueError("no public address could be had from Gradio's servers: leave --share out, or go online")
         if (page.share or page.host != LOOPBACK) and not users:
-            logger.warning("everybody who finds this page can use it: --auth asks for a name and a password")
+            logger.warning("anyone who finds this page can use it: --auth asks for a name and a password")
         if public:
             logger.info("public address: %s", public)
         logger.info("serving: open http://%s:%d in a browser; Ctrl-C ends it", page.host, page.port)

@@ -54,10 +54,8 @@ def write_data(run: Path, pairs: Mapping[str, Mapping[str, int]]) -> None:
 
 
 def write_report(run: Path) -> Path:
-    """Writes run/report.html from what the run's folder holds now, and returns its path.
-
-    Raises ValueError where the folder is no run, and where the page cannot be written.
-    """
+    """Writes run/report.html from what the run's folder holds now, and returns its path. Raises ValueError where the
+    folder is no run, and where the page cannot be written."""
     if not (settings := read_json(run / "config.json")):
         raise ValueError(f"{run} holds no config.json: name the folder of a run")
     rows = read_metrics(run)
@@ -137,8 +135,8 @@ def read_scores(run: Path) -> list[tuple[str, Scores]]:
 
 
 def read_length(run: Path) -> float | None:
-    """Of drawn people in shorts or trousers, tried on for the other, the share whose length was right; None where that
-    was not measured."""
+    """The share of results with the right length, where drawn people in shorts try on trousers and the reverse; None
+    where that was not measured."""
     found = read_json(run / EVALUATION)
     scores = found.get("scores", {}).get("unpaired", {}).get("all", {})
     right = (scores.get(name, {}).get("length_right") for name in found.get("loras", {}))
@@ -181,7 +179,6 @@ def _curves(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> 
         chart.set_xlabel("step", color=GREY)
         chart.title.set_color(GREY)
         chart.tick_params(colors=GREY)
-        chart.patch.set_alpha(0)
         for side in chart.spines.values():
             side.set_color(GREY)
     drawn = io.StringIO()

@@ -55,7 +55,7 @@ def write_share(run: Path, name: str | None) -> Path:
     name: of the repository on the hub, which the card's examples use; None where it is not known yet. Raises ValueError
     where the folder is no run, has no checkpoint, or cannot be written into.
     """
-    if not (run / "config.json").is_file():
+    if not (settings := read_json(run / "config.json")):
         raise ValueError(f"{run} holds no config.json: name the folder of a run")
     checkpoint, folder = newest_checkpoint(run), run / "share"
     try:
@@ -63,7 +63,9 @@ def write_share(run: Path, name: str | None) -> Path:
         export_lora(lora_file(checkpoint), folder / LORA_FILE)
         facts = read_facts(folder / LORA_FILE)
         assert facts.known, "a run's LoRA says what it was trained for"
-        model_card(run, checkpoint, facts, name).save(folder / CARD)
+        settings["quantization"] = identity_of(checkpoint)["quantization"]  # what "auto" meant
+        metadata, values = _metadata(settings, facts), card_values(run, settings, facts, name)
+        ModelCard.from_template(metadata, template_path=str(CARD_TEMPLATE), **values).save(folder / CARD)
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error}): make room on the disk, then share again") from error
     return folder
@@ -110,12 +112,9 @@ def export_lora(file: Path, target: Path) -> None:
     for key, tensor in state.items():
         if key.endswith(".lora_B.weight"):
             tensor *= alpha / rank
-    metadata = {
-        **header,
-        ADAPTER_KEY: json.dumps({**adapter, f"{PREFIX}lora_alpha": rank}),
-        FACTS_KEY: json.dumps(asdict(named)),
-    }
-    save_file(state, target, metadata)
+    header[ADAPTER_KEY] = json.dumps({**adapter, f"{PREFIX}lora_alpha": rank})
+    header[FACTS_KEY] = json.dumps(asdict(named))
+    save_file(state, target, header)
 
 
 def _public_name(name: str) -> str:
@@ -128,14 +127,6 @@ def _public_name(name: str) -> str:
 def listed(folder: Path) -> list[str]:
     """The files that are uploaded, with their sizes."""
     return [f"{folder / name} ({gigabytes((folder / name).stat().st_size)})" for name in SHARED]
-
-
-def model_card(run: Path, checkpoint: Path, facts: LoraFacts, name: str | None) -> ModelCard:
-    """The card, made from what the run's folder holds."""
-    settings = read_json(run / "config.json")
-    settings["quantization"] = identity_of(checkpoint)["quantization"]  # what "auto" meant
-    values = card_values(run, settings, facts, name)
-    return ModelCard.from_template(_metadata(settings, facts), template_path=str(CARD_TEMPLATE), **values)
 
 
 def card_values(run: Path, settings: dict[str, Any], facts: LoraFacts, name: str | None) -> dict[str, Any]:
@@ -173,15 +164,11 @@ def _metadata(settings: dict[str, Any], facts: LoraFacts) -> ModelCardData:
     if settings["toy"]:
         return ModelCardData(license="apache-2.0", tags=[*tags, "toy"], **common)
     return ModelCardData(
-        license="other",
-        license_name="flux-1-dev-non-commercial-license",
-        license_link=FLUX_LICENCE,
+        license="other", license_name="flux-1-dev-non-commercial-license", license_link=FLUX_LICENCE,
         base_model=[each for each in (facts.transformer, facts.base) if HUB_NAME.fullmatch(each)] or None,
-        base_model_relation="adapter",
+        base_model_relation="adapter", tags=[*tags, "flux", "catvton"], **common,
         datasets=[data] if HUB_NAME.fullmatch(data := settings.get("dataset_name") or "") else None,
-        tags=[*tags, "flux", "catvton"],
-        **common,
-    )
+    )  # fmt: skip
 
 
 def _loss_table(run: Path) -> list[list[str]]:

@@ -1,4 +1,4 @@
-"""What the app keeps while it runs, for everybody who uses its page: models, LoRAs, masks, and pictures as files.
+"""What the app keeps while it runs, for all users of its page: models, LoRAs, masks, and pictures as files.
 
 One try-on runs at a time: all share the models, and each may ask for another LoRA.
 """

@@ -61,8 +61,8 @@ def places_of(models: Collection[str], cases: Cases) -> set[Place]:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Pairs of a data set as a CaseSource: each person in its own garment, or in that of another person, which nobody
-    has seen it wear. persons, garments: places in the data, one each for every case."""
+    """Pairs of a data set as a CaseSource: each person in its own garment, or in another person's, of which there is no
+    true picture. persons, garments: places in the data, one each for every case."""
 
     data: SampleSource
     persons: list[int]
@@ -94,11 +94,8 @@ def paired_cases(data: SampleSource, per_category: int | None) -> HeldOut:
 
 def held_out_cases(data: SampleSource, per_category: int | None, item: Callable[[int], str]) -> dict[str, HeldOut]:
     """The pairs of `paired_cases` as they are, and each of these persons in the garment of the next pair of its
-    category that shows another item; a person for whom there is none is left out.
-
-    item: what pair `index` shows; pairs of one item may show one garment. Raises ValueError where there is no pair, and
-    where too many cannot be read: before hours of trying on, not after.
-    """
+    category that shows another item; a person without such a pair is left out. item: what pair `index` shows; pairs of
+    one item may show one garment. Raises ValueError where there is no pair, and where too many cannot be read."""
     readable = cache(partial(can_be_read, data))
     persons, skipped = first_pairs(data, per_category, readable)
     check_unreadable(skipped, len(persons) + skipped, "held-out pairs")
@@ -111,12 +108,10 @@ def held_out_cases(data: SampleSource, per_category: int | None, item: Callable[
         garment = next((index for index in others if item(index) != item(person) and readable(index)), None)
         if garment is not None:
             given[person] = garment
-    cases = {"paired": HeldOut(data, persons, persons)}
-    if given:
-        cases["unpaired"] = HeldOut(data, list(given), list(given.values()))
     if len(given) < len(persons):
         logger.warning("%d persons have no other garment of their category to try on", len(persons) - len(given))
-    return cases
+    unpaired = {"unpaired": HeldOut(data, list(given), list(given.values()))} if given else {}
+    return {"paired": HeldOut(data, persons, persons), **unpaired}
 
 
 def first_pairs(data: SampleSource, per_category: int | None, readable: Callable[[int], bool]) -> tuple[list[int], int]:
