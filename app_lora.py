@@ -37,7 +37,7 @@ class PageConfig:
     host: str = setting(LOOPBACK, "address that the page is served at; 0.0.0.0 answers the whole network")
     port: int = setting(7860, "port that the page is served at", 1, 65535)
     share: bool = setting(False, "serve the page at a public address too, through Gradio's servers, for a week")
-    auth: str | None = setting(None, "file with a line name:password for everybody who may use the page")
+    auth: str | None = setting(None, "file with a line name:password for each user of the page")
     parser: str | None = setting(
         None, "SegFormer with ATR labels that finds what people wear, by hub name or folder; as trained if not given"
     )
@@ -56,17 +56,15 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, PageConfig]:
 
 
 def read_users(file: str) -> list[tuple[str, str]]:
-    """Names and passwords of a file with a line name:password each. Raises ValueError where it has another form.
-
-    They are no flags: those end up in logs and in the list of processes.
-    """
+    """Names and passwords of a file with a line name:password each. Raises ValueError where it has another form. They
+    are no flags, as flags end up in logs and in the list of processes."""
     try:
         lines = [line.strip() for line in Path(file).expanduser().read_text().splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--auth {file} cannot be read ({error}): name a file with lines of name:password") from error
     users = [tuple(line.split(":", 1)) for line in lines]
     if not users or any(len(user) != 2 or not all(user) for user in users):
-        raise ValueError(f"--auth {file} has to hold a line name:password for everybody who may use the page")
+        raise ValueError(f"--auth {file} has to hold a line name:password for each user of the page")
     return users
 
 
@@ -81,16 +79,13 @@ def check_port(host: str, port: int) -> None:
 
 
 def first_lora(config: TryOnConfig) -> tuple[Path, Path]:
-    """The LoRA that the page begins with, and the folder of runs whose LoRAs it offers besides.
-
-    In a folder of runs it is the newest. Raises ValueError where there is none.
-    """
+    """The LoRA that the page begins with, in a folder of runs the newest, and the folder of runs whose LoRAs it offers
+    besides. Raises ValueError where there is none."""
     folder = Path(config.lora).expanduser()
     if loras := all_loras(folder):
         return loras[0], folder
     file = lora_on_disk(config.lora, config.cache_dir).absolute()
-    run = run_of(file)
-    return file, run.parent if run else runs_folder()
+    return file, run.parent if (run := run_of(file)) else runs_folder()
 
 
 def main(argv: list[str]) -> None:
@@ -108,7 +103,7 @@ def main(argv: list[str]) -> None:
     import gradio as gr
     from starlette.requests import ClientDisconnect
 
-    from tryon.app.layout import STYLE, Example
+    from tryon.app.layout import STYLE
     from tryon.app.page import Page
     from tryon.app.session import Session
     from tryon.inference.pipeline import load_try_on
@@ -134,28 +129,20 @@ def main(argv: list[str]) -> None:
         os.environ["GRADIO_TEMP_DIR"] = name
         shown = Path(name) / "shown"
         shown.mkdir()
-        examples = [Example(*each) for each in write_pictures(Path(name) / "examples")]
         session = Session(config, load, parser, lora, runs, shown, page.steps, page.guidance_scale)
         session.take(lora)
-        blocks = Page(session, examples, notice).blocks
+        blocks = Page(session, write_pictures(Path(name) / "examples"), notice).blocks
         blocks.queue(max_size=LONGEST_QUEUE)
         _, _, public = blocks.launch(
-            max_file_size=LARGEST_UPLOAD,
-            prevent_thread_lock=True,
-            server_name=page.host,
-            server_port=page.port,
-            share=page.share,
-            auth=users,
-            quiet=True,
-            footer_links=[],
-            run_history=False,  # pictures stay in the session
+            server_name=page.host, server_port=page.port, share=page.share, auth=users, quiet=True,
+            max_file_size=LARGEST_UPLOAD, prevent_thread_lock=True, footer_links=[], css=STYLE,
             theme=gr.themes.Default(font=FONTS, font_mono="monospace"),
-            css=STYLE,
-        )
+            run_history=False,  # pictures stay in the session
+        )  # fmt: skip
         if page.share and not public:
             raise ValueError("no public address could be had from Gradio's servers: leave --share out, or go online")
         if (page.share or page.host != LOOPBACK) and not users:
-            logger.warning("everybody who finds this page can use it: --auth asks for a name and a password")
+            logger.warning("anyone who finds this page can use it: --auth asks for a name and a password")
         if public:
             logger.info("public address: %s", public)
         logger.info("serving: open http://%s:%d in a browser; Ctrl-C ends it", page.host, page.port)

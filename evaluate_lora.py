@@ -37,17 +37,16 @@ class EvaluateConfig(held_out.HeldOutConfig):
     )
     batch_size: int = setting(1, "persons dressed at once", 1)
     output_dir: str | None = setting(
-        None,
-        "folder for scores and pictures, continued where it holds some; if not given, `scores` in the first LoRA's run",
-    )
+        None, "folder for scores and pictures, continued where it holds some; if not given, `scores` in the first "
+        "LoRA's run",
+    )  # fmt: skip
 
 
 def read_settings(argv: list[str]) -> tuple[TryOnConfig, EvaluateConfig]:
     """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
     description = "Scores LoRAs, and the model without them, on held-out pairs."
-    config, asked = parse(
-        argv, "python evaluate_lora.py", description, TryOnConfig, EvaluateConfig, problems=problems_of
-    )
+    shapes = TryOnConfig, EvaluateConfig
+    config, asked = parse(argv, "python evaluate_lora.py", description, *shapes, problems=problems_of)
     if asked.dataset_name:
         asked = replace(asked, dataset_name=checked_data_path(asked.dataset_name))
     if asked.dataroot:

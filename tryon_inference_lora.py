@@ -47,24 +47,17 @@ class PictureConfig:
         "are taken from the file's folder",
     )
     output_grid: str | None = setting(None, "where garment, person, masked person and results are written side by side")
-    num_results: int = setting(1, "results of each try-on, of which the seeds follow each other", 1, 16)
+    num_results: int = setting(1, "results of each try-on, with seeds that follow each other", 1, 16)
     seed: int = setting(0, "seed of the first result's noise", 0)
     steps: int | None = setting(None, "denoising steps; as the LoRA was trained for, else 30, if not given", 1)
     guidance_scale: float | None = setting(None, "guidance; as the LoRA was trained for, else 30, if not given", 0)
 
 
-def read_settings(argv: list[str]) -> tuple[TryOnConfig, PictureConfig]:
-    """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
-    description = "Dresses people in garments with a trained LoRA."
-    return parse(argv, "python tryon_inference_lora.py", description, TryOnConfig, PictureConfig, problems=problems_of)
-
-
 def problems_of(config: TryOnConfig, pictures: PictureConfig) -> list[str]:
     """What is wrong with the flags beyond single values."""
     if pictures.pairs:
-        alone = ("image", "garment", "mask", "worn", "output_tryon")
-        problems = [f"--{name} is for a single try-on: leave it out with --pairs" for name in alone
-                    if getattr(pictures, name)]  # fmt: skip
+        given = [name for name in ("image", "garment", "mask", "worn", "output_tryon") if getattr(pictures, name)]
+        problems = [f"--{name} is for a single try-on: leave it out with --pairs" for name in given]
     else:
         problems = problems_of_one(pictures)
     if pictures.output_grid:
@@ -88,13 +81,11 @@ def problems_of_one(pictures: PictureConfig) -> list[str]:
     if pictures.output_tryon:
         output = Path(pictures.output_tryon).expanduser()
         problems += unwritable("--output_tryon", output)
-        others = {name: getattr(pictures, name) for name in ("image", "garment", "mask", "worn", "output_grid")}
         written = {file.resolve() for file in results_of(output, seeds_of(pictures))}
-        problems += [
-            f"--output_tryon would overwrite --{name} {path}: name another file"
-            for name, path in others.items()
-            if path and Path(path).expanduser().resolve() in written
-        ]
+        for name in ("image", "garment", "mask", "worn", "output_grid"):
+            path = getattr(pictures, name)
+            if path and Path(path).expanduser().resolve() in written:
+                problems.append(f"--output_tryon would overwrite --{name} {path}: name another file")
     return problems
 
 
@@ -105,16 +96,15 @@ def seeds_of(pictures: PictureConfig) -> range:
 
 def request_of_flags(pictures: PictureConfig) -> Request:
     """The try-on that the flags ask for."""
-    person, garment, output, mask, worn = (
-        Path(path).expanduser() if path else None
-        for path in (pictures.image, pictures.garment, pictures.output_tryon, pictures.mask, pictures.worn)
-    )
-    return Request(person, garment, mask, worn, pictures.category, output)
+    given = (pictures.image, pictures.garment, pictures.mask, pictures.worn, pictures.output_tryon)
+    *read, output = (Path(path).expanduser() if path else None for path in given)
+    return Request(*read, pictures.category, output)
 
 
 def main(argv: list[str]) -> None:
     # What can be refused is refused before anything heavy is imported.
-    config, pictures = read_settings(argv)
+    description, shapes = "Dresses people in garments with a trained LoRA.", (TryOnConfig, PictureConfig)
+    config, pictures = parse(argv, "python tryon_inference_lora.py", description, *shapes, problems=problems_of)
     pairs, grid = (Path(path).expanduser() if path else None for path in (pictures.pairs, pictures.output_grid))
     lines = read_pairs(pairs, seeds_of(pictures), grid) if pairs else []
     set_up_logging(is_main_process=True)

@@ -23,6 +23,8 @@ MEMORY_ADVICE = (
     "give --quantization nf4, in training --gradient_checkpointing full and --train_batch_size 1, smaller panels with "
     "--height and --width, or --offload"
 )
+# Takes the instances of the dataclasses and gives a clause for each mistake that no single field shows.
+Problems = Callable[..., Iterable[str]]
 PEER_IS_GONE = ("Connection closed by peer", "Connection reset by peer", "Socket closed", "Broken pipe")
 
 
@@ -55,24 +57,14 @@ def check_first(read_settings: Callable[[list[str]], object]) -> None:
 
 
 def parse(
-    argv: Sequence[str],
-    command: str,
-    description: str,
-    *shapes: type,
-    problems: Callable[..., Iterable[str]] | None = None,
+    argv: Sequence[str], command: str, description: str, *shapes: type, problems: Problems | None = None
 ) -> tuple[Any, ...]:
-    """The command line as one instance per dataclass, checked.
-
-    problems: takes the instances and gives a clause for each mistake that no single field shows. Otherwise as
-    `parse_flags` and `checked`.
-    """
+    """The command line as one instance per dataclass, checked: see `parse_flags` and `checked`."""
     return checked(shapes, parse_flags(argv, command, description, *shapes), problems)
 
 
 def checked(
-    shapes: Sequence[type],
-    given: Sequence[dict[str, Any]],
-    problems: Callable[..., Iterable[str]] | None = None,
+    shapes: Sequence[type], given: Sequence[dict[str, Any]], problems: Problems | None = None
 ) -> tuple[Any, ...]:
     """An instance per dataclass, of what was given for it. Raises ValueError with all that is missing or wrong."""
     settings = tuple(shape(**values) for shape, values in zip(shapes, given, strict=True))
@@ -186,21 +178,22 @@ def _exit_code(error: BaseException) -> int:
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     said, worker = str(error), "DataLoader worker"  # torch's words, and its traceback as text
     if isinstance(error, ValueError) and _raised_by_project(error):
-        print(f"error: {error}", file=sys.stderr)
+        words = said
     elif isinstance(error, ValueError) and said.startswith(f"Caught ValueError in {worker}"):
-        print(f"error: {said.strip().splitlines()[-1].removeprefix('ValueError: ')}", file=sys.stderr)
+        words = said.strip().splitlines()[-1].removeprefix("ValueError: ")
     elif isinstance(error, RuntimeError) and said.startswith(worker):
-        print(
-            f"error: a process that reads data was ended from outside ({said.splitlines()[0]}), most likely for "
-            "want of memory: resume or start again, perhaps with fewer --dataloader_num_workers",
-            file=sys.stderr,
+        words = (
+            f"a process that reads data was ended from outside ({said.splitlines()[0]}), most likely for want of "
+            "memory: resume or start again, perhaps with fewer --dataloader_num_workers"
         )
-    elif isinstance(error, RuntimeError) and any(words in said for words in PEER_IS_GONE):
-        print(f"error: another process of this training is gone ({said.splitlines()[0]})", file=sys.stderr)
+    elif isinstance(error, RuntimeError) and any(each in said for each in PEER_IS_GONE):
+        words = f"another process of this training is gone ({said.splitlines()[0]})"
     elif type(error).__name__ == "OutOfMemoryError":  # torch's, which is not imported here
-        print(f"error: the GPU's memory is full ({said.split('. ')[0]}): {MEMORY_ADVICE}", file=sys.stderr)
+        words = f"the GPU's memory is full ({said.split('. ')[0]}): {MEMORY_ADVICE}"
     else:
         traceback.print_exception(error)
+        return 1
+    print(f"error: {words}", file=sys.stderr)
     return 1
 
 

@@ -25,6 +25,7 @@ Quantization = Literal["none", "fp8", "int8", "nf4", "auto"]
 
 FIRST_BLOCK_THRESHOLD = 0.1  # of --cache first_block
 
+MODELS = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 # Trackers that accelerate knows, by the name of their package.
@@ -62,8 +63,7 @@ class TrainConfig:
         FLUX_BASE, "hub name or folder with FLUX.1-dev's tokenizers, text encoders, VAE and scheduler"
     )
     pretrained_inpaint_model_name_or_path: str = setting(
-        CATVTON_TRANSFORMER,
-        "hub name, folder or .safetensors file of the FLUX-Fill transformer that is trained on",
+        CATVTON_TRANSFORMER, "hub name, folder or .safetensors file of the FLUX-Fill transformer that is trained on"
     )
     cache_dir: str | None = setting(None, "where the hub's files are kept; the hub's own default if not given")
     max_sequence_length: int = setting(512, "length that T5's text is padded to, in tokens", 1, 512)
@@ -217,21 +217,11 @@ def full() -> TrainConfig:
 def quick_test() -> TrainConfig:
     """a hundred samples, fifty steps: shows that everything works; where there is no GPU, learns to dress toys"""
     return replace(
-        full(),
-        profile="quick_test",
-        height=512,
-        width=384,
-        max_train_samples=100,
-        max_validation_samples=20,
-        max_train_steps=50,
-        gradient_accumulation_steps=4,
-        compile=False,  # longer than all of its steps
-        lora_rank=16,
-        lr_warmup_steps=10,
-        validation_steps=25,
-        num_evaluation_samples=4,
-        checkpointing_steps=25,
-    )
+        full(), profile="quick_test", height=512, width=384, max_train_samples=100, max_validation_samples=20,
+        max_train_steps=50, gradient_accumulation_steps=4, lora_rank=16, lr_warmup_steps=10,
+        validation_steps=25, num_evaluation_samples=4, checkpointing_steps=25,
+        compile=False,  # it takes longer than all the steps
+    )  # fmt: skip
 
 
 def h100() -> TrainConfig:
@@ -249,34 +239,17 @@ def on_toy(config: TrainConfig) -> TrainConfig:
     """
     if config.profile == "quick_test":
         config = replace(
-            config,
-            max_train_samples=720,
-            balance="none",
-            max_train_steps=300,
-            train_batch_size=8,
-            gradient_accumulation_steps=1,
-            learning_rate=4e-3,
-            lr_scheduler="cosine",
+            config, max_train_samples=720, balance="none", max_train_steps=300, train_batch_size=8,
+            gradient_accumulation_steps=1, learning_rate=4e-3, lr_scheduler="cosine",
+            validation_steps=150, num_evaluation_samples=32, checkpointing_steps=150,
             # The toy denoises in few steps, most of them at high noise: there it has to be right.
-            weighting_scheme="logit_normal",
-            logit_mean=-1.0,
-            validation_steps=150,
-            num_evaluation_samples=32,
-            checkpointing_steps=150,
-        )
+            weighting_scheme="logit_normal", logit_mean=-1.0,
+        )  # fmt: skip
     return replace(
-        config,
-        toy=True,
-        height=TOY_HEIGHT,
-        width=TOY_WIDTH,
-        max_sequence_length=TOY_MAX_SEQUENCE_LENGTH,
-        prompt="category",
-        mixed_precision="no",
-        gradient_checkpointing="none",
-        compile=False,
-        num_inference_steps=2,
-        dataloader_num_workers=0,
-    )
+        config, toy=True, height=TOY_HEIGHT, width=TOY_WIDTH, max_sequence_length=TOY_MAX_SEQUENCE_LENGTH,
+        prompt="category", mixed_precision="no", gradient_checkpointing="none", compile=False,
+        num_inference_steps=2, dataloader_num_workers=0,
+    )  # fmt: skip
 
 
 # Each is a switch of the command line, explained by its docstring.
@@ -290,9 +263,8 @@ def cuda_device_count() -> int:
     except OSError:
         return 0
     count = ctypes.c_int(0)
-    if driver.cuInit(0) != 0 or driver.cuDeviceGetCount(ctypes.byref(count)) != 0:
-        return 0
-    return count.value
+    failed = driver.cuInit(0) or driver.cuDeviceGetCount(ctypes.byref(count))
+    return 0 if failed else count.value
 
 
 def resolve(given: dict[str, Any], cuda_devices: int, plan: PlanConfig = PlanConfig()) -> TrainConfig:
@@ -306,10 +278,8 @@ def resolve(given: dict[str, Any], cuda_devices: int, plan: PlanConfig = PlanCon
         cuda_devices = given.get("num_processes", 1)
     defaults = PROFILES[given.get("profile", "full")]()
     toy = given.get("toy", False) or (defaults.profile == "quick_test" and cuda_devices == 0)
-    config = replace(on_toy(defaults) if toy else defaults, **{**given, "toy": toy})
-    if config.offload:
-        checkpointing, compiled = given.get("gradient_checkpointing", "full"), given.get("compile", False)
-        config = replace(config, gradient_checkpointing=checkpointing, compile=compiled)
+    offloaded = {"gradient_checkpointing": "full", "compile": False} if given.get("offload") else {}
+    config = replace(on_toy(defaults) if toy else defaults, **{**offloaded, **given, "toy": toy})
     problems = list(mistakes(config))
     if plan.check and plan.plan:
         problems.append("--check measures and --plan foretells: give one of them")
@@ -318,11 +288,9 @@ def resolve(given: dict[str, Any], cuda_devices: int, plan: PlanConfig = PlanCon
     if not (plan.plan or plan.check) and plan.price_per_hour:
         problems.append("--price_per_hour is for --plan and --check: add one, or leave it out")
     if toy:
-        models = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
         why = "--toy was given" if given.get("toy") else "there is no GPU"
-        problems += [
-            f"--{name} was given, but {why} and the toy model is used: leave it out" for name in models if name in given
-        ]
+        named = [name for name in MODELS if name in given]
+        problems += [f"--{name} was given, but {why} and the toy model is used: leave it out" for name in named]
     if problems:
         raise ValueError("; ".join(problems))
     config = replace(config, lora_alpha=config.lora_alpha or config.lora_rank)
@@ -353,10 +321,9 @@ def mistakes(config: Any) -> typing.Iterator[str]:
             continue
         if not math.isfinite(value):
             yield f"--{each.name} {value} is not a finite number"
-            continue
-        if least is not None and not value >= least:
+        elif least is not None and value < least:
             yield f"--{each.name} {value} is too small: give at least {least}"
-        if most is not None and not value <= most:
+        elif most is not None and value > most:
             yield f"--{each.name} {value} is too large: give at most {most}"
         if each.name in ("height", "width") and value % 16:
             yield f"--{each.name} {value} is not a multiple of 16"
@@ -367,12 +334,8 @@ def mistakes(config: Any) -> typing.Iterator[str]:
             cache_threshold(config.cache)
         except ValueError as error:
             yield str(error)
-    models = {
-        TrainConfig: ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path"),
-        TryOnConfig: ("base", "transformer"),
-    }
-    for name in models.get(type(config), ()):
-        if (model := getattr(config, name)) and is_nowhere(model):
+    for name in (*MODELS, "base", "transformer"):
+        if (model := getattr(config, name, None)) and is_nowhere(model):
             yield f"--{name} {model} is neither here nor a hub name: check the path"
     if not isinstance(config, TrainConfig):
         return
@@ -412,9 +375,8 @@ def cache_threshold(cache: str) -> float | None:
 
 def trackers(config: TrainConfig) -> list[str]:
     """The names that --report_to gives, each once."""
-    if config.report_to == "none":
-        return []
-    return list(dict.fromkeys(name.strip() for name in config.report_to.split(",")))
+    names = config.report_to.split(",") if config.report_to != "none" else []
+    return list(dict.fromkeys(name.strip() for name in names))
 
 
 def _mistaken_trackers(config: TrainConfig) -> typing.Iterator[str]:

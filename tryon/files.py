@@ -53,6 +53,11 @@ def replace_json(path: Path, content: dict[str, Any]) -> None:
         save_json(staging, content)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The dictionary that was written there; an empty one where there is no file."""
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
 def free_disk(folder: Path) -> int:
     """Bytes that are free on the disk where the folder lies, or would lie."""
     return shutil.disk_usage(nearest_existing(folder)).free

@@ -12,17 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 import httpx2
+import huggingface_hub.errors as errors
 from huggingface_hub import constants, create_repo, get_token, model_info, snapshot_download, upload_folder, whoami
-from huggingface_hub.errors import (
-    DryRunError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    IncompleteSnapshotError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-)
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from tqdm import tqdm
 
 from tryon.config import first_line
@@ -32,23 +24,17 @@ from tryon.units import gigabytes
 
 logger = logging.getLogger(__name__)
 
+Kind = Literal["model", "dataset"]
 # Other forms of the same weights: pickles, which run code when loaded, and other frameworks'.
 NEVER_DOWNLOADED = ["*.bin", "*.pt", "*.pth", "*.ckpt", "*.msgpack", "*.h5", "*.onnx*", "*.gguf"]
 WORTH_A_WORD = 1_000_000  # bytes; below are configurations
 
 
 def hub_or_folder(
-    name: str,
-    patterns: list[str],
-    cache_dir: str | None,
-    ignore: Sequence[str] = (),
-    kind: Literal["model", "dataset"] = "model",
+    name: str, patterns: list[str], cache_dir: str | None, ignore: Sequence[str] = (), kind: Kind = "model"
 ) -> Path:
     """A local folder as it is, or the files of a hub repository of this kind that match, downloaded where they are not
-    there yet.
-
-    Raises ValueError where neither can be had, or the disk has no room, with what to do about it.
-    """
+    there yet. Raises ValueError where neither can be had, or the disk has no room."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
@@ -65,11 +51,7 @@ def hub_or_folder(
 
 
 def download_size(
-    name: str,
-    patterns: list[str],
-    cache_dir: str | None,
-    ignore: Sequence[str] = (),
-    kind: Literal["model", "dataset"] = "model",
+    name: str, patterns: list[str], cache_dir: str | None, ignore: Sequence[str] = (), kind: Kind = "model"
 ) -> int:
     """How many bytes `hub_or_folder` would download; 0 where all is there, or the hub cannot be asked. Raises
     ValueError where it refuses."""
@@ -79,14 +61,12 @@ def download_size(
     with hub_errors_in_words(name, kind):
         try:
             files = snapshot_download(name, **wanted, dry_run=True, tqdm_class=partial(tqdm, disable=True))
-        except DryRunError:  # offline, or no answer: the download takes what is there, or says what is wrong
-            files = []
+        except errors.DryRunError:  # offline, or no answer: the download takes what is there, or says what is wrong
+            return 0
     return sum(file.file_size or 0 for file in files if file.will_download)
 
 
-def _wanted(
-    patterns: list[str], cache_dir: str | None, ignore: Sequence[str], kind: Literal["model", "dataset"]
-) -> dict[str, Any]:
+def _wanted(patterns: list[str], cache_dir: str | None, ignore: Sequence[str], kind: Kind) -> dict[str, Any]:
     ignored = [*ignore, *NEVER_DOWNLOADED]
     return {"repo_type": kind, "allow_patterns": patterns, "ignore_patterns": ignored, "cache_dir": cache_dir}
 
@@ -106,23 +86,23 @@ def check_room(name: str, size: int, cache_dir: str | None) -> tuple[str, Path, 
 
 
 @contextmanager
-def hub_errors_in_words(name: str, kind: Literal["model", "dataset"]) -> Iterator[None]:
+def hub_errors_in_words(name: str, kind: Kind) -> Iterator[None]:
     """Turns what the hub's library raises into a ValueError that says what to do."""
     page = f"{constants.ENDPOINT}/{'datasets/' if kind == 'dataset' else ''}{name}"
     try:
         yield
-    except GatedRepoError as error:
+    except errors.GatedRepoError as error:
         raise ValueError(f"{name} needs its licence accepted: accept it at {page}, then run `hf auth login`") from error
-    except (RepositoryNotFoundError, HFValidationError) as error:
+    except (errors.RepositoryNotFoundError, HFValidationError) as error:
         raise ValueError(
             f"{name} is neither a folder here nor a repository on the hub that you may read: check the name, "
             "and run `hf auth login` if it is private"
         ) from error
-    except IncompleteSnapshotError as error:
+    except errors.IncompleteSnapshotError as error:
         raise ValueError(
             f"{name} is only partly downloaded and the hub cannot be reached: connect to the network to complete it"
         ) from error
-    except LocalEntryNotFoundError as error:
+    except errors.LocalEntryNotFoundError as error:
         if isinstance(error.__cause__, HfHubHTTPError):
             raise ValueError(_refused(name, error.__cause__)) from error
         raise ValueError(
@@ -183,19 +163,14 @@ def upload(folder: Path, files: Sequence[str], name: str, private: bool) -> str:
         create_repo(name, private=private or None, exist_ok=True)
         is_public = private and not model_info(name).private  # one that was there stays as it was
         if not is_public:
-            upload_folder(
-                repo_id=name,
-                folder_path=folder,
-                allow_patterns=list(files),
-                commit_message="A try-on LoRA and its card",
-            )
+            words = "A try-on LoRA and its card"
+            upload_folder(repo_id=name, folder_path=folder, allow_patterns=list(files), commit_message=words)
     except HFValidationError as error:
         raise ValueError(f"{name} is no name of a repository ({first_line(error)}): give another") from error
     except HfHubHTTPError as error:
         status = error.response.status_code
-        words = _not_let_in(name, status) if status in (401, 403, 404) else _refused(name, error)
-        raise ValueError(words) from error
-    except OfflineModeIsEnabled as error:
+        raise ValueError(_not_let_in(name, status) if status in (401, 403, 404) else _refused(name, error)) from error
+    except errors.OfflineModeIsEnabled as error:
         raise ValueError(f"HF_HUB_OFFLINE forbids the upload to {name}: unset it") from error
     except (OSError, RuntimeError, ValueError, httpx2.HTTPError) as error:
         words = first_line(error.__cause__ or error)

@@ -15,13 +15,14 @@ from typing import Any
 from tryon.cli import parse, run_script
 from tryon.config import PROFILES, TOY_NOTICE, MaskConfig, on_toy, setting
 from tryon.data.category import CATEGORIES
-from tryon.files import replacing, save_json
+from tryon.files import read_json, replacing, save_json
 from tryon.pages import TEMPLATES, data_url, render
 from tryon.runs import OCCASIONAL_PARTS, STEP_PARTS, WARNINGS, checkpoints, lora_file
 
 Scores = dict[str, dict[str, float]]
 ENVIRONMENT = "environment.json"
 DATA = "data.json"
+EVALUATION = "evaluation.json"
 REPORT = "report.html"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
 SMOOTHED = 25  # steps whose mean is a point of the training loss
@@ -53,13 +54,10 @@ def write_data(run: Path, pairs: Mapping[str, Mapping[str, int]]) -> None:
 
 
 def write_report(run: Path) -> Path:
-    """Writes run/report.html from what the run's folder holds now, and returns its path.
-
-    Raises ValueError where the folder is no run, and where the page cannot be written.
-    """
-    if not (run / "config.json").is_file():
+    """Writes run/report.html from what the run's folder holds now, and returns its path. Raises ValueError where the
+    folder is no run, and where the page cannot be written."""
+    if not (settings := read_json(run / "config.json")):
         raise ValueError(f"{run} holds no config.json: name the folder of a run")
-    settings = json.loads((run / "config.json").read_text())
     rows = read_metrics(run)
     steps = [row for row in rows if "train/loss" in row]
     saved = checkpoints(run)
@@ -80,7 +78,7 @@ def write_report(run: Path) -> Path:
         times=_times(rows, steps),
         lora=lora_file(saved[-1]) if saved else None,
         changed=_changed(settings),
-        environment=read_environment(run),
+        environment=read_json(run / ENVIRONMENT),
     )
     try:
         with replacing(run / REPORT) as staging:
@@ -119,7 +117,7 @@ def _pictures(run: Path) -> dict[str, str]:
 def read_scores(run: Path) -> list[tuple[str, Scores]]:
     """The rows of evaluation.json, such as "upper, paired": {column: {"psnr": dB, "ssim": x}}; none where it is not
     there, or its pairs have no truth. Files without a version may be of either of two older forms."""
-    found = _evaluation(run)
+    found = read_json(run / EVALUATION)
     if "scores" not in found:
         return [
             (f"{category}, {kind}", {OLDER_COLUMNS.get(name, name): score for name, score in columns.items()})
@@ -129,27 +127,20 @@ def read_scores(run: Path) -> list[tuple[str, Scores]]:
     rows = []
     for category in CATEGORIES:
         for kind, of_kind in found["scores"].items():
-            scores = {
-                name: of_kind.get(category, {}).get(name, {}) for name in ("base", *found["loras"], "fill", "vae")
-            }
-            known = {name: score for name, score in scores.items() if "psnr" in score}
-            row = {name: {each: score[each]["mean"] for each in ("psnr", "ssim")} for name, score in known.items()}
+            scores = of_kind.get(category, {})
+            known = [name for name in ("base", *found["loras"], "fill", "vae") if "psnr" in scores.get(name, {})]
+            row = {name: {each: scores[name][each]["mean"] for each in ("psnr", "ssim")} for name in known}
             rows += [(f"{category}, {kind}", row)] if row else []
     return rows
 
 
 def read_length(run: Path) -> float | None:
-    """Of drawn people in shorts or trousers, tried on for the other, the share whose length was right; None where that
-    was not measured."""
-    found = _evaluation(run)
+    """The share of results with the right length, where drawn people in shorts try on trousers and the reverse; None
+    where that was not measured."""
+    found = read_json(run / EVALUATION)
     scores = found.get("scores", {}).get("unpaired", {}).get("all", {})
     right = (scores.get(name, {}).get("length_right") for name in found.get("loras", {}))
     return next((each["mean"] for each in right if each), found.get("length_ok"))
-
-
-def _evaluation(run: Path) -> dict[str, Any]:
-    file = run / "evaluation.json"
-    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 def score_table(run: Path) -> list[list[str]]:
@@ -158,11 +149,10 @@ def score_table(run: Path) -> list[list[str]]:
     if not scores:
         return []
     names = list(scores[0][1])
-    rows = [
-        [label, *(f"{columns[name]['psnr']:.2f} / {columns[name]['ssim']:.3f}" for name in names)]
-        for label, columns in scores
-    ]
-    return [["PSNR in dB / SSIM inside the mask", *names], *rows]
+    rows = [["PSNR in dB / SSIM inside the mask", *names]]
+    for label, columns in scores:
+        rows.append([label, *(f"{columns[name]['psnr']:.2f} / {columns[name]['ssim']:.3f}" for name in names)])
+    return rows
 
 
 def _curves(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> str:
@@ -189,7 +179,6 @@ def _curves(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> 
         chart.set_xlabel("step", color=GREY)
         chart.title.set_color(GREY)
         chart.tick_params(colors=GREY)
-        chart.patch.set_alpha(0)
         for side in chart.spines.values():
             side.set_color(GREY)
     drawn = io.StringIO()
@@ -215,18 +204,12 @@ def _warnings(run: Path) -> list[str]:
     return [*lines[:MOST_WARNINGS], *more]
 
 
-def read_data(run: Path) -> dict[str, dict[str, int]]:
-    """What `write_data` wrote; empty where it was not called."""
-    file = run / DATA
-    return json.loads(file.read_text()) if file.is_file() else {}
-
-
 def _pair_table(run: Path, rows: Sequence[dict[str, Any]]) -> list[list[str]]:
     """Pairs by category as rows of cells, the head first: how many the data have, how their garments are shown, and how
     often each category was sampled. Empty where that is not known."""
     newest = next((row for row in reversed(rows) if any(name.startswith("drawn/") for name in row)), {})
     drawn = {name.removeprefix("drawn/"): count for name, count in newest.items() if name.startswith("drawn/")}
-    pairs = {**read_data(run), **({f"sampled by step {newest['step']}": drawn} if drawn else {})}
+    pairs = {**read_json(run / DATA), **({f"sampled by step {newest['step']}": drawn} if drawn else {})}
     if not pairs:
         return []
     cells = [[what, *(f"{found.get(category, 0):,}" for category in CATEGORIES)] for what, found in pairs.items()]
@@ -243,12 +226,6 @@ def _changed(settings: dict[str, Any]) -> dict[str, str]:
         for name, value in settings.items()
         if value != defaults.get(name) and name not in ("profile", "output_dir", "data_cache_dir")
     }
-
-
-def read_environment(run: Path) -> dict[str, str]:
-    """What `write_environment` wrote; empty where it was not called yet."""
-    file = run / ENVIRONMENT
-    return json.loads(file.read_text()) if file.is_file() else {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,13 +17,13 @@ import shlex
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from tryon.config import PROJECT, TrainConfig
-from tryon.files import MANIFEST, damage, save_json
+from tryon.config import MODELS, PROJECT, TrainConfig
+from tryon.files import MANIFEST, damage, read_json, save_json
 
 logger = logging.getLogger(__name__)
 
@@ -50,30 +50,22 @@ class Refused(ValueError):
 
 
 def with_paths(config: TrainConfig, prefix: str) -> TrainConfig:
-    """The configuration with the run's folder, and with paths that hold from anywhere. Nothing is created.
-
-    Raises ValueError for what run_folder refuses, and where a run cannot be resumed with these settings or has nothing
-    left to do.
-    """
+    """The configuration with the run's folder, and with paths that hold from anywhere. Nothing is created. Raises
+    ValueError as run_folder does, and where a run cannot be resumed with these settings or has nothing left to do."""
     cache, run = Path(config.data_cache_dir).expanduser().absolute(), run_folder(config, prefix)
     if config.resume_from_checkpoint:
         checkpoint = find_checkpoint(config.resume_from_checkpoint, run)
         check_identity(checkpoint, {name: getattr(config, name) for name in SAME_WHEN_RESUMED})
-        if not config.num_train_epochs and step_of(checkpoint) >= config.max_train_steps:
-            raise ValueError(
-                f"{checkpoint} is at step {step_of(checkpoint)} of {config.max_train_steps} already: "
-                "give more --max_train_steps to go on"
-            )
+        step, steps = step_of(checkpoint), config.max_train_steps
+        if not config.num_train_epochs and step >= steps:
+            raise ValueError(f"{checkpoint} is at step {step} of {steps} already: give more --max_train_steps to go on")
         config = replace(config, resume_from_checkpoint=str(checkpoint.absolute()))  # looked for once
     if config.init_lora and Path(config.init_lora).expanduser().exists():
         config = replace(config, init_lora=str(find_lora(config.init_lora).absolute()))  # a run may go on meanwhile
     elif config.init_lora:
         raise ValueError(f"--init_lora {config.init_lora} does not exist: name a run, a checkpoint, a folder or a file")
-    models = {
-        name: str(path.absolute())
-        for name in ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
-        if (path := Path(getattr(config, name)).expanduser()).exists()
-    }
+    paths = {name: Path(getattr(config, name)).expanduser() for name in MODELS}
+    models = {name: str(path.absolute()) for name, path in paths.items() if path.exists()}
     return replace(config, data_cache_dir=str(cache), output_dir=str(run), **models)
 
 
@@ -83,10 +75,8 @@ def identity_of(checkpoint: Path) -> dict[str, Any]:
 
 
 def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
-    """Raises ValueError, with the differences listed, where what `identity` names was another in the checkpoint's run.
-
-    It need not name everything: what is not known yet is left out. (Refused is a ValueError.)
-    """
+    """Raises Refused, with the differences listed, where what `identity` names was another in the checkpoint's run. It
+    need not name everything: what is not known yet is left out."""
     was = identity_of(checkpoint)
     changed = [name for name in sorted(identity) if was.get(name) != identity[name]]
     if changed:
@@ -98,16 +88,14 @@ def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
 
 
 def announce(config: TrainConfig, *others: Any) -> Path:
-    """Creates the run's folder with config.json in it, and prints every setting. others: the data's dataclasses.
-
-    What a run began with stays: the settings of a resumed part get a file of their own. Returns the file.
-    """
+    """Creates the run's folder with config.json in it, whose path it returns, and prints every setting. What a run
+    began with stays: the settings of a resumed part get a file of their own. others: the data's dataclasses."""
     settings = {key: value for part in (config, *others) for key, value in asdict(part).items()}
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / "config.json"
     if config.resume_from_checkpoint and file.exists():
-        for name, was in json.loads(file.read_text()).items():
+        for name, was in read_json(file).items():
             if name in settings and settings[name] != was and name not in WHERE_IT_LIES:
                 logger.info("changed since the run began: %s was %s and is %s", name, was, settings[name])
         file = folder / f"config-from-{step_of(find_checkpoint(config.resume_from_checkpoint, folder))}.json"
@@ -121,11 +109,13 @@ def announce(config: TrainConfig, *others: Any) -> Path:
 def own_run(config: TrainConfig, is_main_process: bool, *others: Any) -> Iterator[None]:
     """Around a training: its folder is its own, its settings are written there and printed, and where it ends early the
     log says how to go on. others: the data's dataclasses."""
-    with locked(Path(config.output_dir)) if is_main_process else nullcontext():
-        settings = announce(config, *others) if is_main_process else None
-        kept = warnings_kept(Path(config.output_dir)) if is_main_process else nullcontext()
-        with kept, resume_hint(config, settings):
+    if not is_main_process:
+        with resume_hint(config, None):
             yield
+        return
+    run = Path(config.output_dir)
+    with locked(run), warnings_kept(run), resume_hint(config, announce(config, *others)):
+        yield
 
 
 @contextmanager
@@ -172,45 +162,35 @@ def runs_folder() -> Path:
 
 
 def run_folder(config: TrainConfig, prefix: str) -> Path:
-    """The run's folder: the one named; the run that is resumed; else a new name below RUNS_DIR. Nothing is created.
-
-    `latest` without a folder means the newest run of the profile. Raises ValueError where a new run would mix with an
-    old one's checkpoints, or there is nothing to resume.
-    """
-    parent = runs_folder()
-    prefix = f"{prefix}_{config.profile}_"
-    resume = config.resume_from_checkpoint
+    """The run's folder: the one named; the run that is resumed, with `latest` the newest of the profile; else a new
+    name below RUNS_DIR. Nothing is created. Raises ValueError where a new run would mix with an old one's checkpoints,
+    or there is nothing to resume."""
+    parent, prefix, resume = runs_folder(), f"{prefix}_{config.profile}_", config.resume_from_checkpoint
+    folder = Path(config.output_dir).expanduser().absolute() if config.output_dir is not None else None
     if resume not in (None, "latest"):
         checkpoint = find_checkpoint(resume, parent).absolute()
         if problem := damage(checkpoint):
             raise ValueError(f"{problem}: name a run or another checkpoint-<step> folder")
-        own = Path(config.output_dir or checkpoint.parent).expanduser().absolute() == checkpoint.parent
-        if own and newest_checkpoint(checkpoint.parent) != checkpoint:
-            raise ValueError(
-                f"--resume_from_checkpoint {resume} is not the newest of its run, whose newer ones would be mixed up: "
-                "name another folder with --output_dir"
-            )
-    if config.output_dir is not None:
-        folder = Path(config.output_dir).expanduser().absolute()
-        if checkpoints(folder) and resume is None:
-            raise ValueError(
-                f"--output_dir {config.output_dir} holds checkpoints of another run: name another folder, "
-                "or add --resume_from_checkpoint latest"
-            )
-        if resume not in (None, "latest") and checkpoints(folder) and checkpoint.parent != folder:
-            raise ValueError(
-                f"--output_dir {config.output_dir} holds checkpoints of another run than {resume}: name another folder"
-            )
+        if folder in (None, checkpoint.parent):
+            if newest_checkpoint(checkpoint.parent) != checkpoint:
+                raise ValueError(
+                    f"--resume_from_checkpoint {resume} is not the newest of its run, whose newer ones would be mixed "
+                    "up: name another folder with --output_dir"
+                )
+            return checkpoint.parent
+    if folder is not None:
+        asked = f"--output_dir {config.output_dir}"
         if resume == "latest" and not checkpoints(folder):
-            raise ValueError(f"--output_dir {config.output_dir} has no checkpoint to resume: name a run's folder")
+            raise ValueError(f"{asked} has no checkpoint to resume: name a run's folder")
+        if resume != "latest" and checkpoints(folder):
+            than, or_resume = (f" than {resume}", "") if resume else ("", ", or add --resume_from_checkpoint latest")
+            raise ValueError(f"{asked} holds checkpoints of another run{than}: name another folder{or_resume}")
         return folder
     if resume == "latest":
         runs = sorted(path for path in parent.glob(f"{prefix}*") if checkpoints(path))
         if not runs:
             raise ValueError(f"{parent} has no {config.profile} run with a checkpoint: start one without resuming")
         return runs[-1]
-    if resume is not None:
-        return checkpoint.parent
     while (folder := parent / f"{prefix}{time.strftime('%Y%m%d_%H%M%S')}").exists():
         time.sleep(0.1)  # two runs started in the same second
     return folder
@@ -227,17 +207,16 @@ def locked(run: Path) -> Iterator[None]:
     with (run / LOCK_FILE).open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError) as error:  # as systems differ
+            file.seek(0)
+            raise ValueError(
+                f"another training, process {file.read().strip()}, writes into {run}: wait for its end, or name "
+                "another folder with --output_dir"
+            ) from error
         except OSError as error:
-            if error.errno in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
-                logger.warning("%s lies on a disk without locks: take care that only one training writes into it", run)
-            elif error.errno in (errno.EAGAIN, errno.EACCES):
-                file.seek(0)
-                raise ValueError(
-                    f"another training, process {file.read().strip()}, writes into {run}: wait for its end, or name "
-                    "another folder with --output_dir"
-                ) from error
-            else:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
+            logger.warning("%s lies on a disk without locks: take care that only one training writes into it", run)
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}\n")
         file.flush()
@@ -290,9 +269,7 @@ def run_of(lora: Path) -> Path | None:
 
 def find_lora(name: str) -> Path:
     """The LoRA file that a path names: the file itself, its folder, a checkpoint, or a run (its newest checkpoint).
-
-    Raises ValueError where there is none.
-    """
+    Raises ValueError where there is none."""
     path = Path(name).expanduser()
     for candidate in (path, path / LORA_FILE, lora_file(path)):
         if candidate.is_file():

@@ -23,19 +23,12 @@ from tryon.cli import parse, run_script
 from tryon.config import HUB_NAME, mistaken_upload, setting
 from tryon.console import set_up_logging
 from tryon.data.category import CATEGORIES
+from tryon.files import read_json
 from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, read_facts, read_header
 from tryon.flux.prompts import prompt_for
 from tryon.hub import check_login, upload
 from tryon.pages import TEMPLATES
-from tryon.report import (
-    LENGTH_IN_WORDS,
-    MEANINGS,
-    read_data,
-    read_environment,
-    read_length,
-    read_metrics,
-    score_table,
-)
+from tryon.report import DATA, ENVIRONMENT, LENGTH_IN_WORDS, MEANINGS, read_length, read_metrics, score_table
 from tryon.runs import LORA_FILE, identity_of, lora_file, newest_checkpoint
 from tryon.units import gigabytes
 
@@ -62,7 +55,7 @@ def write_share(run: Path, name: str | None) -> Path:
     name: of the repository on the hub, which the card's examples use; None where it is not known yet. Raises ValueError
     where the folder is no run, has no checkpoint, or cannot be written into.
     """
-    if not (run / "config.json").is_file():
+    if not (settings := read_json(run / "config.json")):
         raise ValueError(f"{run} holds no config.json: name the folder of a run")
     checkpoint, folder = newest_checkpoint(run), run / "share"
     try:
@@ -70,7 +63,9 @@ def write_share(run: Path, name: str | None) -> Path:
         export_lora(lora_file(checkpoint), folder / LORA_FILE)
         facts = read_facts(folder / LORA_FILE)
         assert facts.known, "a run's LoRA says what it was trained for"
-        model_card(run, checkpoint, facts, name).save(folder / CARD)
+        settings["quantization"] = identity_of(checkpoint)["quantization"]  # what "auto" meant
+        metadata, values = _metadata(settings, facts), card_values(run, settings, facts, name)
+        ModelCard.from_template(metadata, template_path=str(CARD_TEMPLATE), **values).save(folder / CARD)
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error}): make room on the disk, then share again") from error
     return folder
@@ -117,12 +112,9 @@ def export_lora(file: Path, target: Path) -> None:
     for key, tensor in state.items():
         if key.endswith(".lora_B.weight"):
             tensor *= alpha / rank
-    metadata = {
-        **header,
-        ADAPTER_KEY: json.dumps({**adapter, f"{PREFIX}lora_alpha": rank}),
-        FACTS_KEY: json.dumps(asdict(named)),
-    }
-    save_file(state, target, metadata)
+    header[ADAPTER_KEY] = json.dumps({**adapter, f"{PREFIX}lora_alpha": rank})
+    header[FACTS_KEY] = json.dumps(asdict(named))
+    save_file(state, target, header)
 
 
 def _public_name(name: str) -> str:
@@ -135,14 +127,6 @@ def _public_name(name: str) -> str:
 def listed(folder: Path) -> list[str]:
     """The files that are uploaded, with their sizes."""
     return [f"{folder / name} ({gigabytes((folder / name).stat().st_size)})" for name in SHARED]
-
-
-def model_card(run: Path, checkpoint: Path, facts: LoraFacts, name: str | None) -> ModelCard:
-    """The card, made from what the run's folder holds."""
-    settings = json.loads((run / "config.json").read_text())
-    settings["quantization"] = identity_of(checkpoint)["quantization"]  # what "auto" meant
-    values = card_values(run, settings, facts, name)
-    return ModelCard.from_template(_metadata(settings, facts), template_path=str(CARD_TEMPLATE), **values)
 
 
 def card_values(run: Path, settings: dict[str, Any], facts: LoraFacts, name: str | None) -> dict[str, Any]:
@@ -168,7 +152,7 @@ def card_values(run: Path, settings: dict[str, Any], facts: LoraFacts, name: str
         "losses": _loss_table(run),
         "pairs": _pairs(run),
         "masks": _masks(facts),
-        "environment": ", ".join(f"{key} {value}" for key, value in read_environment(run).items()),
+        "environment": ", ".join(f"{key} {value}" for key, value in read_json(run / ENVIRONMENT).items()),
         "flux_licence": FLUX_LICENCE,
     }
 
@@ -180,15 +164,11 @@ def _metadata(settings: dict[str, Any], facts: LoraFacts) -> ModelCardData:
     if settings["toy"]:
         return ModelCardData(license="apache-2.0", tags=[*tags, "toy"], **common)
     return ModelCardData(
-        license="other",
-        license_name="flux-1-dev-non-commercial-license",
-        license_link=FLUX_LICENCE,
+        license="other", license_name="flux-1-dev-non-commercial-license", license_link=FLUX_LICENCE,
         base_model=[each for each in (facts.transformer, facts.base) if HUB_NAME.fullmatch(each)] or None,
-        base_model_relation="adapter",
+        base_model_relation="adapter", tags=[*tags, "flux", "catvton"], **common,
         datasets=[data] if HUB_NAME.fullmatch(data := settings.get("dataset_name") or "") else None,
-        tags=[*tags, "flux", "catvton"],
-        **common,
-    )
+    )  # fmt: skip
 
 
 def _loss_table(run: Path) -> list[list[str]]:
@@ -206,7 +186,7 @@ def _loss_table(run: Path) -> list[list[str]]:
 def _pairs(run: Path) -> str:
     return "; ".join(
         f"{what}: {', '.join(f'{count:,} {category}' for category, count in found.items())}"
-        for what, found in read_data(run).items()
+        for what, found in read_json(run / DATA).items()
     )
 
 
@@ -236,13 +216,11 @@ def _loaded(name: str) -> str:
     return name if HUB_NAME.fullmatch(name) else f"<folder of {name}>"
 
 
-def problems_of(config: ShareConfig) -> Iterator[str]:
-    """What is wrong with the flags beyond single values."""
-    return mistaken_upload(config.push_to_hub, config.private)
-
-
 def main(argv: list[str]) -> None:
-    (config,) = parse(argv, "python -m tryon.share", "Shares a run's LoRA.", ShareConfig, problems=problems_of)
+    def problems(config: ShareConfig) -> Iterator[str]:
+        return mistaken_upload(config.push_to_hub, config.private)
+
+    (config,) = parse(argv, "python -m tryon.share", "Shares a run's LoRA.", ShareConfig, problems=problems)
     set_up_logging(is_main_process=True)
     run = Path(config.run).expanduser()
     if config.push_to_hub:

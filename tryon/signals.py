@@ -32,7 +32,7 @@ def listen() -> None:
     pass signals on."""
     _handle_all(_stop)
     if status := os.environ.get("TRAIN_STATUS_DIR"):
-        # Where the launcher is gone, nobody reads: an error, instead of waiting for ever.
+        # Not blocking: where the launcher is gone nothing reads, and opening is an error instead of an endless wait.
         pipe = os.open(Path(status) / "output", os.O_WRONLY | os.O_NONBLOCK)
         os.set_blocking(pipe, True)
         for stream in (1, 2):

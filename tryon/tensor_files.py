@@ -72,14 +72,13 @@ def drop_damaged(paths: list[Path], what: str) -> None:
             return True
         return False
 
-    with ThreadPoolExecutor() as pool:  # reading and hashing wait for each other, and not for Python
-        bar = progress_bar(len(there), f"checking {what}", visible=True)
-        damaged = []
+    damaged = 0
+    # Threads, as reading and hashing wait for each other, and not for Python.
+    with ThreadPoolExecutor() as pool, progress_bar(len(there), f"checking {what}", visible=True) as bar:
         for path, bad in zip(there, pool.map(is_damaged, there), strict=True):
-            damaged += [path] if bad else []
+            if bad:
+                path.unlink(missing_ok=True)
+            damaged += bad
             bar.update()
-        bar.close()
-    for path in damaged:
-        path.unlink(missing_ok=True)
     if damaged:
-        logger.warning("%d of %d encoded %s were damaged and are encoded again", len(damaged), len(there), what)
+        logger.warning("%d of %d encoded %s were damaged and are encoded again", damaged, len(there), what)

@@ -1,7 +1,6 @@
 """What is seen on the page of app_lora.py; page.py says what happens when something on it is used."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
@@ -29,15 +28,7 @@ STYLE = """
   #examples, #examples .grid-wrap { height: auto !important; max-height: none !important; }
 }
 """
-
-
-@dataclass(frozen=True)
-class Example:
-    """A person and a garment to begin with."""
-
-    person: Path
-    garment: Path
-    category: Category
+Example = tuple[Path, Path, Category]  # pictures of a person and of a garment to begin with
 
 
 def describe(facts: LoraFacts, size: tuple[int, int]) -> str:
@@ -55,7 +46,8 @@ def describe(facts: LoraFacts, size: tuple[int, int]) -> str:
 def thumbnail(example: Example) -> Image.Image:
     """Person and garment of an example, side by side."""
     both = Image.new("RGB", (288, 192))
-    for left, path in ((0, example.person), (144, example.garment)):
+    person, garment, _ = example
+    for left, path in ((0, person), (144, garment)):
         both.paste(Image.open(path).convert("RGB").resize((144, 192)), (left, 0))
     return both
 
@@ -82,7 +74,7 @@ class Layout:
                 with gr.Column(min_width=320, scale=5):
                     self._show_results()
             gr.Markdown("#### Drawn examples")
-            shown = [(thumbnail(example), example.category) for example in examples]
+            shown = [(thumbnail(example), example[-1]) for example in examples]
             self.shelf = gr.Gallery(shown, columns=6, height=260, elem_id="examples", **GALLERY)
 
     def _show_loras(self) -> None:
@@ -94,18 +86,12 @@ class Layout:
 
     def _show_person(self) -> None:
         gr.Markdown("### 1. Person and mask")
+        brush = gr.Brush(colors=[(MASK_COLOUR, MASK_OPACITY)], color_mode="fixed")
         self.person = gr.ImageEditor(
-            label="Person",
-            type="pil",
-            format="png",
-            sources=["upload", "clipboard"],
-            brush=gr.Brush(colors=[(MASK_COLOUR, MASK_OPACITY)], color_mode="fixed"),
-            transforms=[],
-            layers=False,
-            canvas_size=(16, 16),  # a larger one than the picture would draw its mask beside its place
-            height=520,
-            elem_id="person",
-        )
+            label="Person", type="pil", format="png", sources=["upload", "clipboard"], brush=brush, transforms=[],
+            layers=False, height=520, elem_id="person",
+            canvas_size=(16, 16),  # one larger than the picture would draw the mask beside its place
+        )  # fmt: skip
         self.category = gr.Radio(list(CATEGORIES), value=CATEGORIES[0], label="Category", elem_id="category")
         with gr.Row():
             self.find = gr.Button("Make a mask", elem_id="find")
@@ -125,19 +111,16 @@ class Layout:
     def _show_garment(self) -> None:
         gr.Markdown("### 2. Garment")
         self.garment = gr.Image(
-            label="Garment",
-            type="pil",
+            label="Garment", type="pil", sources=["upload", "clipboard"], height=320, elem_id="garment",
             image_mode=None,  # with another one transparent pixels would come black
-            sources=["upload", "clipboard"],
-            height=320,
-            elem_id="garment",
-        )
+        )  # fmt: skip
         self.garment_said = gr.Markdown(visible=False, elem_id="garment-said")
         self.unreadable = gr.Textbox(visible="hidden")
 
     def _show_settings(self) -> None:
         first = self.session.first
         sizes, (steps, guidance) = list(self.session.sizes(first)), self.session.denoising(first)
+        most_steps, most_guidance = max(steps, MOST_STEPS), max(guidance, MOST_GUIDANCE)
         with gr.Row(elem_id="go"):
             self.button = gr.Button("Dress", variant="primary", elem_id="dress", scale=2)
             self.stop_button = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
@@ -145,21 +128,15 @@ class Layout:
         with gr.Row():
             self.seed = gr.Number(0, label="Seed", precision=0, elem_id="seed")
             self.is_random = gr.Checkbox(True, label="New each time", elem_id="random")
-        sizes, (steps, guidance) = (
-            list(self.session.sizes(self.session.first)),
-            self.session.denoising(self.session.first),
-        )
         with gr.Accordion("More settings", open=False):
             self.size = gr.Dropdown(sizes, value=sizes[0], label="Size of the repainted panel", elem_id="size")
-            most = max(steps, MOST_STEPS), max(guidance, MOST_GUIDANCE)
-            self.steps = gr.Slider(1, most[0], value=steps, step=1, label="Steps", elem_id="steps")
-            self.guidance = gr.Slider(0, most[1], value=guidance, step=0.5, label="Guidance", elem_id="guidance")
+            self.steps = gr.Slider(1, most_steps, value=steps, step=1, label="Steps", elem_id="steps")
+            self.guidance = gr.Slider(0, most_guidance, value=guidance, step=0.5, label="Guidance", elem_id="guidance")
 
     def _show_results(self) -> None:
         gr.Markdown("### 3. Result")
-        self.slider = gr.ImageSlider(
-            label="Before and after", format="png", interactive=False, max_height=520, elem_id="result"
-        )
+        shown = {"format": "png", "interactive": False, "max_height": 520}
+        self.slider = gr.ImageSlider(label="Before and after", elem_id="result", **shown)
         self.said = gr.Markdown("Give a person and a garment, or press an example below.", elem_id="said")
         self.results = gr.Gallery(columns=MOST_RESULTS, height=220, visible=False, elem_id="results", **GALLERY)
         gr.Markdown("#### Earlier results: press one to restore its pictures and settings")

@@ -110,7 +110,7 @@ class Page(Layout):
             each.change(self.mask_again, of_mask, masked, trigger_mode="always_last", **QUIETLY)
 
         undecoded = gr.Button(visible="hidden", elem_id="unreadable")
-        undecoded.click(self.tell_of_unreadable, **PRIVATE)
+        undecoded.click(lambda: gr.Warning(NO_PICTURE), **PRIVATE)
         self.blocks.load(js=TELL_OF_UNREADABLE, **PRIVATE)
         # Not through the queue, whose answers may be late, and the last of several uploads always: none goes unchecked.
         self.garment.upload(
@@ -138,14 +138,11 @@ class Page(Layout):
 
     def _add_endpoint(self) -> None:
         """What programs call, with pictures as files: /try_on."""
-        pictures = [
-            gr.Image(label=what, type="pil", image_mode=None, visible=False) for what in ("Person", "Garment", "Mask")
-        ]
+        pictures = ("Person", "Garment", "Mask")
+        names = (f"{what}, by the name that the page shows" for what in ("LoRA", "Size"))
         given = [
-            *pictures,
-            gr.Textbox(None, label=f"Category: {', '.join(CATEGORIES)}", visible=False),
-            gr.Textbox(None, label="LoRA, by the name that the page shows", visible=False),
-            gr.Textbox(None, label="Size, by the name that the page shows", visible=False),
+            *(gr.Image(label=what, type="pil", image_mode=None, visible=False) for what in pictures),
+            *(gr.Textbox(None, label=what, visible=False) for what in (f"Category: {', '.join(CATEGORIES)}", *names)),
             gr.Number(None, label="Steps", precision=0, visible=False),
             gr.Number(None, label="Guidance", visible=False),
             gr.Number(1, label="Results", precision=0, visible=False),
@@ -228,16 +225,10 @@ class Page(Layout):
             return {self.unreadable: path, self.garment_said: gr.Markdown(NO_PICTURE, visible=True)}
         return {self.unreadable: "", self.garment_said: gr.Markdown(visible=False)}
 
-    def tell_of_unreadable(self) -> None:
-        """Says that the editor could not open a file."""
-        gr.Warning(NO_PICTURE)
-
     def begin(self, request: gr.Request) -> dict:
         self.stops[request.session_hash] = threading.Event()
-        return {
-            self.button: gr.Button("Dressing ...", interactive=False),
-            self.stop_button: gr.Button(interactive=True),
-        }
+        button = gr.Button("Dressing ...", interactive=False)
+        return {self.button: button, self.stop_button: gr.Button(interactive=True)}
 
     def stop(self, request: gr.Request) -> None:
         """Asks the try-on to stop. `dress` says when it has: words from here might arrive after those."""
@@ -263,17 +254,11 @@ class Page(Layout):
         if not values[self.is_random] and values[self.seed] is None:
             raise ValueError("Give a seed, or let it be new each time.")
         asked = self.session.request(
-            lora=self.session.chosen(values[self.lora]),
-            person=person,
-            garment=garment,
-            mask=mask,
-            category=values[self.category],
-            size=values[self.size],
-            steps=values[self.steps],
-            guidance=values[self.guidance],
-            count=values[self.count],
+            lora=self.session.chosen(values[self.lora]), person=person, garment=garment, mask=mask,
+            category=values[self.category], size=values[self.size], steps=values[self.steps],
+            guidance=values[self.guidance], count=values[self.count],
             seed=None if values[self.is_random] else values[self.seed],
-        )
+        )  # fmt: skip
         try:
             made = self._dress(asked, self.stops.get(request.session_hash), progress)
         except Stopped:
@@ -336,11 +321,11 @@ class Page(Layout):
 
     def show_example(self, event: gr.SelectData) -> dict:
         """Shows person, garment and category of the example; the mask is not made yet."""
-        example = self.examples[event.index]
+        person, garment, category = self.examples[event.index]
         return {
-            self.person: self._editor(Image.open(example.person), None),
-            self.garment: self.session.file(Image.open(example.garment)),
-            self.category: example.category,
+            self.person: self._editor(Image.open(person), None),
+            self.garment: self.session.file(Image.open(garment)),
+            self.category: category,
             self.mask_source: None,
         }
 

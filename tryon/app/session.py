@@ -1,4 +1,4 @@
-"""What the app keeps while it runs, for everybody who uses its page: models, LoRAs, masks, and pictures as files.
+"""What the app keeps while it runs, for all users of its page: models, LoRAs, masks, and pictures as files.
 
 One try-on runs at a time: all share the models, and each may ask for another LoRA.
 """
@@ -87,7 +87,7 @@ class Session:
     model: TryOnModel | None = None
     labels: OrderedDict[tuple[str, str], Tensor] = field(default_factory=OrderedDict)
     parsers: dict[str | None, Parser] = field(default_factory=dict)
-    dressing: threading.Lock = field(default_factory=threading.Lock)
+    dressing: threading.RLock = field(default_factory=threading.RLock)
     parsing: threading.Lock = field(default_factory=threading.Lock)
     filing: threading.Lock = field(default_factory=threading.Lock)
 
@@ -148,19 +148,9 @@ class Session:
             return self.labels[key]
 
     def request(
-        self,
-        *,
-        lora: Path,
-        person: Image.Image,
-        garment: Image.Image,
-        mask: Image.Image,
-        category: Category,
-        size: str | None,
-        steps: int,
-        guidance: float,
-        count: int,
-        seed: int | None,
-    ) -> TryOnRequest:
+        self, *, lora: Path, person: Image.Image, garment: Image.Image, mask: Image.Image, category: Category,
+        size: str | None, steps: int, guidance: float, count: int, seed: int | None,
+    ) -> TryOnRequest:  # fmt: skip
         """A try-on to be made. size: a name of `sizes`; None: as trained. seed: None: a random one.
 
         Raises ValueError for a number, a size or a mask that cannot be used.
@@ -176,8 +166,7 @@ class Session:
                 f"There may be 1 to {MOST_RESULTS} results, 1 to {most_steps} steps and guidance of 0 to "
                 f"{most_guidance:g}."
             )
-        if seed is None:
-            seed = secrets.randbelow(RANDOM_SEEDS)
+        seed = secrets.randbelow(RANDOM_SEEDS) if seed is None else seed
         if not 0 <= seed < SEEDS:
             raise ValueError(f"The seed must be a whole number from 0 to {SEEDS - 1}.")
         seeds = range(int(seed), int(seed) + int(count))  # a slider's numbers may come as floats
@@ -189,39 +178,29 @@ class Session:
         done; what it raises ends the try-on. Raises ValueError for a LoRA or a mask that cannot be used."""
         with self.dressing:
             each_step(0)
-            self._take(asked.lora)
-            person, garment, mask = map(Image.open, (asked.person, asked.garment, asked.mask))
+            self.take(asked.lora)
+            pictures = map(Image.open, (asked.person, asked.garment, asked.mask))
             results = try_on(
-                replace(self.model, size=asked.size),
-                person,
-                garment,
-                mask,
-                asked.category,
-                steps=asked.steps,
-                guidance=asked.guidance,
-                seeds=asked.seeds,
-                each_step=each_step,
-            )
+                replace(self.model, size=asked.size), *pictures, asked.category,
+                steps=asked.steps, guidance=asked.guidance, seeds=asked.seeds, each_step=each_step,
+            )  # fmt: skip
         return replace(asked, results=tuple(map(self.file, results)))
 
     def take(self, lora: Path) -> None:
         """Puts a LoRA on the models; where it was trained for others, these are loaded first."""
         with self.dressing:
-            self._take(lora)
-
-    def _take(self, lora: Path) -> None:
-        model = self.model
-        if model and model.lora == lora:
-            return
-        verify_lora(lora)
-        self.model = None  # where this ends halfway, the next try-on loads everything again
-        if model and same_models(model, read_facts(lora)):
-            try:
-                self.model = swap_lora(model, self.config, lora)
-            except ValueError:
-                self.model = model
-                raise
-            return
-        del model  # two of them would not fit
-        free_memory()
-        self.model = self.load(lora)
+            model = self.model
+            if model and model.lora == lora:
+                return
+            verify_lora(lora)
+            self.model = None  # where this ends halfway, the next try-on loads everything again
+            if model and same_models(model, read_facts(lora)):
+                try:
+                    self.model = swap_lora(model, self.config, lora)
+                except ValueError:
+                    self.model = model
+                    raise
+                return
+            del model  # two of them would not fit
+            free_memory()
+            self.model = self.load(lora)

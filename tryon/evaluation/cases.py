@@ -60,8 +60,8 @@ def places_of(models: Collection[str], cases: Cases) -> set[Place]:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Pairs of a data set as a CaseSource: each person in its own garment, or in that of another person, without a
-    truth. persons, garments: places in the data, one each for every case."""
+    """Pairs of a data set as a CaseSource: each person in its own garment, or in another person's, of which there is no
+    true picture. persons, garments: places in the data, one each for every case."""
 
     data: SampleSource
     persons: list[int]
@@ -93,11 +93,8 @@ def paired_cases(data: SampleSource, per_category: int | None) -> HeldOut:
 
 def held_out_cases(data: SampleSource, per_category: int | None, item: Callable[[int], str]) -> dict[str, HeldOut]:
     """The pairs of `paired_cases` as they are, and each of these persons in the garment of the next pair of its
-    category that shows another item; a person for whom there is none is left out.
-
-    item: what pair `index` shows; pairs of one item may show one garment. Raises ValueError where there is no pair, and
-    where too many cannot be read: before hours of trying on, not after.
-    """
+    category that shows another item; a person without such a pair is left out. item: what pair `index` shows; pairs of
+    one item may show one garment. Raises ValueError where there is no pair, and where too many cannot be read."""
     readable = cache(partial(can_be_read, data))
     persons = first_pairs(data, per_category, readable)
     looked_at = readable.cache_info().misses

@@ -55,11 +55,9 @@ OF_SETS = {"fid": Measure("FID", 1), "kid": Measure("KID x 1000", 2)}
 
 
 def summarise(
-    lines: Mapping[Place, Line],
-    models: dict[str, str],
-    cases: Cases,
+    lines: Mapping[Place, Line], models: dict[str, str], cases: Cases,
     features: Mapping[Place, np.ndarray] | None = None,
-) -> Results:
+) -> Results:  # fmt: skip
     """Means, intervals and differences: the "scores" of evaluation.json.
 
     models: for each name its heading, BASE first. features: what Inception sees of each result and, as of a model REAL,
@@ -114,11 +112,9 @@ def difference_of(pairs: Iterable[tuple[float | None, float | None]]) -> dict[st
     """The mean of the differences within pairs, and whether it is marked: its interval excludes 0, and there are enough
     cases to say so."""
     known = [one - two for one, two in pairs if one is not None and two is not None]
-    found = mean_of(known)
-    if found is None:
+    if (found := mean_of(known)) is None:
         return None
-    marked = len(known) >= LEAST_CASES and (found["low"] > 0 or found["high"] < 0)
-    return {**found, "marked": marked}
+    return {**found, "marked": len(known) >= LEAST_CASES and (found["low"] > 0 or found["high"] < 0)}
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
@@ -139,13 +135,9 @@ def worst_cases(lines: Mapping[Place, Line], models: Iterable[str], kind: str, c
 
 
 def case_grid(
-    source: CaseSource | Sequence[Case],
-    kind: str,
-    picked: Iterable[int],
-    models: dict[str, str],
-    lines: Mapping[Place, Line],
-    picture_of: Callable[[Place], Image.Image],
-) -> Image.Image:
+    source: CaseSource | Sequence[Case], kind: str, picked: Iterable[int], models: dict[str, str],
+    lines: Mapping[Place, Line], picture_of: Callable[[Place], Image.Image],
+) -> Image.Image:  # fmt: skip
     """A row for each picked case: garment, person, masked person, every model's result and, if it is known, the truth.
     Its label is its category and the first LoRA's PSNR inside the mask."""
     rows = []
@@ -162,7 +154,7 @@ def case_grid(
 
 
 def changed_outside(results: Results) -> list[str]:
-    """The models, by heading, of which pixels outside the masks are not the persons'."""
+    """The headings of models that changed pixels outside the masks."""
     parts = [part for kind in results.values() for result in kind.values() for part in result.items()]
     return sorted({key for key, part in parts if isinstance(part, dict) and part.get("changed_outside")})
 
@@ -246,11 +238,10 @@ def page(
     data: str, loras: dict[str, dict[str, Any]], missing: dict[str, str], results: Results, models: dict[str, str]
 ) -> str:
     """The content of evaluation.md. data: what the cases are of. loras, missing: see tryon.evaluation.score."""
-    on_edges = {category: result for category, result in next(iter(results.values())).items() if "on_edges" in result}
     shares = [
         f"{category} {_cell(result['on_edges'], Measure('', 0, 100), result['cases'])} %"
-        for category, result in on_edges.items()
-    ]
+        for category, result in next(iter(results.values())).items() if "on_edges" in result
+    ]  # fmt: skip
     changed = changed_outside(results)
     lines = ["# Scores", "", f"Data: {data}.", ""]
     lines += [f"- {heading}: `{each['file']}`, step {each['step'] or 'unknown'}, sha256 {each['sha256']}"

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from tryon.config import first_line
+
 logger = logging.getLogger(__name__)
 
 INCEPTION_SIZE = 299  # pixels, of height and width
@@ -42,10 +44,9 @@ def load_perception(folder: Path, device: torch.device) -> Perception:
         try:
             loaded[names[0]] = load(folder, device)
         except UNAVAILABLE as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             not_installed = isinstance(error, ImportError)
             advice = "pip install -r requirements-metrics.txt" if not_installed else "see docs/messages.md"
-            missing |= dict.fromkeys(names, f"{reason} ({advice})")
+            missing |= dict.fromkeys(names, f"{first_line(error)} ({advice})")
     return Perception(loaded.get("lpips"), loaded.get("fid"), missing)
 
 

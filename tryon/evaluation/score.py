@@ -145,16 +145,17 @@ def score_run(run: Path, config: TrainConfig, data: str, cases: Cases) -> None:
     """The last step of a run: scores its newest LoRA, read from its file, on cases by kind. Logs a table, and writes
     evaluation.json and evaluation-<kind>.png. data: what the cases are of, in words."""
     free_memory()  # of the training
-    names = config.pretrained_model_name_or_path, config.pretrained_inpaint_model_name_or_path
     models = TryOnConfig(
-        base=names[0], transformer=names[1], toy=config.toy, quantization=config.quantization, offload=config.offload,
+        base=config.pretrained_model_name_or_path, transformer=config.pretrained_inpaint_model_name_or_path,
+        toy=config.toy, quantization=config.quantization, offload=config.offload,
         cache_dir=config.cache_dir, data_cache_dir=config.data_cache_dir,
     )  # fmt: skip
     lora = find_lora(str(run))
     model, digest = load_try_on(models, lora), file_hash(lora)[:16]
     steps, guidance = config.num_inference_steps, config.validation_guidance_scale
     how = Denoising(steps, guidance, config.seed, config.train_batch_size)
-    headings = {BASE: "base", digest: "LoRA", FILL: "fill", VAE: "vae"}
+    shown = {BASE: "base", digest: "LoRA"}
+    headings = {**shown, FILL: "fill", VAE: "vae"}
     lines, pictures = {}, {}
     for place, line, result in measured_results(model, list(headings), cases, how, saved=False):
         lines[place], pictures[place] = line, to_picture(result)
@@ -163,7 +164,7 @@ def score_run(run: Path, config: TrainConfig, data: str, cases: Cases) -> None:
     for line in [*compare.aligned(compare.overview(results, headings)), *compare.lengths(results)]:
         logger.info("%s", line)
     for kind, source in cases.items():
-        shown, picked = {BASE: "base", digest: "LoRA"}, range(min(GRID_ROWS, len(source)))
+        picked = range(min(GRID_ROWS, len(source)))
         grid = compare.case_grid(source, kind, picked, shown, lines, pictures.__getitem__)
         grid.save(run / f"evaluation-{kind}.png")
     settings = settings_of(data, model.facts, replace(models, base=None, transformer=None), model.size, how)
@@ -197,11 +198,8 @@ def save_scores(
 
 
 def open_folder(folder: Path, settings: dict[str, Any], cases: Cases) -> None:
-    """Makes the folder one of these settings and cases, of which it may hold some already.
-
-    Raises ValueError where it holds scores of other settings, with the differences, or of other cases, and where it
-    cannot be written.
-    """
+    """Prepares the folder for these settings and cases; it may hold some scores of them already. Raises ValueError
+    where it holds scores of other settings, with the differences, or of other cases, and where it cannot be written."""
     file, advice = folder / SETTINGS, "give the same, or name another folder with --output_dir"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -216,9 +214,8 @@ def open_folder(folder: Path, settings: dict[str, Any], cases: Cases) -> None:
     if changed:
         differences = "; ".join(f"{name} was {was.get(name)} and is {settings.get(name)}" for name in changed)
         raise ValueError(f"{folder} holds scores of other settings: {differences}: {advice}")
-    keys = {(kind, index): line["key"] for (_, kind, index), line in read_lines(folder).items()}
-    for (kind, index), key in keys.items():
-        if kind in cases and index < len(cases[kind]) and cases[kind].key(index) != key:
+    for (_, kind, index), line in read_lines(folder).items():
+        if kind in cases and index < len(cases[kind]) and cases[kind].key(index) != line["key"]:
             name = cases[kind].name(index)
             raise ValueError(f"{folder} holds scores of other data ({kind} case {index} is {name} now): {advice}")
 

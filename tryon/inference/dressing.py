@@ -116,32 +116,22 @@ def grid_row(opened: Pictures, results: list[Image.Image], size: tuple[int, int]
 
 
 def dress_pairs(
-    model: TryOnModel,
-    lines: list[tuple[int, dict[str, str]]],
-    folder: Path,
-    category: Category | None,
-    denoising: Denoising,
-    make_mask: MakeMask,
-    shown: int,
-) -> tuple[list[tuple[str, list[Image.Image]]], list[str]]:
+    model: TryOnModel, lines: list[tuple[int, dict[str, str]]], folder: Path, category: Category | None,
+    denoising: Denoising, make_mask: MakeMask, shown: int,
+) -> tuple[list[tuple[str, list[Image.Image]]], list[str]]:  # fmt: skip
     """Dresses line by line of read_pairs; returns the grid's rows, of the first `shown` that were dressed, and what is
-    wrong with the lines that were not.
-
-    folder, category: see request_of_line.
-    """
+    wrong with the lines that were not. folder, category: see request_of_line."""
     rows, failed = [], []
-    bar = progress_bar(len(lines), "dressing", visible=True)
-    for number, line in lines:
-        try:
-            request = request_of_line(line, folder, category)
-            opened = open_pictures(request, model.facts, make_mask)
-            results = dress(model, opened, denoising, request.output)
-        except ValueError as error:
-            logger.warning("line %d: %s", number, error)
-            failed.append(f"line {number}: {error}")
-        else:
-            if len(rows) < shown:
-                rows.append(grid_row(opened, results, model.size))
-        bar.update()
-    bar.close()
+    with progress_bar(len(lines), "dressing", visible=True) as bar:
+        for number, line in lines:
+            try:
+                request = request_of_line(line, folder, category)
+                opened = open_pictures(request, model.facts, make_mask)
+                results = dress(model, opened, denoising, request.output)
+                if len(rows) < shown:
+                    rows.append(grid_row(opened, results, model.size))
+            except ValueError as error:
+                failed.append(f"line {number}: {error}")
+                logger.warning("%s", failed[-1])
+            bar.update()
     return rows, failed

@@ -39,11 +39,8 @@ def unwritable(what: str, path: Path) -> list[str]:
 
 
 def read_pairs(path: Path, seeds: range, output_grid: Path | None) -> list[tuple[int, dict[str, str]]]:
-    """The lines of a CSV file of try-ons, with their numbers; its first line names COLUMNS.
-
-    seeds: of each try-on's results. output_grid: a file that is written too. Raises ValueError for what is wrong with
-    the file as a whole.
-    """
+    """The lines of a CSV file of try-ons, with their numbers; its first line names COLUMNS. seeds: of each try-on's
+    results. output_grid: a file that is written too. Raises ValueError for what is wrong with the whole file."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
             reader = csv.DictReader(file)
@@ -57,9 +54,7 @@ def read_pairs(path: Path, seeds: range, output_grid: Path | None) -> list[tuple
         raise ValueError(f"--pairs {path} has the column {unknown[0]}: there may be {', '.join(COLUMNS)}")
     if not lines:
         raise ValueError(f"--pairs {path} has no line below its first: give a try-on a line")
-    read, written = {path.resolve()}, Counter()
-    if output_grid:
-        written[output_grid.resolve()] += 1
+    read, written = {path.resolve()}, Counter([output_grid.resolve()] if output_grid else [])
     for _, line in lines:
         for name in ("person", "garment", "mask", "output"):
             if cell := (line.get(name) or "").strip():
@@ -74,10 +69,8 @@ def read_pairs(path: Path, seeds: range, output_grid: Path | None) -> list[tuple
 
 
 def request_of_line(line: dict[str, str], folder: Path, category: Category | None) -> Request:
-    """The try-on that a line asks for, with paths from the file's folder; category: where the line names none.
-
-    Makes the folder of its output. Raises ValueError for what is missing or wrong.
-    """
+    """The try-on that a line asks for, with paths from the file's folder; category: where the line names none. Makes
+    the folder of its output. Raises ValueError for what is missing or wrong."""
     if None in line or None in line.values():  # as DictReader tells of a line that is longer or shorter
         raise ValueError("it has not as many cells as the first line: a path with a comma wants quotation marks")
     cells = {name: text.strip() for name, text in line.items()}

@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -50,15 +51,8 @@ def build_pipeline(
     transformer: FluxTransformer2DModel, vae: AutoencoderKL, scheduler: FlowMatchEulerDiscreteScheduler
 ) -> FluxFillPipeline:
     """The diffusers pipeline around loaded parts, without text encoders: prompts come as embeddings."""
-    pipeline = FluxFillPipeline(
-        scheduler=scheduler,
-        vae=vae,
-        transformer=transformer,
-        text_encoder=None,
-        text_encoder_2=None,
-        tokenizer=None,
-        tokenizer_2=None,
-    )
+    no_texts = dict.fromkeys(("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
+    pipeline = FluxFillPipeline(scheduler=scheduler, vae=vae, transformer=transformer, **no_texts)
     pipeline.set_progress_bar_config(disable=True)
     vae.enable_slicing()  # a picture at a time: less memory, and on a CPU several times faster than a batch
     return pipeline
@@ -111,25 +105,22 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
                 f"{name} is neither here nor a hub name: name the models that this LoRA was trained for with --base "
                 "and --transformer"
             )
-    kind, length = facts.prompt, facts.max_sequence_length
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     quantization = choose_quantization(config.quantization, device)
     if not config.offload:
         check_inference_fits(read_transformer_config(transformer, hub_cache), quantization, dtype, device)
-    texts = {category: prompt_for(kind, category) for category in CATEGORIES}
+    texts = {category: prompt_for(facts.prompt, category) for category in CATEGORIES}
     logger.info("loading %s, %s and %s", base, transformer, lora)
     files = fetch_models(base, transformer, hub_cache)
     data_cache = Path(config.data_cache_dir).expanduser()
+    length, size = facts.max_sequence_length, panel_size(config, facts)
     embeddings = cache_prompts(sorted(set(texts.values())), files.base, length, dtype, device, data_cache)
     model = load_transformer(files.transformer, dtype)
     originals = {} if fold and quantization == "none" and not config.offload else None
     if originals is None:
         attach_lora(model, lora, config.lora_scale)
-    height, width = panel_size(config, facts)
-    tokens = count_tokens(height, width) + length
-    choose_attention(model, 1, tokens, device, data_cache)
+    choose_attention(model, 1, count_tokens(*size) + length, device, data_cache)
     vae, scheduler = load_vae(files.base, dtype, device), load_scheduler(files.base)
     place(model.eval().to(dtype), quantization, config.offload, device)  # the LoRA too: one precision throughout
     if originals is not None:
@@ -138,8 +129,7 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
         compile_blocks(model)
     pipeline = build_pipeline(model, vae, scheduler)
     prompts = {category: embeddings[text] for category, text in texts.items()}
-    size, cache = panel_size(config, facts), cache_threshold(config.cache)
-    return TryOnModel(pipeline, prompts, lora, facts, size, cache, originals)
+    return TryOnModel(pipeline, prompts, lora, facts, size, cache_threshold(config.cache), originals)
 
 
 def same_models(model: TryOnModel, facts: LoraFacts) -> bool:
@@ -149,9 +139,7 @@ def same_models(model: TryOnModel, facts: LoraFacts) -> bool:
     takes a LoRA only before it becomes so.
     """
 
-    def needed(facts: LoraFacts) -> tuple:
-        return facts.base, facts.transformer, facts.prompt, facts.max_sequence_length
-
+    needed = attrgetter("base", "transformer", "prompt", "max_sequence_length")
     return facts.known and model.facts.known and needed(model.facts) == needed(facts)
 
 
@@ -222,17 +210,9 @@ def first_block_cache(transformer: FluxTransformer2DModel, threshold: float | No
 
 
 def try_on(
-    model: TryOnModel,
-    person: Image.Image,
-    garment: Image.Image,
-    mask: Image.Image,
-    category: Category,
-    *,
-    steps: int,
-    guidance: float,
-    seeds: Sequence[int],
-    each_step: Callable[[int], None] | None = None,
-) -> list[Image.Image]:
+    model: TryOnModel, person: Image.Image, garment: Image.Image, mask: Image.Image, category: Category, *,
+    steps: int, guidance: float, seeds: Sequence[int], each_step: Callable[[int], None] | None = None,
+) -> list[Image.Image]:  # fmt: skip
     """The person wearing the garment, once per seed: RGB pictures of the person's size, upright.
 
     Pictures may have any size and orientation. mask: white = repaint, of the person's shape. Pixels outside it are
@@ -246,32 +226,19 @@ def try_on(
         raise ValueError(EMPTY_MASK)
     window = window_of(mask, *model.size)
     sample = sample_of_pictures(garment, person.crop(window), mask.crop(window), category, *model.size)
-    samples, prompts = [sample] * len(seeds), [model.prompts[category]] * len(seeds)
     panels = try_on_batch(
-        model.pipeline,
-        samples,
-        prompts,
-        steps=steps,
-        guidance=guidance,
-        seeds=seeds,
-        each_step=each_step,
-        cache=model.cache,
-    )
+        model.pipeline, [sample] * len(seeds), [model.prompts[category]] * len(seeds),
+        steps=steps, guidance=guidance, seeds=seeds, each_step=each_step, cache=model.cache,
+    )  # fmt: skip
     return [put_back(person, mask, to_picture(panel), window) for panel in panels]
 
 
 @torch.no_grad()
 def try_on_batch(
-    pipeline: FluxFillPipeline,
-    samples: Sequence[TryOnSample],
-    prompts: Sequence[PromptEmbedding],
-    *,
-    steps: int,
-    guidance: float,
-    seeds: Sequence[int],
-    each_step: Callable[[int], None] | None = None,
+    pipeline: FluxFillPipeline, samples: Sequence[TryOnSample], prompts: Sequence[PromptEmbedding], *,
+    steps: int, guidance: float, seeds: Sequence[int], each_step: Callable[[int], None] | None = None,
     cache: float | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """The samples' persons wearing their garments, [B, 3, H, W/2] in [-1, 1]: panels, as training, validation and
     evaluation see them. cache: see `first_block_cache`; without it a sample gets what it gets alone, but for rounding.
     The rest is as in `try_on`."""
@@ -291,23 +258,12 @@ def try_on_batch(
             # In [0, 1], which the pipeline normalises as fit_picture did: rounded to 256 levels it comes out the same
             # to the last bit. A tensor in [-1, 1] would be normalised again if it happened to have no negative values.
             image=((image + 1) * 127.5).round() / 255,
-            mask_image=mask,
-            height=height,
-            width=width,
-            num_inference_steps=steps,
-            guidance_scale=guidance,
-            generator=generators,
-            latents=pack_latents(noise),
+            mask_image=mask, height=height, width=width, num_inference_steps=steps, guidance_scale=guidance,
+            generator=generators, latents=pack_latents(noise),
             prompt_embeds=torch.stack([prompt.embeds for prompt in prompts]).to(device, dtype),
             pooled_prompt_embeds=torch.stack([prompt.pooled for prompt in prompts]).to(device, dtype),
-            callback_on_step_end=after_step if each_step else None,
-            output_type="latent",
-        ).images
+            callback_on_step_end=after_step if each_step else None, output_type="latent",
+        ).images  # fmt: skip
     decoded = decode_latents(pipeline.vae, unpack_latents(latents, height // 8, width // 8))
-    _, generated = split_diptych(decoded)
-    return torch.stack(
-        [
-            torch.where(sample.mask.bool(), picture.clamp(-1, 1), sample.person)
-            for sample, picture in zip(samples, generated, strict=True)
-        ]
-    )
+    (_, hidden), (_, generated), (_, persons) = map(split_diptych, (mask, decoded, image))
+    return torch.where(hidden.bool(), generated.clamp(-1, 1), persons)
