@@ -86,9 +86,9 @@ def test_missing_parts_are_named(toy: ToyFolders, tmp_path: Path) -> None:
 
 def test_a_hub_name_without_a_hub_is_one_sentence(toy: ToyFolders, tmp_path: Path) -> None:
     """HF_HUB_OFFLINE is set for the tests."""
-    with pytest.raises(ValueError, match="not downloaded yet and the hub cannot be reached"):
+    with pytest.raises(ValueError, match="not downloaded yet, and the hub cannot be reached"):
         fetch_models(str(toy.base), "somebody/something", str(tmp_path))
-    with pytest.raises(ValueError, match="not downloaded yet and the hub cannot be reached"):
+    with pytest.raises(ValueError, match="not downloaded yet, and the hub cannot be reached"):
         fetch_models("somebody/something", str(toy.transformer), str(tmp_path))
     with pytest.raises(ValueError, match="neither a folder here nor a repository"):
         fetch_models("/no/such/folder", str(toy.transformer), str(tmp_path))
