@@ -122,7 +122,7 @@ def test_what_is_downloaded_refused_and_used_again(hub: StubHub, hub_home: Path)
 
     for results, said in at_once(load_again, [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:9"}]):
         assert results[0] == root
-        assert "somebody/later not downloaded yet, and the hub cannot be reached" in results[1]
+        assert "somebody/later is not a folder here, not downloaded yet, and the hub cannot be reached" in results[1]
         assert "downloading" not in said and "Traceback" not in said
 
 
