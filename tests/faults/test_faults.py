@@ -173,7 +173,7 @@ def test_damaged_latents(faults, undisturbed: Path, tmp_path: Path, data_cache: 
         missing.unlink()
         again = launch(*SHORT, "--data_cache_dir", cache, runs=tmp_path / "again")
         assert again.returncode == 0, again.stdout
-        counted = re.findall(r"(\d) of \d encoded \w+ samples were damaged and are encoded anew", again.stdout)
+        counted = re.findall(r"(\d) of \d encoded \w+ samples were damaged and are encoded again", again.stdout)
         assert sum(map(int, counted)) == 2, again.stdout
         assert_same_run(only_run(tmp_path / "again"), undisturbed)
 
