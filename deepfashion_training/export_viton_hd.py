@@ -7,8 +7,8 @@ VITON trainers read, and ours: `train_flux_inpaint.py` gets the very samples tha
     <folder>/train_pairs.txt, test_pairs.txt     person.jpg garment.jpg; in the test list the garment of another person
     <folder>/train/categories.txt, test/...      person.jpg upper|lower|full, which VITON-HD itself does not know
 
-Of pairs in which something is random it is the first variant. Nothing is lost on the way: a photograph that is a JPEG
-already is copied, and everything else written as PNG under the .jpg name that VITON trainers insist on; picture
+A pair with something random in it is written as its first variant. Nothing is lost on the way: a photograph that is a
+JPEG already is copied, and everything else written as PNG under the .jpg name that VITON trainers insist on; picture
 libraries go by the content.
 """
 
