@@ -225,7 +225,7 @@ def test_a_removed_output_folder(faults, tmp_path: Path, data_cache: Path) -> No
         said = read_until(controller, "finished: ")
         assert process.wait(timeout=30) == 0
         os.close(controller)
-        assert f"somebody removed {run}: it is made anew" in said.replace("\r\n", "")
+        assert f"{run} was removed while the run goes on: it is created again" in said.replace("\r\n", "")
         expected = whole(tmp_path / "whole", data_cache, *flags)
         shutil.copy(expected / "metrics.jsonl", run / "metrics.jsonl")  # its first lines are gone
         assert_same_run(run, expected)
