@@ -293,6 +293,7 @@ def test_a_process_whose_launcher_is_gone_does_not_wait_for_it(training: Trainin
     process.kill()
     process.communicate(timeout=20)
     wait_for_no_process_with(str(training.log), 10)
+    assert training.drivers() == [], "it left instead of joining"
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT])
