@@ -18,7 +18,7 @@ from tryon.flux.lora import add_lora
 from tryon.flux.offload import blocks_of
 from tryon.flux.packing import count_tokens
 from tryon.flux.quantize import weight_bytes
-from tryon.flux.training_blocks import share_inputs, shares_inputs, use_training_blocks
+from tryon.flux.training_blocks import use_training_blocks
 from tryon.units import GB, gigabytes
 
 logger = logging.getLogger(__name__)
@@ -29,10 +29,11 @@ SLACK = 0.05  # of all tensors: what the allocator cannot use between them
 USABLE = 0.96  # of a card's memory, assumed: the driver and the screen take the rest
 DATA_WORKER = 300 * 10**6  # bytes: psutil's uss of a forked one was 280 MB after 200 samples of 768 x 1152, on a CPU
 # What compiled blocks keep for the backward pass, as a share of what eager ones do, which is counted: measured on an
-# H200 with PyTorch 2.11 at 768 x 1152, ranks 64 and 128, batches of 1, 2 and 4, within 0.5 % (benchmarks/log.md). And
-# what one works with meanwhile, as a share of what it keeps.
-COMPILED_DOUBLE, COMPILED_SINGLE = 0.905, 0.803
-COMPILED_WORK = 0.5
+# H200 with PyTorch 2.11 at 768 x 1152, ranks 64 and 128, batches of 1, 2 and 4, within 0.5 % (benchmarks/log.md).
+COMPILED_DOUBLE, COMPILED_SINGLE = 0.945, 0.803
+# What a block works with meanwhile, as a share of what it keeps: eager ones' by adding up what is alive from one
+# operation to the next, compiled ones' as measured (benchmarks/log.md).
+WORK_DOUBLE, WORK_SINGLE, COMPILED_WORK = 0.4, 1.0, 0.5
 # Every N-th block recomputes its activations. "auto" tries these in order: from no recomputing to all of it.
 RECOMPUTED: tuple[int | None, ...] = (None, 8, 6, 5, 4, 3, 2, 1)
 # GPUs with at least this much memory (bytes) keep the frozen weights in this form ("auto").
@@ -89,8 +90,9 @@ class HostMemory:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Numbers of parameters. frozen: all that are not trained. in_blocks, in_double_block, largest: those in the linear
-    layers of all blocks, of one double block, and in the largest of these layers. trained: the LoRA's."""
+    """Numbers of parameters. frozen: all that are not trained. in_blocks, in_double_block: those in the linear layers
+    of all blocks, of one double block. largest: in the largest of these layers that reads tokens, as while the ones of
+    the modulation are used there is little else. trained: the LoRA's."""
 
     frozen: int
     in_blocks: int
@@ -102,10 +104,11 @@ class Sizes:
 @dataclass(frozen=True)
 class BlockCosts:
     """Bytes that a block keeps for its backward pass. inputs: if it recomputes its activations. saved: if it does
-    not."""
+    not. work: bytes that it computes with beside them, at most."""
 
     inputs: int
     saved: int
+    work: int
 
 
 @dataclass(frozen=True)
@@ -119,14 +122,18 @@ class TransformerCosts:
 def transformer_costs(config: TrainConfig, transformer_config: dict[str, Any]) -> TransformerCosts:
     """Sizes and costs, counted on the real model with its LoRA, which is made without memory; takes about a second."""
     one_of_each = {**transformer_config, "num_layers": 1, "num_single_layers": 1}
-    transformer = empty_transformer(one_of_each, config.lora_rank)
-    if shares_inputs(config) or config.compile:  # a compiler keeps an input once, however many layers read it
-        share_inputs(transformer)
-    double = _trace(transformer.transformer_blocks[0], config, transformer.inner_dim)
-    single = _trace(transformer.single_transformer_blocks[0], config, transformer.inner_dim)
-    if config.compile:
-        double = replace(double, saved=round(COMPILED_DOUBLE * double.saved))
-        single = replace(single, saved=round(COMPILED_SINGLE * single.saved))
+    transformer = empty_transformer(one_of_each, config.lora_rank, config.lora_dropout)
+    tokens = count_tokens(config.height, config.width) + config.max_sequence_length
+    inputs = config.train_batch_size * tokens * transformer.inner_dim * dtype_of(config).itemsize
+
+    def costs(block: nn.Module, compiled: float, work: float) -> BlockCosts:
+        saved = _saved(block, config, transformer.inner_dim)
+        if config.compile:
+            saved, work = round(compiled * saved), COMPILED_WORK
+        return BlockCosts(inputs, saved, round(work * saved))
+
+    double = costs(transformer.transformer_blocks[0], COMPILED_DOUBLE, WORK_DOUBLE)
+    single = costs(transformer.single_transformer_blocks[0], COMPILED_SINGLE, WORK_SINGLE)
     blocks = [double] * transformer_config["num_layers"] + [single] * transformer_config["num_single_layers"]
     return TransformerCosts(count_parameters(transformer_config, config.lora_rank), blocks)
 
@@ -139,7 +146,7 @@ def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | N
     sizes, itemsize, quantized = costs.sizes, dtype_of(config).itemsize, config.quantization != "none"
     each = weight_bytes(config.quantization) if quantized else itemsize
     held = 2 * sizes.in_double_block if config.offload else sizes.in_blocks  # offloaded: the running block and the next
-    activations, work = fullest_moment(costs.blocks, every, COMPILED_WORK if config.compile else 1.0)
+    activations, work = fullest_moment(costs.blocks, every)
     # Gradients of the first micro-batch appear while its activations disappear. In later micro-batches they are there
     # from the start, and so are the buckets in which several processes exchange them.
     gradients = 4 * sizes.trained
@@ -154,17 +161,15 @@ def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | N
     )
 
 
-def fullest_moment(blocks: list[BlockCosts], every: int | None, work: float) -> tuple[int, int]:
+def fullest_moment(blocks: list[BlockCosts], every: int | None) -> tuple[int, int]:
     """Bytes of activations, and of what the block at work computes with, at the moment of the backward pass when
     together they are most. The backward pass begins at the last block and frees each block's activations behind it.
-
-    work: what a block computes with, as a share of what it keeps.
     """
     moments, kept = [], 0
     for index, block in enumerate(blocks):
         recomputes = bool(every) and index % every == 0
         kept += block.inputs if recomputes else block.saved
-        moments.append((kept + (block.saved if recomputes else 0), round(work * block.saved)))
+        moments.append((kept + (block.saved if recomputes else 0), block.work))
     return max(moments, key=sum)
 
 
@@ -278,25 +283,27 @@ def count_parameters(transformer_config: dict[str, Any], rank: int) -> Sizes:
     """Sizes of the transformer with a LoRA of this rank, counted without allocating memory."""
     transformer = empty_transformer(transformer_config, rank)
     trained = sum(each.numel() for each in transformer.parameters() if each.requires_grad)
-    linear = [[each.weight.numel() for name, each in block.named_modules()
-               if isinstance(each, nn.Linear) and "lora_" not in name] for block in blocks_of(transformer)]  # fmt: skip
+    linear = [{name: each.weight.numel() for name, each in block.named_modules()
+               if isinstance(each, nn.Linear) and "lora_" not in name} for block in blocks_of(transformer)]  # fmt: skip
     frozen = sum(each.numel() for each in transformer.parameters()) - trained
-    return Sizes(frozen, sum(map(sum, linear)), sum(linear[0]), max(map(max, linear)), trained)
+    in_blocks = [sum(layers.values()) for layers in linear]
+    largest = max(count for layers in linear for name, count in layers.items() if "norm" not in name)
+    return Sizes(frozen, sum(in_blocks), in_blocks[0], largest, trained)
 
 
-def empty_transformer(transformer_config: dict[str, Any], rank: int) -> FluxTransformer2DModel:
+def empty_transformer(transformer_config: dict[str, Any], rank: int, dropout: float = 0.0) -> FluxTransformer2DModel:
     """The transformer with a LoRA, as training runs it, on the meta device: shapes without memory."""
     with torch.device("meta"):
         transformer = FluxTransformer2DModel.from_config(transformer_config).requires_grad_(False)
-        add_lora(transformer, rank, rank, seed=0)
+        add_lora(transformer, rank, rank, seed=0, dropout=dropout)
         use_training_blocks(transformer)
     for block in blocks_of(transformer):
         block.attn.processor._attention_backend = "native"  # not what the process's other models use, on other devices
     return transformer
 
 
-def _trace(block: nn.Module, config: TrainConfig, width: int) -> BlockCosts:
-    """Runs the block forward on tensors that have shapes and no memory, and adds up what autograd would keep."""
+def _saved(block: nn.Module, config: TrainConfig, width: int) -> int:
+    """Runs the block forward on tensors that have shapes and no memory, and adds up what autograd would keep, bytes."""
     dtype, batch = dtype_of(config), config.train_batch_size
     image, text, head = count_tokens(config.height, config.width), config.max_sequence_length, block.attn.head_dim
     saved: dict[int, int] = {}
@@ -327,7 +334,7 @@ def _trace(block: nn.Module, config: TrainConfig, width: int) -> BlockCosts:
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
             torch.func.functional_call(block, weights, (), inputs)
-    return BlockCosts(inputs=batch * (image + text) * width * dtype.itemsize, saved=sum(saved.values()))
+    return sum(saved.values())
 
 
 class _LikeCuda(TorchFunctionMode):

@@ -1,8 +1,9 @@
 """FLUX's blocks as LoRA training runs them: diffusers' own layers, parameters and numbers, in another order.
 
-Query, key, value (and the MLP's first layer in a single block) read one input. Where their frozen weights are plain,
-they are stored one after the other, so that one matrix product serves all, and another one the A of all their LoRAs.
-Rotary embedding is written so that a compiler makes one pass over memory of it and the normalisation before it.
+Query, key, value (and the MLP's first layer in a single block) read one input: one matrix product serves the A of all
+their LoRAs, and another one their frozen weights, where these are plain and stored one after the other. A LoRA's scale
+is a factor of its A: no gradient as large as an output is multiplied by it, and kept twice even where it is 1. Rotary
+embedding is written so that a compiler makes one pass over memory of it and the normalisation before it.
 
 The gradient of attention's output always lies in one piece of memory. In diffusers' blocks it does in the double ones
 and does not in the single ones, where it is a slice of a wider tensor; PyTorch 2.11 keeps cuDNN's plan of the backward
@@ -12,6 +13,7 @@ pass for either without asking which, and the gradients of the other are then ga
 
 import torch
 from diffusers import FluxTransformer2DModel
+from diffusers.models.attention import FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers import transformer_flux
 from diffusers.models.transformers.transformer_flux import FluxAttention
@@ -46,8 +48,8 @@ def share_inputs(transformer: FluxTransformer2DModel) -> None:
 
 
 class Branches(nn.Module):
-    """Layers that read one input, x [..., in] -> the output [..., out] of each. They are the block's: this module has
-    no parameters of its own."""
+    """Layers with a LoRA that read one input, x [..., in] -> the output [..., out] of each. They are the block's: this
+    module has no parameters of its own."""
 
     def __init__(self, *layers: nn.Module):
         super().__init__()
@@ -63,15 +65,18 @@ class Branches(nn.Module):
             base.weight.data, base.bias.data = weight, bias
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        if not hasattr(self, "weight"):
+        if not isinstance(self.layers[0].lora_dropout["default"], nn.Identity):  # each leaves out others of its inputs
             return [layer(x) for layer in self.layers]
-        outs = F.linear(x, self.weight, self.bias).split(self.sizes, dim=-1)
+        if hasattr(self, "weight"):
+            outs = list(F.linear(x, self.weight, self.bias).split(self.sizes, dim=-1))
+        else:
+            outs = [layer.base_layer(x) for layer in self.layers]
         if self.layers[0].disable_adapters:
-            return list(outs)
-        down = torch.cat([layer.lora_A["default"].weight for layer in self.layers])
+            return outs
+        down = torch.cat([layer.scaling["default"] * layer.lora_A["default"].weight for layer in self.layers])
         inner = F.linear(x, down).chunk(len(outs), dim=-1)
         return [
-            out + layer.scaling["default"] * F.linear(each, layer.lora_B["default"].weight)
+            out + F.linear(each, layer.lora_B["default"].weight)
             for out, each, layer in zip(outs, inner, self.layers, strict=True)
         ]
 
@@ -108,6 +113,8 @@ class DoubleBlock(transformer_flux.FluxTransformerBlock):
         adopt(self, block)
         self.shared = Branches(self.attn.to_q, self.attn.to_k, self.attn.to_v)
         self.shared_context = Branches(self.attn.add_q_proj, self.attn.add_k_proj, self.attn.add_v_proj)
+        self.out, self.out_context = Branches(self.attn.to_out[0]), Branches(self.attn.to_add_out)
+        self.mlp, self.mlp_context = Mlp(self.ff), Mlp(self.ff_context)
 
     def branches(self) -> list[Branches]:
         return [self.shared, self.shared_context]
@@ -130,13 +137,28 @@ class DoubleBlock(transformer_flux.FluxTransformerBlock):
         key = torch.cat([text_key, rotated(key, attn.norm_k, *angles)], dim=1)
         out = attention(attn, query, key, torch.cat([text_value, value], dim=1))
 
-        image = image + gate[:, None] * attn.to_out[0](out[:, length:])
-        text = text + text_gate[:, None] * attn.to_add_out(out[:, :length])
+        (image_out,), (text_out,) = self.out(out[:, length:]), self.out_context(out[:, :length])
+        image = image + gate[:, None] * image_out
+        text = text + text_gate[:, None] * text_out
         normed = self.norm2(image) * (1 + scale_mlp[:, None]) + shift_mlp[:, None]
-        image = image + gate_mlp[:, None] * self.ff(normed)
+        image = image + gate_mlp[:, None] * self.mlp(normed)
         normed_text = self.norm2_context(text) * (1 + text_scale[:, None]) + text_shift[:, None]
-        text = text + text_gate_mlp[:, None] * self.ff_context(normed_text)
+        text = text + text_gate_mlp[:, None] * self.mlp_context(normed_text)
         return text, image
+
+
+class Mlp(nn.Module):
+    """A double block's MLP, x [..., D] -> [..., D]. Its layers are the block's."""
+
+    def __init__(self, layers: FeedForward):
+        super().__init__()
+        gelu, _, last = layers.net  # between them a dropout of nothing
+        self.first, self.last, self.approximate = Branches(gelu.proj), Branches(last), gelu.approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        (hidden,) = self.first(x)
+        (out,) = self.last(F.gelu(hidden, approximate=self.approximate))
+        return out
 
 
 def adopt(new: nn.Module, block: nn.Module) -> None:
