@@ -18,7 +18,7 @@ from tryon.flux.lora import add_lora
 from tryon.flux.offload import blocks_of
 from tryon.flux.packing import count_tokens
 from tryon.flux.quantize import weight_bytes
-from tryon.flux.training_blocks import use_training_blocks
+from tryon.flux.training_blocks import branches_of, casts_lora, use_training_blocks
 from tryon.units import GB, gigabytes
 
 logger = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ USABLE = 0.96  # of a card's memory, assumed: the driver and the screen take the
 DATA_WORKER = 300 * 10**6  # bytes: psutil's uss of a forked one was 280 MB after 200 samples of 768 x 1152, on a CPU
 # What compiled blocks keep for the backward pass, as a share of what eager ones do, which is counted: measured on an
 # H200 with PyTorch 2.11 at 768 x 1152, ranks 64 and 128, batches of 1, 2 and 4, within 0.5 % (benchmarks/log.md).
-COMPILED_DOUBLE, COMPILED_SINGLE = 0.945, 0.803
+COMPILED_DOUBLE, COMPILED_SINGLE = 0.942, 0.798
 # What a block works with meanwhile, as a share of what it keeps: eager ones' by adding up what is alive from one
 # operation to the next, compiled ones' as measured (benchmarks/log.md).
 WORK_DOUBLE, WORK_SINGLE, COMPILED_WORK = 0.4, 1.0, 0.5
@@ -44,9 +44,9 @@ QUANTIZED_BELOW: tuple[tuple[int, Quantization], ...] = ((60 * GB, "none"), (32 
 class TrainingMemory:
     """Bytes on the GPU at the fullest moment of a step, by what they are for.
 
-    weights: the frozen ones and the VAE's. lora: its float32 weights, and their gradients as far as they exist at that
-    moment. optimizer: its moments. activations: what the forward pass keeps for the backward pass. work: what a block
-    computes with meanwhile.
+    weights: the frozen ones and the VAE's. lora: its float32 weights, their casts to bfloat16, and their gradients as
+    far as they exist at that moment. optimizer: its moments. activations: what the forward pass keeps for the backward
+    pass. work: what a block computes with meanwhile.
     """
 
     weights: int
@@ -154,7 +154,7 @@ def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | N
     there = gradients if later else max(0, gradients - activations)
     return TrainingMemory(
         weights=round(held * each) + (sizes.frozen - sizes.in_blocks + VAE_PARAMETERS) * itemsize,
-        lora=4 * sizes.trained + there,
+        lora=4 * sizes.trained + (itemsize * sizes.trained if casts_lora(config) else 0) + there,
         optimizer=2 * _moment_bytes(config) * sizes.trained,
         activations=activations,
         work=work + (itemsize * sizes.largest if quantized else 0),
@@ -323,6 +323,14 @@ def _saved(block: nn.Module, config: TrainConfig, width: int) -> int:
             "image_rotary_emb": (torch.empty(image + text, head), torch.empty(image + text, head)),
         }
         own = {each.untyped_storage()._cdata for each in weights.values()}
+        for branch in branches_of(block) if casts_lora(config) else ():  # the casts belong to no block
+            downs, ups = branch.lora()
+            rows, columns = sum(map(len, downs)), downs[0].shape[1]
+            branch.down, *branch.ups = (
+                torch.empty(shape, dtype=dtype, requires_grad=True)
+                for shape in ((rows, columns), *(each.shape for each in ups))
+            )
+            own |= {each.untyped_storage()._cdata for each in (branch.down, *branch.ups)}
         alive: list[Tensor] = []  # a storage that is freed would lend its name to the next
 
         def keep(tensor: Tensor) -> Tensor:

@@ -21,7 +21,13 @@ from tryon.flux.memory import (
 from tryon.flux.offload import checkpoint_blocks, offload_blocks
 from tryon.flux.packing import count_tokens
 from tryon.flux.quantize import quantize_blocks
-from tryon.flux.training_blocks import share_inputs, shares_inputs, use_training_blocks
+from tryon.flux.training_blocks import (
+    cast_lora_together,
+    casts_lora,
+    share_inputs,
+    shares_inputs,
+    use_training_blocks,
+)
 from tryon.units import gigabytes
 
 logger = logging.getLogger(__name__)
@@ -47,6 +53,8 @@ def prepare_transformer(
     place(transformer, config.quantization, config.offload, device)
     if shares_inputs(config):
         share_inputs(transformer)
+    if casts_lora(config):
+        cast_lora_together(transformer, torch.bfloat16)
     if not config.offload:
         recompute(transformer, config, device)
     if config.compile:

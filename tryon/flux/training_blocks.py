@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tryon.config import TrainConfig
+from tryon.flux.lora_casts import cast_together
 
 
 def use_training_blocks(transformer: FluxTransformer2DModel) -> None:
@@ -47,6 +48,35 @@ def share_inputs(transformer: FluxTransformer2DModel) -> None:
             branch.join()
 
 
+def casts_lora(config: TrainConfig) -> bool:
+    """Whether the LoRA's weights are cast all at once; with dropout, which makes inputs differ, each layer does it."""
+    return config.mixed_precision == "bf16" and not config.lora_dropout
+
+
+def cast_lora_together(transformer: FluxTransformer2DModel, dtype: torch.dtype) -> None:
+    """Gives the blocks, in every forward pass, the LoRA's weights in the dtype, which is autocast's, cast all at once.
+
+    The LoRA must have no dropout, and its weights must be where they stay.
+    """
+    branches = branches_of(transformer)
+    downs, ups = zip(*(branch.lora() for branch in branches), strict=True)
+    each_up = [[up] for of_branch in ups for up in of_branch]
+    factors = [*(branch.layers[0].scaling["default"] for branch in branches), *(1.0 for _ in each_up)]
+
+    def cast(*_: object) -> None:
+        casts = iter(cast_together([*downs, *each_up], factors, dtype))
+        for branch in branches:
+            branch.down = next(casts)
+        for branch in branches:
+            branch.ups = [next(casts) for _ in branch.layers]
+
+    transformer.transformer_blocks[0].register_forward_pre_hook(cast)
+
+
+def branches_of(module: nn.Module) -> list["Branches"]:
+    return [each for each in module.modules() if isinstance(each, Branches)]
+
+
 class Branches(nn.Module):
     """Layers with a LoRA that read one input, x [..., in] -> the output [..., out] of each. They are the block's: this
     module has no parameters of its own."""
@@ -54,6 +84,13 @@ class Branches(nn.Module):
     def __init__(self, *layers: nn.Module):
         super().__init__()
         self.layers = layers  # a tuple, which registers nothing
+        self.down: Tensor | None = None  # the A of all LoRAs, scaled, and the B of each, where they have been cast
+        self.ups: list[Tensor] | None = None
+
+    def lora(self) -> tuple[list[Tensor], list[Tensor]]:
+        """A [rank, in] and B [out, rank] of each layer."""
+        downs = [layer.lora_A["default"].weight for layer in self.layers]
+        return downs, [layer.lora_B["default"].weight for layer in self.layers]
 
     def join(self) -> None:
         """Stores the layers' frozen weights one after the other; each layer keeps its part as a view."""
@@ -73,12 +110,12 @@ class Branches(nn.Module):
             outs = [layer.base_layer(x) for layer in self.layers]
         if self.layers[0].disable_adapters:
             return outs
-        down = torch.cat([layer.scaling["default"] * layer.lora_A["default"].weight for layer in self.layers])
+        down, ups = self.down, self.ups
+        if down is None or ups is None:
+            downs, ups = self.lora()
+            down = self.layers[0].scaling["default"] * torch.cat(downs)
         inner = F.linear(x, down).chunk(len(outs), dim=-1)
-        return [
-            out + F.linear(each, layer.lora_B["default"].weight)
-            for out, each, layer in zip(outs, inner, self.layers, strict=True)
-        ]
+        return [out + F.linear(each, up) for out, each, up in zip(outs, inner, ups, strict=True)]
 
 
 class SingleBlock(transformer_flux.FluxSingleTransformerBlock):

@@ -6,12 +6,20 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from test_lora import predict
+from test_lora import disturb, predict
 from test_offload import adapted
 from test_quantize import loss_and_gradients
 from tryon.flux import training_blocks
-from tryon.flux.offload import blocks_of
-from tryon.flux.training_blocks import ContiguousGradient, share_inputs, use_training_blocks
+from tryon.flux.load import load_transformer
+from tryon.flux.lora import add_lora
+from tryon.flux.offload import blocks_of, checkpoint_blocks
+from tryon.flux.training_blocks import (
+    ContiguousGradient,
+    branches_of,
+    cast_lora_together,
+    share_inputs,
+    use_training_blocks,
+)
 from tryon.toy.model import ToyFolders
 
 
@@ -76,3 +84,41 @@ def test_the_gradient_of_a_slice_is_made_contiguous() -> None:
     x.register_hook(lambda gradient: seen.append(gradient.is_contiguous()))
     torch.cat([ContiguousGradient.apply(x), wide], dim=1).square().sum().backward()
     assert seen == [True]
+
+
+@pytest.mark.parametrize("alpha", [4, 6])
+@pytest.mark.parametrize("recomputes", [False, True])
+def test_a_lora_cast_at_once_has_the_gradients_of_one_cast_where_it_is_used(
+    recomputes: bool, alpha: int, toy: ToyFolders, vae
+) -> None:
+    found = []
+    for together in (False, True):
+        transformer = load_transformer(toy.transformer, torch.bfloat16)
+        disturb(add_lora(transformer, 4, alpha, seed=0))
+        use_training_blocks(transformer)
+        if together:
+            cast_lora_together(transformer, torch.bfloat16)
+        if recomputes:
+            checkpoint_blocks(transformer, 1)
+        with torch.autocast("cpu", torch.bfloat16):
+            found.append(loss_and_gradients(transformer, vae))
+    (loss, gradients), (other, others) = found
+    assert loss.item() == other.item()
+    assert all(one.dtype == torch.float32 and torch.equal(one, two) for one, two in zip(gradients, others, strict=True))
+
+
+def test_casts_follow_the_weights_and_lie_in_one_piece(toy: ToyFolders, vae) -> None:
+    transformer = adapted(toy)
+    use_training_blocks(transformer)
+    cast_lora_together(transformer, torch.float32)
+    before = predict(transformer, vae)
+    with torch.no_grad():
+        for weight in (each for each in transformer.parameters() if each.requires_grad):
+            weight.mul_(2)
+    assert not torch.equal(predict(transformer, vae), before)
+    branches = branches_of(transformer)
+    assert len({branch.down.untyped_storage().data_ptr() for branch in branches}) == 1
+    assert all(torch.equal(branch.down, torch.cat(branch.lora()[0])) for branch in branches)
+    assert all(
+        torch.equal(cast, up) for branch in branches for cast, up in zip(branch.ups, branch.lora()[1], strict=True)
+    )
