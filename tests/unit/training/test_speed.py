@@ -60,7 +60,7 @@ def test_the_plan_for_another_machine_says_what_it_needs_and_what_would_help() -
     lines = plan_for(replace(full(), compile=False), 24, 40_658)
     shown = "\n".join(lines)
     assert lines[:2] == [
-        "planned, GPU memory: 13.5 GB of 24.7 GB usable",
+        "planned, GPU memory: 13.8 GB of 24.7 GB usable",
         "  a card sold as 24 GB has 25.8 GB; the plan leaves 4 % to the driver and the screen",
     ]
     assert "frozen weights: nf4; every block recomputes its activations" in shown
