@@ -17,7 +17,7 @@ from tryon.cli import parse, run_script
 from tryon.config import TOY_NOTICE, TryOnConfig, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.flux.lora_header import LoraFacts, lora_on_disk, read_facts
-from tryon.runs import all_loras, run_of, runs_folder
+from tryon.runs import run_of, runs_folder
 
 if TYPE_CHECKING:
     from tryon.inference.pipeline import TryOnModel
@@ -81,9 +81,6 @@ def check_port(host: str, port: int) -> None:
 def first_lora(config: TryOnConfig) -> tuple[Path, Path]:
     """The LoRA that the page begins with, in a folder of runs the newest, and the folder of runs whose LoRAs it offers
     besides. Raises ValueError where there is none."""
-    folder = Path(config.lora).expanduser()
-    if loras := all_loras(folder):
-        return loras[0], folder
     file = lora_on_disk(config.lora, config.cache_dir).absolute()
     return file, run.parent if (run := run_of(file)) else runs_folder()
 

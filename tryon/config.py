@@ -185,7 +185,9 @@ class MaskConfig:
 class TryOnConfig:
     """Which LoRA dresses people, on which models, at which size. What is not given comes from the LoRA's header."""
 
-    lora: str | None = setting(None, "a run, a checkpoint, a folder, a .safetensors file or a hub name", needed=True)
+    lora: str | None = setting(
+        None, "a run, a folder of runs (its newest), a checkpoint, a .safetensors file or a hub name", needed=True
+    )
     lora_scale: float = setting(1.0, "strength of the LoRA; 0 is the model without it", 0)
     base: str | None = setting(None, "hub name or folder of FLUX.1-dev; as trained if not given")
     transformer: str | None = setting(

@@ -32,6 +32,7 @@ WHERE_IT_LIES = ("resume_from_checkpoint", "output_dir", "data_cache_dir", "cach
 STATE_FILE = "trainer_state.json"
 LOCK_FILE = ".lock"
 WARNINGS = "warnings.log"
+LISTED = 6  # LoRAs that the log names where several could be meant
 _held: set[Path] = set()  # runs that this process keeps
 # The parts of a run's time: what a step needs, and what happens once in a while. The rest is overhead.
 STEP_PARTS = ("data", "transfer", "forward", "backward", "optimiser")
@@ -268,15 +269,21 @@ def run_of(lora: Path) -> Path | None:
 
 
 def find_lora(name: str) -> Path:
-    """The LoRA file that a path names: the file itself, its folder, a checkpoint, or a run (its newest checkpoint).
-    Raises ValueError where there is none."""
+    """The LoRA file that a path names: the file itself, its folder, a checkpoint, a run (its newest checkpoint), or a
+    folder of runs: then the newest of all, and the log lists them. Raises ValueError where there is none."""
     path = Path(name).expanduser()
     for candidate in (path, path / LORA_FILE, lora_file(path)):
         if candidate.is_file():
             return candidate
-    if not (found := checkpoints(path)):
+    if found := checkpoints(path):
+        return lora_file(found[-1])
+    if not (loras := all_loras(path)):
         raise ValueError(f"{path} has no checkpoint: name a run, a checkpoint or a LoRA's file")
-    return lora_file(found[-1])
+    if len(loras) > 1:
+        names = [str(lora.parent.parent.relative_to(path.absolute())) for lora in loras]
+        others = [*names[1:LISTED], *(["..."] if len(names) > LISTED else [])]
+        logger.info("%s has %d LoRAs: %s is the newest; others: %s", path, len(names), names[0], ", ".join(others))
+    return loras[0]
 
 
 def all_loras(folder: Path) -> list[Path]:

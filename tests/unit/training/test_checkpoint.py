@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from tryon.flux.load import load_transformer
 from tryon.flux.lora import add_lora
 from tryon.flux.lora_header import LoraFacts
 from tryon.runs import (
+    LORA_FILE,
     SAME_WHEN_RESUMED,
     Refused,
     checkpoints,
@@ -176,6 +178,23 @@ def test_a_lora_is_found_by_run_checkpoint_folder_and_file(transformer: FluxTran
         assert find_lora(str(name)) == file
     with pytest.raises(ValueError, match="has no checkpoint"):
         find_lora(str(tmp_path / "nowhere"))
+
+
+def test_a_folder_of_runs_means_its_newest_lora_and_the_others_are_listed(
+    transformer: FluxTransformer2DModel, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = parts(transformer)
+    files = [
+        save(tmp_path / run, TrainerState(step, IDENTITY), transformer, trained[1]) / "transformer" / LORA_FILE
+        for run, step in (("a", 1), ("b", 5), ("a", 2))
+    ]
+    for age, file in enumerate(files):
+        os.utime(file, (1_000_000 + age, 1_000_000 + age))
+    with caplog.at_level(logging.INFO):
+        assert find_lora(str(tmp_path)) == files[2]
+    assert (
+        f"{tmp_path} has 3 LoRAs: a/checkpoint-2 is the newest; others: b/checkpoint-5, a/checkpoint-1" in caplog.text
+    )
 
 
 def make_run(folder: Path, step: int = 5) -> Path:
