@@ -145,10 +145,16 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         garment.set_input_files(str(drawn / "words.png"))
         expect(page.locator("#garment-said")).to_contain_text(refused)
         garment.set_input_files(str(drawn / "garment-1.png"))
-        press_until(page, dress, "Press Make a mask, or paint over")
+        expect(page.locator("#garment img")).to_have_attribute("src", re.compile("garment-1.png$"))
+
+        # Where nothing is painted, a mask is made and shown, as the button would make it.
+        page.locator("#category").get_by_text("lower").click()
+        dress.click()
+        expect(said).to_contain_text("768 x 576 pixels")
+        expect(page.locator("#history img")).to_have_count(1)
+        screenshot("app_mask_made")
 
         # The parser makes a mask; a slider makes it larger; the brush adds to it.
-        page.locator("#category").get_by_text("lower").click()
         page.locator("#find").click()
         expect(said).to_contain_text("The pink area will be repainted: 36% of the picture.")
         page.wait_for_timeout(1000)  # nothing on the page says when the editor has drawn
@@ -189,7 +195,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         page.locator("#random input").check()
         dress.click()
         expect(said).not_to_contain_text("Seeds 7 to 8")
-        expect(page.locator("#history img")).to_have_count(2)
+        expect(page.locator("#history img")).to_have_count(3)
         page.locator("#history img").nth(1).click()
         expect(said).to_contain_text("Seeds 7 to 8")
         expect(page.locator("#seed input")).to_have_value("7")
@@ -197,7 +203,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         expect(page.locator("#lora input")).to_have_value("newer, step 2")
         page.wait_for_timeout(2000)  # as above
         dress.click()
-        expect(page.locator("#history img")).to_have_count(3)
+        expect(page.locator("#history img")).to_have_count(4)
         assert (picture_of(page, "#results img") == first).all(), "what is restored gives the same again"
 
         # A long one is stopped; the button is locked meanwhile.

@@ -5,7 +5,7 @@ Handlers get what components hold as {component: value}, and return what is to c
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import wraps
 from pathlib import Path
@@ -67,6 +67,13 @@ def error_text(error: Exception) -> str:
     return OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else str(error)
 
 
+def refusal(page: "Page", error: Exception) -> dict:
+    """Says on the page what was wrong."""
+    logger.warning("%s", error)
+    gr.Warning(error_text(error))
+    return {page.said: error_text(error)}
+
+
 def refusing(handler: Callable[..., dict]) -> Callable[..., dict]:
     """The handler, which says on the page what was wrong where it raises ValueError."""
 
@@ -75,9 +82,7 @@ def refusing(handler: Callable[..., dict]) -> Callable[..., dict]:
         try:
             return handler(page, *given)
         except (ValueError, torch.OutOfMemoryError) as error:
-            logger.warning("%s", error)
-            gr.Warning(error_text(error))
-            return {page.said: error_text(error)}
+            return refusal(page, error)
 
     return answer
 
@@ -122,8 +127,8 @@ class Page(Layout):
         buttons, compared = {self.button, self.stop_button}, {self.slider, self.results, self.compared, self.said}
         dressing = self.button.click(self.begin, outputs=buttons, queue=False, **PRIVATE).then(
             self.dress,
-            {self.lora, self.person, self.garment, self.history, *settings},
-            {self.seed, self.history, self.past, *compared},
+            {self.garment, self.history, *of_mask, *settings},
+            {self.seed, self.history, self.past, *masked, *compared},
             show_progress_on=self.slider,
             **PRIVATE,
         )
@@ -182,7 +187,7 @@ class Page(Layout):
     @refusing
     def mask_of_person(self, values: Values) -> dict:
         """Shows a mask of what the parser finds."""
-        return self._mask(values, None)
+        return self._shown_mask(values, None, self._mask(values, None))
 
     @refusing
     def mask_of_paint(self, values: Values) -> dict:
@@ -191,7 +196,7 @@ class Page(Layout):
         paint = painted_mask(values[self.person])
         if paint.getbbox() is None:
             raise ValueError("Paint over all of the garment that the person wears first.")
-        return self._mask(values, paint)
+        return self._shown_mask(values, paint, self._mask(values, paint))
 
     @refusing
     def mask_again(self, values: Values) -> dict:
@@ -200,15 +205,17 @@ class Page(Layout):
         source = values[self.mask_source]
         if source is None or self.session.file(person_of(values[self.person])) != source.person:
             return gr.skip()
-        return self._mask(values, source.worn)
+        return self._shown_mask(values, source.worn, self._mask(values, source.worn))
 
-    def _mask(self, values: Values, worn: Image.Image | None) -> dict:
-        """worn: paint over what the person wears; None: the parser finds it."""
+    def _mask(self, values: Values, worn: Image.Image | None) -> Image.Image:
+        """A mask by the page's sliders. worn: paint over what the person wears; None: the parser finds it."""
         person, lora = person_of(values[self.person]), self.session.chosen(values[self.lora])
         offsets = {side: values[slider] / 100 for side, slider in self.offsets.items()}
         rule = replace(usable_rule(read_facts(lora)), **offsets)
-        mask = self.session.make_mask(lora, person, worn, values[self.category], rule)
-        share = mask.histogram()[255] / (mask.width * mask.height)
+        return self.session.make_mask(lora, person, worn, values[self.category], rule)
+
+    def _shown_mask(self, values: Values, worn: Image.Image | None, mask: Image.Image) -> dict:
+        person, share = person_of(values[self.person]), mask.histogram()[255] / (mask.width * mask.height)
         return {
             self.person: self._editor(person, mask),
             self.mask_source: MaskSource(self.session.file(person), worn),
@@ -244,15 +251,25 @@ class Page(Layout):
         if stop := self.stops.pop(request.session_hash, None):
             stop.set()
 
-    @refusing
-    def dress(self, values: Values, request: gr.Request, progress: gr.Progress = PROGRESS) -> dict:
-        """Makes what the page asks for, and puts it into the history."""
-        person, mask = person_of(values[self.person]), painted_mask(values[self.person])
-        garment = usable("garment", values[self.garment])
-        if mask.getbbox() is None:
-            raise ValueError("Press Make a mask, or paint over the part of the person that is to be dressed.")
-        if not values[self.is_random] and values[self.seed] is None:
-            raise ValueError("Give a seed, or let it be new each time.")
+    def dress(self, values: Values, request: gr.Request, progress: gr.Progress = PROGRESS) -> Iterator[dict]:
+        """Makes what the page asks for, and puts it into the history; a mask first where nothing is painted."""
+        try:
+            person, garment = person_of(values[self.person]), usable("garment", values[self.garment])
+            if not values[self.is_random] and values[self.seed] is None:
+                raise ValueError("Give a seed, or let it be new each time.")
+            mask = painted_mask(values[self.person])
+            if mask.getbbox() is None:
+                mask = self._mask(values, None)
+                yield self._shown_mask(values, None, mask)  # now, as the person may paint while they wait
+            yield self._dressed(values, person, garment, mask, request, progress)
+        except (ValueError, torch.OutOfMemoryError) as error:
+            yield refusal(self, error)
+
+    def _dressed(
+        self, values: Values, person: Image.Image, garment: Image.Image, mask: Image.Image, request: gr.Request,
+        progress: gr.Progress,
+    ) -> dict:  # fmt: skip
+        """A try-on by the page's settings, shown and put into the history."""
         asked = self.session.request(
             lora=self.session.chosen(values[self.lora]), person=person, garment=garment, mask=mask,
             category=values[self.category], size=values[self.size], steps=values[self.steps],
