@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from deepfashion_training.preflight import DataConfig, checked_data_path, from_settings
 from tryon.cli import parse, run_script
-from tryon.config import MaskConfig, TrainConfig, setting
+from tryon.config import MOST, MOST_SEED, MaskConfig, TrainConfig, setting
 from tryon.console import load_libraries, progress_bar, set_up_logging
 from tryon.files import replacing
 
@@ -39,9 +39,11 @@ class ExportConfig:
 
     dataset_name: str = setting(None, "hub name, folder of parquet files or saved data set", positional=True)
     folder: str = setting(None, "where the folders are written; must not be there yet", positional=True)
-    seed: int = setting(TrainConfig.seed, "seed of the split", 0)
-    max_train_samples: int | None = setting(None, "export the first N training samples only", 1)
-    max_validation_samples: int = setting(TrainConfig.max_validation_samples, "export at most N validation samples", 1)
+    seed: int = setting(TrainConfig.seed, "seed of the split", 0, MOST_SEED)
+    max_train_samples: int | None = setting(None, "export the first N training samples only", 1, MOST)
+    max_validation_samples: int = setting(
+        TrainConfig.max_validation_samples, "export at most N validation samples", 1, MOST
+    )
     cache_dir: str | None = setting(None, "where the hub's files are kept; the hub's own default if not given")
 
 

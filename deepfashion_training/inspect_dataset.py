@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.preflight import REFERENCES, DataConfig, checked_data, from_settings
 from tryon.cli import parse, run_script
-from tryon.config import PROJECT, MaskConfig, TrainConfig, setting
+from tryon.config import MOST, MOST_SEED, PROJECT, MaskConfig, TrainConfig, setting
 from tryon.console import load_libraries, set_up_logging
 from tryon.pages import data_url, render
 from tryon.units import plural
@@ -50,9 +50,11 @@ class InspectConfig:
 
     data_set: str = setting(None, "hub name, folder of parquet files or saved data set", positional=True)
     page: str | None = setting(None, "where the page is written (default runs/inspection_<name>.html)")
-    seed: int = setting(TrainConfig.seed, "seed of the split", 0)
-    max_train_samples: int | None = setting(None, "train on the first N samples only", 1)
-    max_validation_samples: int = setting(TrainConfig.max_validation_samples, "validate on at most N samples", 1)
+    seed: int = setting(TrainConfig.seed, "seed of the split", 0, MOST_SEED)
+    max_train_samples: int | None = setting(None, "train on the first N samples only", 1, MOST)
+    max_validation_samples: int = setting(
+        TrainConfig.max_validation_samples, "validate on at most N samples", 1, MOST
+    )
     data_cache_dir: str = setting(TrainConfig.data_cache_dir, "where the colours of garments are kept between runs")
     cache_dir: str | None = setting(None, "where the hub's files are kept; the hub's own default if not given")
 

@@ -17,7 +17,7 @@ from diffusers.training_utils import free_memory
 from PIL import Image
 from torch import Tensor
 
-from tryon.config import TryOnConfig
+from tryon.config import TryOnConfig, oversized
 from tryon.data.category import Category, MaskRule
 from tryon.data.human_parser import Parser, mask_by_rule, parse, parser_for_masks
 from tryon.data.sample import binary_mask
@@ -63,13 +63,18 @@ def lora_name(file: Path) -> str:
 
 
 def panel_sizes(size: tuple[int, int]) -> dict[str, tuple[int, int]]:
-    """The sizes that the page offers, by name: as trained, two thirds and four thirds of it, in multiples of 16."""
+    """The sizes that the page offers, by name: as trained, two thirds and, where a panel may be so large, four thirds
+    of it, in multiples of 16."""
 
     def scaled(scale: float) -> tuple[int, int]:
         return max(16, 16 * round(scale * size[0] / 16)), max(16, 16 * round(scale * size[1] / 16))
 
     words = {size: "as trained", scaled(2 / 3): "faster", scaled(4 / 3): "finer"}
-    return {f"{height} x {width}, {word}": (height, width) for (height, width), word in words.items()}
+    return {
+        f"{height} x {width}, {word}": (height, width)
+        for (height, width), word in words.items()
+        if not any(oversized(height, width))
+    }
 
 
 @dataclass
