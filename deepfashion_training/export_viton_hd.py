@@ -117,10 +117,12 @@ def write_split(data: "DeepFashionData", root: Path, split: str) -> int:
 
 def write_picture(path: Path, picture: "Image.Image", source: bytes | None) -> None:
     """Writes the source's own bytes where they are a JPEG that every reader sees as `picture`, else a PNG of it."""
-    from PIL import ExifTags, Image
+    from PIL import ExifTags
+
+    from tryon.data.sample import open_picture
 
     if source:
-        opened = Image.open(io.BytesIO(source))
+        opened = open_picture(io.BytesIO(source))
         upright = opened.getexif().get(ExifTags.Base.Orientation, 1) == 1
         if opened.format == "JPEG" and opened.mode == "RGB" and upright:
             path.write_bytes(source)

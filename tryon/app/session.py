@@ -20,7 +20,7 @@ from torch import Tensor
 from tryon.config import TryOnConfig, oversized
 from tryon.data.category import Category, MaskRule
 from tryon.data.human_parser import Parser, mask_by_rule, parse, parser_for_masks
-from tryon.data.sample import binary_mask
+from tryon.data.sample import usable_mask
 from tryon.files import replacing
 from tryon.flux.lora_header import LoraFacts, denoising, panel_size, read_facts, verify_lora
 from tryon.inference.pipeline import TryOnModel, same_models, swap_lora, try_on
@@ -175,7 +175,7 @@ class Session:
         if not 0 <= seed < SEEDS:
             raise ValueError(f"The seed must be a whole number from 0 to {SEEDS - 1}.")
         seeds = range(int(seed), int(seed) + int(count))  # a slider's numbers may come as floats
-        pictures = map(self.file, (person, garment, binary_mask(mask, person.size)))
+        pictures = map(self.file, (person, garment, usable_mask(mask, person.size)))
         return TryOnRequest(lora, *pictures, category, sizes[size], int(steps), guidance, seeds)
 
     def dress(self, asked: TryOnRequest, each_step: Callable[[int], None]) -> TryOnRequest:

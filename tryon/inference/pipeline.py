@@ -21,15 +21,14 @@ from torch import Tensor, nn
 from tryon.config import TryOnConfig, cache_threshold, is_nowhere
 from tryon.data.category import CATEGORIES, Category, MaskRule
 from tryon.data.sample import (
-    EMPTY_MASK,
     PromptEmbedding,
     TryOnSample,
-    binary_mask,
     make_diptych,
     sample_of_pictures,
     split_diptych,
     to_picture,
     upright_rgb,
+    usable_mask,
 )
 from tryon.flux.attention import choose_attention
 from tryon.flux.compiler import can_compile, compile_blocks
@@ -222,9 +221,7 @@ def try_on(
     try-on. Raises ValueError where the mask is empty or has another shape.
     """
     person = upright_rgb(person)
-    mask = binary_mask(mask, person.size)
-    if mask.getbbox() is None:
-        raise ValueError(EMPTY_MASK)
+    mask = usable_mask(mask, person.size)
     window = window_of(mask, *model.size)
     sample = sample_of_pictures(garment, person.crop(window), mask.crop(window), category, *model.size)
     panels = try_on_batch(
