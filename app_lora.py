@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from tryon.cli import parse, run_script
 from tryon.config import TOY_NOTICE, TryOnConfig, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
-from tryon.flux.lora_header import LoraFacts, lora_on_disk, read_facts
+from tryon.flux.lora_header import LoraFacts, lora_on_disk, panel_size, read_facts
 from tryon.runs import run_of, runs_folder
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def main(argv: list[str]) -> None:
     check_port(page.host, page.port)
     set_up_logging(is_main_process=True)
     lora, runs = first_lora(config)
-    read_facts(lora)  # a file that is no LoRA is refused before anything is loaded
+    panel_size(config, read_facts(lora))  # a file that is no LoRA is refused before anything is loaded
 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported
     for name in ("no_proxy", "NO_PROXY"):  # Gradio looks for its own page, which no proxy can see

@@ -13,7 +13,7 @@ from pathlib import Path
 from deepfashion_training import held_out
 from deepfashion_training.preflight import checked_data_path
 from tryon.cli import parse, run_script
-from tryon.config import TryOnConfig, is_nowhere, setting
+from tryon.config import MOST_AT_ONCE, MOST_DENOISING, MOST_GUIDANCE, MOST_SEED, TryOnConfig, is_nowhere, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.files import file_hash
 from tryon.flux.lora_header import LoraFacts, denoising, lora_on_disk, panel_size, read_facts
@@ -30,12 +30,14 @@ class EvaluateConfig(held_out.HeldOutConfig):
     """Which LoRAs are scored, on what, and how their pictures are drawn."""
 
     lora: tuple[str, ...] = setting((), "runs, checkpoints, folders, .safetensors files or hub names", needed=True)
-    seed: int = setting(0, "seed of the noise: case i starts from seed + i", 0)
-    steps: int | None = setting(None, "denoising steps; as the first LoRA was trained for, else 30, if not given", 1)
-    guidance_scale: float | None = setting(
-        None, "guidance; as the first LoRA was trained for, else 30, if not given", 0
+    seed: int = setting(0, "seed of the noise: case i starts from seed + i", 0, MOST_SEED)
+    steps: int | None = setting(
+        None, "denoising steps; as the first LoRA was trained for, else 30, if not given", 1, MOST_DENOISING
     )
-    batch_size: int = setting(1, "persons dressed at once", 1)
+    guidance_scale: float | None = setting(
+        None, "guidance; as the first LoRA was trained for, else 30, if not given", 0, MOST_GUIDANCE
+    )
+    batch_size: int = setting(1, "persons dressed at once", 1, MOST_AT_ONCE)
     output_dir: str | None = setting(
         None, "folder for scores and pictures, continued where it holds some; if not given, `scores` in the first "
         "LoRA's run",

@@ -45,7 +45,7 @@ from tryon.files import files_fingerprint
 from tryon.flux.attention import fall_back, uses_safest
 from tryon.flux.load import TEXT_PARTS, ModelFiles, fetch_training_models, load_scheduler, load_transformer, load_vae
 from tryon.flux.lora_header import LoraFacts
-from tryon.flux.memory import dtype_of, resolved
+from tryon.flux.memory import check_panel_fits, dtype_of, resolved
 from tryon.flux.placement import prepare_transformer
 from tryon.flux.prompt_cache import cache_prompts
 from tryon.flux.prompts import prompt_for
@@ -135,6 +135,7 @@ def setup(
     # The models' files, and whether the checkpoint belongs to them and to the data: nothing is computed before.
     with accelerator.main_process_first():  # one downloads, the others find it
         files = fetch_training_models(config, accelerator.device)
+    check_panel_fits((config.height, config.width), files.base, dtype, accelerator.device)
     train_files = latent_files(train_data, files, config, dtype)
     identity = run_identity(config, files, train_files)
     if checkpoint:

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Literal
 
 from tryon.cli import parse, run_script
-from tryon.config import TryOnConfig, setting
+from tryon.config import MOST_DENOISING, MOST_GUIDANCE, MOST_SEED, TryOnConfig, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, on_terminal, set_up_logging
-from tryon.flux.lora_header import denoising, lora_on_disk, prompt_category, read_facts
+from tryon.flux.lora_header import denoising, lora_on_disk, panel_size, prompt_category, read_facts
 from tryon.inference.pairs_file import Request, read_pairs, results_of, unwritable
 
 logger = logging.getLogger(__name__)
@@ -48,9 +48,13 @@ class PictureConfig:
     )
     output_grid: str | None = setting(None, "where garment, person, masked person and results are written side by side")
     num_results: int = setting(1, "results of each try-on, with seeds that follow each other", 1, 16)
-    seed: int = setting(0, "seed of the first result's noise", 0)
-    steps: int | None = setting(None, "denoising steps; as the LoRA was trained for, else 30, if not given", 1)
-    guidance_scale: float | None = setting(None, "guidance; as the LoRA was trained for, else 30, if not given", 0)
+    seed: int = setting(0, "seed of the first result's noise", 0, MOST_SEED)
+    steps: int | None = setting(
+        None, "denoising steps; as the LoRA was trained for, else 30, if not given", 1, MOST_DENOISING
+    )
+    guidance_scale: float | None = setting(
+        None, "guidance; as the LoRA was trained for, else 30, if not given", 0, MOST_GUIDANCE
+    )
 
 
 def problems_of(config: TryOnConfig, pictures: PictureConfig) -> list[str]:
@@ -110,6 +114,7 @@ def main(argv: list[str]) -> None:
     set_up_logging(is_main_process=True)
     lora = lora_on_disk(config.lora, config.cache_dir)
     facts = read_facts(lora)
+    panel_size(config, facts)
     if not pairs:
         prompt_category(facts, pictures.category)
 

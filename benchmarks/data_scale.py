@@ -22,7 +22,7 @@ from PIL import Image
 
 from deepfashion_training.preflight import DataConfig
 from tryon.cli import parse, run_script
-from tryon.config import PROJECT, MaskConfig, TrainConfig, setting
+from tryon.config import MOST, MOST_SIDE, PROJECT, MaskConfig, TrainConfig, setting
 from tryon.console import load_libraries, progress_bar, set_up_logging
 
 logger = logging.getLogger(__name__)
@@ -36,8 +36,8 @@ KINDS = ("Tees_Tanks", "Blouses_Shirts", "Sweaters", "Dresses", "Pants", "Skirts
 class ScaleConfig:
     """The flags of this script."""
 
-    rows: int = setting(40_658, "rows of the data set; the hub's has 40,658", 10)
-    picture_height: int = setting(128, "height of the pictures, whose width is three quarters of it", 16)
+    rows: int = setting(40_658, "rows of the data set; the hub's has 40,658", 10, MOST)
+    picture_height: int = setting(128, "height of the pictures, whose width is three quarters of it", 16, MOST_SIDE)
     folder: str = setting(
         str(PROJECT / "runs" / "data_scale"), "where the data set is written, if none of that size is there yet"
     )

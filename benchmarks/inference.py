@@ -26,7 +26,7 @@ from typing import Any, Literal
 from benchmarks.inference_variants import ALWAYS, VARIANTS
 from benchmarks.variants import unknown_variants
 from tryon.cli import parse, run_script
-from tryon.config import setting
+from tryon.config import MOST, MOST_DENOISING, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.files import replace_json
 
@@ -37,8 +37,8 @@ class InferenceConfig:
 
     size: Literal["toy", "full"] = setting("toy", "the toy, or the 12 billion parameters of FLUX-Fill")
     variants: str = setting("none", f"separated by commas, of {', '.join(VARIANTS)}")
-    denoising_steps: int = setting(30, "denoising steps of a picture", 1)
-    pictures: int = setting(3, "pictures that are timed", 1)
+    denoising_steps: int = setting(30, "denoising steps of a picture", 1, MOST_DENOISING)
+    pictures: int = setting(3, "pictures that are timed", 1, MOST)
     json: str | None = setting(None, "a file for the rows, written again after each")
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.ablation_variants import VARIANTS
 from benchmarks.variants import unknown_variants
 from tryon.cli import parse, run_script
-from tryon.config import PROJECT, TrainConfig, on_toy, quick_test, setting
+from tryon.config import MOST, PROJECT, TrainConfig, on_toy, quick_test, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.data.category import CATEGORIES
 from tryon.files import save_json
@@ -32,10 +32,10 @@ class AblationConfig:
     """The flags of this script."""
 
     variants: str = setting("all", "names with commas between, of those listed by --variants ?")
-    seeds: int = setting(3, "seeds per variant: 0, 1, ...", 1)
-    steps: int = setting(150, "optimiser steps", 1)
-    pairs: int = setting(300, "drawn pairs trained on", 3)
-    cases: int = setting(12, "held-out pairs per category, paired and unpaired", 1)
+    seeds: int = setting(3, "seeds per variant: 0, 1, ...", 1, MOST)
+    steps: int = setting(150, "optimiser steps", 1, MOST)
+    pairs: int = setting(300, "drawn pairs trained on", 3, MOST)
+    cases: int = setting(12, "held-out pairs per category, paired and unpaired", 1, MOST)
     output_dir: str = setting(str(PROJECT / "runs" / "toy_ablation"), "where runs and results are kept")
     data_cache_dir: str = setting(str(PROJECT / "cache"), "where latents and the toy's files are kept between runs")
 

@@ -29,7 +29,7 @@ from typing import Any, Literal
 from benchmarks.step_variants import REFERENCES, VARIANTS
 from benchmarks.variants import unknown_variants, versions
 from tryon.cli import parse, run_script
-from tryon.config import setting
+from tryon.config import MOST, MOST_AT_ONCE, MOST_GPU_MEMORY, MOST_RANK, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.files import replace_json
 
@@ -42,11 +42,13 @@ class StepConfig:
     variants: str = setting(
         ",".join([*REFERENCES, "none"]), f"separated by commas, of {', '.join([*REFERENCES, *VARIANTS])}"
     )
-    batch: int | None = setting(None, "samples per step; the toy's quick test's 8, or 1, if not given", 1)
-    rank: int | None = setting(None, "rank of the LoRA; the profile's if not given", 1)
-    steps: int = setting(10, "steps that are timed", 1)
-    warm_up: int = setting(3, "steps before them", 1)
-    memory_limit: float | None = setting(None, "GB of the GPU that variants may use which name no limit", 1)
+    batch: int | None = setting(None, "samples per step; the toy's quick test's 8, or 1, if not given", 1, MOST_AT_ONCE)
+    rank: int | None = setting(None, "rank of the LoRA; the profile's if not given", 1, MOST_RANK)
+    steps: int = setting(10, "steps that are timed", 1, MOST)
+    warm_up: int = setting(3, "steps before them", 1, MOST)
+    memory_limit: float | None = setting(
+        None, "GB of the GPU that variants may use which name no limit", 1, MOST_GPU_MEMORY
+    )
     json: str | None = setting(None, "a file for the rows, written again after each")
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 
 from deepfashion_training.preflight import DataConfig, checked_data_path, from_settings
 from tryon.cli import parse, run_script
-from tryon.config import MaskConfig, TrainConfig, setting
+from tryon.config import MOST, MOST_SEED, MaskConfig, TrainConfig, setting
 from tryon.console import load_libraries, progress_bar, set_up_logging
 from tryon.files import replacing
 
@@ -39,9 +39,11 @@ class ExportConfig:
 
     dataset_name: str = setting(None, "hub name, folder of parquet files or saved data set", positional=True)
     folder: str = setting(None, "where the folders are written; must not be there yet", positional=True)
-    seed: int = setting(TrainConfig.seed, "seed of the split", 0)
-    max_train_samples: int | None = setting(None, "export the first N training samples only", 1)
-    max_validation_samples: int = setting(TrainConfig.max_validation_samples, "export at most N validation samples", 1)
+    seed: int = setting(TrainConfig.seed, "seed of the split", 0, MOST_SEED)
+    max_train_samples: int | None = setting(None, "export the first N training samples only", 1, MOST)
+    max_validation_samples: int = setting(
+        TrainConfig.max_validation_samples, "export at most N validation samples", 1, MOST
+    )
     cache_dir: str | None = setting(None, "where the hub's files are kept; the hub's own default if not given")
 
 
@@ -115,10 +117,12 @@ def write_split(data: "DeepFashionData", root: Path, split: str) -> int:
 
 def write_picture(path: Path, picture: "Image.Image", source: bytes | None) -> None:
     """Writes the source's own bytes where they are a JPEG that every reader sees as `picture`, else a PNG of it."""
-    from PIL import ExifTags, Image
+    from PIL import ExifTags
+
+    from tryon.data.sample import open_picture
 
     if source:
-        opened = Image.open(io.BytesIO(source))
+        opened = open_picture(io.BytesIO(source))
         upright = opened.getexif().get(ExifTags.Base.Orientation, 1) == 1
         if opened.format == "JPEG" and opened.mode == "RGB" and upright:
             path.write_bytes(source)

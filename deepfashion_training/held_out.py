@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.preflight import DataConfig, from_settings, toy_data_folder
 from folder_lists import dresscode_pairs, is_dresscode, viton_hd_pairs
-from tryon.config import MaskConfig, TrainConfig, TryOnConfig, setting
+from tryon.config import MOST, MaskConfig, TrainConfig, TryOnConfig, setting
 from tryon.data.category import MaskRule
 from tryon.runs import run_of
 
@@ -36,7 +36,7 @@ class HeldOutConfig:
     )
     dataroot: str | None = setting(None, "folder laid out as VITON-HD or DressCode is, instead of --dataset_name")
     validation_data_list: str | None = setting(None, "list of pairs in --dataroot; as trained, or that of the test")
-    num_samples: int | None = setting(32, "score on the first N pairs of each category; 'none': on all", 1)
+    num_samples: int | None = setting(32, "score on the first N pairs of each category; 'none': on all", 1, MOST)
 
 
 def mistaken_flags(asked: HeldOutConfig) -> list[str]:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.preflight import REFERENCES, DataConfig, checked_data, from_settings
 from tryon.cli import parse, run_script
-from tryon.config import PROJECT, MaskConfig, TrainConfig, setting
+from tryon.config import MOST, MOST_SEED, PROJECT, MaskConfig, TrainConfig, setting
 from tryon.console import load_libraries, set_up_logging
 from tryon.pages import data_url, render
 from tryon.units import plural
@@ -50,9 +50,9 @@ class InspectConfig:
 
     data_set: str = setting(None, "hub name, folder of parquet files or saved data set", positional=True)
     page: str | None = setting(None, "where the page is written (default runs/inspection_<name>.html)")
-    seed: int = setting(TrainConfig.seed, "seed of the split", 0)
-    max_train_samples: int | None = setting(None, "train on the first N samples only", 1)
-    max_validation_samples: int = setting(TrainConfig.max_validation_samples, "validate on at most N samples", 1)
+    seed: int = setting(TrainConfig.seed, "seed of the split", 0, MOST_SEED)
+    max_train_samples: int | None = setting(None, "train on the first N samples only", 1, MOST)
+    max_validation_samples: int = setting(TrainConfig.max_validation_samples, "validate on at most N samples", 1, MOST)
     data_cache_dir: str = setting(TrainConfig.data_cache_dir, "where the colours of garments are kept between runs")
     cache_dir: str | None = setting(None, "where the hub's files are kept; the hub's own default if not given")
 
@@ -121,7 +121,7 @@ def look_at_rows(table: "Dataset", columns: "Columns", rows: list[int]) -> list[
     """For each row what is wrong with its picture, mask and garment, by name, empty where nothing is; and, where
     picture and mask can be read, what `measure` returns, a digest, and whether the mask has to be resized."""
     from deepfashion_training.pairing import content
-    from tryon.data.sample import UNREADABLE, read_mask, read_picture, upright_size
+    from tryon.data.sample import UNREADABLE, open_picture, read_mask, read_picture, upright_size
 
     found = []
     for values in (table[row] for row in rows):
@@ -143,7 +143,7 @@ def look_at_rows(table: "Dataset", columns: "Columns", rows: list[int]) -> list[
         if not row["person"] and not row["mask"]:
             row["digest"] = sha256(files["person"]).hexdigest()
             row["resized"] = upright_size(io.BytesIO(files["mask"])) != person.size
-            row |= measure(person, worn, _opened(files["mask"]))
+            row |= measure(person, worn, open_picture(io.BytesIO(files["mask"])))
         found.append(row)
     return found
 
@@ -253,7 +253,7 @@ def write_page(
 def _shown_pairs(category: str, *sources: "DeepFashionData") -> Iterator[tuple[str, list[str]]]:
     """For each pair of the category that can be read a caption and, as `data:` URLs, garment, person, mask and hidden
     region."""
-    from tryon.data.sample import UnreadablePicture, binary_mask
+    from tryon.data.sample import UnreadablePicture, read_mask
 
     for data in sources:
         for index, pair in enumerate(data.pairs):
@@ -263,15 +263,9 @@ def _shown_pairs(category: str, *sources: "DeepFashionData") -> Iterator[tuple[s
                 garment, person, hidden = data.pictures(index)
             except UnreadablePicture:
                 continue
-            worn = binary_mask(_opened(data.files(index)[1]), person.size)
+            worn = read_mask(io.BytesIO(data.files(index)[1]), person.size)
             pictures = (garment, person, _shaded(person, worn), _shaded(person, hidden))
             yield f"row {pair.row} ({pair.pid}), garment by {pair.reference}", list(map(_thumbnail, pictures))
-
-
-def _opened(file: bytes) -> "Image.Image":
-    from PIL import Image
-
-    return Image.open(io.BytesIO(file))
 
 
 def _shaded(person: "Image.Image", mask: "Image.Image") -> "Image.Image":

@@ -36,6 +36,17 @@ TOY_HEIGHT, TOY_WIDTH = 192, 144
 TOY_MAX_SEQUENCE_LENGTH = 16
 TOY_NOTICE = "it dresses drawn people, not people in photographs"
 
+# Bounds of numbers, where no nearer one is known.
+MOST = 10**9  # of what is counted: samples, steps, pictures
+MOST_AT_ONCE = 1024  # of what takes memory together: samples of a batch, processes
+MOST_SEED = 2**63 - 1  # torch's generators take less than 2^64, and seeds are counted on from the first one
+MOST_DENOISING = 1000  # steps: FLUX was trained with so many noise levels
+MOST_GUIDANCE = 1000
+MOST_GPU_MEMORY = 100_000  # GB
+MOST_RANK = 3072  # FLUX's width: a LoRA of a higher rank says nothing more
+# Of a panel. FLUX was trained on pictures of up to about 2 megapixels, which are two panels here.
+MOST_SIDE, MOST_PANEL_PIXELS = 4096, 4 * 2**20
+
 
 def setting(
     default: Any,
@@ -46,8 +57,8 @@ def setting(
     needed: bool = False,
     positional: bool = False,
 ) -> Any:
-    """A dataclass field that becomes a flag: its help text, the closed range of its value, and whether it must be
-    given; positional: an argument without a flag, which must be given too."""
+    """A dataclass field that becomes a flag: its help text, the closed range of its value, which every number has, and
+    whether it must be given; positional: an argument without a flag, which must be given too."""
     limits = {"least": least, "most": most}
     return field(default=default, metadata={"help": help, **limits, "needed": needed, "positional": positional})
 
@@ -71,27 +82,29 @@ class TrainConfig:
         "fixed", "the prompt: CatVTON-Flux's own for every pair, or one per garment category"
     )
 
-    height: int = setting(768, "height of one panel in pixels, a multiple of 16", 16)
-    width: int = setting(576, "width of one panel in pixels, a multiple of 16; the diptych is twice as wide", 16)
-    max_train_samples: int | None = setting(None, "train on the first N samples only", 1)
-    max_validation_samples: int = setting(64, "validate on at most N samples", 1)
+    height: int = setting(768, "height of one panel in pixels, a multiple of 16", 16, MOST_SIDE)
+    width: int = setting(
+        576, "width of one panel in pixels, a multiple of 16; the diptych is twice as wide", 16, MOST_SIDE
+    )
+    max_train_samples: int | None = setting(None, "train on the first N samples only", 1, MOST)
+    max_validation_samples: int = setting(64, "validate on at most N samples", 1, MOST)
     data_cache_dir: str = setting(str(PROJECT / "cache"), "where latents and the toy's files are kept between runs")
-    dataloader_num_workers: int = setting(2, "processes that read data while the model works; 0: none", 0)
+    dataloader_num_workers: int = setting(2, "processes that read data while the model works; 0: none", 0, MOST_AT_ONCE)
 
     output_dir: str | None = setting(None, "the run's folder; by default a new one, named after profile and time")
-    seed: int = setting(0, "seed of the split, the shuffling, the noise and the LoRA's first weights", 0)
-    num_processes: int = setting(1, "processes to train with, one per GPU", 1)
+    seed: int = setting(0, "seed of the split, the shuffling, the noise and the LoRA's first weights", 0, MOST_SEED)
+    num_processes: int = setting(1, "processes to train with, one per GPU", 1, MOST_AT_ONCE)
     mixed_precision: Literal["no", "bf16"] = setting("bf16", "bf16, or no for float32 throughout")
 
     balance: Literal["sqrt", "equal", "none"] = setting(
         "sqrt", "how often categories are sampled: by the square root of their number, equally, or as they come"
     )
-    max_train_steps: int = setting(8_000, "optimiser steps", 1)
+    max_train_steps: int = setting(8_000, "optimiser steps", 1, MOST)
     num_train_epochs: int | None = setting(
-        None, "train on N times as many samples as there are, instead of max_train_steps", 1
+        None, "train on N times as many samples as there are, instead of max_train_steps", 1, MOST
     )
-    train_batch_size: int = setting(1, "samples per process and forward pass", 1)
-    gradient_accumulation_steps: int = setting(8, "forward passes per optimiser step", 1)
+    train_batch_size: int = setting(1, "samples per process and forward pass", 1, MOST_AT_ONCE)
+    gradient_accumulation_steps: int = setting(8, "forward passes per optimiser step", 1, MOST)
     gradient_checkpointing: str = setting(
         "auto",
         "which blocks recompute their activations in the backward pass, which saves memory and takes time: none, full "
@@ -109,36 +122,38 @@ class TrainConfig:
     weighting_scheme: Literal["none", "logit_normal", "mode", "cosmap", "sigma_sqrt"] = setting(
         "none", "how noise levels are drawn and losses weighted; none is uniform and unweighted"
     )
-    logit_mean: float = setting(0.0, "mean of logit_normal; a positive one means less noise")
-    logit_std: float = setting(1.0, "standard deviation of logit_normal", 0)
-    guidance_scale: float = setting(1.0, "guidance that the transformer is told in training", 0)
+    logit_mean: float = setting(0.0, "mean of logit_normal; a positive one means less noise", -100, 100)
+    logit_std: float = setting(1.0, "standard deviation of logit_normal", 0, 100)
+    guidance_scale: float = setting(1.0, "guidance that the transformer is told in training", 0, MOST_GUIDANCE)
 
-    learning_rate: float = setting(1e-4, "learning rate after the warm-up", 0)
+    learning_rate: float = setting(1e-4, "learning rate after the warm-up", 0, 1)
     lr_scheduler: Literal["constant", "linear", "cosine"] = setting(
         "constant", "how the learning rate goes on after the warm-up"
     )
-    lr_warmup_steps: int = setting(100, "optimiser steps over which the learning rate rises from 0", 0)
+    lr_warmup_steps: int = setting(100, "optimiser steps over which the learning rate rises from 0", 0, MOST)
     optimizer: Literal["adamw", "adamw8bit"] = setting("adamw", "AdamW in float32, or with 8-bit moments")
     adam_beta1: float = setting(0.9, "decay of AdamW's first moment", 0, 1)
     adam_beta2: float = setting(0.999, "decay of AdamW's second moment", 0, 1)
-    adam_weight_decay: float = setting(1e-4, "decoupled weight decay", 0)
-    adam_epsilon: float = setting(1e-8, "AdamW's epsilon", 0)
-    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm", 0)
+    adam_weight_decay: float = setting(1e-4, "decoupled weight decay", 0, 100)
+    adam_epsilon: float = setting(1e-8, "AdamW's epsilon", 0, 1)
+    max_grad_norm: float = setting(1.0, "gradients are scaled down to this norm", 0, MOST)
 
-    lora_rank: int = setting(64, "rank of the LoRA", 1)
-    lora_alpha: int | None = setting(None, "alpha of the LoRA; its rank if not given, which loads everywhere", 1)
+    lora_rank: int = setting(64, "rank of the LoRA", 1, MOST_RANK)
+    lora_alpha: int | None = setting(
+        None, "alpha of the LoRA; its rank if not given, which loads everywhere", 1, 100 * MOST_RANK
+    )
     lora_dropout: float = setting(0.0, "share of the LoRA's inputs that training leaves out at random", 0, 0.99)
     init_lora: str | None = setting(None, "start from this LoRA: a run, a checkpoint, a folder or a .safetensors file")
 
-    validation_steps: int = setting(500, "validate every N optimiser steps, and at the end", 1)
-    num_validation_images: int = setting(4, "pairs drawn in each validation grid", 1)
-    num_inference_steps: int = setting(30, "denoising steps of a validation picture", 1)
-    validation_guidance_scale: float = setting(30.0, "guidance of a validation picture", 0)
+    validation_steps: int = setting(500, "validate every N optimiser steps, and at the end", 1, MOST)
+    num_validation_images: int = setting(4, "pairs drawn in each validation grid", 1, MOST)
+    num_inference_steps: int = setting(30, "denoising steps of a validation picture", 1, MOST_DENOISING)
+    validation_guidance_scale: float = setting(30.0, "guidance of a validation picture", 0, MOST_GUIDANCE)
     num_evaluation_samples: int = setting(
-        0, "held-out pairs of each category that the finished LoRA is scored on, beside the model without it", 0
+        0, "held-out pairs of each category that the finished LoRA is scored on, beside the model without it", 0, MOST
     )
-    checkpointing_steps: int = setting(500, "save a checkpoint every N optimiser steps, and at the end", 1)
-    checkpoints_total_limit: int | None = setting(5, "keep the newest N checkpoints; 'none' keeps all", 2)
+    checkpointing_steps: int = setting(500, "save a checkpoint every N optimiser steps, and at the end", 1, MOST)
+    checkpoints_total_limit: int | None = setting(5, "keep the newest N checkpoints; 'none' keeps all", 2, MOST)
     resume_from_checkpoint: str | None = setting(None, "a run, a checkpoint folder, or 'latest'")
     max_time: str | None = setting(None, "save and stop, with exit code 124, this long after the start: hh:mm")
     report_to: str = setting(
@@ -160,8 +175,10 @@ class PlanConfig:
         "stop: exit code 0 where the machine is fit for the run; nothing is downloaded"
     )  # fmt: skip
     plan: bool = setting(False, "print what the run needs of memory and disk and how long it will take, and stop")
-    gpu_memory: float | None = setting(None, "plan for a card sold as having this many GB instead of this machine's", 1)
-    price_per_hour: float | None = setting(None, "plan what the run costs at this price of the machine", 0)
+    gpu_memory: float | None = setting(
+        None, "plan for a card sold as having this many GB instead of this machine's", 1, MOST_GPU_MEMORY
+    )
+    price_per_hour: float | None = setting(None, "plan what the run costs at this price of the machine", 0, MOST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +194,7 @@ class MaskConfig:
     mask_right: float = setting(0.0, "how much further to the right", 0, 1)
     mask_growth: float = setting(0.0, "reach further down and sideways by up to this share, at random", 0, 1)
     variants: int = setting(
-        2, "fixed versions of each pair that has something random in it; each epoch uses the next one", 1
+        2, "fixed versions of each pair that has something random in it; each epoch uses the next one", 1, 1000
     )
 
 
@@ -188,14 +205,18 @@ class TryOnConfig:
     lora: str | None = setting(
         None, "a run, a folder of runs (its newest), a checkpoint, a .safetensors file or a hub name", needed=True
     )
-    lora_scale: float = setting(1.0, "strength of the LoRA; 0 is the model without it", 0)
+    lora_scale: float = setting(1.0, "strength of the LoRA; 0 is the model without it", 0, 100)
     base: str | None = setting(None, "hub name or folder of FLUX.1-dev; as trained if not given")
     transformer: str | None = setting(
         None, "hub name, folder or .safetensors file of the Fill transformer; as trained if not given"
     )
     toy: bool = setting(False, "use the embedded toy model")
-    height: int | None = setting(None, "height of the panel in pixels, a multiple of 16; as trained if not given", 16)
-    width: int | None = setting(None, "width of the panel in pixels, a multiple of 16; as trained if not given", 16)
+    height: int | None = setting(
+        None, "height of the panel in pixels, a multiple of 16; as trained if not given", 16, MOST_SIDE
+    )
+    width: int | None = setting(
+        None, "width of the panel in pixels, a multiple of 16; as trained if not given", 16, MOST_SIDE
+    )
     quantization: Quantization = setting(
         "auto", "how the transformer's weights are kept on the GPU: none, fp8, int8, nf4, or as its memory asks for"
     )
@@ -324,11 +345,13 @@ def mistakes(config: Any) -> typing.Iterator[str]:
         if not math.isfinite(value):
             yield f"--{each.name} {value} is not a finite number"
         elif least is not None and value < least:
-            yield f"--{each.name} {value} is too small: give at least {least}"
+            yield f"--{each.name} {value} is too small: give {least} to {most}"
         elif most is not None and value > most:
-            yield f"--{each.name} {value} is too large: give at most {most}"
-        if each.name in ("height", "width") and value % 16:
+            yield f"--{each.name} {value} is too large: give {least} to {most}"
+        elif each.name in ("height", "width") and value % 16:
             yield f"--{each.name} {value} is not a multiple of 16"
+    if isinstance(config, TrainConfig | TryOnConfig) and config.height and config.width:
+        yield from oversized(config.height, config.width)
     if isinstance(config, TrainConfig | TryOnConfig) and config.offload and config.compile:
         yield "--offload and --compile do not go together: give one of them"
     if isinstance(config, TryOnConfig):
@@ -345,16 +368,25 @@ def mistakes(config: Any) -> typing.Iterator[str]:
         if getattr(config, name) == 0:
             yield f"--{name} must be greater than 0"
     asked = config.gradient_checkpointing
-    if asked not in ("none", "auto", "full") and not (asked.isdigit() and int(asked) > 0):
-        yield f"--gradient_checkpointing {asked} is neither none, auto, full nor a number of blocks from 1"
+    if asked not in ("none", "auto", "full") and not re.fullmatch(r"[1-9]\d{0,2}", asked, re.ASCII):
+        yield f"--gradient_checkpointing {asked} is neither none, auto, full nor a number of blocks from 1 to 999"
     if config.offload and asked != "full":
         yield f"--offload recomputes every block: leave --gradient_checkpointing {asked} out, or say full"
     yield from _mistaken_trackers(config)
     yield from mistaken_upload(config.push_to_hub, config.private)
-    if config.max_time is not None and not re.fullmatch(r"\d+:[0-5]\d", config.max_time):
-        yield f"--max_time {config.max_time} is not hh:mm, such as 11:30"
+    if config.max_time is not None and not re.fullmatch(r"\d{1,4}:[0-5]\d", config.max_time):
+        yield f"--max_time {config.max_time} is not hh:mm, such as 11:30, and at most 9999:59"
     if config.init_lora and config.resume_from_checkpoint:
         yield "--init_lora starts a run and --resume_from_checkpoint continues one: give one of them"
+
+
+def oversized(height: int, width: int) -> typing.Iterator[str]:
+    """A clause where a panel of this size has more pixels than there may be."""
+    if height * width > MOST_PANEL_PIXELS:
+        yield (
+            f"a panel of {height} x {width} (height x width) has {height * width:,} pixels: give a --height and a "
+            f"--width with at most {MOST_PANEL_PIXELS:,}, such as 2048 and 1536"
+        )
 
 
 def cache_threshold(cache: str) -> float | None:

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from app_lora import first_lora, main, read_users
 from conftest import PROJECT
@@ -306,6 +306,7 @@ def test_programs_use_the_named_endpoint(page_url: str, drawn: Path, tmp_path: P
     mask.paste(255, (150, 400, 400, 768))
     mask.save(tmp_path / "mask.png")
     Image.fromarray(np.full((64, 64), 1000, np.uint16)).save(tmp_path / "deep.png")
+    Image.new("L", picture.size, 1).save(tmp_path / "ones.png")
     asked = {
         "person": handle_file(tmp_path / "person.png"), "garment": handle_file(drawn / "garment-1.png"),
         "category": "lower", "steps": 1, "count": 2, "seed": 3, "api_name": "/try_on",
@@ -315,6 +316,13 @@ def test_programs_use_the_named_endpoint(page_url: str, drawn: Path, tmp_path: P
     result = np.asarray(Image.open(results[0]["image"]).convert("RGB"))
     changed, hidden = (result != np.asarray(picture)).any(-1), np.asarray(mask) > 0
     assert not changed[~hidden].any() and changed[hidden].mean() > 0.9
+
+    ImageOps.invert(mask).save(tmp_path / "inverted.png")
+    job = client.submit(mask=handle_file(tmp_path / "inverted.png"), **asked)
+    assert len(job.result()[0]) == 2
+    updates = (job.communicator.updates.get_nowait() for _ in range(job.communicator.updates.qsize()))
+    said = [log for log, _ in (update.log for update in updates if getattr(update, "log", None))]
+    assert len(said) == 1 and "white is repainted, it looks inverted" in said[0]
 
     results, _ = client.predict(mask=None, **asked)
     made = (np.asarray(Image.open(results[0]["image"]).convert("RGB")) != np.asarray(picture)).any(-1)
@@ -326,6 +334,7 @@ def test_programs_use_the_named_endpoint(page_url: str, drawn: Path, tmp_path: P
             {"garment": handle_file(tmp_path / "deep.png")},
             "The picture of the garment cannot be used, as its pixels are",
         ),
+        ({"mask": handle_file(tmp_path / "ones.png")}, "the mask has no white in it, its largest value is 1 of 255"),
         ({"category": "trousers"}, "Give a category, one of upper, lower, full."),
         ({"lora": "/etc/hostname"}, "This LoRA is not there"),
         ({"size": "9 x 9"}, "There is no size 9 x 9: choose one of 96 x 64, as trained; "),

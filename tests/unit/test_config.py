@@ -1,10 +1,14 @@
 """Profiles, flags and the checks of the configuration."""
 
+import ast
 import dataclasses
 import importlib.util
 import re
+from dataclasses import replace
 
+import numpy as np
 import pytest
+import torch
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
 from app_lora import PageConfig
@@ -14,8 +18,11 @@ from deepfashion_training.inspect_dataset import InspectConfig
 from deepfashion_training.preflight import DataConfig
 from evaluate_lora import EvaluateConfig
 from folder_lists import FolderConfig
+from tryon.app.session import panel_sizes
 from tryon.cli import parse_flags
 from tryon.config import (
+    MOST,
+    MOST_SEED,
     PROFILES,
     TRACKERS,
     MaskConfig,
@@ -28,6 +35,7 @@ from tryon.config import (
     resolve,
     trackers,
 )
+from tryon.flux.lora_header import OF_ANOTHER_PROJECT, panel_size
 from tryon.share import ShareConfig
 from tryon.toy.pretrain.config import PretrainConfig
 from tryon_inference_lora import PictureConfig
@@ -180,6 +188,59 @@ def test_what_does_not_save_memory_is_refused(argv: list[str], message: str) -> 
         resolve(given(*argv), cuda_devices=1)
     resolve(given(*argv[:1], *(["auto"] if argv[0] != "--offload" else [])), cuda_devices=1)
     assert resolve(given("--offload", "--toy"), cuda_devices=0).gradient_checkpointing == "full"
+
+
+def test_every_number_has_bounds() -> None:
+    """Also those of scripts that no other test imports: a call of `setting` names default, help, least and most."""
+    files = [*PROJECT.glob("*.py"), *(PROJECT / "tryon").glob("**/*.py"), *(PROJECT / "benchmarks").glob("*.py"),
+             *(PROJECT / "deepfashion_training").glob("*.py")]  # fmt: skip
+    numbers = [
+        (f"{file.name}: {node.target.id}", node.value.args)
+        for file in files
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.AnnAssign) and isinstance(node.value, ast.Call)
+        if ast.unparse(node.value.func) == "setting" and re.match("int|float", ast.unparse(node.annotation))
+    ]
+    assert len(numbers) > 60
+    assert [name for name, given in numbers if len(given) != 4] == []
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--seed", "9" * 20], f"--seed {'9' * 20} is too large: give 0 to 9223372036854775807"),
+        (["--height", "160000"], "--height 160000 is too large: give 16 to 4096"),
+        (["--lora_rank", "0"], "--lora_rank 0 is too small: give 1 to 3072"),
+        (["--logit_mean", "-1000"], "--logit_mean -1000.0 is too small: give -100 to 100"),
+        (
+            ["--height", "4096", "--width", "1040"],
+            "a panel of 4096 x 1040 (height x width) has 4,259,840 pixels: give a --height and a --width with at most "
+            "4,194,304",
+        ),
+        (["--max_time", f"{'9' * 400}:00"], "is not hh:mm, such as 11:30, and at most 9999:59"),
+        (["--gradient_checkpointing", "1000"], "nor a number of blocks from 1 to 999"),
+        (["--gradient_checkpointing", "²"], "nor a number of blocks from 1 to 999"),
+    ],
+)
+def test_a_number_out_of_bounds_is_told_both(flags: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        resolve(given(*flags), cuda_devices=1)
+
+
+def test_the_largest_seed_is_one_that_generators_take() -> None:
+    last = MOST_SEED + MOST  # seeds are counted on from the first one
+    torch.Generator().manual_seed(last)
+    torch.manual_seed(last)
+    np.random.default_rng([last, 0])
+    assert resolve({"seed": MOST_SEED, "height": 4096, "width": 1024}, cuda_devices=1).seed == MOST_SEED
+
+
+def test_a_lora_that_says_it_had_enormous_panels_is_refused() -> None:
+    facts = replace(OF_ANOTHER_PROJECT, height=160_000)
+    with pytest.raises(ValueError, match=r"a panel of 160000 x 576 \(height x width\) has 92,160,000 pixels"):
+        panel_size(TryOnConfig(), facts)
+    assert panel_size(TryOnConfig(height=768), facts) == (768, 576)
+    assert len(panel_sizes((2048, 1536))) == 3 - 1, "four thirds of it are not offered"
 
 
 def test_trackers_are_named_together_and_known_before_anything_is_loaded() -> None:

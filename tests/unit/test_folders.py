@@ -147,5 +147,5 @@ def test_the_layout_is_seen_by_its_folders(tmp_path: Path) -> None:
     assert read_settings(["--toy", "--dataroot", str(viton)])[1].validation_data_list == "test_pairs.txt"
     with pytest.raises(ValueError, match="--mask_left was given, but VITON-HD folders have their own masks"):
         read_settings(["--toy", "--dataroot", str(viton), "--mask_left", "0.1"])
-    with pytest.raises(ValueError, match="--mask_growth 2.0 is too large: give at most 1"):
+    with pytest.raises(ValueError, match="--mask_growth 2.0 is too large: give 0 to 1"):
         read_settings(["--toy", "--dataroot", str(dresscode), "--mask_growth", "2"])

@@ -20,7 +20,7 @@ from tryon.app.layout import Example, Layout
 from tryon.app.pictures import Editor, as_paint, painted_mask, person_of, usable
 from tryon.app.session import MOST_GUIDANCE, MOST_STEPS, Session, TryOnRequest
 from tryon.data.category import CATEGORIES, Category
-from tryon.data.sample import UNREADABLE, read_picture
+from tryon.data.sample import UNREADABLE, doubt_about_mask, read_photograph
 from tryon.flux.lora_header import LoraFacts, denoising, read_facts
 from tryon.inference.pipeline import usable_rule
 
@@ -227,7 +227,7 @@ class Page(Layout):
         path = values[self.garment] and values[self.garment]["path"]
         try:
             if path:
-                read_picture(Path(path))
+                read_photograph(Path(path))
         except UNREADABLE:
             return {self.unreadable: path, self.garment_said: gr.Markdown(NO_PICTURE, visible=True)}
         return {self.unreadable: "", self.garment_said: gr.Markdown(visible=False)}
@@ -289,7 +289,11 @@ class Page(Layout):
         }
 
     def _dress(self, asked: TryOnRequest, stop: threading.Event | None, progress: gr.Progress) -> TryOnRequest:
-        """The request with its results. Raises Stopped once `stop` is set, and ValueError as Session.dress."""
+        """The request with its results; says where its mask is hardly one that was meant. Raises Stopped once `stop` is
+        set, and ValueError as Session.dress."""
+        if doubt := doubt_about_mask(Image.open(asked.mask)):
+            logger.warning("%s", doubt)
+            gr.Warning(doubt)
 
         def each_step(done: int) -> None:
             if stop and stop.is_set():

@@ -4,9 +4,8 @@ from typing import Any
 
 from PIL import Image, ImageChops, ImageColor
 
-from tryon.data.sample import upright_rgb
+from tryon.data.sample import LARGE, upright_rgb
 
-MOST_PIXELS = 64 * 2**20  # of a picture: masks, labels and results of larger ones would take gigabytes each
 MASK_COLOUR, MASK_OPACITY = "#ff2d9b", 0.6  # the picture still shows through the paint
 PAINTED = 64  # alpha, of 255, from which a pixel counts as painted: a stroke's soft edge does not
 Editor = dict[str, Any]  # of Gradio: {"background": picture or None, "layers": [RGBA of its size], "composite": ...}
@@ -16,10 +15,8 @@ def usable(what: str, picture: Image.Image | None) -> Image.Image:
     """The picture, RGB and upright. Raises ValueError where there is none, or one that cannot be used."""
     if picture is None:
         raise ValueError(f"Give a picture of the {what} first.")
-    if picture.width * picture.height > MOST_PIXELS:
-        raise ValueError(
-            f"The picture of the {what} has more than {MOST_PIXELS / 2**20:.0f} megapixels: make it smaller."
-        )
+    if picture.width * picture.height > LARGE:
+        raise ValueError(f"The picture of the {what} has more than {LARGE / 10**6:.0f} megapixels: make it smaller.")
     try:
         return upright_rgb(picture)
     except ValueError as error:

@@ -17,10 +17,10 @@ from diffusers.training_utils import free_memory
 from PIL import Image
 from torch import Tensor
 
-from tryon.config import TryOnConfig
+from tryon.config import TryOnConfig, oversized
 from tryon.data.category import Category, MaskRule
 from tryon.data.human_parser import Parser, mask_by_rule, parse, parser_for_masks
-from tryon.data.sample import binary_mask
+from tryon.data.sample import usable_mask
 from tryon.files import replacing
 from tryon.flux.lora_header import LoraFacts, denoising, panel_size, read_facts, verify_lora
 from tryon.inference.pipeline import TryOnModel, same_models, swap_lora, try_on
@@ -63,13 +63,18 @@ def lora_name(file: Path) -> str:
 
 
 def panel_sizes(size: tuple[int, int]) -> dict[str, tuple[int, int]]:
-    """The sizes that the page offers, by name: as trained, two thirds and four thirds of it, in multiples of 16."""
+    """The sizes that the page offers, by name: as trained, two thirds and, where a panel may be so large, four thirds
+    of it, in multiples of 16."""
 
     def scaled(scale: float) -> tuple[int, int]:
         return max(16, 16 * round(scale * size[0] / 16)), max(16, 16 * round(scale * size[1] / 16))
 
     words = {size: "as trained", scaled(2 / 3): "faster", scaled(4 / 3): "finer"}
-    return {f"{height} x {width}, {word}": (height, width) for (height, width), word in words.items()}
+    return {
+        f"{height} x {width}, {word}": (height, width)
+        for (height, width), word in words.items()
+        if not any(oversized(height, width))
+    }
 
 
 @dataclass
@@ -170,7 +175,7 @@ class Session:
         if not 0 <= seed < SEEDS:
             raise ValueError(f"The seed must be a whole number from 0 to {SEEDS - 1}.")
         seeds = range(int(seed), int(seed) + int(count))  # a slider's numbers may come as floats
-        pictures = map(self.file, (person, garment, binary_mask(mask, person.size)))
+        pictures = map(self.file, (person, garment, usable_mask(mask, person.size)))
         return TryOnRequest(lora, *pictures, category, sizes[size], int(steps), guidance, seeds)
 
     def dress(self, asked: TryOnRequest, each_step: Callable[[int], None]) -> TryOnRequest:

@@ -14,6 +14,7 @@ from torch.nn.functional import interpolate
 from tryon.config import DEFAULT_PARSER
 from tryon.data.category import CATEGORIES, Category, MaskRule
 from tryon.data.masks import PARTS, agnostic_mask, among, mask_picture, without_specks
+from tryon.data.sample import open_picture
 from tryon.files import files_fingerprint
 from tryon.hub import hub_or_folder
 
@@ -161,7 +162,7 @@ def mask_by_rule(
 def read_label_map(file: Path, size: tuple[int, int]) -> Tensor:
     """[H, W] of places in PARTS from a picture whose pixels, or palette indices, are ATR labels; at `size` (width,
     height) of its person. Raises ValueError where it holds other values."""
-    labels = np.array(Image.open(file).resize(size, Image.Resampling.NEAREST))
+    labels = np.array(open_picture(file).resize(size, Image.Resampling.NEAREST))
     if labels.ndim != 2 or labels.max() >= len(ATR):
         raise ValueError(f"{file} is no label map: its pixels must be 0 to {len(ATR) - 1}, the labels of ATR")
     return _PART_OF_ATR[torch.from_numpy(labels.astype(np.int64))]

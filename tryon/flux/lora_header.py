@@ -6,7 +6,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, TryOnConfig
+from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, TryOnConfig, oversized
 from tryon.data.category import Category
 from tryon.files import is_listed_otherwise
 from tryon.runs import LORA_FILE, find_lora, lora_file
@@ -95,8 +95,12 @@ def read_facts(file: Path) -> LoraFacts:
 
 
 def panel_size(config: TryOnConfig, facts: LoraFacts) -> tuple[int, int]:
-    """Height and width of the panel: as asked for, else as the LoRA was trained."""
-    return config.height or facts.height, config.width or facts.width
+    """Height and width of the panel: as asked for, else as the LoRA was trained. Raises ValueError where it would be
+    too large."""
+    size = config.height or facts.height, config.width or facts.width
+    for problem in oversized(*size):
+        raise ValueError(problem)
+    return size
 
 
 def denoising(facts: LoraFacts, steps: int | None, guidance: float | None) -> tuple[int, float]:

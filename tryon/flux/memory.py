@@ -1,8 +1,10 @@
 """What training needs of the GPU's and the host's memory, known before anything large is downloaded or loaded."""
 
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -24,6 +26,9 @@ from tryon.units import GB, gigabytes
 logger = logging.getLogger(__name__)
 
 VAE_PARAMETERS = 83_800_000  # FLUX's; it stays on the GPU for the validation's pictures
+# Tensors of the diptych's height and width, in the channels of its second block, that the VAE holds at once when it
+# decodes: the toy's took 3.0 to 3.2 of them on a CPU, from 512 x 768 to 1536 x 2048.
+VAE_TENSORS = 3
 CONTEXT = 600 * 10**6  # bytes that CUDA and its libraries take beside our tensors
 SLACK = 0.05  # of all tensors: what the allocator cannot use between them
 USABLE = 0.96  # of a card's memory, assumed: the driver and the screen take the rest
@@ -240,13 +245,18 @@ def free_before_training(config: TrainConfig, costs: TransformerCosts, device: t
 
 def check_training_fits(config: TrainConfig, transformer_config: dict[str, Any], device: torch.device) -> None:
     """Raises ValueError if weights, LoRA and optimiser alone need more than the GPU has free; warns if they do with
-    activations."""
-    if device.type != "cuda":
-        return
+    activations. On a CPU it raises it if activations alone do: the system would end the process without a word."""
     config = resolved(config, device)
     costs, free = transformer_costs(config, transformer_config), free_memory(device)
     every = recomputed_every(config, costs, free)
     need = training_memory(config, costs, every)
+    if device.type != "cuda":
+        if (kept := need.activations + need.work) > free:
+            raise ValueError(
+                f"a step keeps {gigabytes(kept)} of activations and {gigabytes(free)} of memory are free: give smaller "
+                "panels with --height and --width, or fewer samples with --train_batch_size"
+            )
+        return
     helps = ", or ".join(memory_advice(config, every)) or "use a GPU with more"
     what = f"training at rank {config.lora_rank} with {config.optimizer}, activations aside,"
     check_gpu_memory(what, need.weights + need.lora + need.optimizer, helps, device)
@@ -277,6 +287,19 @@ def check_inference_fits(
     each = dtype.itemsize if quantization == "none" else weight_bytes(quantization)
     need = round(sizes.in_blocks * each) + (sizes.frozen - sizes.in_blocks) * dtype.itemsize
     check_gpu_memory("try-on", need, "give --offload" if quantization == "nf4" else "give --quantization nf4", device)
+
+
+def check_panel_fits(size: tuple[int, int], base: Path, dtype: torch.dtype, device: torch.device) -> None:
+    """Raises ValueError where a diptych whose panels have this height and width takes more memory in the VAE alone than
+    the device has free. base: a folder laid out as FLUX.1-dev, of which the VAE's config.json is read."""
+    (height, width), config = size, json.loads((base / "vae" / "config.json").read_text())
+    need = VAE_TENSORS * config["block_out_channels"][1] * dtype.itemsize * 2 * height * width
+    if need > (free := free_memory(device)):
+        where = "GPU memory" if device.type == "cuda" else "memory"
+        raise ValueError(
+            f"a panel of {height} x {width} (height x width) needs at least {gigabytes(need)} of {where} and "
+            f"{gigabytes(free)} are free: give a smaller --height and --width"
+        )
 
 
 def count_parameters(transformer_config: dict[str, Any], rank: int) -> Sizes:

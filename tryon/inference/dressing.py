@@ -11,7 +11,14 @@ from PIL import Image
 from tryon.console import progress_bar
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.human_parser import Parser, mask_by_rule, parse, parser_for_masks
-from tryon.data.sample import EMPTY_MASK, UNREADABLE, fit_picture, read_mask, read_picture, to_picture
+from tryon.data.sample import (
+    UNREADABLE,
+    doubt_about_mask,
+    fit_picture,
+    read_photograph,
+    read_usable_mask,
+    to_picture,
+)
 from tryon.flux.lora_header import LoraFacts, prompt_category
 from tryon.inference.pairs_file import Request, request_of_line, results_of
 from tryon.inference.pipeline import TryOnModel, trained_rule, try_on
@@ -71,7 +78,7 @@ def open_pictures(request: Request, facts: LoraFacts, make_mask: MakeMask) -> Pi
                 return None
             if not path.is_file():
                 raise ValueError("there is no such file")
-            return read_mask(path, size) if size else read_picture(path)
+            return read_usable_mask(path, size) if size else read_photograph(path)
         except UNREADABLE as error:
             raise ValueError(f"the {what} {path} cannot be used ({error}): give another file") from error
 
@@ -87,10 +94,8 @@ def open_pictures(request: Request, facts: LoraFacts, make_mask: MakeMask) -> Pi
             "made a mask: rows %d to %d of %d, columns %d to %d of %d",
             top + 1, bottom, mask.height, left + 1, right, mask.width,
         )  # fmt: skip
-    if mask.getbbox() is None:
-        raise ValueError(EMPTY_MASK)
-    if mask.getextrema() == (255, 255):
-        logger.warning("the mask is white all over: the whole picture is repainted, the face too")
+    if doubt := doubt_about_mask(mask):
+        logger.warning("%s: %s", request.mask or request.person, doubt)
     return Pictures(person, garment, mask, category)
 
 

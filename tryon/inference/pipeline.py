@@ -21,15 +21,14 @@ from torch import Tensor, nn
 from tryon.config import TryOnConfig, cache_threshold, is_nowhere
 from tryon.data.category import CATEGORIES, Category, MaskRule
 from tryon.data.sample import (
-    EMPTY_MASK,
     PromptEmbedding,
     TryOnSample,
-    binary_mask,
     make_diptych,
     sample_of_pictures,
     split_diptych,
     to_picture,
     upright_rgb,
+    usable_mask,
 )
 from tryon.flux.attention import choose_attention
 from tryon.flux.compiler import can_compile, compile_blocks
@@ -37,7 +36,7 @@ from tryon.flux.encode import decode_latents
 from tryon.flux.load import fetch_models, load_scheduler, load_transformer, load_vae, read_transformer_config
 from tryon.flux.lora import attach_lora, fold_lora
 from tryon.flux.lora_header import LoraFacts, panel_size, read_facts
-from tryon.flux.memory import check_inference_fits, choose_quantization
+from tryon.flux.memory import check_inference_fits, check_panel_fits, choose_quantization
 from tryon.flux.packing import count_tokens, pack_latents, unpack_latents
 from tryon.flux.placement import place
 from tryon.flux.prompt_cache import cache_prompts
@@ -95,6 +94,7 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
     Raises ValueError, in one sentence, where a part cannot be loaded or not every key of the LoRA is used.
     """
     facts, hub_cache = read_facts(lora), config.cache_dir
+    length, size = facts.max_sequence_length, panel_size(config, facts)
     for given, trained in ((config.base, facts.base), (config.transformer, facts.transformer)):
         if facts.known and given not in (None, trained) and not config.toy:
             logger.warning("this LoRA was trained for %s and is used with %s: the result may suffer", trained, given)
@@ -114,7 +114,7 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
     logger.info("loading %s, %s and %s", base, transformer, lora)
     files = fetch_models(base, transformer, hub_cache)
     data_cache = Path(config.data_cache_dir).expanduser()
-    length, size = facts.max_sequence_length, panel_size(config, facts)
+    check_panel_fits(size, files.base, dtype, device)
     embeddings = cache_prompts(sorted(set(texts.values())), files.base, length, dtype, device, data_cache)
     model = load_transformer(files.transformer, dtype)
     originals = {} if fold and quantization == "none" and not config.offload else None
@@ -221,9 +221,7 @@ def try_on(
     try-on. Raises ValueError where the mask is empty or has another shape.
     """
     person = upright_rgb(person)
-    mask = binary_mask(mask, person.size)
-    if mask.getbbox() is None:
-        raise ValueError(EMPTY_MASK)
+    mask = usable_mask(mask, person.size)
     window = window_of(mask, *model.size)
     sample = sample_of_pictures(garment, person.crop(window), mask.crop(window), category, *model.size)
     panels = try_on_batch(

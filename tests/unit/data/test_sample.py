@@ -1,24 +1,33 @@
 """Pictures and masks at panel size, and the diptych."""
 
 import io
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from conftest import make_sample
+from conftest import PROJECT, make_sample
+from tryon.data.category import CATEGORIES, MaskRule
+from tryon.data.masks import mask_picture
 from tryon.data.sample import (
     binary_mask,
+    doubt_about_mask,
     fit_mask,
     fit_picture,
     make_diptych,
+    read_photograph,
     read_picture,
+    sample_of_pictures,
     split_diptych,
     to_picture,
     upright_size,
+    usable_mask,
 )
 from tryon.flux.prompts import FIXED_PROMPT, prompt_for
+from tryon.toy.examples import DrawnData
 
 
 def test_a_picture_of_panel_size_survives_unchanged() -> None:
@@ -63,6 +72,72 @@ def test_masks_that_cannot_be_meant_are_refused() -> None:
         read_picture(io.BytesIO(buffer.getvalue()))
     clear = Image.new("RGBA", (4, 4), (255, 255, 255, 0))
     assert not np.asarray(binary_mask(clear, (4, 4))).any(), "transparent white is no mask"
+
+
+def test_a_mask_without_white_is_told_its_largest_value() -> None:
+    """Masks of 0 and 1, as programs keep them, are the usual case."""
+    ones = Image.fromarray(np.ones((40, 30), np.uint8))
+    with pytest.raises(ValueError, match="the mask has no white in it, its largest value is 1 of 255: paint"):
+        usable_mask(ones, (30, 40))
+    with pytest.raises(ValueError, match="its largest value is 0 of 255"):
+        usable_mask(Image.new("RGBA", (30, 40), (255, 255, 255, 0)), (30, 40))
+    assert usable_mask(ones.point(lambda value: 255 * value), (30, 40)).getextrema() == (255, 255)
+    dot, picture = Image.new("L", (900, 900)), Image.new("RGB", (900, 900))
+    dot.putpixel((450, 450), 255)
+    with pytest.raises(ValueError, match="the mask's white is too small to be seen at 96 x 64"):
+        sample_of_pictures(picture, picture, dot, "upper", 96, 64)
+
+
+def test_masks_that_are_hardly_meant_are_doubted_and_others_are_not() -> None:
+    assert doubt_about_mask(Image.new("L", (900, 1200), 255)).startswith("the mask is white over 100% of the picture")
+    nearly = Image.new("L", (900, 1200), 255)
+    nearly.paste(0, (0, 0, 900, 84))
+    assert doubt_about_mask(nearly).startswith("the mask is white over 93% of the picture: all of that is repainted")
+    for rule in ("rectangle", "parsing"):
+        data = DrawnData(12, 0, CATEGORIES, 192, 144, mask_rule=MaskRule(rule))
+        for index in range(len(data)):
+            mask = mask_picture(data[index].mask.bool())
+            share = np.asarray(mask).mean() / 255
+            assert doubt_about_mask(mask) is None
+            said = doubt_about_mask(ImageOps.invert(mask))
+            assert said.startswith(f"the mask is white over {1 - share:.0%} of the picture") and "inverted" in said
+
+
+def test_a_large_photograph_is_read_at_half_its_size_and_others_as_they_are() -> None:
+    """In a process of its own, as pytest shows every warning. 65 megapixels, and 180, which are refused undecoded."""
+    script = """
+import io, sys, time
+from PIL import Image
+from tryon.data import sample
+def file(picture, kind, **settings):
+    buffer = io.BytesIO()
+    picture.save(buffer, kind, **settings)
+    return buffer
+exif = Image.Exif()
+exif[0x0112] = 6
+for kind in ("JPEG", "PNG"):
+    read = sample.read_photograph(file(Image.new("L", (10_001, 6_501), 200), kind, exif=exif))
+    print(kind, read.size, read.mode, read.getpixel((9, 9))[0])
+print(sample.read_photograph(file(Image.new("L", (10_000, 6_400)), "PNG")).size)
+print(sample.read_picture(file(Image.new("1", (12_000, 9_000)), "PNG")).size)
+try:
+    sample.read_photograph(file(Image.new("1", (18_000, 10_000)), "PNG"))
+except ValueError as error:
+    print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True)
+    assert done.stdout.splitlines() == [
+        "JPEG (3251, 5001) RGB 200", "PNG (3251, 5001) RGB 200", "(10000, 6400)", "(12000, 9000)",
+        "it has more than 179 megapixels: make it smaller",
+    ]  # fmt: skip
+    assert not done.stderr
+
+
+def test_a_photograph_of_ordinary_size_is_what_training_reads() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (700, 500, 3), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    assert read_photograph(buffer).tobytes() == read_picture(buffer).tobytes()
 
 
 def test_transparency_is_white_and_exif_is_followed() -> None:

@@ -13,13 +13,14 @@ from conftest import PROJECT
 from tryon.cli import run_script
 from tryon.config import TrainConfig, full, on_toy
 from tryon.flux import memory
-from tryon.flux.load import FILL_CONFIG, load_transformer
+from tryon.flux.load import FILL_CONFIG, load_transformer, read_transformer_config
 from tryon.flux.lora import TARGET_MODULES, add_lora
 from tryon.flux.memory import (
     BlockCosts,
     Sizes,
     TrainingMemory,
     TransformerCosts,
+    check_panel_fits,
     check_training_fits,
     choose_quantization,
     count_parameters,
@@ -192,6 +193,26 @@ def test_auto_takes_as_little_as_the_memory_asks_for() -> None:
     assert memory.recomputed_every(replace(config, gradient_checkpointing="4"), costs, 0) == 4
     assert memory.recomputed_every(replace(config, gradient_checkpointing="none"), costs, 0) is None
     assert memory.recomputed_every(replace(config, offload=True), costs, 10**12) == 1
+
+
+def test_a_panel_that_memory_cannot_hold_is_one_sentence(toy: ToyFolders, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only how much memory is free is made up."""
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    check_panel_fits((2048, 1536), toy.base, torch.float32, cpu)
+    monkeypatch.setattr(memory, "free_memory", lambda device: 2_000_000_000)
+    for dtype, device, words in (
+        (torch.float32, cpu, r"needs at least 3.6 GB of memory and 2.0 GB are free: give a smaller --height and"),
+        (torch.float32, gpu, r"needs at least 3.6 GB of GPU memory and 2.0 GB are free"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            check_panel_fits((2048, 1536), toy.base, dtype, device)
+    check_panel_fits((2048, 1536), toy.base, torch.bfloat16, gpu)
+    config = replace(on_toy(full()), lora_alpha=64, height=2048, width=1536)
+    toy_config = read_transformer_config(str(toy.transformer), None)
+    with pytest.raises(ValueError, match=r"a step keeps 2\.\d GB of activations and 2.0 GB of memory are free"):
+        check_training_fits(config, toy_config, cpu)
+    check_training_fits(on_toy(config), toy_config, cpu)
+    check_panel_fits((768, 576), toy.base, torch.float32, cpu)
 
 
 def test_a_gpu_that_is_too_small_is_one_sentence(

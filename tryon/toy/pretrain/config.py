@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from tryon.config import PROJECT, setting
+from tryon.config import MOST, MOST_AT_ONCE, MOST_SEED, PROJECT, setting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,20 +12,20 @@ class PretrainConfig:
 
     stage: Literal["vae", "transformer", "parser"] = setting("vae", "what is trained; the transformer needs the VAE")
     output_dir: str = setting(str(PROJECT / "runs" / "pretrain_toy"), "where log, state and weights are written")
-    seed: int = setting(0, "seed of drawings, weights and noise", 0)
-    drawings: int = setting(12000, "diptychs drawn for training; the parser never sees a drawing twice", 1)
-    held_out: int = setting(32, "diptychs, or people, drawn for the measurements", 1)
-    save_every: int = setting(500, "steps between two measurements, and two states that can be gone on from", 1)
+    seed: int = setting(0, "seed of drawings, weights and noise", 0, MOST_SEED)
+    drawings: int = setting(12000, "diptychs drawn for training; the parser never sees a drawing twice", 1, MOST)
+    held_out: int = setting(32, "diptychs, or people, drawn for the measurements", 1, MOST)
+    save_every: int = setting(500, "steps between two measurements, and two states that can be gone on from", 1, MOST)
 
-    vae_steps: int = setting(3000, "optimiser steps of the VAE", 1)
-    vae_batch_size: int = setting(16, "crops of 64 x 64 pixels per step", 1)
-    vae_learning_rate: float = setting(1e-3, "peak learning rate of the VAE", 0)
+    vae_steps: int = setting(3000, "optimiser steps of the VAE", 1, MOST)
+    vae_batch_size: int = setting(16, "crops of 64 x 64 pixels per step", 1, MOST_AT_ONCE)
+    vae_learning_rate: float = setting(1e-3, "peak learning rate of the VAE", 0, 1)
 
     compile: bool = setting(False, "compile the transformer's blocks: a minute more, then faster steps")
-    transformer_steps: int = setting(9500, "optimiser steps of the transformer", 1)
-    transformer_batch_size: int = setting(16, "diptychs per step", 1)
-    transformer_learning_rate: float = setting(8e-3, "peak learning rate of Muon, for the transformer's matrices", 0)
+    transformer_steps: int = setting(9500, "optimiser steps of the transformer", 1, MOST)
+    transformer_batch_size: int = setting(16, "diptychs per step", 1, MOST_AT_ONCE)
+    transformer_learning_rate: float = setting(8e-3, "peak learning rate of Muon, for the transformer's matrices", 0, 1)
 
-    parser_steps: int = setting(3000, "optimiser steps of the parser", 1)
-    parser_batch_size: int = setting(8, "drawn people per step", 1)
-    parser_learning_rate: float = setting(8e-3, "peak learning rate of Muon, for the parser's matrices", 0)
+    parser_steps: int = setting(3000, "optimiser steps of the parser", 1, MOST)
+    parser_batch_size: int = setting(8, "drawn people per step", 1, MOST_AT_ONCE)
+    parser_learning_rate: float = setting(8e-3, "peak learning rate of Muon, for the parser's matrices", 0, 1)
