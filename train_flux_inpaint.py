@@ -44,7 +44,8 @@ from tryon.evaluation.score import score_run
 from tryon.files import files_fingerprint
 from tryon.flux.attention import fall_back, uses_safest
 from tryon.flux.load import TEXT_PARTS, ModelFiles, fetch_training_models, load_scheduler, load_transformer, load_vae
-from tryon.flux.lora_header import LoraFacts
+from tryon.flux.lora import read_lora
+from tryon.flux.lora_header import LoraFacts, verify_lora
 from tryon.flux.memory import check_panel_fits, dtype_of, resolved
 from tryon.flux.placement import prepare_transformer
 from tryon.flux.prompt_cache import cache_prompts
@@ -105,9 +106,14 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
     """
     assert config.output_dir is not None, "the caller chooses the run's folder"
     run, checkpoint = Path(config.output_dir), None
-    if config.resume_from_checkpoint:  # looked at before hours may be spent on encoding
+    # What it starts from is looked at before hours may be spent on encoding.
+    if config.resume_from_checkpoint:
         checkpoint = find_checkpoint(config.resume_from_checkpoint, run)
         verify(checkpoint)
+    elif config.init_lora:
+        verify_lora(find_lora(config.init_lora))
+    if start := checkpoint or config.init_lora:
+        read_lora(find_lora(str(start)))
     stop_after(None if config.max_time is None else seconds_of(config.max_time))
     with locked(run) if start_processes().is_main_process else nullcontext():
         accelerator = start_accelerator(config, run, step_of(checkpoint) if checkpoint else 0)

@@ -194,8 +194,12 @@ def test_pairs_of_a_file_are_dressed_and_bad_lines_listed(
 def test_what_is_refused(run: Path, pictures: Path, data_cache: Path, toy: ToyFolders) -> None:
     out = ("--output_tryon", pictures / "out.png")
     state = load_file(find_lora(str(run)))
-    state["transformer.nowhere.lora_A.weight"] = next(iter(state.values())).clone()
-    save_file(state, pictures / "odd.safetensors")
+    nowhere = {f"transformer.nowhere.lora_{side}.weight": torch.zeros(4, 4) for side in "AB"}
+    save_file(state | nowhere, pictures / "odd.safetensors")
+    save_file({**state, min(state): torch.full_like(state[min(state)], torch.nan)}, pictures / "nan.safetensors")
+    with safe_open(find_lora(str(run)), framework="pt") as opened:
+        half = {key: tensor for key, tensor in state.items() if "single_transformer_blocks" not in key}
+        save_file(half, pictures / "half.safetensors", opened.metadata())
     toy_flags = ("--base", toy.base, "--transformer", toy.transformer)
     (pictures / "words.png").write_text("no picture")
     shutil.copytree(run / "checkpoint-1", pictures / "checkpoint-1")
@@ -223,6 +227,8 @@ def test_what_is_refused(run: Path, pictures: Path, data_cache: Path, toy: ToyFo
         (("--lora", run, "--category", "upper", *out, "--garment", pictures / "words.png"), "words.png cannot be used"),
         (("--lora", run.parent / "nowhere", *out), "nowhere does not exist: name a run"),
         (("--lora", pictures / "odd.safetensors", *out, *toy_flags, "--height", "96", "--width", "64"), "does not fit"),
+        (("--lora", pictures / "nan.safetensors", *out, *toy_flags), "holds numbers that are not finite"),
+        (("--lora", pictures / "half.safetensors", "--category", "upper", *out), "is incomplete: it lacks 16 layers"),
         (("--lora", pictures / "checkpoint-1", "--category", "upper", *out), "weights.safetensors is damaged"),
         (("--lora", run, *out, "--worn", pictures / "mask.png"), "either --mask or --worn"),
         (("--lora", run, *out, "--parser", "some/parser"), "--parser has no use with --mask"),

@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils.tensorboard import SummaryWriter
 
 from conftest import ListSource, make_sample
@@ -290,6 +290,20 @@ def test_init_lora_starts_from_the_weights_of_another_run(config: TrainConfig, t
         torch.testing.assert_close(weights(run)[key], tensor, rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="give --lora_rank 4 --lora_alpha 4"):
         train(replace(second, lora_rank=8, lora_alpha=8), TRAIN_DATA, VAL_DATA)
+
+
+def test_init_lora_that_cannot_be_right_is_refused_before_anything_is_done(config: TrainConfig, run: Path) -> None:
+    shutil.copytree(run / "checkpoint-1", Path(config.output_dir).parent / "checkpoint-1")
+    lora = find_lora(str(Path(config.output_dir).parent / "checkpoint-1"))
+    wild = {key: tensor / 0 for key, tensor in load_file(lora).items()}
+    save_file(wild, lora)
+    with pytest.raises(ValueError, match="is damaged: take another checkpoint"):
+        train(replace(config, init_lora=str(lora)), TRAIN_DATA, VAL_DATA)
+    alone = lora.with_name("alone.safetensors")
+    save_file(wild, alone)
+    with pytest.raises(ValueError, match="alone.safetensors holds numbers that are not finite"):
+        train(replace(config, init_lora=str(alone)), TRAIN_DATA, VAL_DATA)
+    assert not Path(config.output_dir).exists()
 
 
 def test_every_optimizer_and_schedule_runs(config: TrainConfig, tmp_path: Path) -> None:

@@ -21,9 +21,18 @@ def encode_pictures(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    """[B, 16, h, w] shifted and scaled latents -> [B, 3, H, W] float32 pictures in about [-1, 1], on the CPU."""
+    """[B, 16, h, w] shifted and scaled latents -> [B, 3, H, W] float32 pictures in about [-1, 1], on the CPU.
+
+    Raises ValueError where they are not finite: saved, they would be black.
+    """
     latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
-    return vae.decode(latents).sample.float().cpu()
+    pictures = vae.decode(latents).sample.float().cpu()
+    if not pictures.isfinite().all():
+        raise ValueError(
+            "the picture came out with numbers that are not finite: give another LoRA, an earlier checkpoint or a "
+            "smaller --lora_scale, or look at the machine with train_deepfashion_lora.sh --check"
+        )
+    return pictures
 
 
 def encode_sample(vae: AutoencoderKL, sample: TryOnSample) -> LatentSample:

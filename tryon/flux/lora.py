@@ -1,18 +1,21 @@
 """The LoRA: added to the transformer, saved so that plain diffusers loads it, loaded with every key accounted for."""
 
 import json
+import re
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import FluxTransformer2DModel
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, read_header
+from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, read_adapter
 from tryon.runs import LORA_FILE
 
 # Attention and feed-forward layers of both kinds of block: 380 modules of the full-size model. x_embedder is left out:
@@ -22,6 +25,8 @@ TARGET_MODULES = (
     "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
     "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp",
 )  # fmt: skip
+
+A, B = ".lora_A.weight", ".lora_B.weight"  # how the keys of a layer's two matrices end
 
 
 def add_lora(
@@ -73,23 +78,44 @@ def write_lora(folder: Path, weights: dict[str, Tensor], header: dict[str, str])
     save_file(weights, folder / LORA_FILE, header)
 
 
+def read_lora(file: Path) -> dict[str, Tensor]:
+    """The weights of a LoRA's file, in the host's memory, under the file's own keys.
+
+    Raises ValueError where they cannot be right: none, a number that is not finite, an A without its B or the reverse.
+    """
+    state = load_file(file)
+    if not state:
+        raise ValueError(f"{file} holds no weights: give another LoRA")
+    if bad := [key for key in sorted(state) if not state[key].float().isfinite().all()]:
+        raise ValueError(
+            f"{file} holds numbers that are not finite, in {len(bad)} of its {len(state)} tensors ({bad[0]}): give "
+            "another LoRA, or an earlier checkpoint"
+        )
+    with_a, with_b = ({key.removesuffix(end) for key in state if key.endswith(end)} for end in (A, B))
+    if halves := sorted(with_a ^ with_b):
+        raise ValueError(
+            f"{file} is incomplete: {len(halves)} of its layers have an A without its B, or a B without its A "
+            f"({halves[0]}): copy or download it again"
+        )
+    return state
+
+
 def load_lora(transformer: FluxTransformer2DModel, file: Path) -> None:
     """Puts the file's weights into the LoRA that `add_lora` added.
 
-    Raises ValueError where the file's rank, alpha or layers are not those of the transformer's LoRA.
+    Raises ValueError where the file's rank, alpha or layers are not those of the transformer's LoRA, and as read_lora.
     """
     config = transformer.peft_config["default"]
-    header = read_header(file)
-    if ADAPTER_KEY not in header:
+    adapter = read_adapter(file)
+    if adapter is None:
         raise ValueError(f"{file} does not say its rank and alpha: give a LoRA that diffusers or this project saved")
-    adapter = json.loads(header[ADAPTER_KEY])
     rank, alpha = adapter.get(f"{PREFIX}r"), adapter.get(f"{PREFIX}lora_alpha")
     if (rank, alpha) != (config.r, config.lora_alpha):
         raise ValueError(
             f"{file} has rank {rank} and alpha {alpha}, this run {config.r} and {config.lora_alpha}: "
             f"give --lora_rank {rank} --lora_alpha {alpha}"
         )
-    state = {key.removeprefix(PREFIX): tensor for key, tensor in load_file(file).items()}
+    state = {key.removeprefix(PREFIX): tensor for key, tensor in read_lora(file).items()}
     own = get_peft_model_state_dict(transformer)
     if state.keys() != own.keys():
         only_file, only_own = sorted(state.keys() - own.keys()), sorted(own.keys() - state.keys())
@@ -97,32 +123,77 @@ def load_lora(transformer: FluxTransformer2DModel, file: Path) -> None:
             f"{file} does not fit this transformer: {len(only_file)} of its keys are unknown "
             f"and {len(only_own)} are missing ({(only_file + only_own)[0]}): give a LoRA of the same base"
         )
-    if any(state[key].shape != own[key].shape for key in own):
-        raise ValueError(f"{file} does not fit this transformer, whose layers are wider or narrower: give another LoRA")
+    if bad := [key for key in sorted(own) if state[key].shape != own[key].shape]:
+        raise ValueError(
+            f"{file} does not fit this transformer: {bad[0]} has the shape {list(state[bad[0]].shape)} instead of "
+            f"{list(own[bad[0]].shape)}: give a LoRA of the same base"
+        )
     set_peft_model_state_dict(transformer, state)
 
 
 def attach_lora(transformer: FluxTransformer2DModel, file: Path, scale: float) -> None:
     """Adds a trained LoRA to a transformer that has none, at a strength of `scale`; any file in diffusers' key layout.
 
-    Raises ValueError where not every key of the file is used.
+    Raises ValueError where not every key of the file is used, where it lacks layers that its header names, and as
+    read_lora. A file without a header may have any layers.
     """
-    adapter = json.loads(read_header(file).get(ADAPTER_KEY, "null"))
-    state = load_file(file)
+    adapter, state = read_adapter(file), read_lora(file)
     unknown = [key for key in state if not key.startswith(PREFIX)]
     if not unknown:
+        if adapter is not None:
+            check_complete(transformer, state, adapter, file)
+        check_shapes(transformer, state, file)
         try:
             transformer.load_lora_adapter(state, prefix="transformer", adapter_name="default", metadata=adapter)
-        except (RuntimeError, KeyError, ValueError) as error:  # of other widths, or for layers that take none
-            raise ValueError(f"{file} does not fit this transformer: give a LoRA of the same base") from error
+        except (RuntimeError, KeyError, ValueError, TypeError) as error:  # such as a rank that its header does not say
+            raise ValueError(
+                f"{file} does not fit this transformer, or its own header: give a LoRA of the same base"
+            ) from error
         used = {f"{PREFIX}{key}" for key in get_peft_model_state_dict(transformer)}
         unknown = sorted(state.keys() - used)
-    if unknown or not state:
+    if unknown:
         raise ValueError(
             f"{file} does not fit this transformer: {len(unknown)} of its {len(state)} keys are not used "
-            f"({unknown[0] if unknown else 'it is empty'}): give a LoRA of the same base"
+            f"({unknown[0]}): give a LoRA of the same base"
         )
     transformer.set_adapters("default", scale)
+
+
+def check_complete(
+    transformer: FluxTransformer2DModel, state: dict[str, Tensor], adapter: dict[str, Any], file: Path
+) -> None:
+    """Raises ValueError where layers of the transformer that a LoRA's header names, by peft's own rule, are not in its
+    state, or where peft does not understand the header."""
+    # What had a LoRA before is a module with the layer and the LoRA in it.
+    layers = {re.split(r"\.base_layer|\.lora_", name)[0] for name, _ in transformer.named_modules() if name}
+    try:
+        fields = {key.removeprefix(PREFIX): value for key, value in adapter.items() if key.startswith(PREFIX)}
+        config = LoraConfig(**fields)
+        named = {layer for layer in layers if check_target_module_exists(config, layer)}
+    except (TypeError, ValueError, re.error) as error:
+        raise ValueError(
+            f"{file} has a header that peft does not understand ({error}): install a newer peft, or save the LoRA again"
+        ) from error
+    if missing := sorted(named - {key.removeprefix(PREFIX).split(".lora_")[0] for key in state}):
+        raise ValueError(
+            f"{file} is incomplete: it lacks {len(missing)} layers that its header names ({missing[0]}): copy or "
+            "download it again, or name the transformer that it was trained on with --transformer"
+        )
+
+
+def check_shapes(transformer: FluxTransformer2DModel, state: dict[str, Tensor], file: Path) -> None:
+    """Raises ValueError where an A is not [rank, inputs], or a B not [outputs, rank], of the layer that it is for."""
+    layers = dict(transformer.named_modules())
+    for name in sorted(key.removesuffix(A) for key in state if key.endswith(A)):
+        if (layer := layers.get(name.removeprefix(PREFIX))) is None:
+            continue
+        a, b = state[f"{name}{A}"], state[f"{name}{B}"]
+        inputs, outputs = (getattr(layer, side, None) for side in ("in_features", "out_features"))
+        if [*a.shape, *b.shape] != [*a.shape[:1], inputs, outputs, *a.shape[:1]]:
+            raise ValueError(
+                f"{file} does not fit this transformer: {name} has an A of {list(a.shape)} and a B of {list(b.shape)} "
+                f"for a layer of {inputs} inputs and {outputs} outputs: give a LoRA of the same base"
+            )
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
@@ -76,6 +77,16 @@ def read_header(file: Path) -> dict[str, str]:
             return opened.metadata() or {}
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{file} cannot be read as safetensors ({error}): give a LoRA's .safetensors file") from error
+
+
+def read_adapter(file: Path) -> dict[str, Any] | None:
+    """Rank, alpha and layers, as peft's settings under PREFIX; None for a file that does not say them. Raises
+    ValueError where they cannot be read."""
+    entry = read_header(file).get(ADAPTER_KEY)
+    try:
+        return None if entry is None else {**json.loads(entry)}
+    except (json.JSONDecodeError, TypeError) as error:
+        raise ValueError(f"{file} has a header that cannot be read ({error}): copy or download it again") from error
 
 
 def read_facts(file: Path) -> LoraFacts:

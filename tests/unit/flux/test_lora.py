@@ -1,13 +1,15 @@
 """The LoRA: changes nothing when fresh, trains alone, overfits, and loads in plain diffusers with difference 0."""
 
 import json
+import logging
 import re
 from pathlib import Path
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
-from peft import LoraConfig
+from diffusers import FluxFillPipeline, FluxTransformer2DModel
+from diffusers.training_utils import _collate_lora_metadata
+from peft import LoraConfig, get_peft_model_state_dict
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -190,8 +192,9 @@ def test_a_lora_that_does_not_fit_is_refused(transformer: FluxTransformer2DModel
     with pytest.raises(ValueError, match="--lora_rank 8"):
         load_lora(transformer, tmp_path / "rank.safetensors")
 
-    save_file(dict(list(state.items())[1:]), tmp_path / "missing.safetensors", metadata)
-    with pytest.raises(ValueError, match="0 of its keys are unknown and 1 are missing"):
+    one_less = {key: tensor for key, tensor in state.items() if "single_transformer_blocks.0.proj_mlp" not in key}
+    save_file(one_less, tmp_path / "missing.safetensors", metadata)
+    with pytest.raises(ValueError, match="0 of its keys are unknown and 2 are missing"):
         load_lora(transformer, tmp_path / "missing.safetensors")
 
     save_file({f"unet.{key}": tensor for key, tensor in state.items()}, tmp_path / "prefix.safetensors", metadata)
@@ -207,19 +210,153 @@ def test_a_lora_that_does_not_fit_is_refused(transformer: FluxTransformer2DModel
         load_lora(transformer, tmp_path / "bare.safetensors")
 
 
-def test_a_lora_of_another_width_is_refused(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
+def test_a_lora_of_another_width_is_refused_in_one_sentence(
+    transformer: FluxTransformer2DModel,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The toy's and the full-size model's first blocks have the same keys."""
     other = FluxTransformer2DModel.from_config(
         {**transformer.config, "attention_head_dim": 64, "axes_dims_rope": (16, 24, 24)}
     )
     add_lora(other, 4, 4, seed=0)
     save_lora(tmp_path, other, FACTS)
-    with pytest.raises(ValueError, match="does not fit this transformer: give a LoRA of the same base"):
+    monkeypatch.setattr(logging.getLogger("diffusers"), "propagate", True)
+    refusal = r"does not fit this transformer: (\S+) has .*\[\d+, \d+\].*: give a LoRA of the same base$"
+    with pytest.raises(ValueError, match=refusal) as refused:
         attach_lora(transformer, tmp_path / LORA_FILE, 1.0)
-    transformer.unload_lora()
+    assert "single_transformer_blocks.0.attn.to_k has an A" in str(refused.value)
     add_lora(transformer, 4, 4, seed=0)
-    with pytest.raises(ValueError, match="does not fit this transformer, whose layers are wider or narrower"):
+    with pytest.raises(ValueError, match=refusal):
         load_lora(transformer, tmp_path / LORA_FILE)
+    assert not caplog.records, "nor does diffusers list hundreds of layers"
+
+
+def written(file: Path, name: str, state: dict[str, torch.Tensor], header: bool = True) -> Path:
+    """The state beside the file, under its header or none."""
+    with safe_open(file, framework="pt") as opened:
+        save_file(state, file.with_name(name), opened.metadata() if header else None)
+    return file.with_name(name)
+
+
+@pytest.fixture
+def saved(transformer: FluxTransformer2DModel, tmp_path: Path) -> Path:
+    """A LoRA's file. The transformer has none any more."""
+    disturb(add_lora(transformer, 4, 4, seed=0))
+    save_lora(tmp_path, transformer, FACTS)
+    transformer.unload_lora()
+    return tmp_path / LORA_FILE
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("-inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_number_that_is_not_finite_is_refused(
+    number: float, dtype: torch.dtype, saved: Path, transformer: FluxTransformer2DModel
+) -> None:
+    state = {key: tensor.to(dtype) for key, tensor in load_file(saved).items()}
+    key = "transformer.single_transformer_blocks.1.proj_mlp.lora_B.weight"
+    state[key][3, 2] = number
+    file = written(saved, "odd.safetensors", state)
+    refusal = rf"{file} holds numbers that are not finite, in 1 of its {len(state)} tensors \({key}\): give another"
+    with pytest.raises(ValueError, match=refusal):
+        attach_lora(transformer, file, 1.0)
+    add_lora(transformer, 4, 4, seed=0)
+    with pytest.raises(ValueError, match=refusal):
+        load_lora(transformer, file)
+
+
+@pytest.mark.parametrize("gone", ["single_transformer_blocks.", ".transformer_blocks.1.", "ff_context.net.2"])
+def test_a_lora_without_layers_that_its_header_names_is_refused(
+    gone: str, saved: Path, transformer: FluxTransformer2DModel
+) -> None:
+    state = load_file(saved)
+    kept = {key: tensor for key, tensor in state.items() if gone not in key}
+    first = min(state.keys() - kept.keys()).removeprefix("transformer.").split(".lora_")[0]
+    refusal = rf"is incomplete: it lacks {(len(state) - len(kept)) // 2} layers that its header names \({first}\)"
+    with pytest.raises(ValueError, match=refusal):
+        attach_lora(transformer, written(saved, "half.safetensors", kept), 1.0)
+    attach_lora(transformer, written(saved, "bare.safetensors", kept, header=False), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("entry", "refusal"),
+    [
+        ("{", "a header that cannot be read"),
+        ("[]", "a header that cannot be read"),
+        ("{}", "a header that peft does not understand"),
+        ('{"transformer.target_modules": ["proj_mlp"], "transformer.of_tomorrow": 1}', "understand .*of_tomorrow"),
+        ('{"transformer.target_modules": "("}', "a header that peft does not understand"),
+    ],
+)
+def test_a_header_that_is_not_understood_is_refused(
+    entry: str, refusal: str, saved: Path, transformer: FluxTransformer2DModel
+) -> None:
+    save_file(load_file(saved), saved, {"lora_adapter_metadata": entry})
+    with pytest.raises(ValueError, match=refusal):
+        attach_lora(transformer, saved, 1.0)
+
+
+@pytest.mark.parametrize("header", [True, False], ids=["header", "bare"])
+def test_a_lora_without_weights_is_refused(header: bool, saved: Path, transformer: FluxTransformer2DModel) -> None:
+    with pytest.raises(ValueError, match="holds no weights"):
+        attach_lora(transformer, written(saved, "empty.safetensors", {}, header), 1.0)
+
+
+@pytest.mark.parametrize("shapes", [((8, 224), (224, 4)), ((4, 1), (224, 4)), ((4, 224), (1, 4)), ((224,), (224,))])
+@pytest.mark.parametrize("header", [True, False], ids=["header", "bare"])
+def test_a_layer_of_another_shape_is_named(
+    shapes: tuple, header: bool, saved: Path, transformer: FluxTransformer2DModel
+) -> None:
+    name = "transformer.transformer_blocks.0.attn.to_q"
+    odd = {f"{name}.lora_{side}.weight": torch.zeros(shape) for side, shape in zip("AB", shapes, strict=True)}
+    with pytest.raises(ValueError, match=f"does not fit this transformer: {name} has an A of .* 224 inputs"):
+        attach_lora(transformer, written(saved, "odd.safetensors", load_file(saved) | odd, header), 1.0)
+
+
+@pytest.mark.parametrize("header", [True, False], ids=["header", "bare"])
+@pytest.mark.parametrize("side", ["A", "B"])
+def test_an_a_without_its_b_is_refused(
+    side: str, header: bool, saved: Path, transformer: FluxTransformer2DModel
+) -> None:
+    gone = f"transformer_blocks.0.attn.to_q.lora_{side}.weight"
+    state = {key: tensor for key, tensor in load_file(saved).items() if not key.startswith(f"transformer.{gone}")}
+    file = written(saved, "odd.safetensors", state, header)
+    refusal = rf"is incomplete: 1 of its layers .* \(transformer.{gone.split('.lora_')[0]}\): copy or download"
+    with pytest.raises(ValueError, match=refusal):
+        attach_lora(transformer, file, 1.0)
+    state = {key: tensor for key, tensor in load_file(saved).items() if f".lora_{side}." not in key}
+    with pytest.raises(ValueError, match=f"is incomplete: {len(state)} of its layers"):
+        attach_lora(transformer, written(saved, "odd.safetensors", state, header), 1.0)
+
+
+ENDINGS = ["to_q", "to_k", "to_out.0"]
+
+
+@pytest.mark.parametrize(
+    "layers",
+    [
+        {"target_modules": ENDINGS},
+        {"target_modules": ENDINGS, "layers_to_transform": [1], "layers_pattern": "single_transformer_blocks"},
+        {"target_modules": ENDINGS, "exclude_modules": r"single_transformer_blocks\.[12]\..*"},
+        {"target_modules": r".*transformer_blocks\.0\.attn\.to_.*q.*"},
+        {"target_modules": [*ENDINGS, "not_in_flux"], "rank_pattern": {"to_k": 2}, "alpha_pattern": {"to_k": 3}},
+        {"target_modules": "all-linear"},
+    ],
+    ids=["endings", "blocks", "excluded", "pattern", "unknown", "all"],
+)
+@pytest.mark.parametrize("header", [True, False], ids=["header", "bare"])
+def test_a_lora_of_other_layers_loads_as_diffusers_saves_it(
+    layers: dict, header: bool, toy: ToyFolders, transformer: FluxTransformer2DModel, vae, tmp_path: Path
+) -> None:
+    transformer.add_adapter(LoraConfig(r=4, lora_alpha=4, **layers))
+    disturb([parameter for name, parameter in transformer.named_parameters() if "lora_" in name])
+    facts = _collate_lora_metadata({"transformer": transformer}) if header else {}
+    FluxFillPipeline.save_lora_weights(tmp_path, get_peft_model_state_dict(transformer), **facts)
+    plain, other = (load_transformer(toy.transformer, torch.float32) for _ in range(2))
+    build_pipeline(plain, vae, scheduler()).load_lora_weights(tmp_path, weight_name=LORA_FILE)
+    attach_lora(other, tmp_path / LORA_FILE, 1.0)
+    assert torch.equal(predict(other, vae), predict(plain, vae))
 
 
 def test_a_folded_lora_leaves_no_trace_in_bf16(transformer: FluxTransformer2DModel) -> None:

@@ -21,6 +21,7 @@ from tryon.evaluation.metrics import psnr
 from tryon.flux.load import load_transformer
 from tryon.flux.lora import add_lora, save_lora
 from tryon.flux.lora_header import FACTS_KEY, OF_ANOTHER_PROJECT
+from tryon.inference.dressing import Denoising, Pictures, dress
 from tryon.inference.pipeline import TryOnModel, load_try_on, same_models, swap_lora, try_on, try_on_batch
 from tryon.runs import LORA_FILE
 from tryon.toy.examples import EVALUATION_SEED, DrawnData
@@ -34,6 +35,24 @@ def write_lora(toy: ToyFolders, folder: Path, rank: int, seed: int) -> Path:
     folders = {"base": str(toy.base), "transformer": str(toy.transformer)}
     save_lora(folder, transformer, replace(FACTS, **folders, max_sequence_length=16, height=96, width=64, step=seed))
     return folder / LORA_FILE
+
+
+def mistaken_loras(lora: Path, folder: Path) -> list[tuple[Path, str]]:
+    """Files as the LoRA's, each with something that cannot be right, and how it is refused."""
+    state = load_file(lora)
+    nowhere = {f"transformer.nowhere.lora_{side}.weight": torch.zeros(2, 2) for side in "AB"}
+    infinite = {"transformer.transformer_blocks.0.ff.net.2.lora_B.weight": torch.full((64, 2), torch.inf)}
+    half = {key: tensor for key, tensor in state.items() if "single_transformer_blocks" not in key}
+    files = []
+    with safe_open(lora, framework="pt") as opened:
+        for mistaken, refusal in (
+            (state | nowhere, "does not fit this transformer"),
+            (state | infinite, "holds numbers that are not finite"),
+            (half, "is incomplete: it lacks 16 layers that its header names"),
+        ):
+            files.append((folder / f"{len(files)}.safetensors", refusal))
+            save_file(mistaken, files[-1][0], opened.metadata())
+    return files
 
 
 @pytest.fixture
@@ -78,13 +97,10 @@ def test_a_swapped_lora_is_the_loaded_one(
     assert (after - before).abs().max() > 0.1
     torch.testing.assert_close(after, picture(other, data_cache, **options), rtol=0, atol=1e-5)
 
-    (tmp_path / "odd").mkdir()
-    odd = tmp_path / "odd" / LORA_FILE
-    with safe_open(other, framework="pt") as file:
-        save_file({**load_file(other), "transformer.nowhere.lora_A.weight": torch.zeros(2, 2)}, odd, file.metadata())
-    with pytest.raises(ValueError, match="does not fit this transformer"):
-        swap_lora(swapped, config, odd)
-    assert torch.equal(dressed(swapped), after), "the one before is still there"
+    for mistaken, refusal in mistaken_loras(other, tmp_path):
+        with pytest.raises(ValueError, match=refusal):
+            swap_lora(swapped, config, mistaken)
+        assert torch.equal(dressed(swapped), after), "the one before is still there"
 
 
 def test_a_folded_lora_dresses_alike_and_is_swapped_to_the_last_bit(
@@ -98,13 +114,10 @@ def test_a_folded_lora_dresses_alike_and_is_swapped_to_the_last_bit(
     torch.testing.assert_close(before, picture(lora, data_cache), rtol=0, atol=1e-4)
 
     other = write_lora(toy, tmp_path / "other", rank=2, seed=1)
-    (tmp_path / "odd").mkdir()
-    odd = tmp_path / "odd" / LORA_FILE
-    with safe_open(other, framework="pt") as file:
-        save_file({**load_file(other), "transformer.nowhere.lora_A.weight": torch.zeros(2, 2)}, odd, file.metadata())
-    with pytest.raises(ValueError, match="does not fit this transformer"):
-        swap_lora(model, config, odd)
-    assert torch.equal(dressed(model), before), "it is still there"
+    for mistaken, refusal in mistaken_loras(other, tmp_path):
+        with pytest.raises(ValueError, match=refusal):
+            swap_lora(model, config, mistaken)
+        assert torch.equal(dressed(model), before), "it is still there"
 
     swapped = swap_lora(model, config, other)
     assert torch.equal(dressed(swapped), picture(other, data_cache, fold=True))
@@ -120,6 +133,17 @@ def test_quantised_and_offloaded_weights_keep_the_lora_in_layers_of_its_own(lora
         model = load_try_on(TryOnConfig(data_cache_dir=str(data_cache), **options), lora, fold=True)
         assert model.originals is None
         assert torch.equal(dressed(model), picture(lora, data_cache, **options))
+
+
+def test_a_picture_that_is_not_finite_is_never_a_file(lora: Path, data_cache: Path, tmp_path: Path) -> None:
+    """Each of the LoRA's weights is finite, what they compute is not."""
+    with safe_open(lora, framework="pt") as file:
+        save_file({key: torch.full_like(each, 3e38) for key, each in load_file(lora).items()}, lora, file.metadata())
+    model = load_try_on(TryOnConfig(data_cache_dir=str(data_cache)), lora)
+    picture, mask = Image.new("RGB", (64, 96), "grey"), Image.new("L", (64, 96), 255)
+    with pytest.raises(ValueError, match="the picture came out with numbers that are not finite: give another LoRA"):
+        dress(model, Pictures(picture, picture, mask, "upper"), Denoising(1, 30.0, range(2)), tmp_path / "out.png")
+    assert not list(tmp_path.glob("out*"))
 
 
 DRAWN = DrawnData(1, EVALUATION_SEED, ("upper",), 96, 80)[0]  # of those that the toy knows

@@ -105,6 +105,16 @@ def test_damage_is_noticed(file: str, damage: str, transformer: FluxTransformer2
         verify(checkpoint)
 
 
+def test_a_lora_that_is_not_finite_is_not_resumed(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
+    """Written whole by a step that was too large."""
+    trained = parts(transformer)
+    trained[0][5].data[0, 0] = torch.nan
+    checkpoint = save(tmp_path, TrainerState(1, IDENTITY), transformer, trained[1])
+    verify(checkpoint)
+    with pytest.raises(ValueError, match=f"{checkpoint}.* holds numbers that are not finite.* an earlier checkpoint"):
+        load_checkpoint(checkpoint, IDENTITY, transformer, trained[1])
+
+
 def test_another_run_is_not_resumed(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
     trained = parts(transformer)
     checkpoint = save(tmp_path, TrainerState(1, IDENTITY), transformer, trained[1])
