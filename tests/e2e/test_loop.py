@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.tensorboard import SummaryWriter
 
 from conftest import ListSource, make_sample
@@ -342,7 +343,8 @@ def test_a_kernel_that_fails_is_left_for_the_safest_one(
     def failing(query: torch.Tensor, *rest: torch.Tensor, **settings: object) -> torch.Tensor:
         nonlocal passes
         out = right(query, *rest, **settings)
-        if not query.requires_grad or not torch.backends.cuda.flash_sdp_enabled():
+        planned = isinstance(query, FakeTensor)  # without numbers, as activations are counted on
+        if planned or not query.requires_grad or not torch.backends.cuda.flash_sdp_enabled():
             return out
         passes += 1
         return out * torch.nan if passes > 6 else out  # six blocks a step

@@ -19,13 +19,15 @@ class PretrainConfig:
 
     vae_steps: int = setting(3000, "optimiser steps of the VAE", 1, MOST)
     vae_batch_size: int = setting(16, "crops of 64 x 64 pixels per step", 1, MOST_AT_ONCE)
-    vae_learning_rate: float = setting(1e-3, "peak learning rate of the VAE", 0, 1)
+    vae_learning_rate: float = setting(1e-3, "peak learning rate of the VAE", 0, MOST)
 
     compile: bool = setting(False, "compile the transformer's blocks: a minute more, then faster steps")
     transformer_steps: int = setting(9500, "optimiser steps of the transformer", 1, MOST)
     transformer_batch_size: int = setting(16, "diptychs per step", 1, MOST_AT_ONCE)
-    transformer_learning_rate: float = setting(8e-3, "peak learning rate of Muon, for the transformer's matrices", 0, 1)
+    transformer_learning_rate: float = setting(
+        8e-3, "peak learning rate of Muon, for the transformer's matrices", 0, MOST
+    )
 
     parser_steps: int = setting(3000, "optimiser steps of the parser", 1, MOST)
     parser_batch_size: int = setting(8, "drawn people per step", 1, MOST_AT_ONCE)
-    parser_learning_rate: float = setting(8e-3, "peak learning rate of Muon, for the parser's matrices", 0, 1)
+    parser_learning_rate: float = setting(8e-3, "peak learning rate of Muon, for the parser's matrices", 0, MOST)
