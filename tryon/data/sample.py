@@ -211,12 +211,17 @@ def _refuse_deep(picture: Image.Image) -> None:
 def upright_rgb(picture: Image.Image) -> Image.Image:
     """The picture as RGB, turned as its EXIF orientation says, transparency shown on white. Raises ValueError for one
     of more than 8 bits per channel."""
+    return _upright(picture, "white").convert("RGB")
+
+
+def _upright(picture: Image.Image, behind: str) -> Image.Image:
+    """behind: the colour that is seen where the picture is transparent."""
     _refuse_deep(picture)
     picture = ImageOps.exif_transpose(picture)
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return picture.convert("RGB")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, behind), picture)
+    return picture
 
 
 def binary_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
@@ -225,7 +230,7 @@ def binary_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     Masks come as RGB and with JPEG noise: a pixel above 127 belongs to the mask; a transparent one does not. A mask of
     another size is resized. Raises ValueError where its shape is not that of its picture, or it has more than 8 bits.
     """
-    mask = _grey(mask).point(lambda value: 255 if value > 127 else 0)
+    mask = _upright(mask, "black").convert("L").point(lambda value: 255 if value > 127 else 0)
     if mask.size == size:
         return mask
     if abs(mask.width * size[1] / (mask.height * size[0]) - 1) > 0.02:
@@ -235,20 +240,11 @@ def binary_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     return mask.resize(size, Image.Resampling.NEAREST)
 
 
-def _grey(mask: Image.Image) -> Image.Image:
-    _refuse_deep(mask)
-    mask = ImageOps.exif_transpose(mask)
-    if mask.has_transparency_data:
-        mask = mask.convert("RGBA")
-        mask = Image.alpha_composite(Image.new("RGBA", mask.size, "black"), mask)
-    return mask.convert("L")
-
-
 def usable_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     """As `binary_mask`, of a mask that somebody made for a try-on. Raises ValueError also where nothing is white."""
     binary = binary_mask(mask, size)
     if binary.getbbox() is None:
-        _, largest = _grey(mask).getextrema()
+        _, largest = _upright(mask, "black").convert("L").getextrema()
         raise ValueError(
             f"the mask has no white in it, its largest value is {largest} of 255: paint what is to be dressed in white "
             "on black"
