@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from difflib import SequenceMatcher
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -26,8 +27,14 @@ def load_reader() -> Reader:
         raise ValueError(
             f"--text needs an engine that reads ({error}): pip install -r requirements-metrics.txt, or leave it out"
         ) from error
-    # Without its classifier of upside-down lines: such a line is not what is printed.
-    engine = RapidOCR(params={"Global.use_cls": False, "Global.text_score": LEAST_SURE, "Global.log_level": "error"})
+    engine = RapidOCR(
+        params={
+            "Global.use_cls": False,  # lines upside down are not turned: they are not what is printed
+            "Global.text_score": LEAST_SURE,
+            "Global.log_level": "error",
+            "EngineConfig.onnxruntime.intra_op_num_threads": torch.get_num_threads(),
+        }
+    )
 
     def read(picture: Image.Image, mask: Tensor | None) -> list[str]:
         found = engine(picture)
@@ -42,12 +49,13 @@ def load_reader() -> Reader:
 
 
 def found_again(printed: Sequence[str], read: Sequence[str]) -> float:
-    """The share, 0 to 1, of the characters of a garment's lines that are read in a result: of each line those that
-    come in the same order, wherever the line stands, in any case. Only letters and digits count; there has to be one.
-    """
-    result, lines = _letters("".join(read)), [_letters(line) for line in printed]
+    """The share, 0 to 1, of the letters and digits of a garment's lines that are read in a result in the same order,
+    in any case; of the result's letters where these are more, so that a long text does not hold every short one. Which
+    line comes first does not matter. printed: at least one letter."""
+    lines, result = [_letters(line) for line in printed], _letters("".join(read))
     matches = (SequenceMatcher(None, line, result, autojunk=False).get_matching_blocks() for line in lines)
-    return sum(block.size for blocks in matches for block in blocks) / sum(map(len, lines))
+    found = sum(block.size for blocks in matches for block in blocks)
+    return min(found, len(result)) / max(len(result), sum(map(len, lines)))
 
 
 def _letters(text: str) -> str:

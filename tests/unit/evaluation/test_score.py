@@ -202,7 +202,7 @@ def test_networks_see_the_results_and_what_is_real(written: Written) -> None:
         if mask is None:
             return ["word"] * (picture == to_picture(first.garment))
         assert torch.equal(mask, first.mask)
-        return ["wo"]
+        return ["or"]
 
     seen = Perception(lambda one, two: (one - two).abs().mean((1, 2, 3)), features, {}, read)
     lines = read_lines(written.folder)

@@ -36,6 +36,8 @@ def test_characters_are_found_in_their_order_and_in_any_case() -> None:
     assert found_again(["SUMMER"], ["SUMER"]) == pytest.approx(5 / 6)
     assert found_again(["ab"], ["ba"]) == 0.5, "one of them comes before the other"
     assert found_again(["SUMMER"], ["coast"]) == pytest.approx(1 / 6), "an S"
+    assert found_again(["Vans"], ["Lee", "Kansas City"]) == pytest.approx(3 / 13), "ans, among many"
+    assert found_again(["love", "love"], ["love"]) == 0.5
     assert found_again(["SUMMER"], []) == 0
 
 
