@@ -38,6 +38,7 @@ class EvaluateConfig(held_out.HeldOutConfig):
         None, "guidance; as the first LoRA was trained for, else 30, if not given", 0, MOST_GUIDANCE
     )
     batch_size: int = setting(1, "persons dressed at once", 1, MOST_AT_ONCE)
+    text: bool = setting(False, "also read what is printed on garments and say how much of it the results show")
     output_dir: str | None = setting(
         None, "folder for scores and pictures, continued where it holds some; if not given, `scores` in the first "
         "LoRA's run",
@@ -85,8 +86,11 @@ def main(argv: list[str]) -> None:
     from tryon.evaluation import score
     from tryon.evaluation.cases import BASE, places_of
     from tryon.evaluation.perceptual import load_perception
+    from tryon.evaluation.text import load_reader
     from tryon.inference.pipeline import TryOnModel, load_try_on, same_models, swap_lora, usable_rule
     from tryon.toy.model import use_toy_model_for_try_on
+
+    read_text = load_reader() if asked.text else None  # before all else, as it may be missing
 
     # All models try on the same cases, as the first LoRA was trained for unless flags say otherwise.
     size = height, width = panel_size(config, facts[0])
@@ -118,7 +122,8 @@ def main(argv: list[str]) -> None:
     # What all that says of them.
     headings = ["LoRA"] if len(loras) == 1 else [f"LoRA {number}" for number in range(1, len(loras) + 1)]
     models = {BASE: "base", **dict(zip(loras, headings, strict=True))}
-    perception = load_perception(Path(config.data_cache_dir).expanduser() / "metrics", device)
+    metrics = Path(config.data_cache_dir).expanduser() / "metrics"
+    perception = replace(load_perception(metrics, device), read=read_text)
     legend = {
         heading: {"file": str(file), "sha256": digest, "step": each.step if each.known else None}
         for heading, each, (digest, file) in zip(headings, facts, loras.items(), strict=True)

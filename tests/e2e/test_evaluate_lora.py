@@ -25,8 +25,8 @@ pytestmark = pytest.mark.e2e
 
 @pytest.fixture(autouse=True)
 def without_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Networks would be downloaded."""
-    for package in ("lpips", "cleanfid"):
+    """Networks would be downloaded, and reading takes long."""
+    for package in ("lpips", "cleanfid", "rapidocr"):
         monkeypatch.setitem(sys.modules, package, None)
 
 
@@ -192,6 +192,7 @@ def test_what_is_refused(run: Path, data_cache: Path, tmp_path: Path) -> None:
         ([taller], "taller.safetensors cannot be compared with .*: it was trained with prompt fixed instead of "
                    "category, height 128 instead of 96: score it by itself"),
         (["--validation_data_list", "test_pairs.txt"], "--validation_data_list is for VITON-HD and DressCode folders"),
+        (["--text"], "--text needs an engine that reads .*: pip install -r requirements-metrics.txt, or leave it out"),
         (["--num_samples", "none"], "--num_samples none is for data sets, and drawings are endless: give a number"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):

@@ -49,6 +49,7 @@ OF_CASES = {
     "ssim_whole": Measure("SSIM", 3),
     "psnr_diptych": Measure("PSNR, diptych", 2),  # of the VAE alone
     "lpips": Measure("LPIPS", 3),
+    "text": Measure("text, %", 0, 100),
     "length_right": Measure("length right, %", 0, 100),
 }
 OF_SETS = {"fid": Measure("FID", 1), "kid": Measure("KID x 1000", 2)}
@@ -249,11 +250,11 @@ def page(
     lines += tables(results, models, markdown)
     lines += [
         "",
-        "Means over the cases, with 95 % intervals; `all` counts every case the same. PSNR in dB, SSIM and length: "
-        "higher is better; LPIPS, FID and KID: lower is better. `mask`: inside the mask alone. The interval of a "
-        f"difference in bold excludes 0; none of fewer than {LEAST_CASES} cases is marked, and of many differences "
-        "one in twenty is by chance. A value of fewer cases than its row has says of how many. FID and KID of less "
-        "than thousands of pictures compare models on the same cases alone.",
+        "Means over the cases, with 95 % intervals; `all` counts every case the same. PSNR in dB, SSIM, length "
+        "and text: higher is better; LPIPS, FID and KID: lower is better. `mask`: inside the mask alone. The interval "
+        f"of a difference in bold excludes 0; none of fewer than {LEAST_CASES} cases is marked, and of many "
+        "differences one in twenty is by chance. A value of fewer cases than its row has says of how many. FID and KID "
+        "of less than thousands of pictures compare models on the same cases alone.",
         "",
         f"How much of the masks' outlines follows the picture, which may tell what was worn: {'; '.join(shares)}. "
         + (f"{', '.join(changed)} CHANGED PIXELS OUTSIDE." if changed else "Outside the masks no pixel changed."),

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from tryon.config import first_line
+from tryon.evaluation.text import Reader
 
 logger = logging.getLogger(__name__)
 
@@ -29,11 +30,12 @@ UNAVAILABLE = (ImportError, OSError, RuntimeError)
 @dataclass(frozen=True)
 class Perception:
     """What could be loaded. lpips: two times [B, 3, H, W] in [-1, 1] -> [B]. features: [B, 3, H, W] in [-1, 1] ->
-    [B, D]. missing: for each metric that cannot be computed, why."""
+    [B, D]. missing: for each metric that cannot be computed, why. read: None where text is not asked for."""
 
     lpips: Callable[[Tensor, Tensor], Tensor] | None
     features: Callable[[Tensor], Tensor] | None
     missing: dict[str, str]
+    read: Reader | None = None
 
 
 def load_perception(folder: Path, device: torch.device) -> Perception:

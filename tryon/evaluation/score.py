@@ -39,6 +39,7 @@ from tryon.evaluation import compare
 from tryon.evaluation.cases import BASE, FILL, REAL, VAE, Case, Cases, Line, Place, places_of
 from tryon.evaluation.metrics import interior, psnr, ssim
 from tryon.evaluation.perceptual import Perception
+from tryon.evaluation.text import found_again
 from tryon.files import file_hash, save_json
 from tryon.flux.encode import decode_latents, encode_pictures
 from tryon.flux.lora_header import LoraFacts
@@ -282,24 +283,31 @@ def write_scores(
 def perceive(
     folder: Path, lines: dict[Place, Line], models: Collection[str], cases: Cases, perception: Perception
 ) -> dict[Place, np.ndarray]:
-    """Shows the folder's pictures to the networks that could be loaded. Adds LPIPS to the lines; returns Inception's
-    features, [D] each, of the results and, as of a model REAL, of the truths, or of the persons where there is none."""
+    """Shows the folder's pictures to the networks that could be loaded. Adds LPIPS to the lines, and how much of a
+    garment's text is found again; returns Inception's features, [D] each, of the results and, as of a model REAL, of
+    the truths, or of the persons where there is none."""
     features: dict[Place, np.ndarray] = {}
-    if perception.lpips is None and perception.features is None:
+    if perception.lpips is None and perception.features is None and perception.read is None:
         return features
     with progress_bar(sum(map(len, cases.values())), "comparing pictures", visible=True) as bar:
         for kind, index in ((kind, index) for kind, source in cases.items() for index in range(len(source))):
             case = cases[kind][index]
             real = (case.sample.person if case.truth is None else case.truth)[None]
+            printed = perception.read(to_picture(case.sample.garment), None) if perception.read else []
             if perception.features:
                 features[REAL, kind, index] = perception.features(real)[0].numpy()
             for place in ((name, kind, index) for name in models):
-                result = as_tensor(saved_picture(folder, place))[None]
+                picture = saved_picture(folder, place)
+                result = as_tensor(picture)[None]
+                if printed:
+                    lines[place]["text"] = found_again(printed, perception.read(picture, case.sample.mask))
                 if perception.lpips and case.truth is not None:
                     lines[place]["lpips"] = perception.lpips(result, real).item()
                 if perception.features:
                     features[place] = perception.features(result)[0].numpy()
             bar.update()
+    if perception.read and not any("text" in line for line in lines.values()):
+        perception.missing["text"] = "no text was read on any garment"
     return features
 
 

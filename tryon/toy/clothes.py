@@ -2,7 +2,7 @@
 the pose and the zoom differ."""
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 from tryon.toy.canvas import Canvas, Ink, edge_colour, ink, place, shade
 from tryon.toy.geometry import (
@@ -23,7 +23,7 @@ from tryon.toy.geometry import (
     tube,
     warp,
 )
-from tryon.toy.world import Garment
+from tryon.toy.world import WORD, Garment
 
 # A part of a garment: its spine, and in u + iv of that (see warp) its outline, its details, the u of the body's middle
 # and where a logo goes.
@@ -39,11 +39,25 @@ _SYMBOLS = {
 }
 
 
+def _letters(word: str) -> np.ndarray:
+    """[count, 4]: the squares that make up a printed word of width 1 around 0."""
+    font = ImageFont.load_default(48)
+    left, top, right, bottom = font.getbbox(word)
+    image = Image.new("L", (right - left, bottom - top))
+    ImageDraw.Draw(image).text((-left, -top), word, fill=255, font=font)
+    rows, columns = np.nonzero(np.asarray(image) > 127)
+    corners = (columns + 1j * rows)[:, None] + [0, 1, 1 + 1j, 1j]
+    return (corners - complex(*image.size) / 2) / image.width
+
+
 def _texture(garment: Garment, outline: np.ndarray, middle: float, logo: complex | None, back: bool) -> list[Ink]:
-    """The accent within an outline, all in u + iv; from behind everything is mirrored, and logos are not seen."""
+    """The accent within an outline, all in u + iv; from behind everything is mirrored, and neither logos nor words are
+    seen."""
     ground, accent = garment.colours
-    if garment.texture == "plain" or (garment.texture == "logo" and (back or logo is None)):
+    if garment.texture == "plain" or (garment.texture in ("logo", WORD) and (back or logo is None)):
         return []
+    if garment.texture == WORD:
+        return [(logo + garment.period * _letters(garment.symbol), accent, 0)]
     if garment.texture == "logo":
         return [((logo + garment.period / 2 * _SYMBOLS[garment.symbol])[None], accent, 0)]
     # The pattern lives in w = p + iq: periods along and across its stripes.

@@ -13,6 +13,7 @@ from tryon.data.category import CATEGORIES, Category
 WORLD_VERSION = 4  # raise it whenever a drawing changes: caches are named after it
 VIEWS = ("front", "side", "back", "full", "additional")
 TEXTURES = ("plain", "stripes", "checks", "dots", "blocks", "logo")
+WORD = "word"  # a texture that only drawings made by hand have
 SYMBOLS = ("disc", "diamond", "star", "heart")
 
 Colour = tuple[int, int, int]
@@ -47,10 +48,10 @@ class Garment:
     neckline: str  # crew, v, scoop, square, high, collar; none for lower
     fit: float  # 0 (tight)..1 (loose)
     flare: float  # 0 (straight)..1 (wide hem)
-    texture: str  # one of TEXTURES
-    period: float  # of the texture, body units; of a logo, its diameter
+    texture: str  # one of TEXTURES, or WORD
+    period: float  # of the texture, body units; of a logo or a word, its width
     angle: float  # of the texture, radians; stripes are horizontal at 0
-    symbol: str  # a logo's shape: disc, diamond, star, heart
+    symbol: str  # a logo's shape: disc, diamond, star, heart; or the word
     colours: tuple[Colour, Colour]  # ground and accent, RGB 0..255
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from conftest import ListSource, make_sample
 from tryon.data.sample import to_picture
@@ -194,7 +195,16 @@ def test_networks_see_the_results_and_what_is_real(written: Written) -> None:
     def features(pictures: torch.Tensor) -> torch.Tensor:
         return torch.nn.functional.adaptive_avg_pool2d(pictures, 2).flatten(1)
 
-    seen = Perception(lambda one, two: (one - two).abs().mean((1, 2, 3)), features, {})
+    first = written.cases["paired"][0].sample
+
+    def read(picture: Image.Image, mask: torch.Tensor | None) -> list[str]:
+        """The first garment alone is printed, and its results show half of the word inside the mask."""
+        if mask is None:
+            return ["word"] * (picture == to_picture(first.garment))
+        assert torch.equal(mask, first.mask)
+        return ["or"]
+
+    seen = Perception(lambda one, two: (one - two).abs().mean((1, 2, 3)), features, {}, read)
     lines = read_lines(written.folder)
     features_of = perceive(written.folder, lines, MODELS, written.cases, seen)
     results = summarise(lines, MODELS, written.cases, features_of)["paired"]
@@ -205,7 +215,11 @@ def test_networks_see_the_results_and_what_is_real(written: Written) -> None:
     assert results["all"]["LoRA"]["kid"]["mean"] == pytest.approx(1000 * kernel_distance(*both), rel=1e-5)
     far = np.mean([(one - two).abs().mean().item() for one, two in zip(pictures, truths, strict=True)])
     assert results["all"]["LoRA"]["lpips"]["mean"] == pytest.approx(far, rel=1e-5)
-    assert "LPIPS | FID | KID x 1000 |" in tables({"paired": results}, MODELS, markdown)[3]
+    assert results["all"]["LoRA"]["text"] == {"mean": 0.5, "low": None, "high": None, "cases": 1}
+    assert "LPIPS | text, % | FID | KID x 1000 |" in tables({"paired": results}, MODELS, markdown)[3]
+    nothing = Perception(None, None, {}, lambda picture, mask: [])
+    perceive(written.folder, read_lines(written.folder), MODELS, written.cases, nothing)
+    assert nothing.missing == {"text": "no text was read on any garment"}
 
 
 def test_the_worst_cases_come_first(written: Written) -> None:

@@ -19,6 +19,7 @@ from tryon.toy.world import (
     KINDS,
     TEXTURES,
     VIEWS,
+    WORD,
     WORLD_VERSION,
     Garment,
     Person,
@@ -218,9 +219,10 @@ def test_a_texture_has_as_many_stripes_worn_as_flat() -> None:
         assert abs(worn - flat) <= 1
 
 
-def test_a_logo_is_not_seen_from_behind() -> None:
+@pytest.mark.parametrize("texture", ["logo", WORD])
+def test_neither_logos_nor_words_are_seen_from_behind(texture: str) -> None:
     someone, accent = random_person(generator(11)), (20, 40, 200)
-    dress = replace(random_garment(generator(11), "full"), texture="logo", colours=((240, 200, 40), accent))
+    dress = replace(random_garment(generator(11), "full"), texture=texture, colours=((240, 200, 40), accent))
     assert share_of(accent, shown(someone, (dress,), "front"), "full") > 0
     assert share_of(accent, shown(someone, (dress,), "back"), "full") == 0
 
