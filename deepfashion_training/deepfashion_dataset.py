@@ -20,7 +20,7 @@ from datasets import Dataset
 from PIL import Image
 from pyarrow.parquet import read_metadata
 
-from deepfashion_training.pairing import Columns, Pair, content, make_pairs, split_by_item
+from deepfashion_training.pairing import Columns, Pair, content, make_pairs
 from deepfashion_training.preflight import REFERENCES, DataConfig
 from deepfashion_training.references import cut_out, moved
 from tryon.config import MaskConfig, TrainConfig
@@ -28,6 +28,7 @@ from tryon.data.category import CATEGORIES, Category, MaskRule, mask_rule_of
 from tryon.data.human_parser import Parser, load_parser, parse
 from tryon.data.masks import MASK_VERSION, agnostic_mask, grown, mask_picture
 from tryon.data.sample import UNREADABLE, TryOnSample, UnreadablePicture, fitted_sample, read_mask, read_picture
+from tryon.data.split import split_by_item
 from tryon.hub import hub_or_folder
 
 logger = logging.getLogger(__name__)
@@ -141,12 +142,13 @@ def load_deepfashion(
     table, columns = open_table(data.dataset_name, config.cache_dir)
     pairs = make_pairs(table, columns, Path(config.data_cache_dir))
     kept = [pair for pair in pairs if REFERENCES.index(pair.reference) <= REFERENCES.index(data.min_reference)]
-    if pairs and not kept:
+    if not kept:
         raise ValueError(f"no pair is left with --min_reference {data.min_reference}: give a weaker one")
     if len(kept) < len(pairs):
         logger.info("%d of %d pairs dropped: their garment is shown worse than by %s", len(pairs) - len(kept),
                     len(pairs), data.min_reference)  # fmt: skip
-    train, validation = split_by_item(kept, config.seed, config.max_train_samples, config.max_validation_samples)
+    limits = config.max_train_samples, config.max_validation_samples
+    train, validation = split_by_item(kept, lambda pair: pair.pid, config.seed, *limits)
     for what, part in (("training", train), ("validation", validation)):
         categories, references = Counter(pair.category for pair in part), Counter(pair.reference for pair in part)
         logger.info("%s pairs: %d  (%s; garment from %s)", what, len(part), counts(categories), counts(references))

@@ -83,7 +83,7 @@ def problems_of(config: InspectConfig, data: DataConfig, masks: MaskConfig) -> I
 def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Findings:
     """The findings that need no picture decoded."""
     from deepfashion_training.deepfashion_dataset import counts
-    from deepfashion_training.pairing import CAPTION_RULES, cloth_types, is_flat
+    from deepfashion_training.pairing import CAPTION_RULES, cloth_types, is_flat, known_type
     from tryon.data.category import CATEGORIES
 
     table, columns, pairs = train.table, train.columns, [*train.pairs, *validation.pairs]
@@ -97,7 +97,7 @@ def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Finding
     for pair in pairs:
         settled[kinds[pair.row]][pair.category] += 1
     for kind, found in sorted(settled.items(), key=lambda item: -item[1].total()):
-        how = "; the captions decided" if ("" if kind is None else str(kind)) in CAPTION_RULES else ""
+        how = "; the captions decided" if known_type(kind) in CAPTION_RULES else ""
         lines.append(f"cloth_type {kind}: {counts(found)}{how}")
     views = Counter(Counter(pair.pid for pair in pairs).values())
     sizes = ", ".join(f"{count} with {plural(size, 'view')}" for size, count in sorted(views.items()))

@@ -19,6 +19,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 FLUX_BASE = "black-forest-labs/FLUX.1-dev"
 CATVTON_TRANSFORMER = "xiaozaa/catvton-flux-alpha"
 DEFAULT_PARSER = "mattmdjaga/segformer_b2_clothes"  # of people in photographs
+PARSER_FILES = ["*.json", "*.safetensors"]  # what is taken of a parser's repository
 
 MaskRuleName = Literal["rectangle", "hull", "parsing"]
 Quantization = Literal["none", "fp8", "int8", "nf4", "auto"]

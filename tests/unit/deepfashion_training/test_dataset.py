@@ -14,12 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from conftest import PROJECT
 from deepfashion_training.deepfashion_dataset import DeepFashionData, load_deepfashion, load_table
-from deepfashion_training.pairing import Pair, category_of, is_flat, split_by_item
+from deepfashion_training.pairing import Pair, category_of, is_flat
 from deepfashion_training.preflight import DataConfig
 from test_human_parser import write_parser
 from tryon.config import MaskConfig, TrainConfig, on_toy
 from tryon.data.human_parser import ATR
 from tryon.data.sample import UnreadablePicture, fit_picture
+from tryon.data.split import split_by_item
 
 COLOURS = {"front": "red", "side": "green", "flat": "blue"}
 
@@ -295,6 +296,10 @@ def test_an_unreadable_row_is_named(tmp_path: Path, fault: str) -> None:
         (1, "", "upper"),
         (2, "", "lower"),
         ("3", "", "full"),
+        ("tees / tanks", "", "upper"),
+        ("UPPER-BODY", "", "upper"),
+        ("denim", "a man in jeans", "lower"),
+        (" ", "a woman in a gown", "full"),
         (None, "a woman in a long gown", "full"),
         (None, None, "upper"),
     ],
@@ -315,9 +320,9 @@ def test_flat_is_matched_as_a_word() -> None:
 
 def test_split_is_a_tenth_and_at_least_one() -> None:
     pairs = [Pair(row, row, "same_picture", "upper", f"item {row}") for row in range(50)]
-    train, validation = split_by_item(pairs, 0, None, 64)
+    train, validation = split_by_item(pairs, lambda pair: pair.pid, 0, None, 64)
     assert (len(train), len(validation)) == (45, 5)
-    assert len(split_by_item(pairs[:9], 0, None, 64)[1]) == 1
+    assert len(split_by_item(pairs[:9], lambda pair: pair.pid, 0, None, 64)[1]) == 1
 
 
 def test_real_photographs(tmp_path: Path) -> None:
