@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.preflight import DataConfig, from_settings, toy_data_folder
+from deepfashion_training.preflight import DATA_SET, DataConfig, from_settings, toy_data_folder
 from folder_lists import FolderConfig, FolderPair, has_validation, pairs_of, read_pairs, with_lists
 from tryon.config import MOST, MaskConfig, TrainConfig, TryOnConfig, setting
 from tryon.data.category import MaskRule
@@ -33,9 +33,7 @@ TrainingSettings = dict[Path, dict[str, Any]]  # of LoRAs: the settings of their
 class HeldOutConfig:
     """Which pairs are scored on."""
 
-    dataset_name: str | None = setting(
-        None, "hub name, folder of parquet files or saved data set; what the first LoRA was trained on if not given"
-    )
+    dataset_name: str | None = setting(None, f"{DATA_SET}; what the first LoRA was trained on if not given")
     dataroot: str | None = setting(None, "folder laid out as VITON-HD or DressCode is, instead of --dataset_name")
     validation_data_list: str | None = setting(None, "list of pairs in --dataroot; as trained, or that of the test")
     num_samples: int | None = setting(32, "score on the first N pairs of each category; 'none': on all", 1, MOST)

@@ -71,6 +71,7 @@ class Columns:
     pid: str | None
     pose: str | None
     caption: str | None
+    held_back: str | None  # whether the row is for validation; without it a tenth of the items is
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def make_pairs(table: Dataset, columns: Columns, data_cache: Path) -> list[Pair]
     count = len(table)
 
     def column(name: str | None, missing: Any) -> list[Any]:
-        return table[name][:] if name else [missing] * count
+        return column_of(table, name) if name else [missing] * count
 
     pids, captions, poses = column(columns.pid, None), column(columns.caption, ""), column(columns.pose, "")
     kinds = cloth_types(table, columns)
@@ -126,11 +127,16 @@ def make_pairs(table: Dataset, columns: Columns, data_cache: Path) -> list[Pair]
     return pairs
 
 
+def column_of(table: Dataset, name: str) -> list[Any]:
+    """All values of a column, and nothing of others: rows may read the files of their pictures."""
+    return table.select_columns(name)[name][:]
+
+
 def cloth_types(table: Dataset, columns: Columns) -> list[str | int | None]:
     """Each row's `cloth_type`, the names of numbered labels."""
     if not columns.cloth_type:
         return [None] * len(table)
-    kinds = table[columns.cloth_type][:]
+    kinds = column_of(table, columns.cloth_type)
     if isinstance(names := table.features[columns.cloth_type], datasets.ClassLabel):
         kinds = [None if kind is None else names.int2str(kind) for kind in kinds]
     return kinds
@@ -252,6 +258,26 @@ def category_of(cloth_type: str | int | None, caption: str | None) -> Category:
         return CLOTH_TYPES[word]
     text, rules = (caption or "").lower(), CAPTION_RULES[word]
     return next(category for pattern, category in rules if not pattern or re.search(rf"\b({pattern})\b", text))
+
+
+def split_as_given(
+    pairs: list[Pair], held_back: list[bool], max_train: int | None, max_validation: int
+) -> tuple[list[Pair], list[Pair]]:
+    """Training and validation pairs, as the data set itself holds rows back, in its order. held_back: of each row.
+
+    Raises ValueError where nothing is left of one of them, and where they share an item.
+    """
+    validation = [pair for pair in pairs if held_back[pair.row]]
+    train = [pair for pair in pairs if not held_back[pair.row]]
+    if not (train and validation):
+        what = "validate" if train else "train"
+        raise ValueError(f"the data set has no pair to {what} on: see docs/data.md for its folders")
+    if both := {pair.pid for pair in train} & {pair.pid for pair in validation}:
+        raise ValueError(
+            f"{len(both)} items (pid) are both in training and validation, such as {min(both)}: move all rows of an "
+            "item into one of the folders"
+        )
+    return train[:max_train], validation[:max_validation]
 
 
 def content(picture: dict[str, Any] | None) -> bytes:
