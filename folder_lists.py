@@ -11,11 +11,11 @@ from tryon.config import DEFAULT_PARSER, PARSER_FILES, MaskConfig, TrainConfig, 
 from tryon.data.category import CATEGORIES, Category, plain
 from tryon.data.split import split_by_item
 from tryon.runs import with_paths
+from tryon.units import plural
 
 MASKS = "agnostic-mask"  # the folder of each split of VITON-HD that a person's own folder may lack
 DRESSCODE_FOLDERS: dict[str, Category] = {"upper_body": "upper", "lower_body": "lower", "dresses": "full"}
 CATEGORY_OF = {category: category for category in CATEGORIES} | {plain(n): c for n, c in DRESSCODE_FOLDERS.items()}
-PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
 
 
 @dataclass(frozen=True)
@@ -169,13 +169,15 @@ def _viton_hd_pairs(root: Path, split: str, list_name: str | None) -> list[Folde
     masks = folder / MASKS if has_masks(root) else None
     if root.is_dir() and list_name and not (root / list_name).is_file():
         raise ValueError(f"{root / list_name} is not there: name the list of {split} pairs that lies in --dataroot")
-    if missing := [str(path) for path in (root, folder, people, garments, masks) if path and not path.exists()]:
-        raise ValueError(f"--dataroot {root} lacks {', '.join(missing)}: give a folder laid out as VITON-HD is")
+    if missing := [str(path) for path in (root, people, garments, masks) if path and not path.exists()]:
+        raise ValueError(
+            f"--dataroot {root} lacks {', '.join(missing)}: give a folder laid out as VITON-HD is (docs/data.md)"
+        )
     if list_name:
         names = [(name, name) for name, *_ in _lines(root / list_name, 1)]
     else:
-        garment_named = {Path(name).stem: name for name in _pictures(garments)}
-        names = _with_garments({name: garment_named.get(Path(name).stem) for name in _pictures(people)}, people)
+        garment_named = {Path(name).stem: name for name in _files(garments)}
+        names = _with_garments({name: garment_named.get(Path(name).stem) for name in _files(people)}, people)
     categories = read_categories(folder / "categories.txt", [name for name, _ in names])
     return [
         FolderPair(name, people / name, garments / garment, masks and masks / f"{Path(name).stem}_mask.png", category)
@@ -198,7 +200,7 @@ def _dresscode_pairs(root: Path, list_name: str | None) -> list[FolderPair]:
         if list_name:
             names = [(person, garment) for person, garment, *_ in _lines(folder / list_name, 2)]
         else:
-            stems = {Path(name).stem: name for name in _pictures(images)}
+            stems = {Path(name).stem: name for name in _files(images)}
             people = {name: stems.get(f"{stem[:-2]}_1") for stem, name in stems.items() if stem.endswith("_0")}
             names = _with_garments(people, images)
         of_folder.append([
@@ -221,9 +223,9 @@ def _lines(file: Path, words: int) -> list[list[str]]:
     return lines
 
 
-def _pictures(folder: Path) -> list[str]:
-    """The names of the folder's pictures; of none where it is not there."""
-    return sorted(path.name for path in folder.glob("[!.]*") if path.suffix.lower() in PICTURES)
+def _files(folder: Path) -> list[str]:
+    """The names of the folder's files, hidden ones aside: of any kind, so that no picture is left out quietly."""
+    return sorted(path.name for path in folder.glob("[!.]*"))
 
 
 def _with_garments(garment_of_person: dict[str, str | None], folder: Path) -> list[tuple[str, str]]:
@@ -232,8 +234,8 @@ def _with_garments(garment_of_person: dict[str, str | None], folder: Path) -> li
         raise ValueError(f"{folder} has no pictures of people, and no list names any: see docs/data.md for the layout")
     if alone := [person for person, garment in garment_of_person.items() if garment is None]:
         raise ValueError(
-            f"{len(alone)} persons of {folder} have no garment of their name, such as {alone[0]}: name the garment as "
-            "its person is named, or list the pairs that are complete"
+            f"{plural(len(alone), 'person')} of {folder} without a garment of that name, such as {alone[0]}: name "
+            "garments as their persons are named, or list the pairs that are complete"
         )
     return list(garment_of_person.items())
 

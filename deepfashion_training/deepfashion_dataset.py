@@ -26,7 +26,6 @@ from deepfashion_training.pairing import Columns, Pair, column_of, content, make
 from deepfashion_training.picture_folder import METADATA, check_metadata, is_held_back, metadata_files
 from deepfashion_training.preflight import REFERENCES, DataConfig
 from deepfashion_training.references import cut_out, moved
-from folder_lists import PICTURES
 from tryon.config import MaskConfig, TrainConfig
 from tryon.data.category import CATEGORIES, Category, MaskRule, mask_rule_of
 from tryon.data.human_parser import Parser, load_parser, parse
@@ -191,8 +190,7 @@ def load_table(name: str, cache_dir: str | None) -> Dataset:
     patterns = ["*.parquet", *(f"*{file}" for file in METADATA)]
     folder = hub_or_folder(name, patterns, cache_dir, kind="dataset")
     if tables := metadata_files(folder):
-        pictures = [f"*{form(ending)}" for ending in PICTURES for form in (str.lower, str.upper)]
-        hub_or_folder(name, [*patterns, *pictures], cache_dir, kind="dataset")
+        hub_or_folder(name, ["*"], cache_dir, kind="dataset")  # the pictures
         for file in tables:
             check_metadata(file)
     files = sorted(map(str, folder.rglob("*.parquet")))

@@ -174,7 +174,7 @@ def write_own(root: Path, count: int = 6) -> DrawnData:
     for index in range(count):
         data.truth(index).image.save(root / "image" / f"me {index}.png")
         draw_garment(data.tried_on(max(1, index))[0], 192, 144).image.save(root / "cloth" / f"me {index}.JPG")
-    (root / "image" / "Thumbs.db").write_text("no picture")
+    (root / "image" / ".hidden").write_text("no picture")
     return data
 
 
@@ -186,7 +186,7 @@ def test_a_folder_without_lists_and_masks(
     drawn = write_own(root)
     caplog.set_level("INFO")
     train, validation = load(root, data_cache_dir=str(data_cache))
-    assert "1 garment held back from the training" in caplog.text and "labelling the parts of" in caplog.text
+    assert "1 garment held back from the training" in caplog.text and "labelling the people in" in caplog.text
     for seed in range(20):
         splits = [load(root, data_cache_dir=str(data_cache), seed=seed) for _ in range(2)]
         assert splits[0] == splits[1], "the same whenever it is made"
@@ -218,7 +218,7 @@ def test_what_a_persons_own_folder_lacks_is_named(tmp_path: Path) -> None:
         write_own(tmp_path / "more", 3)
         read_settings(["--toy", "--dataroot", str(tmp_path / "more"), "--parser", "no/parser"])
     (root / "cloth" / "me 1.JPG").unlink()
-    with pytest.raises(ValueError, match="1 persons of .* have no garment of their name, such as me 1.png"):
+    with pytest.raises(ValueError, match="1 person of .* without a garment of that name, such as me 1.png"):
         read_settings(flags)
     shutil.rmtree(root / "image")
     (root / "image").mkdir()

@@ -20,6 +20,7 @@ from tryon.data.masks import PARTS, agnostic_mask, among, mask_picture, without_
 from tryon.data.sample import UNREADABLE, open_picture, read_picture
 from tryon.files import files_fingerprint, replacing
 from tryon.hub import hub_or_folder
+from tryon.units import plural
 
 if TYPE_CHECKING:
     from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
@@ -193,7 +194,7 @@ def cached_label_maps(
     missing = {file: person for file, person in zip(files, people, strict=True) if not file.is_file()}
     if not missing:
         return files
-    logger.info("labelling the parts of %d people with %s", len(missing), name)
+    logger.info("labelling the people in %s with %s", plural(len(missing), "picture"), name)
     model = load_parser(str(parser), None, device)
     bar = progress_bar(len(missing), "labelling people", visible=True)
     for file, person in missing.items():
