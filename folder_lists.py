@@ -124,7 +124,12 @@ def read_pairs(folders: FolderConfig, config: TrainConfig) -> tuple[list[FolderP
 
 def has_validation(folders: FolderConfig) -> bool:
     """Whether the folder has pairs of its own to validate on."""
-    return bool(folders.validation_data_list) or (Path(folders.dataroot).expanduser() / "test" / "image").is_dir()
+    return bool(folders.validation_data_list) or keeps_tests_apart(folders.dataroot)
+
+
+def keeps_tests_apart(dataroot: str) -> bool:
+    """Whether the folder has another folder for the pictures of tests, as VITON-HD has."""
+    return (Path(dataroot).expanduser() / "test" / "image").is_dir()
 
 
 def garment_of(pair: FolderPair) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepfashion_training.preflight import DATA_SET, DataConfig, from_settings, toy_data_folder
-from folder_lists import FolderConfig, FolderPair, has_validation, pairs_of, read_pairs, with_lists
+from folder_lists import FolderConfig, FolderPair, has_validation, keeps_tests_apart, pairs_of, read_pairs, with_lists
 from tryon.config import MOST, MaskConfig, TrainConfig, TryOnConfig, setting
 from tryon.data.category import MaskRule
 from tryon.runs import run_of
@@ -154,9 +154,10 @@ def check_split(trained: TrainingSettings, name: str, used: dict[str, Any]) -> N
 
 
 def check_persons(trained: TrainingSettings, dataroot: str, pairs: list[FolderPair]) -> None:
-    """Raises ValueError where a LoRA was trained on persons of the folder that are scored."""
+    """Raises ValueError where a LoRA was trained on persons of the folder that are scored: another list may name them,
+    and another seed hold back others. VITON-HD keeps those of its test apart."""
     for file, settings in known(trained):
-        if settings.get("dataroot") == dataroot:
+        if settings.get("dataroot") == dataroot and not keeps_tests_apart(dataroot):
             folders = with_lists(from_settings(FolderConfig, settings))
             learnt, _ = read_pairs(folders, from_settings(TrainConfig, settings))
             if both := {pair.person for pair in learnt} & {pair.person for pair in pairs}:
