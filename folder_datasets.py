@@ -117,6 +117,8 @@ def load_folder(
     why = "" if known else "; all upper, because there is no categories.txt"
     for what, pairs in (("training", train), ("validation", validation)):
         logger.info("%s pairs: %d  (%s%s)", what, len(pairs), _counts(pairs), why)
+    if not folders.train_data_list:
+        logger.info("no list of training pairs: every picture is taken")
     if not has_validation(folders):
         garments = len(set(map(garment_of, validation)))
         logger.info("no list of pairs to validate on: %s held back from the training", plural(garments, "garment"))

@@ -186,6 +186,7 @@ def test_a_folder_without_lists_and_masks(
     drawn = write_own(root)
     caplog.set_level("INFO")
     train, validation = load(root, data_cache_dir=str(data_cache))
+    assert "no list of training pairs: every picture is taken" in caplog.text
     assert "1 garment held back from the training" in caplog.text and "labelling the people in" in caplog.text
     for seed in range(20):
         splits = [load(root, data_cache_dir=str(data_cache), seed=seed) for _ in range(2)]
