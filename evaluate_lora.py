@@ -77,7 +77,7 @@ def main(argv: list[str]) -> None:
     facts = [read_facts(file) for file in files]
     check_alike(files, facts, config)
     trained = held_out.training_settings(files)
-    asked = held_out.named_data(asked, trained[files[0]])
+    asked = held_out.named_data(asked, trained)
 
     load_libraries(*MODEL_LIBRARIES)
     import torch

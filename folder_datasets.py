@@ -12,6 +12,10 @@ person with the garment of its own name. VITON-HD has upper-body garments only; 
 
     <dataroot>/train/categories.txt                   lines of `person.jpg upper`, or lower, or full
 
+A person's own folder needs image and cloth only, which may lie in <dataroot> itself: without a list every picture is
+taken, without a test a tenth of the garments is held back, and without masks a human parser labels the people, for
+masks as inference makes them.
+
 DressCode, where upper_body may also be lower_body or dresses:
 
     <dataroot>/upper_body/images/048392_0.jpg         the person, and 048392_1.jpg the garment it wears
@@ -23,17 +27,20 @@ DressCode, where upper_body may also be lower_body or dresses:
 import hashlib
 import logging
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from folder_lists import FolderPair, dresscode_pairs, viton_hd_pairs
-from tryon.config import MaskConfig
+from folder_lists import FolderConfig, FolderPair, garment_of, has_masks, has_validation, is_dresscode, read_pairs
+from tryon.config import DEFAULT_PARSER, MaskConfig, TrainConfig, TryOnConfig
 from tryon.data.category import CATEGORIES, Category, MaskRule, mask_rule_of
-from tryon.data.human_parser import read_label_map
+from tryon.data.human_parser import cached_label_maps, mask_of_labels, read_label_map
 from tryon.data.masks import MASK_VERSION, agnostic_mask, among, grown, mask_picture
 from tryon.data.sample import UNREADABLE, TryOnSample, UnreadablePicture, fitted_sample, read_mask, read_picture
+from tryon.toy.model import toy_parser
+from tryon.units import plural
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +50,8 @@ WORN = {"upper": ("upper",), "lower": ("lower",), "full": ("full", "upper", "low
 
 @dataclass(frozen=True)
 class FolderData:
-    """The pairs of a folder's lists as samples of one panel size: a SampleSource. mask_rule: how masks are made from
-    DressCode's label maps; None for VITON-HD, which has masks of its own."""
+    """The pairs of a folder as samples of one panel size: a SampleSource. mask_rule: how masks are made from label
+    maps; None for VITON-HD, which has masks of its own. parsed: the label maps are a parser's, not DressCode's."""
 
     pairs: list[FolderPair]
     height: int
@@ -52,6 +59,7 @@ class FolderData:
     mask_rule: MaskRule | None = None
     mask_growth: float = 0.0
     variants: int = 1
+    parsed: bool = False
 
     def __len__(self) -> int:
         return self.variants * len(self.pairs)
@@ -72,7 +80,8 @@ class FolderData:
         facts = ("viton-hd", pair.category, *size)
         if self.mask_rule:
             variant = index // len(self.pairs) if self.mask_growth else 0
-            facts = ("dresscode", MASK_VERSION, pair.category, *size, self.mask_rule, self.mask_growth, variant)
+            rule, kind = replace(self.mask_rule, parser=None), "parsed" if self.parsed else "dresscode"
+            facts = (kind, MASK_VERSION, pair.category, *size, rule, self.mask_growth, variant)
         digest = hashlib.sha256(repr(facts).encode())
         for file in (pair.person, pair.garment, pair.mask):
             digest.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
@@ -86,7 +95,10 @@ class FolderData:
                 labels = read_label_map(pair.mask, person.size)
                 rng = np.random.default_rng(list(bytes.fromhex(key)[:16]))  # the same whenever it is built
                 rule = grown(self.mask_rule, self.mask_growth, rng)
-                mask = mask_picture(agnostic_mask(among(labels, WORN[pair.category]), pair.category, rule, labels))
+                if self.parsed:
+                    mask = mask_of_labels(labels, pair.category, rule)
+                else:
+                    mask = mask_picture(agnostic_mask(among(labels, WORN[pair.category]), pair.category, rule, labels))
             else:
                 mask = read_mask(pair.mask, person.size)
         except UNREADABLE as error:
@@ -94,29 +106,42 @@ class FolderData:
         return fitted_sample(key, (garment, person, mask), pair.category, (self.height, self.width), pair.mask)
 
 
-def load_viton_hd(dataroot: str, split: str, list_name: str, height: int, width: int, limit: int | None) -> FolderData:
-    """The first `limit` pairs of <dataroot>/<list_name>, whose pictures lie in <dataroot>/<split>.
-
-    Raises ValueError as viton_hd_pairs does.
-    """
-    pairs = viton_hd_pairs(dataroot, split, list_name, limit)
-    known = (Path(dataroot).expanduser() / split / "categories.txt").is_file()
+def load_folder(
+    folders: FolderConfig, masks: MaskConfig, config: TrainConfig, device: torch.device
+) -> tuple[FolderData, FolderData]:
+    """Training and validation data of the folder. Raises ValueError as read_pairs and cached_label_maps do."""
+    train, validation = read_pairs(folders, config)
+    root = Path(folders.dataroot)
+    categories = [folder / "categories.txt" for folder in (root, root / "train", root / "test")]
+    known = is_dresscode(folders.dataroot) or any(file.is_file() for file in categories)
     why = "" if known else "; all upper, because there is no categories.txt"
-    logger.info("%s pairs: %d  (%s%s)", split, len(pairs), _counts(pairs), why)
-    return FolderData(pairs, height, width)
+    for what, pairs in (("training", train), ("validation", validation)):
+        logger.info("%s pairs: %d  (%s%s)", what, len(pairs), _counts(pairs), why)
+    if not folders.train_data_list:
+        logger.info("no list of training pairs: every picture is taken")
+    if not has_validation(folders):
+        garments = len(set(map(garment_of, validation)))
+        logger.info("no list of pairs to validate on: %s held back from the training", plural(garments, "garment"))
+    train_data = folder_samples(train, folders, masks, config, device)
+    return train_data, folder_samples(validation, folders, replace(masks, mask_growth=0.0), config, device)
 
 
-def load_dresscode(
-    dataroot: str, list_name: str, masks: MaskConfig, height: int, width: int, limit: int | None
-) -> FolderData:
-    """The first `limit` pairs of <dataroot>/<upper_body, lower_body, dresses>/<list_name>, the folders by turns.
-
-    Raises ValueError as dresscode_pairs does.
-    """
-    pairs = dresscode_pairs(dataroot, list_name, limit)
-    logger.info("%s: %d pairs  (%s)", list_name, len(pairs), _counts(pairs))
+def folder_samples(
+    pairs: list[FolderPair], folders: FolderConfig, masks: MaskConfig, config: TrainConfig | TryOnConfig,
+    device: torch.device,
+) -> FolderData:  # fmt: skip
+    """Pairs of the folder as samples. config: with the panel's size. Raises ValueError as cached_label_maps does."""
+    size = config.height, config.width
+    if has_masks(Path(folders.dataroot).expanduser()):
+        return FolderData(pairs, *size)
+    rule, parsed = mask_rule_of(masks, folders.parser), not is_dresscode(folders.dataroot)
+    if parsed:
+        cache = Path(config.data_cache_dir).expanduser()
+        parser = folders.parser or (str(toy_parser(cache)) if config.toy else DEFAULT_PARSER)
+        maps = cached_label_maps([pair.person for pair in pairs], parser, config.cache_dir, cache, device)
+        pairs = [replace(pair, mask=file) for pair, file in zip(pairs, maps, strict=True)]
     variants = masks.variants if masks.mask_growth else 1
-    return FolderData(pairs, height, width, mask_rule_of(masks), masks.mask_growth, variants)
+    return FolderData(pairs, *size, rule, masks.mask_growth, variants, parsed)
 
 
 def _counts(pairs: list[FolderPair]) -> str:

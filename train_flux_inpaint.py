@@ -9,7 +9,7 @@ Every random draw follows from (seed, optimiser step, accumulation index, index 
 the samples from (seed, epoch): neither the number of processes nor an interruption changes what is trained on.
 """
 
-from folder_lists import FolderConfig, is_dresscode, read_settings
+from folder_lists import has_masks, read_settings
 from tryon.cli import check_first, run_script
 
 if __name__ == "__main__":
@@ -34,8 +34,8 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from folder_datasets import load_dresscode, load_viton_hd
-from tryon.config import MaskConfig, TrainConfig, seconds_of
+from folder_datasets import load_folder
+from tryon.config import TrainConfig, seconds_of
 from tryon.console import set_up_logging
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import PromptEmbedding, SampleSource
@@ -381,22 +381,6 @@ def run_training(
     logger.info("finished: %s", run)
 
 
-def folder_data(folders: FolderConfig, masks: MaskConfig, config: TrainConfig) -> tuple[SampleSource, SampleSource]:
-    """Training and validation data of the folder."""
-    sizes = (config.height, config.width)
-    train_list, validation_list = folders.train_data_list, folders.validation_data_list
-    limits = config.max_train_samples, config.max_validation_samples
-    if is_dresscode(folders.dataroot):
-        train_data = load_dresscode(folders.dataroot, train_list, masks, *sizes, limits[0])
-        masks = replace(masks, mask_growth=0.0)
-        val_data = load_dresscode(folders.dataroot, validation_list, masks, *sizes, limits[1])
-        return train_data, val_data
-    return (
-        load_viton_hd(folders.dataroot, "train", train_list, *sizes, limits[0]),
-        load_viton_hd(folders.dataroot, "test", validation_list, *sizes, limits[1]),
-    )
-
-
 def pairs_of(data: SampleSource) -> dict[Category, int]:
     """How many pairs of each category there are; a pair's variants are one."""
     return dict(Counter(data.category(index) for index in range(len(data) // data.variants)))
@@ -406,10 +390,10 @@ def main(argv: list[str]) -> None:
     config, folders, masks = read_settings(argv)
 
     def load_data(config: TrainConfig, device: torch.device) -> tuple[SampleSource, SampleSource, PairCounts]:
-        train_data, val_data = folder_data(folders, masks, config)
+        train_data, val_data = load_folder(folders, masks, config, device)
         return train_data, val_data, {"training": pairs_of(train_data), "validation": pairs_of(val_data)}
 
-    settings = (folders, masks) if is_dresscode(folders.dataroot) else (folders,)
+    settings = (folders,) if has_masks(Path(folders.dataroot)) else (folders, masks)
     run_training(config, settings, load_data, evaluate_on, toy_asked_for="--toy" in argv)
 
 

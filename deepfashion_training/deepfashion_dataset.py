@@ -11,7 +11,9 @@ import io
 import logging
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import datasets
 import numpy as np
@@ -20,7 +22,8 @@ from datasets import Dataset
 from PIL import Image
 from pyarrow.parquet import read_metadata
 
-from deepfashion_training.pairing import Columns, Pair, content, make_pairs, split_by_item
+from deepfashion_training.pairing import Columns, Pair, column_of, content, make_pairs, split_as_given
+from deepfashion_training.picture_folder import METADATA, check_metadata, is_held_back, metadata_files
 from deepfashion_training.preflight import REFERENCES, DataConfig
 from deepfashion_training.references import cut_out, moved
 from tryon.config import MaskConfig, TrainConfig
@@ -28,6 +31,7 @@ from tryon.data.category import CATEGORIES, Category, MaskRule, mask_rule_of
 from tryon.data.human_parser import Parser, load_parser, parse
 from tryon.data.masks import MASK_VERSION, agnostic_mask, grown, mask_picture
 from tryon.data.sample import UNREADABLE, TryOnSample, UnreadablePicture, fitted_sample, read_mask, read_picture
+from tryon.data.split import split_by_item
 from tryon.hub import hub_or_folder
 
 logger = logging.getLogger(__name__)
@@ -131,22 +135,26 @@ class DeepFashionData:
 def load_deepfashion(
     data: DataConfig, masks: MaskConfig, config: TrainConfig, device: torch.device
 ) -> tuple[DeepFashionData, DeepFashionData]:
-    """Training and validation data of a hub data set, a folder of parquet files or a saved data set.
+    """Training and validation data of a data set that load_table reads.
 
-    The split is by item; it depends on the pairs that are kept, the seed and the limit of validation samples. Raises
-    ValueError for columns that are not there, an unknown `cloth_type`, no pair that is left by `min_reference`, and
-    too few items to hold one back.
+    The split is by item, unless the data set brings one; it depends on the pairs that are kept, the seed and the limit
+    of validation samples. Raises ValueError for columns that are not there, an unknown `cloth_type`, no pair that is
+    left by `min_reference`, and too few items to hold one back.
     """
     parser = load_parser(data.parser, config.cache_dir, device) if data.parser else None
     table, columns = open_table(data.dataset_name, config.cache_dir)
     pairs = make_pairs(table, columns, Path(config.data_cache_dir))
     kept = [pair for pair in pairs if REFERENCES.index(pair.reference) <= REFERENCES.index(data.min_reference)]
-    if pairs and not kept:
+    if not kept:
         raise ValueError(f"no pair is left with --min_reference {data.min_reference}: give a weaker one")
     if len(kept) < len(pairs):
         logger.info("%d of %d pairs dropped: their garment is shown worse than by %s", len(pairs) - len(kept),
                     len(pairs), data.min_reference)  # fmt: skip
-    train, validation = split_by_item(kept, config.seed, config.max_train_samples, config.max_validation_samples)
+    limits = config.max_train_samples, config.max_validation_samples
+    if columns.held_back:
+        train, validation = split_as_given(kept, column_of(table, columns.held_back), *limits)
+    else:
+        train, validation = split_by_item(kept, lambda pair: pair.pid, config.seed, *limits)
     for what, part in (("training", train), ("validation", validation)):
         categories, references = Counter(pair.category for pair in part), Counter(pair.reference for pair in part)
         logger.info("%s pairs: %d  (%s; garment from %s)", what, len(part), counts(categories), counts(references))
@@ -166,34 +174,72 @@ def open_table(name: str, cache_dir: str | None) -> tuple[Dataset, Columns]:
         undecoded = isinstance(feature, dict) and {"bytes", "path"} <= set(feature)
         if not (undecoded or isinstance(feature, datasets.Image)):
             raise ValueError(f"the column {column} of {name} holds {feature}, not pictures: store pictures in it")
+    if columns.held_back and table.features[columns.held_back] != datasets.Value("bool"):
+        raise ValueError(f"the column {columns.held_back} of {name} holds no booleans: write true or false")
     return table.select_columns([column for column in vars(columns).values() if column]), columns
 
 
 def load_table(name: str, cache_dir: str | None) -> Dataset:
-    """The rows, pictures undecoded. `name`: a hub name, a folder of parquet files, or a saved data set's folder.
+    """The rows, pictures undecoded. `name`: a hub name, a folder of parquet files or of pictures, or a saved data set's
+    folder.
 
     Raises ValueError where they cannot be had or read.
     """
     datasets.logging.set_verbosity_error()
     datasets.disable_progress_bars()
-    folder = hub_or_folder(name, ["*.parquet"], cache_dir, kind="dataset")
+    patterns = ["*.parquet", *(f"*{file}" for file in METADATA)]
+    folder = hub_or_folder(name, patterns, cache_dir, kind="dataset")
+    if tables := metadata_files(folder):
+        hub_or_folder(name, ["*"], cache_dir, kind="dataset")  # the pictures
+        for file in tables:
+            check_metadata(file)
     files = sorted(map(str, folder.rglob("*.parquet")))
     try:
         if (folder / "state.json").is_file():
             table = datasets.load_from_disk(str(folder))
         elif (folder / "dataset_dict.json").is_file():
             table = datasets.concatenate_datasets([*datasets.load_from_disk(str(folder)).values()])
+        elif tables:
+            table = load_pictures(folder, tables, cache_dir)
         elif any(read_metadata(file).num_rows for file in files):
             patterns = list(map(glob.escape, files))
             table = datasets.load_dataset("parquet", data_files=patterns, split="train", cache_dir=cache_dir)
         else:
-            raise ValueError("it has no rows" if files else "it has no parquet files")
+            raise ValueError("it has no rows" if files else "it has no parquet files and no metadata.jsonl or .csv")
     except (ValueError, OSError, datasets.exceptions.DatasetsError) as error:
         raise ValueError(f"the data set {name} cannot be read ({_last_line(error)}): check name and files") from error
     for column, feature in table.features.items():
         if isinstance(feature, datasets.Image):
             table = table.cast_column(column, datasets.Image(decode=False))
     return table
+
+
+def load_pictures(folder: Path, tables: list[Path], cache_dir: str | None) -> Dataset:
+    """The rows of a folder of pictures, which are read when they are asked for. Where some tables are for validation
+    and others are not, the column held_back says which rows are."""
+    splits: dict[str, list[str]] = {}
+    for file in tables:
+        splits.setdefault("test" if is_held_back(file, folder) else "train", []).append(glob.escape(str(file)))
+    loaded = datasets.load_dataset("imagefolder", data_files=splits, cache_dir=cache_dir)
+    parts = [*loaded.values()]
+    if len(parts) > 1:
+        parts = [part.add_column("held_back", [name == "test"] * len(part)) for name, part in loaded.items()]
+    table = datasets.concatenate_datasets(parts)
+    names = {name for name, feature in table.features.items() if isinstance(feature, datasets.Image)}
+    for name in names:
+        table = table.cast_column(name, datasets.Image(decode=False))
+    return table.with_transform(partial(_with_bytes, names))
+
+
+def _with_bytes(names: set[str], batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The batch with files in the place of paths in these columns. The library has refused paths that leave the
+    folder."""
+    return {
+        name: [value and {"bytes": Path(value["path"]).read_bytes(), "path": None} for value in values]
+        if name in names
+        else values
+        for name, values in batch.items()
+    }
 
 
 def find_columns(names: list[str], where: str) -> Columns:
@@ -208,7 +254,8 @@ def find_columns(names: list[str], where: str) -> Columns:
             f"{where} has the columns {', '.join(names)}: needed are the person as images or image, and the garment's "
             "region as mask; used if there: cloth, cloth_type, pid, pose, caption"
         )
-    return Columns(person, mask, first(*GARMENT_COLUMNS), *map(first, ("cloth_type", "pid", "pose", "caption")))
+    others = ("cloth_type", "pid", "pose", "caption", "held_back")
+    return Columns(person, mask, first(*GARMENT_COLUMNS), *map(first, others))
 
 
 def pairs_by_reference(train: DeepFashionData, validation: DeepFashionData) -> dict[str, dict[Category, int]]:

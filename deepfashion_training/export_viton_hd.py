@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deepfashion_training.preflight import DataConfig, checked_data_path, from_settings
+from deepfashion_training.preflight import DATA_SET, DataConfig, checked_data_path, from_settings
 from tryon.cli import parse, run_script
 from tryon.config import MOST, MOST_SEED, MaskConfig, TrainConfig, setting
 from tryon.console import load_libraries, progress_bar, set_up_logging
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 class ExportConfig:
     """What is exported where. The split is the one that training with the same seed and limits makes."""
 
-    dataset_name: str = setting(None, "hub name, folder of parquet files or saved data set", positional=True)
+    dataset_name: str = setting(None, DATA_SET, positional=True)
     folder: str = setting(None, "where the folders are written; must not be there yet", positional=True)
     seed: int = setting(TrainConfig.seed, "seed of the split", 0, MOST_SEED)
     max_train_samples: int | None = setting(None, "export the first N training samples only", 1, MOST)

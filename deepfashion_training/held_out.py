@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.preflight import DataConfig, from_settings, toy_data_folder
-from folder_lists import dresscode_pairs, is_dresscode, viton_hd_pairs
+from deepfashion_training.preflight import DATA_SET, DataConfig, from_settings, toy_data_folder
+from folder_lists import FolderConfig, FolderPair, has_validation, keeps_tests_apart, pairs_of, read_pairs, with_lists
 from tryon.config import MOST, MaskConfig, TrainConfig, TryOnConfig, setting
 from tryon.data.category import MaskRule
 from tryon.runs import run_of
@@ -16,13 +16,15 @@ from tryon.runs import run_of
 if TYPE_CHECKING:
     import torch
 
-    from folder_datasets import FolderData
     from tryon.evaluation.cases import CaseSource
 
 logger = logging.getLogger(__name__)
 
 # What decides which items of a data set a training holds back.
 SPLIT = ("seed", "max_validation_samples", "min_reference")
+
+# Of data that no LoRA was trained on a tenth of the items is scored, however many that are.
+UNSEEN = {"max_validation_samples": sys.maxsize}
 
 TrainingSettings = dict[Path, dict[str, Any]]  # of LoRAs: the settings of their runs, empty where they are not known
 
@@ -31,9 +33,7 @@ TrainingSettings = dict[Path, dict[str, Any]]  # of LoRAs: the settings of their
 class HeldOutConfig:
     """Which pairs are scored on."""
 
-    dataset_name: str | None = setting(
-        None, "hub name, folder of parquet files or saved data set; what the first LoRA was trained on if not given"
-    )
+    dataset_name: str | None = setting(None, f"{DATA_SET}; what the first LoRA was trained on if not given")
     dataroot: str | None = setting(None, "folder laid out as VITON-HD or DressCode is, instead of --dataset_name")
     validation_data_list: str | None = setting(None, "list of pairs in --dataroot; as trained, or that of the test")
     num_samples: int | None = setting(32, "score on the first N pairs of each category; 'none': on all", 1, MOST)
@@ -67,28 +67,35 @@ def training_settings(files: list[Path]) -> TrainingSettings:
     return found
 
 
-def named_data(asked: HeldOutConfig, trained: dict[str, Any]) -> HeldOutConfig:
-    """What the flags name, else what the first LoRA was trained on; of a folder also the list of its test pairs.
-    Neither data set nor folder: drawings, or nothing is known. trained: the settings of the first LoRA's run.
+def named_data(asked: HeldOutConfig, trained: TrainingSettings) -> HeldOutConfig:
+    """What the flags name, else what the first LoRA was trained on. Neither data set nor folder: drawings, or nothing
+    is known.
 
     Raises ValueError where a list of pairs is given without a folder, and where the list cannot be used.
     """
-    name = None if asked.dataroot else asked.dataset_name or trained.get("dataset_name")
-    dataroot, listed = None if name else asked.dataroot or trained.get("dataroot"), asked.validation_data_list
-    if dataroot:
-        if dataroot == trained.get("dataroot"):
-            listed = listed or trained.get("validation_data_list")
-        if is_dresscode(dataroot):
-            listed = listed or "test_pairs_paired.txt"
-            dresscode_pairs(dataroot, listed, None)
-        else:
-            listed = listed or "test_pairs.txt"
-            viton_hd_pairs(dataroot, "test", listed, None)
-    elif listed:
+    first = next(iter(trained.values()))
+    name = None if asked.dataroot else asked.dataset_name or first.get("dataset_name")
+    root = None if name else asked.dataroot or first.get("dataroot")
+    asked = replace(asked, dataset_name=name, dataroot=root and str(Path(root).expanduser().absolute()))
+    if root:
+        scored_pairs(asked, trained)
+    elif asked.validation_data_list:
         raise ValueError(
             "--validation_data_list is for VITON-HD and DressCode folders: give --dataroot, or leave it out"
         )
-    return replace(asked, dataset_name=name, dataroot=dataroot, validation_data_list=listed)
+    return asked
+
+
+def scored_pairs(asked: HeldOutConfig, trained: TrainingSettings) -> tuple[FolderConfig, list[FolderPair]]:
+    """The folder, and its validation pairs, which are scored: where it brings none, those that the first training on it
+    has held back."""
+    settings = next((each for each in trained.values() if each.get("dataroot") == asked.dataroot), UNSEEN)
+    folders = replace(from_settings(FolderConfig, settings), dataroot=asked.dataroot)
+    listed = asked.validation_data_list or folders.validation_data_list
+    folders = with_lists(replace(folders, validation_data_list=listed))
+    if has_validation(folders):
+        return folders, pairs_of(folders.dataroot, "test", folders.validation_data_list)
+    return folders, read_pairs(folders, from_settings(TrainConfig, settings))[1]
 
 
 def choose_cases(
@@ -110,18 +117,19 @@ def choose_cases(
             raise ValueError("--num_samples none is for data sets, and drawings are endless: give a number")
         return f"drawings, masks by {rule.name}", held_out_drawings(asked.num_samples, *size, rule)
     if asked.dataroot:
-        data = folder_data(asked, rule, *size)
-        check_persons(trained, asked.dataroot, data)
+        from folder_datasets import folder_samples
+
+        folders, pairs = scored_pairs(asked, trained)
+        check_persons(trained, asked.dataroot, pairs)
+        data = folder_samples(pairs, replace(folders, parser=rule.parser), mask_config(rule), config, device)
         return asked.dataroot, held_out_cases(data, asked.num_samples, data.name)
     if name is None:
         raise ValueError("what the first LoRA was trained on is not known: give --dataset_name or --dataroot")
 
     from deepfashion_training.deepfashion_dataset import load_deepfashion
 
-    # The split of a LoRA that was trained on these data: only what it held back is scored. Of data that no LoRA was
-    # trained on a tenth of the items is, however many that are.
-    unseen = {"max_validation_samples": sys.maxsize}
-    settings = next((each for each in trained.values() if each.get("dataset_name") == name), unseen)
+    # The split of a LoRA that was trained on these data: only what it held back is scored.
+    settings = next((each for each in trained.values() if each.get("dataset_name") == name), UNSEEN)
     chosen = replace(from_settings(DataConfig, settings), dataset_name=name, parser=rule.parser)
     split = replace(
         from_settings(TrainConfig, settings), height=config.height, width=config.width, cache_dir=config.cache_dir,
@@ -145,17 +153,17 @@ def check_split(trained: TrainingSettings, name: str, used: dict[str, Any]) -> N
             )
 
 
-def check_persons(trained: TrainingSettings, dataroot: str, data: "FolderData") -> None:
-    """Raises ValueError where a LoRA was trained on persons of the folder that are scored. In DressCode's any list may
-    name them; VITON-HD has a folder for training and another for tests, and only the one for tests is scored."""
+def check_persons(trained: TrainingSettings, dataroot: str, pairs: list[FolderPair]) -> None:
+    """Raises ValueError where a LoRA was trained on persons of the folder that are scored: another list may name them,
+    and another seed hold back others. VITON-HD keeps those of its test apart."""
     for file, settings in known(trained):
-        if is_dresscode(dataroot) and settings.get("dataroot") == dataroot:
-            listed = settings["train_data_list"]
-            learnt = {pair.person for pair in dresscode_pairs(dataroot, listed, None)}
-            if both := learnt & {pair.person for pair in data.pairs}:
+        if settings.get("dataroot") == dataroot and not keeps_tests_apart(dataroot):
+            folders = with_lists(from_settings(FolderConfig, settings))
+            learnt, _ = read_pairs(folders, from_settings(TrainConfig, settings))
+            if both := {pair.person for pair in learnt} & {pair.person for pair in pairs}:
                 raise ValueError(
-                    f"{file} was trained on {listed}, which has {len(both)} persons of those that are scored: give "
-                    "another --validation_data_list"
+                    f"{file} was trained on {folders.train_data_list or dataroot}, which has {len(both)} persons of "
+                    "those that are scored: give another --validation_data_list"
                 )
 
 
@@ -172,12 +180,3 @@ def mask_config(rule: MaskRule) -> MaskConfig:
     return MaskConfig(
         mask_rule=rule.name, mask_top=rule.top, mask_bottom=rule.bottom, mask_left=rule.left, mask_right=rule.right
     )
-
-
-def folder_data(asked: HeldOutConfig, rule: MaskRule, height: int, width: int) -> "FolderData":
-    """The pairs of the folder's list."""
-    from folder_datasets import load_dresscode, load_viton_hd
-
-    if is_dresscode(asked.dataroot):
-        return load_dresscode(asked.dataroot, asked.validation_data_list, mask_config(rule), height, width, None)
-    return load_viton_hd(asked.dataroot, "test", asked.validation_data_list, height, width, None)

@@ -17,7 +17,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from deepfashion_training.preflight import REFERENCES, DataConfig, checked_data, from_settings
+from deepfashion_training.preflight import DATA_SET, REFERENCES, DataConfig, checked_data, from_settings
 from tryon.cli import parse, run_script
 from tryon.config import MOST, MOST_SEED, PROJECT, MaskConfig, TrainConfig, setting
 from tryon.console import load_libraries, set_up_logging
@@ -48,7 +48,7 @@ THUMBNAIL = 240  # pixels of height
 class InspectConfig:
     """What is inspected, and where the page is written. Seed and limits have to be those of the training."""
 
-    data_set: str = setting(None, "hub name, folder of parquet files or saved data set", positional=True)
+    data_set: str = setting(None, DATA_SET, positional=True)
     page: str | None = setting(None, "where the page is written (default runs/inspection_<name>.html)")
     seed: int = setting(TrainConfig.seed, "seed of the split", 0, MOST_SEED)
     max_train_samples: int | None = setting(None, "train on the first N samples only", 1, MOST)
@@ -83,11 +83,11 @@ def problems_of(config: InspectConfig, data: DataConfig, masks: MaskConfig) -> I
 def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Findings:
     """The findings that need no picture decoded."""
     from deepfashion_training.deepfashion_dataset import counts
-    from deepfashion_training.pairing import CAPTION_RULES, cloth_types, is_flat
+    from deepfashion_training.pairing import CAPTION_RULES, cloth_types, column_of, is_flat, known_type
     from tryon.data.category import CATEGORIES
 
     table, columns, pairs = train.table, train.columns, [*train.pairs, *validation.pairs]
-    poses = table[columns.pose][:] if columns.pose else [None] * len(table)
+    poses = column_of(table, columns.pose) if columns.pose else [None] * len(table)
     kinds = cloth_types(table, columns)
     uses = ", ".join(f"{name} as {use}" for use, name in vars(columns).items() if name)
     lines = [f"rows: {len(table)}, columns: {uses}"]
@@ -97,7 +97,7 @@ def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Finding
     for pair in pairs:
         settled[kinds[pair.row]][pair.category] += 1
     for kind, found in sorted(settled.items(), key=lambda item: -item[1].total()):
-        how = "; the captions decided" if ("" if kind is None else str(kind)) in CAPTION_RULES else ""
+        how = "; the captions decided" if known_type(kind) in CAPTION_RULES else ""
         lines.append(f"cloth_type {kind}: {counts(found)}{how}")
     views = Counter(Counter(pair.pid for pair in pairs).values())
     sizes = ", ".join(f"{count} with {plural(size, 'view')}" for size, count in sorted(views.items()))

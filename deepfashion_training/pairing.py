@@ -11,7 +11,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
-from itertools import zip_longest
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from datasets import Dataset
 from deepfashion_training.preflight import Reference
 from deepfashion_training.references import SAME_COLOURS, SIGNATURE_VERSION, UNKNOWN, colour_distances, colour_signature
 from tryon.console import progress_bar
-from tryon.data.category import Category
+from tryon.data.category import Category, plain
 from tryon.data.sample import UNREADABLE, read_mask, read_picture
 from tryon.tensor_files import drop_damaged, read_whole, write_whole
 
@@ -38,7 +37,8 @@ CLOTH_TYPES: dict[str, Category] = {
     "Jackets_Coats": "upper", "Jackets_Vests": "upper", "Leggings": "lower", "Pants": "lower",
     "Rompers_Jumpsuits": "full", "Shirts_Polos": "upper", "Shorts": "lower", "Skirts": "lower", "Sweaters": "upper",
     "Sweatshirts_Hoodies": "upper", "Tees_Tanks": "upper",
-    "1": "upper", "2": "lower", "3": "full", "upper": "upper", "lower": "lower", "full": "full",
+    "1": "upper", "2": "lower", "3": "full", "upper": "upper", "lower": "lower", "full": "full", "upper_body": "upper",
+    "lower_body": "lower",
 }  # fmt: skip
 # Where the word alone does not tell, or there is none, the caption decides: the first pattern found in it.
 CAPTION_RULES: dict[str, list[tuple[str, Category]]] = {
@@ -57,6 +57,7 @@ CAPTION_RULES: dict[str, list[tuple[str, Category]]] = {
         ("", "upper"),
     ],
 }
+_SPELLINGS = {plain(word): word for word in (*CLOTH_TYPES, *CAPTION_RULES)}
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Columns:
     pid: str | None
     pose: str | None
     caption: str | None
+    held_back: str | None  # whether the row is for validation; without it a tenth of the items is
 
 
 @dataclass(frozen=True)
@@ -86,12 +88,13 @@ class Pair:
 def make_pairs(table: Dataset, columns: Columns, data_cache: Path) -> list[Pair]:
     """A pair for every row that shows a person. A `flat` row is a reference and never a person.
 
-    data_cache: where the colours of garments are kept. Raises ValueError for a `cloth_type` that is not known.
+    data_cache: where the colours of garments are kept. Raises ValueError for a `cloth_type` that is not known, and
+    where no row shows a person.
     """
     count = len(table)
 
     def column(name: str | None, missing: Any) -> list[Any]:
-        return table[name][:] if name else [missing] * count
+        return column_of(table, name) if name else [missing] * count
 
     pids, captions, poses = column(columns.pid, None), column(columns.caption, ""), column(columns.pose, "")
     kinds = cloth_types(table, columns)
@@ -119,14 +122,21 @@ def make_pairs(table: Dataset, columns: Columns, data_cache: Path) -> list[Pair]
         elif row in others:
             shown = others[row], "other_view"
         pairs.append(Pair(row, *shown, category_of(kinds[row], captions[row]), items[row]))
+    if not pairs:
+        raise ValueError("the data set has no row that shows a person: give one with rows that are not flat views")
     return pairs
+
+
+def column_of(table: Dataset, name: str) -> list[Any]:
+    """All values of a column, and nothing of others: rows may read the files of their pictures."""
+    return table.select_columns(name)[name][:]
 
 
 def cloth_types(table: Dataset, columns: Columns) -> list[str | int | None]:
     """Each row's `cloth_type`, the names of numbered labels."""
     if not columns.cloth_type:
         return [None] * len(table)
-    kinds = table[columns.cloth_type][:]
+    kinds = column_of(table, columns.cloth_type)
     if isinstance(names := table.features[columns.cloth_type], datasets.ClassLabel):
         kinds = [None if kind is None else names.int2str(kind) for kind in kinds]
     return kinds
@@ -229,42 +239,44 @@ def colourway(pose: str | None) -> str:
     return numbered[1] if numbered else ""
 
 
+def known_type(cloth_type: str | int | None) -> str:
+    """A `cloth_type` as CLOTH_TYPES or CAPTION_RULES spell it. Raises ValueError for one that is not known."""
+    word = "" if cloth_type is None else str(cloth_type)
+    if plain(word) not in _SPELLINGS:
+        known = ", ".join(filter(None, _SPELLINGS.values()))
+        raise ValueError(f"cloth_type {word} is not known: rename it to one of {known}")
+    return _SPELLINGS[plain(word)]
+
+
 def category_of(cloth_type: str | int | None, caption: str | None) -> Category:
     """The garment category of a `cloth_type`; the caption decides for an ambiguous or a missing one.
 
     Raises ValueError for a `cloth_type` that is not known.
     """
-    word = "" if cloth_type is None else str(cloth_type)
+    word = known_type(cloth_type)
     if word in CLOTH_TYPES:
         return CLOTH_TYPES[word]
-    if word not in CAPTION_RULES:
-        known = ", ".join([*CLOTH_TYPES, *(name for name in CAPTION_RULES if name)])
-        raise ValueError(f"cloth_type {word} is not known: rename it to one of {known}")
     text, rules = (caption or "").lower(), CAPTION_RULES[word]
     return next(category for pattern, category in rules if not pattern or re.search(rf"\b({pattern})\b", text))
 
 
-def split_by_item(
-    pairs: list[Pair], seed: int, max_train: int | None, max_validation: int
+def split_as_given(
+    pairs: list[Pair], held_back: list[bool], max_train: int | None, max_validation: int
 ) -> tuple[list[Pair], list[Pair]]:
-    """Training and validation pairs that share no item: a tenth of the items is held back, but no more of them than
-    validation samples are wanted, and at least one.
+    """Training and validation pairs, as the data set itself holds rows back, in its order. held_back: of each row.
 
-    Items are ordered by a hash of their name and the seed; from this order the limits take the first. One view of each
-    held-back item comes before the second of any, so that a small validation set still has many items.
+    Raises ValueError where nothing is left of one of them, and where they share an item.
     """
-    if not pairs:
-        raise ValueError("the data set has no row that shows a person: give one with rows that are not flat views")
-    items: dict[str, list[Pair]] = {}
-    for pair in pairs:
-        items.setdefault(pair.pid, []).append(pair)
-    order = sorted(items, key=lambda pid: hashlib.sha256(f"{seed} {pid}".encode()).digest())
-    if len(order) < 2:
-        raise ValueError("the data set has a single item (pid): give at least two, one is held back for validation")
-    held_back = max(1, min(max_validation, len(order) // 10))
-    by_turns = zip_longest(*(items[pid] for pid in order[:held_back]))
-    validation = [pair for turn in by_turns for pair in turn if pair]
-    train = [pair for pid in order[held_back:] for pair in items[pid]]
+    validation = [pair for pair in pairs if held_back[pair.row]]
+    train = [pair for pair in pairs if not held_back[pair.row]]
+    if not (train and validation):
+        what = "validate" if train else "train"
+        raise ValueError(f"the data set has no pair to {what} on: see docs/data.md for its folders")
+    if both := {pair.pid for pair in train} & {pair.pid for pair in validation}:
+        raise ValueError(
+            f"{len(both)} items (pid) are both in training and validation, such as {min(both)}: move all rows of an "
+            "item into one of the folders"
+        )
     return train[:max_train], validation[:max_validation]
 
 

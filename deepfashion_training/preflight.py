@@ -4,6 +4,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from deepfashion_training.picture_folder import check_metadata, metadata_files
+from folder_lists import is_dresscode
 from tryon.cli import checked, parse_flags
 from tryon.config import (
     DEFAULT_PARSER,
@@ -25,7 +27,7 @@ DESCRIPTION = (
     "LoRA fine-tuning of CatVTON-Flux. Defaults shown are the full profile's; a flag beats the profile. "
     "RUNS_DIR moves the folder that runs are kept in."
 )
-
+DATA_SET = "hub name, saved data set, or folder of parquet files or of pictures with metadata.jsonl"
 
 Reference = Literal["column", "flat", "other_view", "same_picture"]
 REFERENCES: tuple[Reference, ...] = get_args(Reference)  # best first
@@ -35,9 +37,7 @@ REFERENCES: tuple[Reference, ...] = get_args(Reference)  # best first
 class DataConfig:
     """Which data set is trained on, and what is made of its rows."""
 
-    dataset_name: str | None = setting(
-        None, f"hub name, folder of parquet files or saved data set (default {DEEPFASHION}, or the toy's data)"
-    )
+    dataset_name: str | None = setting(None, f"{DATA_SET} (default {DEEPFASHION}, or the toy's data)")
     min_reference: Reference = setting(
         "same_picture",
         "drop pairs whose garment is shown worse than so: by a picture of its own (column), alone (flat), cut out of "
@@ -80,8 +80,16 @@ def checked_data_path(name: str) -> str:
     folder = Path(name).expanduser()
     if folder.is_dir():
         saved = any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
-        if not saved and next(folder.rglob("*.parquet"), None) is None:
-            raise ValueError(f"the data set {name} holds neither parquet files nor a saved data set: name another")
+        tables = metadata_files(folder)
+        if not (saved or tables) and next(folder.rglob("*.parquet"), None) is None:
+            if is_dresscode(name) or next(folder.rglob("cloth"), None):
+                raise ValueError(f"{name} is laid out as VITON-HD or DressCode: use train_flux_inpaint.py --dataroot")
+            raise ValueError(
+                f"the data set {name} holds neither parquet files nor a saved data set nor pictures with "
+                "metadata.jsonl, .csv or .parquet: name another"
+            )
+        for file in tables:
+            check_metadata(file)
         return str(folder.resolve())
     if folder.exists():
         raise ValueError(f"the data set {name} is a file: name the folder that it lies in")

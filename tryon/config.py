@@ -19,6 +19,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 FLUX_BASE = "black-forest-labs/FLUX.1-dev"
 CATVTON_TRANSFORMER = "xiaozaa/catvton-flux-alpha"
 DEFAULT_PARSER = "mattmdjaga/segformer_b2_clothes"  # of people in photographs
+PARSER_FILES = ["*.json", "*.safetensors"]  # what is taken of a parser's repository
 
 MaskRuleName = Literal["rectangle", "hull", "parsing"]
 Quantization = Literal["none", "fp8", "int8", "nf4", "auto"]
@@ -320,7 +321,8 @@ def resolve(given: dict[str, Any], cuda_devices: int, plan: PlanConfig = PlanCon
     if not toy and cuda_devices == 0:
         raise ValueError(
             f"the {config.profile} profile needs a CUDA device and none was found: run it on a machine with a GPU, add "
-            "--toy to run it on the toy model, or --plan --gpu_memory 24 to see what it would need"
+            "--toy to run it on the toy model, or give train_deepfashion_lora.sh --plan --gpu_memory 24 to see what it "
+            "would need"
         )
     here = int(environ.get("LOCAL_WORLD_SIZE", config.num_processes))  # on this machine, where there are several
     if not toy and here > cuda_devices:

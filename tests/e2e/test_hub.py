@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from pyarrow.parquet import read_table
 
 from conftest import PROJECT
 from stub_hub import StubHub, serve
+from test_dataset import write_pictures
 from tryon.toy.dataset import write_dataset
 from tryon.toy.model import ToyFolders
 
@@ -147,8 +149,9 @@ def test_inference_with_models_and_lora_from_the_hub(hub: StubHub, hub_home: Pat
 
 
 def test_a_data_set_from_the_hub(hub: StubHub, tmp_path: Path) -> None:
-    write_dataset(tmp_path / "data", items=6, seed=0)
-    hub.repositories["somebody/data"] = tmp_path / "data"
+    file = write_dataset(tmp_path / "data", items=6, seed=0)
+    write_pictures(tmp_path / "photos", read_table(file).to_pylist())
+    hub.repositories |= {"somebody/data": tmp_path / "data", "somebody/photos": tmp_path / "photos"}
     hub.repositories["somebody/pictures"] = tmp_path / "pictures"
     (tmp_path / "pictures").mkdir()
     (tmp_path / "pictures" / "README.md").write_text("nothing of use")
@@ -162,10 +165,15 @@ def test_a_data_set_from_the_hub(hub: StubHub, tmp_path: Path) -> None:
         )  # fmt: skip
 
     with serve(hub):
-        names = [("somebody/data", "from the hub"), ("somebody/pictures", "nothing"), ("nobody/nothing", "nothing")]
-        done, *others = at_once(lambda each: export(*each, HF_ENDPOINT=hub.url), names)
-        assert done.returncode == 0 and done.stderr == "loading torch and datasets ...\n", done.stderr
-        words = ("(it has no parquet files)", "nor a repository on the hub that you may read")
+        names = [("somebody/data", "from the hub"), ("somebody/photos", "of pictures"),
+                 ("somebody/pictures", "nothing"), ("nobody/nothing", "nothing")]  # fmt: skip
+        done, photos, *others = at_once(lambda each: export(*each, HF_ENDPOINT=hub.url), names)
+        for each in (done, photos):
+            assert each.returncode == 0 and each.stderr == "loading torch and datasets ...\n", each.stderr
+        words = (
+            "(it has no parquet files and no metadata.jsonl or .csv)",
+            "nor a repository on the hub that you may read",
+        )
         refused = list(zip(others, words, strict=True))
     assert list((tmp_path / "hub files").glob("datasets--somebody--data")), "--cache_dir is where they are"
     names = [("somebody/data", "again"), (str(tmp_path / "data"), "local"), ("somebody/other", "nothing")]
@@ -176,7 +184,8 @@ def test_a_data_set_from_the_hub(hub: StubHub, tmp_path: Path) -> None:
     assert len(names) > 30
     for name in names:
         content = (tmp_path / "local" / name).read_bytes()
-        assert (tmp_path / "from the hub" / name).read_bytes() == content == (tmp_path / "again" / name).read_bytes()
+        for folder in ("from the hub", "again", "of pictures"):
+            assert (tmp_path / folder / name).read_bytes() == content, (folder, name)
 
     refused.append((unknown, "the hub cannot be reached"))
     for done, message in refused:

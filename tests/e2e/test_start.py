@@ -42,7 +42,8 @@ def started(command: str, folder: Path, **environment: str) -> tuple[int, str, s
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder with a run whose LoRA is damaged, one without a checkpoint, no.csv, and half a VITON-HD folder."""
+    """A folder with a run whose LoRA is damaged, one without a checkpoint, no.csv, half a DressCode folder, and a table
+    of pictures that leads elsewhere."""
     lora = lora_file(tmp_path / "damaged" / "checkpoint-1")
     lora.parent.mkdir(parents=True)
     lora.write_bytes(b"whole")
@@ -52,6 +53,8 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "empty").mkdir()
     (tmp_path / "no.csv").write_text("person,garment\n")
     (tmp_path / "upper_body").mkdir()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "metadata.jsonl").write_text('{"file_name": "../users", "mask_file_name": "../users"}')
     (tmp_path / "users").write_text("somebody:secret")
     return tmp_path
 
@@ -75,9 +78,10 @@ def folder(tmp_path: Path) -> Path:
         ("evaluate_lora.py --lora {folder}/damaged", "is damaged: take another checkpoint"),
         ("evaluate_lora.py --lora {folder}/foreign.safetensors --dataroot /nope", "--dataroot /nope is no folder"),
         ("train_flux_inpaint.py --toy --dataroot /nope", "--dataroot /nope lacks /nope"),
-        ("train_flux_inpaint.py --toy --dataroot {folder}", "upper_body/train_pairs.txt is not there"),
+        ("train_flux_inpaint.py --toy --dataroot {folder}", "upper_body/images has no pictures of people"),
         ("train_flux_inpaint.py --toy --dataroot /nope --init_lora /nope", "/nope"),
         ("-m deepfashion_training.train_deepfashion_lora --toy --dataset_name /nope", "the data set /nope is neither"),
+        ("-m deepfashion_training.launch --toy --dataset_name {folder}/photos", "lies outside the folder"),
         ("-m deepfashion_training.launch --toy --init_lora /nope", "--init_lora /nope does not exist"),
         ("-m deepfashion_training.inspect_dataset /nope", "the data set /nope is neither a folder nor a hub name"),
         ("-m deepfashion_training.export_viton_hd /nope {folder}/out", "the data set /nope is neither a folder nor"),

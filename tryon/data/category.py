@@ -1,5 +1,6 @@
 """The categories of garments, and the rule that hides what a person wears. Imports nothing heavy."""
 
+import re
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -7,6 +8,12 @@ from tryon.config import MaskConfig, MaskRuleName
 
 Category = Literal["upper", "lower", "full"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
+
+
+def plain(word: str) -> str:
+    """A name of a category or a kind of garment as it is compared: without case, spaces, slashes, hyphens and
+    underscores."""
+    return re.sub(r"[\s/_-]", "", word).casefold()
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
 """Label maps of people: which pixel is head, arm or leg, which garment. By a SegFormer with ATR labels, or a file."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,15 +13,19 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from tryon.config import DEFAULT_PARSER
+from tryon.config import DEFAULT_PARSER, PARSER_FILES
+from tryon.console import progress_bar
 from tryon.data.category import CATEGORIES, Category, MaskRule
 from tryon.data.masks import PARTS, agnostic_mask, among, mask_picture, without_specks
-from tryon.data.sample import open_picture
-from tryon.files import files_fingerprint
+from tryon.data.sample import UNREADABLE, open_picture, read_picture
+from tryon.files import files_fingerprint, replacing
 from tryon.hub import hub_or_folder
+from tryon.units import plural
 
 if TYPE_CHECKING:
     from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
+
+logger = logging.getLogger(__name__)
 
 # The labels of the ATR data set, which human parsers are trained on and DressCode's label maps use, in their order.
 PART_OF_LABEL = {
@@ -45,6 +51,10 @@ def parts_of(labels: Sequence[str]) -> Tensor:
 
 
 _PART_OF_ATR = parts_of(ATR)
+_LABEL_OF_PART = {part: ATR.index(label) for label, part in reversed(PART_OF_LABEL.items())}
+_ATR_OF_PART = torch.tensor(
+    [_LABEL_OF_PART.get(part, 0) for part in PARTS]
+)  # hands have no label, no parser finds them
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,7 @@ def load_parser(name: str, cache_dir: str | None, device: torch.device) -> Parse
     """
     from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil  # few data sets need it
 
-    folder = hub_or_folder(name, ["*.json", "*.safetensors"], cache_dir)
+    folder = hub_or_folder(name, PARSER_FILES, cache_dir)
     try:
         processor = SegformerImageProcessorPil.from_pretrained(folder)
         model, loaded = SegformerForSemanticSegmentation.from_pretrained(
@@ -166,3 +176,39 @@ def read_label_map(file: Path, size: tuple[int, int]) -> Tensor:
     if labels.ndim != 2 or labels.max() >= len(ATR):
         raise ValueError(f"{file} is no label map: its pixels must be 0 to {len(ATR) - 1}, the labels of ATR")
     return _PART_OF_ATR[torch.from_numpy(labels.astype(np.int64))]
+
+
+def cached_label_maps(
+    people: Sequence[Path], name: str, cache_dir: str | None, data_cache: Path, device: torch.device
+) -> list[Path]:
+    """The files of the people's label maps, as read_label_map reads them, made by the parser `name` where they are not
+    there yet. A person who cannot be read has none.
+
+    They are named after the person's picture and the parser's files. Raises ValueError where the parser cannot be had,
+    and where a file cannot be written.
+    """
+    parser = hub_or_folder(name, PARSER_FILES, cache_dir)
+    made_by = files_fingerprint(parser).encode()
+    digests = [sha256(made_by + (file.read_bytes() if file.is_file() else b"")).hexdigest() for file in people]
+    files = [data_cache / "labels" / digest[:2] / f"{digest}.png" for digest in digests]
+    missing = {file: person for file, person in zip(files, people, strict=True) if not file.is_file()}
+    if not missing:
+        return files
+    logger.info("labelling the people in %s with %s", plural(len(missing), "picture"), name)
+    model = load_parser(str(parser), None, device)
+    bar = progress_bar(len(missing), "labelling people", visible=True)
+    for file, person in missing.items():
+        bar.update()
+        try:
+            labels = parse(model, read_picture(person))
+        except UNREADABLE:
+            continue
+        try:
+            with replacing(file) as staging:
+                Image.fromarray(_ATR_OF_PART[labels.long()].to(torch.uint8).numpy()).save(staging, "PNG")
+        except OSError as error:
+            raise ValueError(
+                f"{file} cannot be written ({error}): make room, or put the cache elsewhere with --data_cache_dir"
+            ) from error
+    bar.close()
+    return files

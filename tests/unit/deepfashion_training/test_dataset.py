@@ -1,7 +1,9 @@
 """DeepFashion's layouts, categories, references and split, on small data sets written as the hub's are."""
 
 import io
+import shutil
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -14,12 +16,13 @@ from safetensors.torch import load_file, save_file
 
 from conftest import PROJECT
 from deepfashion_training.deepfashion_dataset import DeepFashionData, load_deepfashion, load_table
-from deepfashion_training.pairing import Pair, category_of, is_flat, split_by_item
-from deepfashion_training.preflight import DataConfig
+from deepfashion_training.pairing import Pair, category_of, is_flat
+from deepfashion_training.preflight import DataConfig, checked_data_path
 from test_human_parser import write_parser
 from tryon.config import MaskConfig, TrainConfig, on_toy
 from tryon.data.human_parser import ATR
 from tryon.data.sample import UnreadablePicture, fit_picture
+from tryon.data.split import split_by_item
 
 COLOURS = {"front": "red", "side": "green", "flat": "blue"}
 
@@ -51,6 +54,23 @@ def write(folder: Path, rows: Iterable[dict], pictures: tuple[str, ...] = ("imag
         table = table.cast_column(name, datasets.Image(decode=False))
     folder.mkdir(parents=True, exist_ok=True)
     table.to_parquet(folder / "train-00000-of-00001.parquet")
+    return str(folder)
+
+
+def write_pictures(folder: Path, rows: Iterable[dict], kind: str = "jsonl") -> str:
+    """The rows as pictures with a table of the hub's `imagefolder`."""
+    (folder / "files").mkdir(parents=True)
+    lines = []
+    for number, each in enumerate(rows):
+        texts = {name: value for name, value in each.items() if not isinstance(value, dict)}
+        for column, name in (("file_name", "images"), ("mask_file_name", "mask"), ("cloth_file_name", "cloth")):
+            if name in each:
+                texts[column] = f"files/{number:03d}-{name}.png"
+                (folder / texts[column]).write_bytes(each[name]["bytes"])
+        lines.append(texts)
+    table = datasets.Dataset.from_list(lines)
+    write_table = {"jsonl": table.to_json, "csv": table.to_csv, "parquet": table.to_parquet}[kind]
+    write_table(folder / f"metadata.{kind}")
     return str(folder)
 
 
@@ -211,6 +231,61 @@ def test_the_three_ways_to_store_a_data_set_give_the_same_samples(tmp_path: Path
         assert [data.key(index) for index in range(len(data))] == [expected.key(i) for i in range(len(expected))]
 
 
+@pytest.mark.parametrize("kind", ["jsonl", "csv", "parquet"])
+def test_pictures_in_folders_give_the_same_samples(tmp_path: Path, kind: str) -> None:
+    rows = [{**each, "cloth": png(Image.new("RGB", (48, 64), (9, 9, number)))} for number, each in enumerate(items(6))]
+    expected = load(write(tmp_path / "parquet", rows, ("images", "mask", "mask_overlay", "cloth")), config())
+    name = write_pictures(tmp_path / "my [set] *", rows, kind)
+    assert checked_data_path(name) == name
+    found = load(name, config(cache_dir=str(tmp_path / "hub files")))
+    for data, same in zip(found, expected, strict=True):
+        assert [data.key(index) for index in range(len(data))] == [same.key(index) for index in range(len(same))]
+        assert torch.equal(data[0].garment, same[0].garment) and data.pair(0).reference == "column"
+    (Path(name) / f"files/{found[0].pair(0).row:03d}-images.png").write_bytes(png(Image.new("RGB", (48, 64)))["bytes"])
+    assert load(name, config(cache_dir=str(tmp_path / "hub files")))[0].key(0) != expected[0].key(0)
+
+
+def test_folders_of_pictures_bring_their_split(tmp_path: Path) -> None:
+    for split, rows in (("train", items(4)), ("Test", [row(item, "front") for item in (7, 8, 9)])):
+        write_pictures(tmp_path / split, rows)
+    name, settings = str(tmp_path), config(cache_dir=str(tmp_path / "hub files"))
+    train, validation = load(name, settings)
+    assert {pair.pid[-1] for pair in train.pairs} == set("0123") and len(train.pairs) == 8
+    assert {pair.pid[-1] for pair in validation.pairs} == set("789")
+    assert all(data[0].mask.any() for data in (train, validation))
+    assert len(load(name, replace(settings, max_validation_samples=2))[1]) == 2
+
+    shutil.rmtree(tmp_path / "Test")
+    write_pictures(tmp_path / "Test", [row(3, "front")])
+    with pytest.raises(ValueError, match=r"1 items \(pid\) are both in training and validation, such as id_00000003"):
+        load(name, settings)
+
+
+def test_what_a_folder_of_pictures_lacks_is_named_at_once(tmp_path: Path) -> None:
+    file = Path(write_pictures(tmp_path / "set", items(2))) / "metadata.jsonl"
+    whole = file.read_text()
+    for name in ("../set/files/000-images.png", "files/../../private.png", str(tmp_path / "private.png")):
+        file.write_text(whole.replace("files\\/000-images.png", name))
+        assert file.read_text() != whole
+        with pytest.raises(ValueError, match=r"metadata.jsonl names .*, which lies outside the folder"):
+            checked_data_path(str(file.parent))
+    file.write_text(whole.replace("000-images", "nowhere"))
+    with pytest.raises(ValueError, match=r"names files/nowhere.png, which is not there, like 1 of its 10 pictures"):
+        checked_data_path(str(file.parent))
+    file.write_text(whole.replace("mask_file_name", "mask"))
+    with pytest.raises(ValueError, match=r"has the columns .*: needed are the person as file_name and the garment's"):
+        checked_data_path(str(file.parent))
+    file.write_text('{"file_name": ')
+    with pytest.raises(ValueError, match=r"metadata.jsonl cannot be read \(.*\): check the file"):
+        checked_data_path(str(file.parent))
+    file.unlink()
+    with pytest.raises(ValueError, match=r"neither parquet files nor a saved data set nor pictures with"):
+        checked_data_path(str(file.parent))
+    (file.parent / "train" / "cloth").mkdir(parents=True)
+    with pytest.raises(ValueError, match="is laid out as VITON-HD or DressCode: use train_flux_inpaint.py --dataroot"):
+        checked_data_path(str(file.parent))
+
+
 def test_keys_follow_content_and_settings(tmp_path: Path) -> None:
     rows = items(4)
     data = load(write(tmp_path / "a", rows), config())[0]
@@ -295,6 +370,10 @@ def test_an_unreadable_row_is_named(tmp_path: Path, fault: str) -> None:
         (1, "", "upper"),
         (2, "", "lower"),
         ("3", "", "full"),
+        ("tees / tanks", "", "upper"),
+        ("UPPER-BODY", "", "upper"),
+        ("denim", "a man in jeans", "lower"),
+        (" ", "a woman in a gown", "full"),
         (None, "a woman in a long gown", "full"),
         (None, None, "upper"),
     ],
@@ -315,9 +394,9 @@ def test_flat_is_matched_as_a_word() -> None:
 
 def test_split_is_a_tenth_and_at_least_one() -> None:
     pairs = [Pair(row, row, "same_picture", "upper", f"item {row}") for row in range(50)]
-    train, validation = split_by_item(pairs, 0, None, 64)
+    train, validation = split_by_item(pairs, lambda pair: pair.pid, 0, None, 64)
     assert (len(train), len(validation)) == (45, 5)
-    assert len(split_by_item(pairs[:9], 0, None, 64)[1]) == 1
+    assert len(split_by_item(pairs[:9], lambda pair: pair.pid, 0, None, 64)[1]) == 1
 
 
 def test_real_photographs(tmp_path: Path) -> None:

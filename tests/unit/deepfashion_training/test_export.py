@@ -9,7 +9,8 @@ from PIL import ExifTags, Image
 
 from deepfashion_training.deepfashion_dataset import DeepFashionData
 from deepfashion_training.export_viton_hd import main
-from folder_datasets import FolderData, load_viton_hd
+from folder_datasets import FolderData
+from folder_lists import pairs_of
 from test_dataset import items, load, png, write
 from tryon.config import TrainConfig
 from tryon.toy.dataset import write_dataset
@@ -29,8 +30,8 @@ def both(name: str, folder: Path, *flags: str) -> list[tuple[DeepFashionData, Fo
     main([name, str(folder), *flags])
     train, validation = load(name, TrainConfig(height=SIZE[0], width=SIZE[1], max_validation_samples=3))
     return [
-        (train, load_viton_hd(str(folder), "train", "train_pairs.txt", *SIZE, None)),
-        (validation, load_viton_hd(str(folder), "test", "test_pairs.txt", *SIZE, None)),
+        (train, FolderData(pairs_of(str(folder), "train", "train_pairs.txt"), *SIZE)),
+        (validation, FolderData(pairs_of(str(folder), "test", "test_pairs.txt"), *SIZE)),
     ]
 
 

@@ -1,0 +1,47 @@
+"""Pictures in folders beside a table that names them, as the hub's `imagefolder` has them: what can be said of them
+before they are read. Imports nothing heavy."""
+
+from pathlib import Path
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+# What the hub calls the folders of other splits than the training's.
+HELD_BACK = {"validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
+
+
+def metadata_files(folder: Path) -> list[Path]:
+    """The tables of a folder of pictures; none where it is a data set of another kind: saved, or in parquet files."""
+    saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
+    if saved or any(file.name not in METADATA for file in folder.rglob("*.parquet")):
+        return []
+    return sorted(file for file in folder.rglob("metadata.*") if file.name in METADATA)
+
+
+def is_held_back(file: Path, folder: Path) -> bool:
+    """Whether a table lies in a folder of its own for validation or tests."""
+    return bool({part.lower() for part in file.relative_to(folder).parts[:-1]} & HELD_BACK)
+
+
+def check_metadata(file: Path) -> None:
+    """Raises ValueError where a table cannot be read, lacks a column, or names a picture that is not there or lies
+    outside the table's folder."""
+    from pyarrow import ArrowException, csv, json, parquet
+
+    read = {".csv": csv.read_csv, ".jsonl": json.read_json, ".parquet": parquet.read_table}[file.suffix]
+    try:
+        table = read(file)
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{file} cannot be read ({str(error).splitlines()[0]}): check the file") from error
+    columns = [name for name in table.column_names if name == "file_name" or name.endswith("_file_name")]
+    if "mask_file_name" not in columns or not {"file_name", "image_file_name", "images_file_name"} & {*columns}:
+        raise ValueError(
+            f"{file} has the columns {', '.join(table.column_names)}: needed are the person as file_name and the "
+            "garment's region as mask_file_name; used if there: cloth_file_name, cloth_type, pid, pose, caption"
+        )
+    named = [str(name) for column in columns for name in table[column].to_pylist() if name]
+    if outside := [name for name in named if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise ValueError(f"{file} names {outside[0]}, which lies outside the folder: give names of files in it")
+    if missing := [name for name in named if not (file.parent / name).is_file()]:
+        raise ValueError(
+            f"{file} names {missing[0]}, which is not there, like {len(missing)} of its {len(named)} pictures: add "
+            "them, or take their rows out"
+        )

@@ -1,0 +1,33 @@
+"""Which pairs of a data set without a split of its own are held back for validation. Imports nothing heavy."""
+
+import hashlib
+from collections.abc import Callable
+from itertools import zip_longest
+from typing import TypeVar
+
+Pair = TypeVar("Pair")
+
+
+def split_by_item(
+    pairs: list[Pair], item_of: Callable[[Pair], str], seed: int, max_train: int | None, max_validation: int
+) -> tuple[list[Pair], list[Pair]]:
+    """Training and validation pairs that share no item: a tenth of the items is held back, but no more of them than
+    validation samples are wanted, and at least one. item_of: the name of a pair's item.
+
+    Items are ordered by a hash of their name and the seed; from this order the limits take the first. One view of each
+    held-back item comes before the second of any, so that a small validation set still has many items. Raises
+    ValueError where all pairs are of one item.
+    """
+    items: dict[str, list[Pair]] = {}
+    for pair in pairs:
+        items.setdefault(item_of(pair), []).append(pair)
+    order = sorted(items, key=lambda item: hashlib.sha256(f"{seed} {item}".encode()).digest())
+    if len(order) < 2:
+        raise ValueError(
+            "the data set has a single item (a garment, or a pid): give at least two, one is held back for validation"
+        )
+    held_back = max(1, min(max_validation, len(order) // 10))
+    by_turns = zip_longest(*(items[item] for item in order[:held_back]))
+    validation = [pair for turn in by_turns for pair in turn if pair]
+    train = [pair for item in order[held_back:] for pair in items[item]]
+    return train[:max_train], validation[:max_validation]
