@@ -17,6 +17,7 @@ from tryon.data.sample import PromptEmbedding, SampleSource, TryOnSample, make_d
 from tryon.flux.encode import collate, to_device
 from tryon.flux.flow_matching import draw_sigma_and_noise, fill_loss, interpolate
 from tryon.inference.pipeline import try_on_batch
+from tryon.inference.recipe import Recipe, save_picture, versions
 from tryon.signals import asked_to_stop
 from tryon.training.latent_cache import LatentData
 from tryon.training.tracking import log_metrics, log_picture
@@ -46,8 +47,9 @@ def make_validation(
     picked = pick_for_grid([each.category for each in encoded], config.num_validation_images)
     samples = [val_data[by_key[encoded[index].key]] for index in picked]
 
+    steps, guidance = config.num_inference_steps, config.validation_guidance_scale
+
     def draw(each_step: Callable[[int], None] | None) -> list[Image.Image]:
-        steps, guidance = config.num_inference_steps, config.validation_guidance_scale
         pictures = []
         for row, sample in enumerate(samples):
             (panel,) = try_on_batch(
@@ -71,8 +73,8 @@ def make_validation(
         log_metrics(accelerator, run, step, losses)
         grid = validation_grid(samples, before, draw(lambda done: leave_if_asked()))
         path = validation_picture(run, step)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        grid.save(path)
+        settings = {"seed": config.seed, "steps": steps, "guidance_scale": guidance}
+        save_picture(grid, path, Recipe(settings, {}, (f"{run.name}, step {step}",), versions()))
         log_picture(accelerator, "validation", grid, step)
         words = ", ".join(f"{name.removeprefix('validation/')} {loss:.4f}" for name, loss in losses.items())
         logger.info("validation at step %d: %s; pictures in %s", step, words, path)
