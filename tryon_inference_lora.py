@@ -149,8 +149,9 @@ def request_of_flags(pictures: PictureConfig) -> Request:
 
 
 def read_settings(argv: list[str]) -> tuple[TryOnConfig, PictureConfig, dict[str, str]]:
-    """The flags, checked, among them those of --again, where no others are given; and what the fingerprints of the
-    files that these name have to be. Raises ValueError, in one sentence, for everything that is missing or wrong."""
+    """The flags, checked, among them those of --again, where no others are given, its output beside the picture; and
+    what the fingerprints of the files that these name have to be. Raises ValueError, in one sentence, for everything
+    that is missing or wrong."""
     command = *COMMAND, TryOnConfig, PictureConfig
     given = {name: value for flags in parse_flags(argv, *command) for name, value in flags.items()}
     if not given.get("again"):
@@ -158,8 +159,9 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, PictureConfig, dict[str
     again = Path(given["again"]).expanduser()
     if (recipe := read_recipe(again)) is None:
         raise ValueError(f"--again {again} does not say how it was made: give a picture that was written here")
-    beside = {name: str(again.with_stem(f"{again.stem}-again")) for name in OUTPUTS if name in recipe.flags}
-    recipe = without(replace(recipe, flags=recipe.flags | beside), given)
+    is_grid = "output_grid" in recipe.flags or len(given.get("lora", ())) > 1
+    beside = {"output_grid" if is_grid else "output_tryon": str(again.with_stem(f"{again.stem}-again"))}
+    recipe = without(replace(recipe, flags=without(recipe, OUTPUTS).flags | beside), given)
     return *parse([*as_arguments(recipe.flags), *argv], *command, problems=problems_of), recipe.fingerprints
 
 
@@ -181,7 +183,7 @@ def main(argv: list[str]) -> None:
     # What can be refused is refused before anything heavy is imported.
     config, pictures, fingerprints = read_settings(argv)
     pairs, grid = (Path(path).expanduser() if path else None for path in (pictures.pairs, pictures.output_grid))
-    seeds, requests, made, failed = seeds_of(pictures), {}, set(), {}
+    seeds, failed = seeds_of(pictures), {}
     lines = read_pairs(pairs, seeds, grid) if pairs else []
     set_up_logging(is_main_process=True)
     loras = {name: lora_on_disk(name, config.cache_dir) for name in pictures.lora if name != BASE}

@@ -72,9 +72,10 @@ def test_a_recipe_is_read_as_flags_among_which_those_given_count(
     )  # fmt: skip
     assert fingerprints.keys() == {"lora", "image", "garment"}
 
-    other = ["--lora", "a", "base", "--lora", "b", "--output_grid", str(pictures / "grid.png"), "--garment", person]
-    _, flags, fingerprints = read_settings(["--again", str(again), *other, "--seed", "8"])
+    other = ["--lora", "a", "base", "--lora", "b", "--garment", person, "--seed", "8"]
+    _, flags, fingerprints = read_settings(["--again", str(again), *other])
     assert (flags.lora, flags.seed, flags.garment, flags.output_tryon) == (("a", "base", "b"), 8, person, None)
+    assert flags.output_grid == str(pictures / "seed 5-again.png"), "several are compared"
     assert fingerprints.keys() == {"image"}, "what is given may be anything"
     _, flags, _ = read_settings(["--again", str(again), "--pairs", "pairs.csv"])
     assert (flags.image, flags.garment, flags.output_tryon, flags.steps) == (None, None, None, 4)
