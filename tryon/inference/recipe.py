@@ -1,4 +1,5 @@
-"""How a picture was made, written into the picture itself: the flags that make it again. Imports neither torch nor diffusers."""
+"""How a picture was made, written into the picture itself: the flags that make it again. Imports neither torch nor
+diffusers."""
 
 import json
 import os

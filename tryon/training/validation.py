@@ -41,15 +41,19 @@ def make_validation(
 
     The pictures before the LoRA are drawn here, once, from the transformer with its LoRA switched off.
     """
+    settings = {
+        "seed": config.seed,
+        "steps": config.num_inference_steps,
+        "guidance_scale": config.validation_guidance_scale,
+    }
     transformer = pipeline.transformer
     by_key = {val_data.key(index): index for index in range(len(val_data))}
     encoded = [val_latents[index] for index in range(len(val_latents))]
     picked = pick_for_grid([each.category for each in encoded], config.num_validation_images)
     samples = [val_data[by_key[encoded[index].key]] for index in picked]
 
-    steps, guidance = config.num_inference_steps, config.validation_guidance_scale
-
     def draw(each_step: Callable[[int], None] | None) -> list[Image.Image]:
+        steps, guidance = config.num_inference_steps, config.validation_guidance_scale
         pictures = []
         for row, sample in enumerate(samples):
             (panel,) = try_on_batch(
@@ -73,7 +77,6 @@ def make_validation(
         log_metrics(accelerator, run, step, losses)
         grid = validation_grid(samples, before, draw(lambda done: leave_if_asked()))
         path = validation_picture(run, step)
-        settings = {"seed": config.seed, "steps": steps, "guidance_scale": guidance}
         save_picture(grid, path, Recipe(settings, {}, (f"{run.name}, step {step}",), versions()))
         log_picture(accelerator, "validation", grid, step)
         words = ", ".join(f"{name.removeprefix('validation/')} {loss:.4f}" for name, loss in losses.items())
