@@ -2,32 +2,59 @@
 
     python tryon_inference_lora.py --lora runs/<run> --image person.jpg --garment garment.jpg --category lower \
         --output_tryon out.png
+    python tryon_inference_lora.py --lora base runs/<run> runs/<other> --image ... --output_grid compared.png
     python tryon_inference_lora.py --lora runs/<run> --pairs pairs.csv
+    python tryon_inference_lora.py --again out.png
 
 What is repainted: --mask, white there; or --worn, the region of what the person wears, from which the mask is made by
 the rule that the LoRA was trained with; or, with --category alone, a human parser finds that region.
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from tryon.cli import parse, run_script
+from tryon.cli import parse, parse_flags, run_script
 from tryon.config import MOST_DENOISING, MOST_GUIDANCE, MOST_SEED, TryOnConfig, setting
-from tryon.console import MODEL_LIBRARIES, load_libraries, on_terminal, set_up_logging
+from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.flux.lora_header import denoising, lora_on_disk, panel_size, prompt_category, read_facts
-from tryon.inference.pairs_file import Request, read_pairs, results_of, unwritable
+from tryon.inference.pairs_file import Request, read_pairs, requests_of, results_of, unwritable
+from tryon.inference.recipe import (
+    BASE,
+    OUTPUTS,
+    as_arguments,
+    check_unchanged,
+    is_made,
+    read_recipe,
+    recipe_of,
+    save_picture,
+    with_files,
+    with_output,
+    with_request,
+    without,
+)
 
 logger = logging.getLogger(__name__)
 
+COMMAND = "python tryon_inference_lora.py", "Dresses people in garments with trained LoRAs."
 GRID_ROWS = 20  # more would be a picture that few programs open
 
 
 @dataclass(frozen=True, kw_only=True)
 class PictureConfig:
-    """Which pictures are read and written, and how the new ones are drawn."""
+    """Which LoRAs are used, which pictures are read and written, and how the new ones are drawn."""
 
+    lora: tuple[str, ...] = setting(
+        (),
+        "a run, a folder of runs (its newest), a checkpoint, a .safetensors file or a hub name; several are compared "
+        f"in --output_grid, and {BASE} among them is the model without a LoRA",
+        needed=True,
+    )
+    again: str | None = setting(
+        None, "picture that was written here: the flags that it was made with count where no others are given"
+    )
     image: str | None = setting(None, "picture of the person; needed, or --pairs")
     garment: str | None = setting(None, "picture of the garment; needed, or --pairs")
     mask: str | None = setting(None, "mask of the person's picture, white where it is repainted")
@@ -40,11 +67,13 @@ class PictureConfig:
     category: Literal["upper", "lower", "full"] | None = setting(
         None, "the garment's category; needed without --mask, and by a LoRA that has one prompt per category"
     )
-    output_tryon: str | None = setting(None, "where the dressed person is written; needed, or --pairs")
+    output_tryon: str | None = setting(
+        None, "where the dressed person is written; needed, or --output_grid, or --pairs"
+    )
     pairs: str | None = setting(
         None,
         "CSV file with the columns person, garment and output, and perhaps mask and category: a try-on a line; paths "
-        "are taken from the file's folder",
+        "are taken from the file's folder; results that are there already are not made again",
     )
     output_grid: str | None = setting(None, "where garment, person, masked person and results are written side by side")
     num_results: int = setting(1, "results of each try-on, with seeds that follow each other", 1, 16)
@@ -59,9 +88,13 @@ class PictureConfig:
 
 def problems_of(config: TryOnConfig, pictures: PictureConfig) -> list[str]:
     """What is wrong with the flags beyond single values."""
+    if set(pictures.lora) == {BASE}:
+        return [f"--lora {BASE} is the model of another LoRA: name that one too"]
     if pictures.pairs:
         given = [name for name in ("image", "garment", "mask", "worn", "output_tryon") if getattr(pictures, name)]
         problems = [f"--{name} is for a single try-on: leave it out with --pairs" for name in given]
+        if len(pictures.lora) > 1:
+            problems.append("--pairs are dressed with one LoRA: name one, or compare several on a single try-on")
     else:
         problems = problems_of_one(pictures)
     if pictures.output_grid:
@@ -71,7 +104,14 @@ def problems_of(config: TryOnConfig, pictures: PictureConfig) -> list[str]:
 
 def problems_of_one(pictures: PictureConfig) -> list[str]:
     """What is wrong with the flags of a single try-on."""
-    problems = [f"--{name} is missing" for name in ("image", "garment", "output_tryon") if not getattr(pictures, name)]
+    problems = [f"--{name} is missing" for name in ("image", "garment") if not getattr(pictures, name)]
+    if len(pictures.lora) > 1:
+        if pictures.output_tryon:
+            problems.append("several LoRAs are compared in --output_grid: leave --output_tryon out")
+        elif not pictures.output_grid:
+            problems.append("--output_grid is missing")
+    elif not (pictures.output_tryon or pictures.output_grid):
+        problems.append("--output_tryon is missing")
     if pictures.mask and pictures.worn:
         problems.append("give either --mask or --worn")
     if pictures.mask and pictures.parser:
@@ -82,14 +122,17 @@ def problems_of_one(pictures: PictureConfig) -> list[str]:
         path = getattr(pictures, name)
         if path is not None and not Path(path).expanduser().is_file():
             problems.append(f"--{name} {path} is no file")
+    written = {"output_grid": [Path(pictures.output_grid).expanduser()]} if pictures.output_grid else {}
     if pictures.output_tryon:
         output = Path(pictures.output_tryon).expanduser()
         problems += unwritable("--output_tryon", output)
-        written = {file.resolve() for file in results_of(output, seeds_of(pictures))}
+        written["output_tryon"] = results_of(output, seeds_of(pictures))
+    for output, files in written.items():
+        resolved = {file.resolve() for file in files}
         for name in ("image", "garment", "mask", "worn", "output_grid"):
             path = getattr(pictures, name)
-            if path and Path(path).expanduser().resolve() in written:
-                problems.append(f"--output_tryon would overwrite --{name} {path}: name another file")
+            if name != output and path and Path(path).expanduser().resolve() in resolved:
+                problems.append(f"--{output} would overwrite --{name} {path}: name another file")
     return problems
 
 
@@ -100,54 +143,103 @@ def seeds_of(pictures: PictureConfig) -> range:
 
 def request_of_flags(pictures: PictureConfig) -> Request:
     """The try-on that the flags ask for."""
-    given = (pictures.image, pictures.garment, pictures.mask, pictures.worn, pictures.output_tryon)
-    *read, output = (Path(path).expanduser() if path else None for path in given)
-    return Request(*read, pictures.category, output)
+    given = (pictures.image, pictures.garment, pictures.mask, pictures.worn)
+    read = (Path(path).expanduser() if path else None for path in given)
+    return Request(*read, pictures.category, Path(pictures.output_tryon or "").expanduser())
+
+
+def read_settings(argv: list[str]) -> tuple[TryOnConfig, PictureConfig, dict[str, str]]:
+    """The flags, checked, among them those of --again, where no others are given, its output beside the picture; and
+    what the fingerprints of the files that these name have to be. Raises ValueError, in one sentence, for everything
+    that is missing or wrong."""
+    command = *COMMAND, TryOnConfig, PictureConfig
+    given = {name: value for flags in parse_flags(argv, *command) for name, value in flags.items()}
+    if not given.get("again"):
+        return *parse(argv, *command, problems=problems_of), {}
+    again = Path(given["again"]).expanduser()
+    if (recipe := read_recipe(again)) is None:
+        raise ValueError(f"--again {again} does not say how it was made: give a picture that was written here")
+    is_grid = "output_grid" in recipe.flags or len(given.get("lora", ())) > 1
+    beside = {"output_grid" if is_grid else "output_tryon": str(again.with_stem(f"{again.stem}-again"))}
+    recipe = without(replace(recipe, flags=without(recipe, OUTPUTS).flags | beside), given)
+    return *parse([*as_arguments(recipe.flags), *argv], *command, problems=problems_of), recipe.fingerprints
+
+
+def columns_of(loras: Sequence[str], seeds: range) -> list[str]:
+    """The headings of the grid's results."""
+    if len(loras) == 1:
+        return [f"seed {seed}" for seed in seeds]
+    return [f"{lora}, seed {seed}" if len(seeds) > 1 else lora for lora in loras for seed in seeds]
+
+
+def check_all_dressed(failed: dict[int, str], lines: int) -> None:
+    """Raises ValueError, with what is wrong with each, where some of the lines of --pairs were not dressed."""
+    if failed:
+        problems = "; ".join(f"line {number}: {failed[number]}" for number in sorted(failed))
+        raise ValueError(f"{len(failed)} of {lines} pairs were not dressed: {problems}")
 
 
 def main(argv: list[str]) -> None:
     # What can be refused is refused before anything heavy is imported.
-    description, shapes = "Dresses people in garments with a trained LoRA.", (TryOnConfig, PictureConfig)
-    config, pictures = parse(argv, "python tryon_inference_lora.py", description, *shapes, problems=problems_of)
+    config, pictures, fingerprints = read_settings(argv)
     pairs, grid = (Path(path).expanduser() if path else None for path in (pictures.pairs, pictures.output_grid))
-    lines = read_pairs(pairs, seeds_of(pictures), grid) if pairs else []
+    seeds, failed = seeds_of(pictures), {}
+    lines = read_pairs(pairs, seeds, grid) if pairs else []
     set_up_logging(is_main_process=True)
-    lora = lora_on_disk(config.lora, config.cache_dir)
-    facts = read_facts(lora)
-    panel_size(config, facts)
-    if not pairs:
-        prompt_category(facts, pictures.category)
+    loras = {name: lora_on_disk(name, config.cache_dir) for name in pictures.lora if name != BASE}
+    facts, *others = map(read_facts, loras.values())
+    size = panel_size(config, facts)
+    steps, guidance = denoising(facts, pictures.steps, pictures.guidance_scale)
+    config = replace(config, height=size[0], width=size[1])  # where LoRAs are compared, the first one's for all
+    flags = asdict(config) | asdict(pictures) | {"steps": steps, "guidance_scale": guidance}
+    shared = recipe_of(loras, flags)
+    if pairs:
+        recipe = with_files(shared, {"pairs": pairs})
+    else:
+        for each in (facts, *others):
+            prompt_category(each, pictures.category)
+        request = request_of_flags(pictures)
+        recipe = with_request(shared, request)
+    check_unchanged(recipe, fingerprints, pictures.again)
+    if pairs:
+        requests, failed = requests_of(lines, pairs.parent, pictures.category)
+        made = {line for line, each in requests.items() if is_made(with_request(shared, each), each.output, seeds)}
+        logger.info("%d pairs, %d of them made already", len(lines), len(made))
+        if len(made) == len(requests) and not grid:
+            check_all_dressed(failed, len(lines))
+            return
 
     load_libraries(*MODEL_LIBRARIES)
     from tryon.data.grid import draw_grid
-    from tryon.inference.dressing import Denoising, dress, dress_pairs, grid_row, mask_maker, open_pictures
+    from tryon.inference.dressing import Denoising, compare, dress, dress_pairs, grid_row, mask_maker, open_pictures
     from tryon.inference.pipeline import load_try_on
     from tryon.toy.model import parser_for_try_on, use_toy_model_for_try_on
 
     config = use_toy_model_for_try_on(config, facts)
-    steps, guidance = denoising(facts, pictures.steps, pictures.guidance_scale)
-    how = Denoising(steps, guidance, seeds_of(pictures))
+    how, first = Denoising(steps, guidance, seeds), next(iter(loras.values()))
     make_mask = mask_maker(facts, pictures.parser, parser_for_try_on(config, facts), config.cache_dir)
+    words = f"{steps} steps at guidance {guidance:g}"
     if pairs:
-        model = load_try_on(config, lora, fold=True)
-        logger.info("%d pairs, %d steps at guidance %g", len(lines), steps, guidance)
-        shown = GRID_ROWS if grid else 0
-        rows, failed = dress_pairs(model, lines, pairs.parent, pictures.category, how, make_mask, shown)
+        model = load_try_on(config, first, fold=True)
+        logger.info("dressing, %s", words)
+        rows, undressed = dress_pairs(model, requests, made, how, make_mask, GRID_ROWS if grid else 0, shared)
+        failed |= undressed
     else:
-        request, failed = request_of_flags(pictures), []
         opened = open_pictures(request, facts, make_mask)  # before the models, which take minutes to load
-        model = load_try_on(config, lora, fold=True)
-        logger.info("dressing, %d steps at guidance %g", steps, guidance)
-        if on_terminal():
-            model.pipeline.set_progress_bar_config(disable=False, desc="dressing", leave=False, ncols=110)
-        rows = [grid_row(opened, dress(model, opened, how, request.output), model.size)]
-
+        if pictures.output_tryon:
+            model = load_try_on(config, first, fold=True)
+            logger.info("dressing, %s", words)
+            results = dress(model, opened, how, request, shared)
+        else:
+            compared = [(loras.get(name, first), 0 if name == BASE else config.lora_scale) for name in pictures.lora]
+            logger.info("comparing %s; %s", ", ".join(shared.loras), words)
+            results = compare(config, compared, opened, how)
+        rows = [grid_row(opened, results, size)]
     if grid and rows:
-        headings = ["garment", "person", "masked", *(f"seed {seed}" for seed in seeds_of(pictures))]
-        draw_grid(headings, rows).save(grid)
+        headings = ["garment", "person", "masked", *columns_of(shared.loras, seeds)]
+        save_picture(draw_grid(headings, rows), grid, with_output(recipe, "output_grid", grid))
         logger.info("wrote %s", grid)
-    if failed:
-        raise ValueError(f"{len(failed)} of {len(lines)} pairs were not dressed: {'; '.join(failed)}")
+    check_all_dressed(failed, len(lines))
 
 
 if __name__ == "__main__":

@@ -91,9 +91,10 @@ class _Parser(argparse.ArgumentParser):
 def parse_flags(argv: Sequence[str], command: str, description: str, *shapes: type) -> list[dict[str, Any]]:
     """Reads `--name value` flags made from the dataclasses' fields; returns what was given, a dictionary per dataclass.
 
-    A field named `profile` becomes one switch per profile, and a tuple's flag takes one value or more. Where several
-    dataclasses have a field of one name, the flag is the last one's. command: what the user types, for `--help`, after
-    which it exits 0. Raises ValueError that names every unknown flag, or the first value of a wrong kind.
+    A field named `profile` becomes one switch per profile. A tuple's flag takes one value or more, and those of all its
+    repetitions. Where several dataclasses have a field of one name, the flag is the last one's. command: what the user
+    types, for `--help`, after which it exits 0. Raises ValueError that names every unknown flag, or the first value of
+    a wrong kind.
     """
     parser = _Parser(
         usage=f"{command} [flags]", description=description, allow_abbrev=False, argument_default=argparse.SUPPRESS
@@ -142,7 +143,7 @@ def _add_flag(parser: argparse.ArgumentParser, each: dataclasses.Field, hint: An
             return [flag, off]
     elif typing.get_origin(kind) is tuple:
         of = typing.get_args(kind)[0]
-        parser.add_argument(flag, type=of, nargs="+", metavar=of.__name__.upper(), help=text)
+        parser.add_argument(flag, action="extend", type=of, nargs="+", metavar=of.__name__.upper(), help=text)
     elif typing.get_origin(kind) is Literal:
         parser.add_argument(flag, choices=typing.get_args(kind), help=text)
     else:

@@ -268,6 +268,13 @@ def run_of(lora: Path) -> Path | None:
     return checkpoint.parent if CHECKPOINT.fullmatch(checkpoint.name) else None
 
 
+def lora_name(file: Path) -> str:
+    """What a LoRA's file is called where people read it: its run and step, else its folder and file."""
+    if run := run_of(file):
+        return f"{run.name}, step {step_of(file.parents[1])}"
+    return f"{file.parent.name}/{file.name}"
+
+
 def find_lora(name: str) -> Path:
     """The LoRA file that a path names: the file itself, its folder, a checkpoint, a run (its newest checkpoint), or a
     folder of runs: then the newest of all, and the log lists them. Raises ValueError where there is none."""

@@ -26,12 +26,12 @@ from conftest import PROJECT
 from tryon.app.layout import describe
 from tryon.app.page import Page
 from tryon.app.pictures import as_paint, painted_mask
-from tryon.app.session import Session, lora_name, panel_sizes
+from tryon.app.session import Session, panel_sizes
 from tryon.config import TryOnConfig
 from tryon.data.category import MaskRule
 from tryon.flux.lora_header import read_facts
 from tryon.inference.pipeline import usable_rule
-from tryon.runs import find_lora
+from tryon.runs import find_lora, lora_name
 from tryon.toy.draw import write_pictures
 
 pytestmark = pytest.mark.e2e

@@ -17,6 +17,7 @@ from tryon.data.human_parser import ATR, UNSURE
 from tryon.data.masks import agnostic_mask
 from tryon.data.sample import to_picture
 from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, read_facts
+from tryon.inference.recipe import read_recipe
 from tryon.runs import find_lora
 from tryon.toy import draw
 from tryon.toy.examples import EVALUATION_SEED, DrawnData
@@ -188,7 +189,75 @@ def test_pairs_of_a_file_are_dressed_and_bad_lines_listed(
         assert words in str(error.value)
     assert sorted(path.name for path in (pictures / "made").iterdir()) == ["first.png", "last.jpg"]
     assert Image.open(pictures / "grid.png").size == (24 + 4 * 68, 24 + 2 * 100)
-    assert "line 3: the person" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "line 3: the person" in said and "5 of 5: person.png in garment.png" in said
+
+
+def test_pairs_that_are_made_already_are_not_made_again(
+    run: Path, pictures: Path, data_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (pictures / "pairs.csv").write_text(
+        "person,garment,mask,category,output\n"
+        "person.png,garment.png,mask.png,lower,made/first.png\n"
+        "person.png,person.png,mask.png,full,made/last.jpg\n"
+    )
+    flags = ["--lora", str(run), "--pairs", str(pictures / "pairs.csv"), "--data_cache_dir", str(data_cache)]
+    first, last = pictures / "made" / "first.png", pictures / "made" / "last.jpg"
+    main(flags)
+
+    def made_by(*more: str) -> tuple[bool, bool]:
+        """Whether the two results are made by the command."""
+        before = [file.stat().st_ino for file in (first, last)]
+        capsys.readouterr()
+        main([*flags, *more])
+        return tuple(file.stat().st_ino != was for file, was in zip((first, last), before, strict=True))
+
+    assert made_by() == (False, False)
+    said = capsys.readouterr().out
+    assert "2 pairs, 2 of them made already" in said and "loading" not in said
+    Image.open(pictures / "garment.png").rotate(180).save(pictures / "garment.png")
+    assert made_by("--output_grid", str(pictures / "grid.png")) == (True, False)
+    said = capsys.readouterr().out
+    assert "2 pairs, 1 of them made already" in said and "2 of 2: person.png in garment.png" in said
+    assert Image.open(pictures / "grid.png").size == (24 + 4 * 68, 24 + 2 * 100), "with the row that was there"
+    last.write_bytes(last.read_bytes()[:30])
+    assert made_by("--steps", "1") == (False, True)
+
+
+def test_a_picture_is_made_again_from_what_it_carries(run: Path, pictures: Path, data_cache: Path) -> None:
+    lora, out, cache = pictures / "lora.safetensors", pictures / "out.png", ["--data_cache_dir", str(data_cache)]
+    shutil.copyfile(find_lora(str(run)), lora)
+    flags = flags_for(pictures, data_cache, "--lora", lora, "--category", "lower", "--seed", "3", "--steps", "2")
+    main([*flags, "--output_tryon", str(out), "--lora_scale", "0.5", "--quantization", "int8"])
+    main(["--again", str(out), *cache])
+    assert (pixels(pictures / "out-again.png") == pixels(out)).all()
+    other = pictures / "other.webp"
+    main(["--again", str(out), *cache, "--lora_scale", "1.5", "--output_tryon", str(other)])
+    assert (pixels(other) != pixels(out)).any()
+    assert (recipe := read_recipe(other)).flags["lora_scale"] == 1.5 and recipe.flags["quantization"] == "int8"
+
+    Image.open(pictures / "garment.png").rotate(180).save(pictures / "garment.png")
+    with pytest.raises(ValueError, match="out.png was made with another --garment than .*garment.png is now: put the"):
+        main(["--again", str(out), *cache])
+    lora.unlink()
+    with pytest.raises(ValueError, match="lora.safetensors does not exist: name a run"):
+        main(["--again", str(out), *cache])
+
+
+def test_several_loras_are_compared_in_a_row(run: Path, by_rule: Path, pictures: Path, data_cache: Path) -> None:
+    grid, out = pictures / "grid.png", pictures / "out.png"
+    flags = flags_for(pictures, data_cache, "--category", "lower", "--seed", "3")
+    main([*flags, "--lora", "base", str(run), "--lora", str(by_rule), "--output_grid", str(grid)])
+    garment, _, _, base, own, other = (pixels(grid)[24:120, x : x + 64] for x in range(24, 24 + 6 * 68, 68))
+    assert (garment == pixels(pictures / "garment.png")).all()
+    labels = [pixels(grid)[:24, x : x + 64] for x in range(24, 24 + 6 * 68, 68)]
+    assert all((label[:, [0, -1]] == 255).all() and (label < 200).any() for label in labels), "none is cut off"
+    assert (own == other).all() and (own != base).any(), "its header alone is another"
+    main([*flags, "--lora", str(run), "--lora_scale", "0", "--output_tryon", str(out)])
+    assert (pixels(out) == base).all()
+    assert read_recipe(grid).loras == ("base", f"{run.name}, step 1", f"{by_rule.parent.name}/rectangle.safetensors")
+    main(["--again", str(grid), "--data_cache_dir", str(data_cache)])
+    assert (pixels(pictures / "grid-again.png") == pixels(grid)).all()
 
 
 def test_what_is_refused(run: Path, pictures: Path, data_cache: Path, toy: ToyFolders) -> None:
@@ -219,6 +288,9 @@ def test_what_is_refused(run: Path, pictures: Path, data_cache: Path, toy: ToyFo
         (("--lora", run, "--category", "upper", *out, "--mask", pictures / "clear.png"), "the mask has no white in it"),
         (("--lora", run, "--category", "upper", *out, "--mask", pictures / "lying.png"), "another shape"),
         (("--lora", run, *out, "--output_grid", pictures / "out.png"), "would overwrite --output_grid .*out.png: name"),
+        (("--lora", run, "--output_grid", pictures / "mask.png"), "--output_grid would overwrite --mask .*mask.png"),
+        (("--lora", "base", *out), "--lora base is the model of another LoRA: name that one too"),
+        (("--lora", "base", run, *out), "several LoRAs are compared in --output_grid: leave --output_tryon out"),
         (("--lora", run, "--output_tryon", pictures / "person.png"), "would overwrite --image .*person.png: name"),
         (
             ("--lora", run, *out, "--output_grid", pictures / "out-seed1.png", "--num_results", "2"),

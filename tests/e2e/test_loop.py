@@ -21,6 +21,7 @@ from conftest import ListSource, make_sample
 from launch import assert_same_run, metrics
 from train_flux_inpaint import train
 from tryon.config import TrainConfig, on_toy
+from tryon.inference.recipe import read_recipe
 from tryon.runs import find_lora, newest_checkpoint
 from tryon.toy.model import ToyFolders
 from tryon.training.batches import load_batches
@@ -271,7 +272,8 @@ def test_a_tracker_that_fails_does_not_end_the_training(
     assert recorder.settings["lora_rank"] == 4 and recorder.finished
     for curve in ("train/loss", "validation/loss"):
         assert {step: values[curve] for step, values in recorder.rows if curve in values} == metrics(run, curve)
-    shown = Image.open(run / "validation" / "step-000002.png").tobytes()
+    shown = Image.open(picture := run / "validation" / "step-000002.png").tobytes()
+    assert read_recipe(picture).loras == (f"{run.name}, step 2",)
     assert [(step, name) for step, name, _ in recorder.pictures] == [(0, "validation"), (2, "validation")]
     assert recorder.pictures[-1][2].tobytes() == shown
 

@@ -29,6 +29,9 @@ FOLDERS = "python train_flux_inpaint.py --dataroot <folder>"
 INSPECT = "python -m deepfashion_training.inspect_dataset <data set>"
 INFERENCE = "python tryon_inference_lora.py --lora runs/<run> --image person.jpg --garment garment.jpg"
 INFERENCE += " --category lower --output_tryon out.png"
+AGAIN = "python tryon_inference_lora.py --again out.png"
+COMPARE = INFERENCE.replace("runs/", "base runs/").replace("<run>", "<run> runs/<other>")
+COMPARE = COMPARE.replace("--output_tryon out.png", "--output_grid compared.png")
 RESUME = f"{TRAIN} --quick-test --max_train_steps 500 --resume_from_checkpoint latest"
 SCORE = "python evaluate_lora.py --lora runs/<run>"
 APP = "python app_lora.py --lora runs/"
@@ -57,7 +60,7 @@ def test_every_command_is_one_that_is_tested_here() -> None:
         "git clone <address of this repository> tryon-lora && cd tryon-lora", "bash tests/run.sh",
         f"{TRAIN} --quick-test", TRAIN, f"{TRAIN} --h100", f"{TRAIN} --help", PLAN,
         f"{TRAIN} --check",  # in test_machine_check.py
-        INSPECT, EXPORT, FOLDERS, DRAW, INFERENCE, SCORE, REPORT, SHARE, RESUME, APP,
+        INSPECT, EXPORT, FOLDERS, DRAW, INFERENCE, AGAIN, COMPARE, SCORE, REPORT, SHARE, RESUME, APP,
     }  # fmt: skip
 
 
@@ -79,7 +82,9 @@ def test_the_commands_in_their_order(tmp_path: Path, data_cache: Path) -> None:
     draw.main([str(drawn)])
     at = {"person.jpg": drawn / "person-1.png", "garment.jpg": drawn / "garment-1.png", "out.png": tmp_path / "out.png"}
     tryon_inference_lora.main([*flags_of(INFERENCE, run=run, **at), "--steps", "1", *cache])
-    assert (tmp_path / "out.png").is_file()
+    tryon_inference_lora.main([*flags_of(AGAIN, **at), *cache])
+    assert (tmp_path / "out-again.png").is_file()
+    assert tryon_inference_lora.read_settings(flags_of(COMPARE, run=run, **at))[1].lora[:2] == ("base", str(run))
     config, _ = app_lora.read_settings([*flags_of(APP), "--lora", str(runs)])
     assert app_lora.first_lora(config) == (find_lora(str(run)), runs)
     few = ["--num_samples", "1", "--data_cache_dir", str(data_cache)]

@@ -24,7 +24,7 @@ from tryon.data.sample import usable_mask
 from tryon.files import replacing
 from tryon.flux.lora_header import LoraFacts, denoising, panel_size, read_facts, verify_lora
 from tryon.inference.pipeline import TryOnModel, same_models, swap_lora, try_on
-from tryon.runs import all_loras, run_of, step_of
+from tryon.runs import all_loras, lora_name
 
 logger = logging.getLogger(__name__)
 
@@ -53,13 +53,6 @@ class TryOnRequest:
     guidance: float
     seeds: range
     results: tuple[str, ...] = ()
-
-
-def lora_name(file: Path) -> str:
-    """The page's name for a LoRA."""
-    if run := run_of(file):
-        return f"{run.name}, step {step_of(file.parents[1])}"
-    return f"{file.parent.name}/{file.name}"
 
 
 def panel_sizes(size: tuple[int, int]) -> dict[str, tuple[int, int]]:

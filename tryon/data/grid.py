@@ -6,8 +6,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from tryon.data.category import CATEGORIES, Category
 
-LABEL_HEIGHT = 24  # pixels, as is the margin
+LABEL_HEIGHT = 24  # pixels, as are the margin and the size of the labels' letters, which shrink to fit
 MARGIN = 4
+FONT_SIZE = 15
 
 
 def pick_for_grid(categories: Sequence[Category], count: int) -> list[int]:
@@ -35,6 +36,8 @@ def draw_grid(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[Image.I
 
 def _label(text: str, width: int) -> Image.Image:
     label = Image.new("RGB", (width, LABEL_HEIGHT), "white")
-    font = ImageFont.load_default(size=15)
+    size = FONT_SIZE
+    while (font := ImageFont.load_default(size)).getlength(text) > width - MARGIN and size > 1:
+        size -= 1
     ImageDraw.Draw(label).text((width / 2, LABEL_HEIGHT / 2), text, fill="black", font=font, anchor="mm")
     return label

@@ -1,13 +1,16 @@
-"""A try-on from files to files: pictures opened, the mask made where there is none, results written."""
+"""A try-on from files to files: pictures opened, the mask made where there is none, results written; many of them; and
+LoRAs compared on one."""
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
+from diffusers.training_utils import free_memory
 from PIL import Image
 
+from tryon.config import TryOnConfig
 from tryon.console import progress_bar
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.human_parser import Parser, mask_by_rule, parse, parser_for_masks
@@ -19,9 +22,10 @@ from tryon.data.sample import (
     read_usable_mask,
     to_picture,
 )
-from tryon.flux.lora_header import LoraFacts, prompt_category
-from tryon.inference.pairs_file import Request, request_of_line, results_of
-from tryon.inference.pipeline import TryOnModel, trained_rule, try_on
+from tryon.flux.lora_header import LoraFacts, prompt_category, read_facts
+from tryon.inference.pairs_file import Request, results_of
+from tryon.inference.pipeline import TryOnModel, load_try_on, same_models, swap_lora, trained_rule, try_on
+from tryon.inference.recipe import Recipe, of_result, save_picture, with_request
 
 logger = logging.getLogger(__name__)
 
@@ -99,16 +103,21 @@ def open_pictures(request: Request, facts: LoraFacts, make_mask: MakeMask) -> Pi
     return Pictures(person, garment, mask, category)
 
 
-def dress(model: TryOnModel, opened: Pictures, denoising: Denoising, output: Path) -> list[Image.Image]:
-    """Writes the try-on's results, one per seed, and returns them. Raises ValueError for what cannot be dressed or
-    written."""
+def draw(model: TryOnModel, opened: Pictures, denoising: Denoising) -> list[Image.Image]:
+    """The try-on's results, one per seed. Raises ValueError for what cannot be dressed."""
     pictures = opened.person, opened.garment, opened.mask
-    results = try_on(model, *pictures, opened.category, **vars(denoising))
-    for seed, result, file in zip(denoising.seeds, results, results_of(output, denoising.seeds), strict=True):
-        try:
-            result.save(file, quality=95)  # PNG knows none
-        except OSError as error:
-            raise ValueError(f"{file} cannot be written ({error}): make room, or name another place") from error
+    with progress_bar(denoising.steps, "denoising", visible=True) as bar:
+        return try_on(model, *pictures, opened.category, **vars(denoising), each_step=lambda step: bar.update())
+
+
+def dress(
+    model: TryOnModel, opened: Pictures, denoising: Denoising, request: Request, recipe: Recipe
+) -> list[Image.Image]:
+    """Writes the results of the try-on that was asked for, with their recipes, and returns them. recipe: what all
+    try-ons share. Raises ValueError for what cannot be dressed or written."""
+    results, recipe = draw(model, opened, denoising), with_request(recipe, request)
+    for seed, result, file in zip(denoising.seeds, results, results_of(request.output, denoising.seeds), strict=True):
+        save_picture(result, file, of_result(recipe, seed, file))
         logger.info("wrote %s (seed %d; %d x %d pixels, height x width)", file, seed, result.height, result.width)
     return results
 
@@ -121,22 +130,47 @@ def grid_row(opened: Pictures, results: list[Image.Image], size: tuple[int, int]
 
 
 def dress_pairs(
-    model: TryOnModel, lines: list[tuple[int, dict[str, str]]], folder: Path, category: Category | None,
-    denoising: Denoising, make_mask: MakeMask, shown: int,
-) -> tuple[list[tuple[str, list[Image.Image]]], list[str]]:  # fmt: skip
-    """Dresses line by line of read_pairs; returns the grid's rows, of the first `shown` that were dressed, and what is
-    wrong with the lines that were not. folder, category: see request_of_line."""
-    rows, failed = [], []
-    with progress_bar(len(lines), "dressing", visible=True) as bar:
-        for number, line in lines:
+    model: TryOnModel, requests: dict[int, Request], made: set[int], denoising: Denoising, make_mask: MakeMask,
+    shown: int, recipe: Recipe,
+) -> tuple[list[tuple[str, list[Image.Image]]], dict[int, str]]:  # fmt: skip
+    """Dresses what is asked for by lines of a file, but for those that are made; returns the grid's rows, of the first
+    `shown` that there are, and what is wrong with the lines that were not dressed. recipe: see dress."""
+    rows, failed = [], {}
+    with progress_bar(len(requests), "dressing", visible=True, initial=len(made)) as bar:
+        for number, request in requests.items():
+            if number in made and len(rows) >= shown:
+                continue
             try:
-                request = request_of_line(line, folder, category)
                 opened = open_pictures(request, model.facts, make_mask)
-                results = dress(model, opened, denoising, request.output)
+                if number in made:
+                    results = [read_photograph(file) for file in results_of(request.output, denoising.seeds)]
+                else:
+                    person, garment = request.person.name, request.garment.name
+                    logger.info("%d of %d: %s in %s", bar.n + 1, len(requests), person, garment)
+                    results = dress(model, opened, denoising, request, recipe)
                 if len(rows) < shown:
                     rows.append(grid_row(opened, results, model.size))
             except ValueError as error:
-                failed.append(f"line {number}: {error}")
-                logger.warning("%s", failed[-1])
-            bar.update()
+                failed[number] = str(error)
+                logger.warning("line %d: %s", number, error)
+            bar.update(number not in made)
     return rows, failed
+
+
+def compare(
+    config: TryOnConfig, loras: list[tuple[Path, float]], opened: Pictures, denoising: Denoising
+) -> list[Image.Image]:
+    """The results of one LoRA after the other, each at its strength, from the same noise. Models are loaded again only
+    for a LoRA that needs others. Raises ValueError for a LoRA that cannot be used."""
+    results, model = [], None
+    for number, (lora, scale) in enumerate(loras, 1):
+        scaled = replace(config, lora_scale=scale)
+        if model and same_models(model, read_facts(lora)):
+            model = swap_lora(model, scaled, lora)
+        else:
+            model = None  # two of them would not fit
+            free_memory()
+            model = load_try_on(scaled, lora, fold=True)
+        logger.info("%d of %d: dressing at strength %g", number, len(loras), scale)
+        results += draw(model, opened, denoising)
+    return results

@@ -1,11 +1,14 @@
 """Which try-ons are asked for: a line each of a CSV file, and the files of their results. Imports nothing heavy."""
 
 import csv
+import logging
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from tryon.data.category import Category
+
+logger = logging.getLogger(__name__)
 
 PICTURE_KINDS = (".png", ".jpg", ".jpeg", ".webp")
 COLUMNS = {"person": True, "garment": True, "mask": False, "category": False, "output": True}  # whether each is needed
@@ -68,9 +71,23 @@ def read_pairs(path: Path, seeds: range, output_grid: Path | None) -> list[tuple
     return lines
 
 
-def request_of_line(line: dict[str, str], folder: Path, category: Category | None) -> Request:
-    """The try-on that a line asks for, with paths from the file's folder; category: where the line names none. Makes
-    the folder of its output. Raises ValueError for what is missing or wrong."""
+def requests_of(
+    lines: list[tuple[int, dict[str, str]]], folder: Path, category: Category | None
+) -> tuple[dict[int, Request], dict[int, str]]:
+    """The try-ons of the lines of read_pairs, by number, and what is wrong with the lines that ask for none. Makes the
+    folders of their outputs. folder: what paths are taken from; category: where a line names none."""
+    requests, failed = {}, {}
+    for number, line in lines:
+        try:
+            requests[number] = _request_of_line(line, folder, category)
+        except ValueError as error:
+            failed[number] = str(error)
+            logger.warning("line %d: %s", number, error)
+    return requests, failed
+
+
+def _request_of_line(line: dict[str, str], folder: Path, category: Category | None) -> Request:
+    """Raises ValueError for what is missing or wrong."""
     if None in line or None in line.values():  # as DictReader tells of a line that is longer or shorter
         raise ValueError("it has not as many cells as the first line: a path with a comma wants quotation marks")
     cells = {name: text.strip() for name, text in line.items()}

@@ -17,6 +17,7 @@ from tryon.data.sample import PromptEmbedding, SampleSource, TryOnSample, make_d
 from tryon.flux.encode import collate, to_device
 from tryon.flux.flow_matching import draw_sigma_and_noise, fill_loss, interpolate
 from tryon.inference.pipeline import try_on_batch
+from tryon.inference.recipe import Recipe, save_picture, versions
 from tryon.signals import asked_to_stop
 from tryon.training.latent_cache import LatentData
 from tryon.training.tracking import log_metrics, log_picture
@@ -40,6 +41,11 @@ def make_validation(
 
     The pictures before the LoRA are drawn here, once, from the transformer with its LoRA switched off.
     """
+    settings = {
+        "seed": config.seed,
+        "steps": config.num_inference_steps,
+        "guidance_scale": config.validation_guidance_scale,
+    }
     transformer = pipeline.transformer
     by_key = {val_data.key(index): index for index in range(len(val_data))}
     encoded = [val_latents[index] for index in range(len(val_latents))]
@@ -71,8 +77,7 @@ def make_validation(
         log_metrics(accelerator, run, step, losses)
         grid = validation_grid(samples, before, draw(lambda done: leave_if_asked()))
         path = validation_picture(run, step)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        grid.save(path)
+        save_picture(grid, path, Recipe(settings, {}, (f"{run.name}, step {step}",), versions()))
         log_picture(accelerator, "validation", grid, step)
         words = ", ".join(f"{name.removeprefix('validation/')} {loss:.4f}" for name, loss in losses.items())
         logger.info("validation at step %d: %s; pictures in %s", step, words, path)

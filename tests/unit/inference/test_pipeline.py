@@ -22,7 +22,9 @@ from tryon.flux.load import load_transformer
 from tryon.flux.lora import add_lora, save_lora
 from tryon.flux.lora_header import FACTS_KEY, OF_ANOTHER_PROJECT
 from tryon.inference.dressing import Denoising, Pictures, dress
+from tryon.inference.pairs_file import Request
 from tryon.inference.pipeline import TryOnModel, load_try_on, same_models, swap_lora, try_on, try_on_batch
+from tryon.inference.recipe import Recipe
 from tryon.runs import LORA_FILE
 from tryon.toy.examples import EVALUATION_SEED, DrawnData
 from tryon.toy.model import ToyFolders
@@ -141,8 +143,10 @@ def test_a_picture_that_is_not_finite_is_never_a_file(lora: Path, data_cache: Pa
         save_file({key: torch.full_like(each, 3e38) for key, each in load_file(lora).items()}, lora, file.metadata())
     model = load_try_on(TryOnConfig(data_cache_dir=str(data_cache)), lora)
     picture, mask = Image.new("RGB", (64, 96), "grey"), Image.new("L", (64, 96), 255)
+    request = Request(tmp_path, tmp_path, None, None, "upper", tmp_path / "out.png")
+    opened, how = Pictures(picture, picture, mask, "upper"), Denoising(1, 30.0, range(2))
     with pytest.raises(ValueError, match="the picture came out with numbers that are not finite: give another LoRA"):
-        dress(model, Pictures(picture, picture, mask, "upper"), Denoising(1, 30.0, range(2)), tmp_path / "out.png")
+        dress(model, opened, how, request, Recipe({}, {}, (), {}))
     assert not list(tmp_path.glob("out*"))
 
 
