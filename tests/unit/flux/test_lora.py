@@ -125,6 +125,37 @@ def test_an_exported_lora_needs_no_alpha(toy: ToyFolders, transformer: FluxTrans
         torch.testing.assert_close(predict(plain, vae), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_an_exported_lora_has_its_alphas_as_tensors(toy: ToyFolders, transformer, vae, tmp_path: Path) -> None:
+    """For ComfyUI: nothing is rounded, plain diffusers reads them too, and so do we, also to start from."""
+    disturb(add_lora(transformer, rank=4, alpha=9, seed=0))
+    save_lora(tmp_path, transformer, FACTS)
+    expected, file = predict(transformer, vae), tmp_path / "exported.safetensors"
+    export_lora(tmp_path / LORA_FILE, file, "comfyui")
+    assert read_facts(file) == FACTS
+    own, state = load_file(tmp_path / LORA_FILE), load_file(file)
+    layers = {key.split(".lora_")[0] for key in own}
+    assert state.keys() == own.keys() | {f"{layer}.alpha" for layer in layers}
+    assert all(torch.equal(state[key], own[key]) for key in own)
+    assert all(state[f"{layer}.alpha"].item() == 9 for layer in layers)
+
+    plain, ours, started = (load_transformer(toy.transformer, torch.float32) for _ in range(3))
+    build_pipeline(plain, vae, scheduler()).load_lora_weights(tmp_path, weight_name=file.name)
+    attach_lora(ours, file, 1.0)
+    add_lora(started, 4, 9, seed=1)
+    load_lora(started, file)
+    assert all(torch.equal(predict(each, vae), expected) for each in (plain, ours, started))
+
+    add_lora(started := load_transformer(toy.transformer, torch.float32), 4, 4, seed=1)
+    with pytest.raises(ValueError, match="has rank 4 and alpha 9, this run 4 and 4: give --lora_rank 4 --lora_alpha 9"):
+        load_lora(started, file)
+    save_file(state | {f"{min(layers)}.alpha": torch.tensor(2.0)}, file)
+    with pytest.raises(ValueError, match="has layers of different rank or alpha"):
+        load_lora(started, file)
+    save_file(state, file, {"lora_adapter_metadata": json.dumps({"transformer.r": 4})})
+    with pytest.raises(ValueError, match="says its alphas twice"):
+        attach_lora(ours, file, 1.0)
+
+
 # ComfyUI's map of FLUX LoRAs in diffusers' names: `transformer.<block>.<number>.<layer>`, where lora_A and lora_B are.
 COMFY_LAYERS = {
     "transformer_blocks": {
