@@ -187,7 +187,6 @@ def card_values(
         "data": _data(settings),
         "drawn": _is_drawn(settings),
         "pictures": {picture.stem: f"{PICTURES}/{picture.name}" for picture in pictures},
-        "alphas": config.format == "comfyui",
         "of_deepfashion": "deepfashion" in Path(settings.get("dataset_name") or "").name.lower(),
         "prompts": list(dict.fromkeys(prompt_for(facts.prompt, category) for category in CATEGORIES)),
         "scores": score_table(run),

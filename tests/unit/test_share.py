@@ -85,6 +85,12 @@ def test_the_card_says_what_was_trained_and_its_python_runs(
     assert f"| loss | {losses[0]:.4f} | {losses[-1]:.4f} |" in text
     assert "research only" in text and "toy" not in text.lower() and str(finished) not in text
 
+    (workflow,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    nodes = json.loads(workflow)
+    links = [value for node in nodes.values() for value in node["inputs"].values() if isinstance(value, list)]
+    assert {link[0] for link in links} == nodes.keys() - {"22"}, "every node but the last is used, and is there"
+    assert nodes["2"]["inputs"]["lora_name"] == LORA_FILE and nodes["3"]["inputs"]["width"] == 128
+
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     for name, path in {**names, "user/name": folder, 'pipeline.to("cuda")': ""}.items():
         assert name in code

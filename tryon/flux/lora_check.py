@@ -11,8 +11,8 @@ import numpy as np
 
 from tryon.flux.lora_header import PREFIX
 
-# The formats that diffusers turns into its own, whole, and what all keys of such a file look like. Of others' layers it
-# leaves some out without an error: kohya's embedders, OneTrainer's feed-forward layers.
+# The formats that diffusers turns into its own, and the keys that it reads of each. It leaves other layers out, some of
+# them without an error: kohya's embedders, OneTrainer's feed-forward layers.
 TENSOR = r"\.(lora_(down|up)\.weight|alpha)"
 EMBEDDERS = r"(x_embedder|context_embedder|time_text_embed_\w+_embedder_linear_[12]|norm_out_linear|proj_out)"
 READ = {
@@ -22,7 +22,7 @@ READ = {
     "OneTrainer": rf"lora_transformer_((single_)?transformer_blocks_\d+_attn_(to|add)_\w+|{EMBEDDERS}){TENSOR}",
     "XLabs": r"(diffusion_model\.)?(double|single)_blocks\.\d+\.processor\.(qkv|proj)_lora[12]?\.(down|up)\.weight",
     "fal": r"base_model\.model\.(double_blocks|single_blocks|final_layer)\..+\.lora_[AB]\.(weight|bias)",
-}  # fmt: skip
+}
 # What marks a format in a key; the first that is found names the file's.
 MARKS = {
     r"\.lokr_": "LoKr", r"\.hada_": "LoHa", r"\.oft_": "OFT", r"\.dora_scale": "DoRA", r"\.diff": "weight differences",
@@ -73,11 +73,8 @@ def check_lora(file: Path, adapter: Mapping[str, Any] | None, tensors: Mapping[s
         return
     if alphas:
         raise ValueError(f"{file} says its alphas twice, in its header and as tensors: give a LoRA that says them once")
-    _check_header(file, adapter, {tensor.shape[1] for key, tensor in tensors.items() if _is_b(key, tensor)})
-
-
-def _is_b(key: str, tensor: np.ndarray) -> bool:
-    return key.endswith(".lora_B.weight") and tensor.ndim == 2
+    ranks = {tensor.shape[1] for key, tensor in tensors.items() if key.endswith(".lora_B.weight") and tensor.ndim == 2}
+    _check_header(file, adapter, ranks)
 
 
 def _check_header(file: Path, adapter: Mapping[str, Any], ranks: set[int]) -> None:
