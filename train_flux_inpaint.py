@@ -54,7 +54,7 @@ from tryon.hub import check_login
 from tryon.inference.pipeline import build_pipeline
 from tryon.report import REPORT, write_data, write_environment, write_report
 from tryon.runs import SAME_WHEN_RESUMED, Refused, check_identity, find_checkpoint, find_lora, locked, own_run, step_of
-from tryon.share import push
+from tryon.share import ShareConfig, push
 from tryon.signals import TIME_IS_UP, asked_to_stop, finishing_steps, stop_after
 from tryon.toy.model import toy_name, use_toy_model
 from tryon.training.batches import count_sampled, load_batches, sampled_in_step
@@ -376,7 +376,7 @@ def run_training(
     if config.num_evaluation_samples and state.is_main_process:
         score(val_data, run, config)
     if config.push_to_hub and state.is_main_process:
-        push(run, config.push_to_hub, config.private)
+        push(ShareConfig(run=str(run), push_to_hub=config.push_to_hub, private=config.private))
     logger.info("pictures, curves, and how to use the LoRA: %s", run / REPORT)
     logger.info("finished: %s", run)
 

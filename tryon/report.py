@@ -73,7 +73,7 @@ def write_report(run: Path) -> Path:
         length_ok=read_length(run),
         length_in_words=LENGTH_IN_WORDS,
         curves=_curves(rows, steps),
-        pictures=_pictures(run),
+        pictures={path.stem: data_url(path.read_bytes(), "png") for path in sample_pictures(run)},
         pairs=_pair_table(run, rows),
         times=_times(rows, steps),
         lora=lora_file(saved[-1]) if saved else None,
@@ -107,11 +107,10 @@ def _summary(settings: dict[str, Any], steps: Sequence[dict[str, Any]], saved: S
     }
 
 
-def _pictures(run: Path) -> dict[str, str]:
-    """Pictures by name as `data:` URLs: of the scored pairs where there are some, else of the newest validation."""
+def sample_pictures(run: Path) -> list[Path]:
+    """The run's pictures: of the scored pairs where there are some, else of the newest validation."""
     scored = [path for path in (run / "evaluation-unpaired.png", run / "evaluation-paired.png") if path.is_file()]
-    shown = scored or sorted((run / "validation").glob("step-*.png"))[-1:]
-    return {path.stem: data_url(path.read_bytes(), "png") for path in shown}
+    return scored or sorted((run / "validation").glob("step-*.png"))[-1:]
 
 
 def read_scores(run: Path) -> list[tuple[str, Scores]]:

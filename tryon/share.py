@@ -1,8 +1,8 @@
 """Shares a run's LoRA: writes its file and a model card into the run's folder `share`, and uploads both to the hub.
 
-    python -m tryon.share runs/<run> [--push_to_hub user/name] [--private]
+    python -m tryon.share runs/<run> [--push_to_hub user/name] [--private] [--format comfyui] [--with_pictures]
 
-Nothing else of the run is shared, as its pictures show people of the data set.
+Of the run's pictures, drawn people alone are shared without being asked for: others show people of the data set.
 """
 
 import json
@@ -11,11 +11,12 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import numpy as np
 from huggingface_hub import ModelCard, ModelCardData
 from safetensors.numpy import load_file, save_file
 
@@ -24,11 +25,21 @@ from tryon.config import HUB_NAME, mistaken_upload, setting
 from tryon.console import set_up_logging
 from tryon.data.category import CATEGORIES
 from tryon.files import read_json
-from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, read_facts, read_header
+from tryon.flux.lora_check import check_lora
+from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, read_adapter, read_facts, read_header
 from tryon.flux.prompts import prompt_for
 from tryon.hub import check_login, upload
 from tryon.pages import TEMPLATES
-from tryon.report import DATA, ENVIRONMENT, LENGTH_IN_WORDS, MEANINGS, read_length, read_metrics, score_table
+from tryon.report import (
+    DATA,
+    ENVIRONMENT,
+    LENGTH_IN_WORDS,
+    MEANINGS,
+    read_length,
+    read_metrics,
+    sample_pictures,
+    score_table,
+)  # fmt: skip
 from tryon.runs import LORA_FILE, identity_of, lora_file, newest_checkpoint
 from tryon.units import gigabytes
 
@@ -36,7 +47,7 @@ logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 CARD_TEMPLATE = TEMPLATES / "model_card.md"
-SHARED = (CARD, LORA_FILE)
+PICTURES = "pictures"
 FLUX_LICENCE = "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LICENSE.md"
 
 
@@ -47,72 +58,95 @@ class ShareConfig:
     run: str = setting(None, "the run's folder", positional=True)
     push_to_hub: str | None = setting(None, "upload to this repository of the hub, user/name; without it, only show")
     private: bool = setting(False, "make that repository a private one; one that is public already is refused")
+    format: Literal["diffusers", "comfyui"] = setting(
+        "diffusers", "where alpha goes if it is not the rank: into the weights, or beside them, as ComfyUI reads it"
+    )
+    with_pictures: bool = setting(
+        False, "show the run's sample pictures in the card: they show people of your data; drawn ones always are"
+    )
 
 
-def write_share(run: Path, name: str | None) -> Path:
-    """Writes the LoRA of the run's newest valid checkpoint and its card into run/share, and returns that folder.
+def write_share(config: ShareConfig) -> Path:
+    """Writes the LoRA of the run's newest valid checkpoint and its card into the run's folder share, and returns that.
 
-    name: of the repository on the hub, which the card's examples use; None where it is not known yet. Raises ValueError
-    where the folder is no run, has no checkpoint, or cannot be written into.
+    Raises ValueError where the folder is no run, has no checkpoint or no pictures that were asked for, or cannot be
+    written into.
     """
+    run = Path(config.run).expanduser()
     if not (settings := read_json(run / "config.json")):
         raise ValueError(f"{run} holds no config.json: name the folder of a run")
     checkpoint, folder = newest_checkpoint(run), run / "share"
+    pictures = sample_pictures(run) if config.with_pictures or _is_drawn(settings) else []
+    if config.with_pictures and not pictures:
+        raise ValueError(f"{run} has no sample pictures: leave --with_pictures out")
     try:
         folder.mkdir(exist_ok=True)
-        export_lora(lora_file(checkpoint), folder / LORA_FILE)
+        if (folder / PICTURES).exists():
+            shutil.rmtree(folder / PICTURES)
+        for picture in pictures:
+            (folder / PICTURES).mkdir(exist_ok=True)
+            shutil.copyfile(picture, folder / PICTURES / picture.name)
+        export_lora(lora_file(checkpoint), folder / LORA_FILE, config.format)
         facts = read_facts(folder / LORA_FILE)
         assert facts.known, "a run's LoRA says what it was trained for"
         settings["quantization"] = identity_of(checkpoint)["quantization"]  # what "auto" meant
-        metadata, values = _metadata(settings, facts), card_values(run, settings, facts, name)
+        metadata, values = _metadata(settings, facts), card_values(config, settings, facts, pictures)
         ModelCard.from_template(metadata, template_path=str(CARD_TEMPLATE), **values).save(folder / CARD)
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error}): make room on the disk, then share again") from error
     return folder
 
 
-def push(run: Path, name: str, private: bool) -> None:
-    """Writes run/share and uploads it. Raises ValueError where that cannot be done, with the command that does it
-    later."""
-    folder = write_share(run, name)
+def push(config: ShareConfig) -> None:
+    """Writes the run's folder share and uploads it to the repository that `config` names. Raises ValueError where that
+    cannot be done, with the command that does it later."""
+    folder = write_share(config)
     try:
-        check_login(name)
+        check_login(config.push_to_hub)
         for line in listed(folder):
-            logger.info("uploading to %s: %s", name, line)
-        logger.info("shared: %s", upload(folder, SHARED, name, private))
+            logger.info("uploading to %s: %s", config.push_to_hub, line)
+        logger.info("shared: %s", upload(folder, shared(folder), config.push_to_hub, config.private))
     except ValueError as error:
-        command = f"python -m tryon.share {shlex.quote(str(run))} --push_to_hub {name}{' --private' if private else ''}"
+        flags = [f"--push_to_hub {config.push_to_hub}", *(["--private"] if config.private else [])]
+        flags += [f"--format {config.format}"] if config.format != "diffusers" else []
+        flags += ["--with_pictures"] if config.with_pictures else []
+        command = f"python -m tryon.share {shlex.quote(config.run)} {' '.join(flags)}"
         raise ValueError(f"{error}; nothing of the run is lost, upload it with `{command}`") from error
 
 
-def export_lora(file: Path, target: Path) -> None:
+def export_lora(file: Path, target: Path, form: Literal["diffusers", "comfyui"] = "diffusers") -> None:
     """Writes a LoRA of this project to `target` in a form that every program reads. A file that has that form already
     is linked.
 
-    ComfyUI does not read the header and assumes that alpha equals the rank, so B is multiplied by alpha / rank, the
-    factor of peft's B A x. Paths in the header are cut to their last part: elsewhere this machine's folders mean
-    nothing.
+    Programs other than diffusers do not read the header and take alpha for the rank. So B is multiplied by
+    alpha / rank, the factor of peft's B A x; or, for `comfyui`, the weights stay as they are and alpha is a tensor
+    beside each layer's, which diffusers reads too, where the header does not say it. Paths in the header are cut to
+    their last part: elsewhere this machine's folders mean nothing. Raises ValueError as check_lora.
     """
-    header, facts = read_header(file), read_facts(file)
-    assert facts.known, "another project's LoRA is not ours to share"
-    adapter = json.loads(header[ADAPTER_KEY])
+    header, adapter, facts, state = read_header(file), read_adapter(file), read_facts(file), load_file(file)
+    assert facts.known and adapter is not None, "another project's LoRA is not ours to share"
+    check_lora(file, adapter, state)
     rank, alpha = adapter[f"{PREFIX}r"], adapter[f"{PREFIX}lora_alpha"]
     named = replace(
         facts, base=_public_name(facts.base), transformer=_public_name(facts.transformer),
         mask_parser=facts.mask_parser and _public_name(facts.mask_parser),
     )  # fmt: skip
     target.unlink(missing_ok=True)
-    if alpha == rank and named == facts:
+    if form == "diffusers" and alpha == rank and named == facts:
         try:
             os.link(file, target)
         except OSError:  # another disk, or one without links
             shutil.copyfile(file, target)
         return
-    state = load_file(file)
-    for key, tensor in state.items():
-        if key.endswith(".lora_B.weight"):
-            tensor *= alpha / rank
-    header[ADAPTER_KEY] = json.dumps({**adapter, f"{PREFIX}lora_alpha": rank})
+    if form == "comfyui":
+        del header[ADAPTER_KEY]
+        for layer in {key.partition(".lora_")[0] for key in state}:
+            state[f"{layer}.alpha"] = np.array(alpha, np.float32)
+    else:
+        for key, tensor in state.items():
+            if key.endswith(".lora_B.weight"):
+                tensor *= alpha / rank
+        header[ADAPTER_KEY] = json.dumps({**adapter, f"{PREFIX}lora_alpha": rank})
     header[FACTS_KEY] = json.dumps(asdict(named))
     save_file(state, target, header)
 
@@ -124,13 +158,21 @@ def _public_name(name: str) -> str:
     return Path(name).name if Path(name).is_absolute() else name
 
 
+def shared(folder: Path) -> list[str]:
+    """The files of a folder `share` that are uploaded."""
+    return [CARD, LORA_FILE, *sorted(f"{PICTURES}/{path.name}" for path in (folder / PICTURES).glob("*"))]
+
+
 def listed(folder: Path) -> list[str]:
     """The files that are uploaded, with their sizes."""
-    return [f"{folder / name} ({gigabytes((folder / name).stat().st_size)})" for name in SHARED]
+    return [f"{folder / name} ({gigabytes((folder / name).stat().st_size)})" for name in shared(folder)]
 
 
-def card_values(run: Path, settings: dict[str, Any], facts: LoraFacts, name: str | None) -> dict[str, Any]:
+def card_values(
+    config: ShareConfig, settings: dict[str, Any], facts: LoraFacts, pictures: Sequence[Path]
+) -> dict[str, Any]:
     """The values that the card's template names. jinja2 would leave a missing one out without a word."""
+    run, name = Path(config.run).expanduser(), config.push_to_hub
     return {
         "title": name.rpartition("/")[2] if name else "Try-on LoRA",
         "name": name or "<user>/<name>",
@@ -143,6 +185,8 @@ def card_values(run: Path, settings: dict[str, Any], facts: LoraFacts, name: str
         "subfolder": ', subfolder="transformer"' if facts.transformer.startswith("black-forest-labs/") else "",
         "lora_file": LORA_FILE,
         "data": _data(settings),
+        "drawn": _is_drawn(settings),
+        "pictures": {picture.stem: f"{PICTURES}/{picture.name}" for picture in pictures},
         "of_deepfashion": "deepfashion" in Path(settings.get("dataset_name") or "").name.lower(),
         "prompts": list(dict.fromkeys(prompt_for(facts.prompt, category) for category in CATEGORIES)),
         "scores": score_table(run),
@@ -197,10 +241,16 @@ def _masks(facts: LoraFacts) -> str:
     return rule + (f", parts of the person by {facts.mask_parser}" if facts.mask_parser else "")
 
 
+def _is_drawn(settings: dict[str, Any]) -> bool:
+    """Whether the run's data are the toy's own, whose people are drawn."""
+    data = Path(settings.get("dataset_name") or "")
+    return settings["toy"] and data.parent == Path(settings["data_cache_dir"]) / "toy"
+
+
 def _data(settings: dict[str, Any]) -> str:
     """The data set in words, without paths of the machine that trained."""
     name = settings.get("dataset_name") or ""
-    if settings["toy"] and Path(name).parent == Path(settings["data_cache_dir"]) / "toy":
+    if _is_drawn(settings):
         return "drawings of the toy's world"
     if HUB_NAME.fullmatch(name):
         return f"[{name}](https://huggingface.co/datasets/{name})"
@@ -222,11 +272,10 @@ def main(argv: list[str]) -> None:
 
     (config,) = parse(argv, "python -m tryon.share", "Shares a run's LoRA.", ShareConfig, problems=problems)
     set_up_logging(is_main_process=True)
-    run = Path(config.run).expanduser()
     if config.push_to_hub:
-        push(run, config.push_to_hub, config.private)
+        push(config)
         return
-    for line in listed(write_share(run, None)):
+    for line in listed(write_share(config)):
         logger.info("would be uploaded: %s", line)
     logger.info("look at them, then give --push_to_hub user/name")
 

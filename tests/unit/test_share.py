@@ -19,7 +19,7 @@ from tryon.config import full, on_toy
 from tryon.files import save_json, write_manifest
 from tryon.flux.lora_header import read_facts
 from tryon.runs import LORA_FILE, lora_file
-from tryon.share import CARD_TEMPLATE, card_values, export_lora, write_share
+from tryon.share import CARD_TEMPLATE, ShareConfig, card_values, export_lora, shared, write_share
 from tryon.toy.model import ToyFolders
 
 
@@ -32,6 +32,11 @@ def finished(run: Path, tmp_path: Path) -> Path:
     save_json(folder / "config.json", {**asdict(config), "dataset_name": "SaffalPoosh/deepFashion-with-masks"})
     save_json(folder / "evaluation.json", OF_OLDER_COMMAND)
     return folder
+
+
+def share(run: Path, **settings) -> Path:
+    """Writes the run's folder share, and returns it."""
+    return write_share(ShareConfig(run=str(run), **settings))
 
 
 def card_of(folder: Path) -> tuple[dict, str]:
@@ -59,9 +64,13 @@ def test_the_card_says_what_was_trained_and_its_python_runs(
 ) -> None:
     names = {"black-forest-labs/FLUX.1-dev": toy.base, "xiaozaa/catvton-flux-alpha": toy.transformer}
     trained_on(finished, *names)
-    folder = write_share(finished, "user/name")
+    folder = share(finished, push_to_hub="user/name")
     assert sorted(path.name for path in folder.iterdir()) == ["README.md", LORA_FILE]
     metadata, text = card_of(folder)
+    assert text.split("\n\n")[1].startswith(
+        "> **Not for commercial use.** [FLUX.1-dev's licence](https://huggingface.co/"
+    )
+    assert text.count("commercial use.") == 1 and "## Pictures" not in text
     assert metadata["license_name"] == "flux-1-dev-non-commercial-license" and metadata["license"] == "other"
     assert metadata["base_model"] == list(names)[::-1] and metadata["library_name"] == "diffusers"
     assert {"lora", "diffusers", "virtual-try-on"} <= set(metadata["tags"])
@@ -69,12 +78,18 @@ def test_the_card_says_what_was_trained_and_its_python_runs(
     row = "| lower, paired | 14.63 / 0.504 | 20.50 / 0.700 |"
     assert row in text and "at most 4 of each category" in text and "unpaired |" not in text
     save_json(finished / "evaluation.json", OF_OLDER_RUN)
-    _, of_older = card_of(write_share(finished, "user/name"))
+    _, of_older = card_of(share(finished, push_to_hub="user/name"))
     assert f"{row} 10.06 / 0.461 | 27.22 / 0.874 |" in of_older and "the reverse: right in 75%." in of_older
     losses = [json.loads(line)["validation/loss"] for line in (finished / "metrics.jsonl").read_text().splitlines()
               if "validation/loss" in line]  # fmt: skip
     assert f"| loss | {losses[0]:.4f} | {losses[-1]:.4f} |" in text
     assert "research only" in text and "toy" not in text.lower() and str(finished) not in text
+
+    (workflow,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
+    nodes = json.loads(workflow)
+    links = [value for node in nodes.values() for value in node["inputs"].values() if isinstance(value, list)]
+    assert {link[0] for link in links} == nodes.keys() - {"22"}, "every node but the last is used, and is there"
+    assert nodes["2"]["inputs"]["lora_name"] == LORA_FILE and nodes["3"]["inputs"]["width"] == 128
 
     (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     for name, path in {**names, "user/name": folder, 'pipeline.to("cuda")': ""}.items():
@@ -91,25 +106,38 @@ def test_the_cards_template_is_given_all_that_it_names(finished: Path) -> None:
     facts = read_facts(lora_file(finished / "checkpoint-1"))
     settings = json.loads((finished / "config.json").read_text())
     named = find_undeclared_variables(Environment().parse(CARD_TEMPLATE.read_text()))
-    assert named == {"card_data", *card_values(finished, settings, facts, None)}
+    assert named == {"card_data", *card_values(ShareConfig(run=str(finished)), settings, facts, [])}
 
 
 def test_a_toys_card_says_so_first(finished: Path) -> None:
     config = on_toy(full())
     drawn = {"dataset_name": str(Path(config.data_cache_dir) / "toy" / "data")}
     save_json(finished / "config.json", {**asdict(config), **drawn})
-    metadata, text = card_of(write_share(finished, None))
+    metadata, text = card_of(share(finished))
     assert text.split("\n\n")[1].startswith("> **This is a toy.**")
     assert metadata["license"] == "apache-2.0" and "base_model" not in metadata and "toy" in metadata["tags"]
     assert "```python" not in text and "FLUX.1-dev" not in text
     assert "steps on drawings of the toy's world, in" in text and "| frozen weights | as they are |" in text
     assert ", 1 process |" in text
+    assert "![step-000001](pictures/step-000001.png)" in text and "Held-out pairs of drawn people.\n" in text
+
+
+def test_people_are_shown_when_asked_for_alone(finished: Path) -> None:
+    folder = share(finished, with_pictures=True)
+    assert shared(folder) == ["README.md", LORA_FILE, "pictures/step-000001.png"]
+    shown = finished / "validation" / "step-000001.png"
+    assert (folder / "pictures" / shown.name).read_bytes() == shown.read_bytes()
+    assert "Held-out pairs.\n\n![step-000001](pictures/step-000001.png)\n\n## Measured" in card_of(folder)[1]
+    assert shared(share(finished)) == ["README.md", LORA_FILE] and not (folder / "pictures").exists()
+    shutil.rmtree(finished / "validation")
+    with pytest.raises(ValueError, match="has no sample pictures: leave --with_pictures out"):
+        share(finished, with_pictures=True)
 
 
 def test_no_path_of_this_machine_is_shared(finished: Path) -> None:
     trained_on(finished, "/home/somebody/FLUX.1-dev", "/data/fill.safetensors")
     save_json(finished / "config.json", {**asdict(full()), "dataset_name": "/home/somebody/pictures"})
-    folder = write_share(finished, None)
+    folder = share(finished)
     facts = read_facts(folder / LORA_FILE)
     assert (facts.base, facts.transformer) == ("FLUX.1-dev", "fill.safetensors")
     metadata, text = card_of(folder)
@@ -117,18 +145,25 @@ def test_no_path_of_this_machine_is_shared(finished: Path) -> None:
     trained_on(
         finished, "/cache/models--owner--flux-dev/snapshots/0a1b", "/cache/models--a--b/snapshots/2c/transformer"
     )
-    facts = read_facts(write_share(finished, None) / LORA_FILE)
+    facts = read_facts(share(finished) / LORA_FILE)
     assert (facts.base, facts.transformer) == ("owner/flux-dev", "a/b")
     assert 'transformer, base = "<folder of fill.safetensors>", "<folder of FLUX.1-dev>"' in text
 
 
 def test_what_is_no_finished_run_is_refused(finished: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="holds no config.json: name the folder of a run"):
-        write_share(tmp_path, None)
+        share(tmp_path)
     lora = lora_file(finished / "checkpoint-1")
+    state = load_file(lora)
+    state[min(state)][0, 0] = float("nan")
+    with safe_open(lora, framework="pt") as opened:
+        save_file(state, lora, opened.metadata())
+    write_manifest(finished / "checkpoint-1")
+    with pytest.raises(ValueError, match="holds numbers that are not finite, in 1 of its"):
+        share(finished)
     lora.write_bytes(lora.read_bytes()[:-1])
     with pytest.raises(ValueError, match="has no undamaged checkpoint"):
-        write_share(finished, None)
+        share(finished)
 
 
 def test_a_file_that_needs_no_change_takes_no_room(run: Path, tmp_path: Path) -> None:

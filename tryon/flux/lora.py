@@ -2,19 +2,21 @@
 
 import json
 import re
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import FluxTransformer2DModel
+from diffusers import FluxFillPipeline, FluxTransformer2DModel
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import check_target_module_exists
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
+from tryon.flux.lora_check import check_lora, lora_format
 from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, read_adapter
 from tryon.runs import LORA_FILE
 
@@ -78,26 +80,32 @@ def write_lora(folder: Path, weights: dict[str, Tensor], header: dict[str, str])
     save_file(weights, folder / LORA_FILE, header)
 
 
-def read_lora(file: Path) -> dict[str, Tensor]:
-    """The weights of a LoRA's file, in the host's memory, under the file's own keys.
+@dataclass(frozen=True)
+class LoraFile:
+    """What a LoRA's file says, whichever tool made it."""
 
-    Raises ValueError where they cannot be right: none, a number that is not finite, an A without its B or the reverse.
+    weights: dict[str, Tensor]  # under diffusers' keys, in the host's memory
+    alphas: dict[str, Tensor]  # by diffusers' keys too; empty where they are in the header or in the weights
+    adapter: dict[str, Any] | None  # see read_adapter
+
+
+def read_lora(file: Path) -> LoraFile:
+    """Reads a LoRA's file; other tools' formats are converted by diffusers.
+
+    Raises ValueError where it cannot be right (see check_lora), or cannot be converted.
     """
-    state = load_file(file)
-    if not state:
-        raise ValueError(f"{file} holds no weights: give another LoRA")
-    if bad := [key for key in sorted(state) if not state[key].float().isfinite().all()]:
-        raise ValueError(
-            f"{file} holds numbers that are not finite, in {len(bad)} of its {len(state)} tensors ({bad[0]}): give "
-            "another LoRA, or an earlier checkpoint"
+    adapter, state = read_adapter(file), load_file(file)
+    check_lora(file, adapter, {key: tensor.float().numpy() for key, tensor in state.items()})
+    try:
+        weights, alphas, _ = FluxFillPipeline.lora_state_dict(
+            dict(state), return_alphas=True, return_lora_metadata=True
         )
-    with_a, with_b = ({key.removesuffix(end) for key in state if key.endswith(end)} for end in (A, B))
-    if halves := sorted(with_a ^ with_b):
+    except (AssertionError, AttributeError, KeyError, RuntimeError, ValueError) as error:  # as the converters trip
         raise ValueError(
-            f"{file} is incomplete: {len(halves)} of its layers have an A without its B, or a B without its A "
-            f"({halves[0]}): copy or download it again"
-        )
-    return state
+            f"{file} is in the format of {lora_format(state)}, and diffusers cannot convert it: it is incomplete or "
+            "for another model: give a LoRA of the same base"
+        ) from error
+    return LoraFile(weights, alphas or {}, adapter)
 
 
 def load_lora(transformer: FluxTransformer2DModel, file: Path) -> None:
@@ -105,17 +113,14 @@ def load_lora(transformer: FluxTransformer2DModel, file: Path) -> None:
 
     Raises ValueError where the file's rank, alpha or layers are not those of the transformer's LoRA, and as read_lora.
     """
-    config = transformer.peft_config["default"]
-    adapter = read_adapter(file)
-    if adapter is None:
-        raise ValueError(f"{file} does not say its rank and alpha: give a LoRA that diffusers or this project saved")
-    rank, alpha = adapter.get(f"{PREFIX}r"), adapter.get(f"{PREFIX}lora_alpha")
+    config, lora = transformer.peft_config["default"], read_lora(file)
+    rank, alpha = one_rank_and_alpha(lora, file)
     if (rank, alpha) != (config.r, config.lora_alpha):
         raise ValueError(
-            f"{file} has rank {rank} and alpha {alpha}, this run {config.r} and {config.lora_alpha}: "
-            f"give --lora_rank {rank} --lora_alpha {alpha}"
+            f"{file} has rank {rank} and alpha {alpha:g}, this run {config.r} and {config.lora_alpha}: "
+            f"give --lora_rank {rank} --lora_alpha {alpha:g}"
         )
-    state = {key.removeprefix(PREFIX): tensor for key, tensor in read_lora(file).items()}
+    state = {key.removeprefix(PREFIX): tensor for key, tensor in lora.weights.items()}
     own = get_peft_model_state_dict(transformer)
     if state.keys() != own.keys():
         only_file, only_own = sorted(state.keys() - own.keys()), sorted(own.keys() - state.keys())
@@ -131,30 +136,44 @@ def load_lora(transformer: FluxTransformer2DModel, file: Path) -> None:
     set_peft_model_state_dict(transformer, state)
 
 
+def one_rank_and_alpha(lora: LoraFile, file: Path) -> tuple[int, float]:
+    """Rank and alpha of all layers. Raises ValueError where layers differ."""
+    ranks = {tensor.shape[1] for key, tensor in lora.weights.items() if key.endswith(B) and tensor.ndim == 2}
+    if adapter := lora.adapter:
+        alphas = {adapter.get(f"{PREFIX}lora_alpha", 8)}  # peft's default
+    else:
+        alphas, adapter = {tensor.item() for tensor in lora.alphas.values()} or ranks, {}  # diffusers' default
+    some = len(lora.alphas) not in (0, len(lora.weights) // 2)
+    patterns = any(adapter.get(f"{PREFIX}{name}") for name in ("rank_pattern", "alpha_pattern", "use_rslora"))
+    if len(ranks) != 1 or len(alphas) != 1 or some or patterns:
+        raise ValueError(f"{file} has layers of different rank or alpha: start from a LoRA that has one of each")
+    return max(ranks), max(alphas)
+
+
 def attach_lora(transformer: FluxTransformer2DModel, file: Path, scale: float) -> None:
-    """Adds a trained LoRA to a transformer that has none, at a strength of `scale`; any file in diffusers' key layout.
+    """Adds a trained LoRA to a transformer that has none, at a strength of `scale`; any file that read_lora reads.
 
     Raises ValueError where not every key of the file is used, where it lacks layers that its header names, and as
     read_lora. A file without a header may have any layers.
     """
-    adapter, state = read_adapter(file), read_lora(file)
-    unknown = [key for key in state if not key.startswith(PREFIX)]
-    if not unknown:
-        if adapter is not None:
-            check_complete(transformer, state, adapter, file)
-        check_shapes(transformer, state, file)
-        try:
-            transformer.load_lora_adapter(state, prefix="transformer", adapter_name="default", metadata=adapter)
-        except (RuntimeError, KeyError, ValueError, TypeError) as error:  # such as a rank that its header does not say
-            raise ValueError(
-                f"{file} does not fit this transformer, or its own header: give a LoRA of the same base"
-            ) from error
-        used = {f"{PREFIX}{key}" for key in get_peft_model_state_dict(transformer)}
-        unknown = sorted(state.keys() - used)
-    if unknown:
+    lora = read_lora(file)
+    state, adapter = lora.weights, lora.adapter
+    if adapter is not None:
+        check_complete(transformer, state, adapter, file)
+    fill_input_channels(transformer, state)
+    check_shapes(transformer, state, file)
+    try:
+        transformer.load_lora_adapter(
+            state, prefix="transformer", adapter_name="default", network_alphas=lora.alphas, metadata=adapter
+        )
+    except (RuntimeError, KeyError, ValueError, TypeError) as error:  # such as a header whose patterns do not fit
         raise ValueError(
-            f"{file} does not fit this transformer: {len(unknown)} of its {len(state)} keys are not used "
-            f"({unknown[0]}): give a LoRA of the same base"
+            f"{file} does not fit this transformer, or its own header: give a LoRA of the same base"
+        ) from error
+    if unused := sorted(state.keys() - {f"{PREFIX}{key}" for key in get_peft_model_state_dict(transformer)}):
+        raise ValueError(
+            f"{file} does not fit this transformer: {len(unused)} of its {len(state)} keys are not used "
+            f"({unused[0]}): give a LoRA of the same base"
         )
     transformer.set_adapters("default", scale)
 
@@ -179,6 +198,13 @@ def check_complete(
             f"{file} is incomplete: it lacks {len(missing)} layers that its header names ({missing[0]}): copy or "
             "download it again, or name the transformer that it was trained on with --transformer"
         )
+
+
+def fill_input_channels(transformer: FluxTransformer2DModel, state: dict[str, Tensor]) -> None:
+    """Gives a LoRA of a FLUX with fewer input channels, such as FLUX.1-dev with 64, zeros for the others, in place, as
+    diffusers does: what FLUX-Fill adds comes after them."""
+    if (a := state.get(key := f"{PREFIX}x_embedder{A}")) is not None and a.ndim == 2:
+        state[key] = pad(a, (0, max(0, transformer.x_embedder.in_features - a.shape[1])))
 
 
 def check_shapes(transformer: FluxTransformer2DModel, state: dict[str, Tensor], file: Path) -> None:

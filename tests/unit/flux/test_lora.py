@@ -125,6 +125,37 @@ def test_an_exported_lora_needs_no_alpha(toy: ToyFolders, transformer: FluxTrans
         torch.testing.assert_close(predict(plain, vae), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_an_exported_lora_has_its_alphas_as_tensors(toy: ToyFolders, transformer, vae, tmp_path: Path) -> None:
+    """For ComfyUI: nothing is rounded, plain diffusers reads them too, and so do we, also to start from."""
+    disturb(add_lora(transformer, rank=4, alpha=9, seed=0))
+    save_lora(tmp_path, transformer, FACTS)
+    expected, file = predict(transformer, vae), tmp_path / "exported.safetensors"
+    export_lora(tmp_path / LORA_FILE, file, "comfyui")
+    assert read_facts(file) == FACTS
+    own, state = load_file(tmp_path / LORA_FILE), load_file(file)
+    layers = {key.split(".lora_")[0] for key in own}
+    assert state.keys() == own.keys() | {f"{layer}.alpha" for layer in layers}
+    assert all(torch.equal(state[key], own[key]) for key in own)
+    assert all(state[f"{layer}.alpha"].item() == 9 for layer in layers)
+
+    plain, ours, started = (load_transformer(toy.transformer, torch.float32) for _ in range(3))
+    build_pipeline(plain, vae, scheduler()).load_lora_weights(tmp_path, weight_name=file.name)
+    attach_lora(ours, file, 1.0)
+    add_lora(started, 4, 9, seed=1)
+    load_lora(started, file)
+    assert all(torch.equal(predict(each, vae), expected) for each in (plain, ours, started))
+
+    add_lora(started := load_transformer(toy.transformer, torch.float32), 4, 4, seed=1)
+    with pytest.raises(ValueError, match="has rank 4 and alpha 9, this run 4 and 4: give --lora_rank 4 --lora_alpha 9"):
+        load_lora(started, file)
+    save_file(state | {f"{min(layers)}.alpha": torch.tensor(2.0)}, file)
+    with pytest.raises(ValueError, match="has layers of different rank or alpha"):
+        load_lora(started, file)
+    save_file(state, file, {"lora_adapter_metadata": json.dumps({"transformer.r": 4})})
+    with pytest.raises(ValueError, match="says its alphas twice"):
+        attach_lora(ours, file, 1.0)
+
+
 # ComfyUI's map of FLUX LoRAs in diffusers' names: `transformer.<block>.<number>.<layer>`, where lora_A and lora_B are.
 COMFY_LAYERS = {
     "transformer_blocks": {
@@ -187,10 +218,16 @@ def test_a_lora_that_does_not_fit_is_refused(transformer: FluxTransformer2DModel
         metadata = opened.metadata()
     state = load_file(file)
 
-    wrong_rank = {**json.loads(metadata["lora_adapter_metadata"]), "transformer.r": 8}
-    save_file(state, tmp_path / "rank.safetensors", {**metadata, "lora_adapter_metadata": json.dumps(wrong_rank)})
-    with pytest.raises(ValueError, match="--lora_rank 8"):
-        load_lora(transformer, tmp_path / "rank.safetensors")
+    double = {key: torch.cat([tensor, tensor], int("lora_B" in key)) for key, tensor in state.items()}
+    for rank, weights, refusal in (
+        (8, double, "has rank 8 and alpha 4, this run 4 and 4: give --lora_rank 8 --lora_alpha 4"),
+        (8, state, "has a header that says rank 8 and weights of rank 4"),
+        (float("nan"), state, "has a header with a rank or an alpha of nan"),
+    ):
+        header = json.dumps({**json.loads(metadata["lora_adapter_metadata"]), "transformer.r": rank})
+        save_file(weights, tmp_path / "rank.safetensors", {**metadata, "lora_adapter_metadata": header})
+        with pytest.raises(ValueError, match=refusal):
+            load_lora(transformer, tmp_path / "rank.safetensors")
 
     one_less = {key: tensor for key, tensor in state.items() if "single_transformer_blocks.0.proj_mlp" not in key}
     save_file(one_less, tmp_path / "missing.safetensors", metadata)
@@ -198,15 +235,15 @@ def test_a_lora_that_does_not_fit_is_refused(transformer: FluxTransformer2DModel
         load_lora(transformer, tmp_path / "missing.safetensors")
 
     save_file({f"unet.{key}": tensor for key, tensor in state.items()}, tmp_path / "prefix.safetensors", metadata)
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ValueError, match="the format of an unknown tool: diffusers does not read 80 of its 80"):
         load_lora(transformer, tmp_path / "prefix.safetensors")
 
     (tmp_path / "torn.safetensors").write_bytes(file.read_bytes()[:1000])
     with pytest.raises(ValueError, match="cannot be read as safetensors"):
         load_lora(transformer, tmp_path / "torn.safetensors")
 
-    save_file(state, tmp_path / "bare.safetensors")
-    with pytest.raises(ValueError, match="does not say"):
+    save_file(double, tmp_path / "bare.safetensors")
+    with pytest.raises(ValueError, match="has rank 8 and alpha 8"):  # as diffusers takes it
         load_lora(transformer, tmp_path / "bare.safetensors")
 
 
