@@ -17,6 +17,7 @@ from tryon.config import MOST_AT_ONCE, MOST_DENOISING, MOST_GUIDANCE, MOST_SEED,
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.files import file_hash
 from tryon.flux.lora_header import LoraFacts, denoising, lora_on_disk, panel_size, read_facts
+from tryon.report import REPORT, add_evaluation
 from tryon.runs import run_of, runs_folder
 
 logger = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ def main(argv: list[str]) -> None:
 
     # What the folder does not hold yet, by one LoRA after the other; with the first one also the model without it.
     model: TryOnModel | None = None
-    for digest, file in loras.items():
+    for number, (digest, file) in enumerate(loras.items(), 1):
         names = [BASE, digest] if digest == first else [digest]
         if not places_of(names, cases) - score.read_lines(folder).keys():
             logger.info("%s is measured already", file)
@@ -112,7 +113,8 @@ def main(argv: list[str]) -> None:
             model = None
             free_memory()
             model = load_try_on(loaded, file)
-        logger.info("trying on with %s, %d steps at guidance %g", file, how.steps, how.guidance_scale)
+        place = f"{file} ({number} of {len(loras)})" if len(loras) > 1 else file
+        logger.info("trying on with %s, %d steps at guidance %g", place, how.steps, how.guidance_scale)
         score.measure(folder, model, names, cases, how)
 
     # What all that says of them.
@@ -124,6 +126,10 @@ def main(argv: list[str]) -> None:
         for heading, each, (digest, file) in zip(headings, facts, loras.items(), strict=True)
     }
     score.write_scores(folder, {**settings, "num_samples": asked.num_samples}, legend, models, cases, perception)
+    for run in dict.fromkeys(map(run_of, files)):
+        if run and (run / "config.json").is_file():
+            add_evaluation(run, folder)
+            logger.info("in the run's report: %s", run / REPORT)
 
 
 def open_loras(names: tuple[str, ...], hub_cache: str | None) -> dict[str, Path]:

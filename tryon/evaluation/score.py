@@ -45,6 +45,7 @@ from tryon.flux.lora_header import LoraFacts
 from tryon.flux.memory import choose_quantization
 from tryon.inference.pipeline import TryOnModel, load_try_on, try_on_batch
 from tryon.runs import find_lora
+from tryon.scores import Results, aligned, short_tables
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +74,7 @@ def measured_results(
     """
     places = places_of(names, cases)
     missing = places - set(done)
-    with progress_bar(len(places), "trying on", visible=True, initial=len(places) - len(missing)) as bar:
+    with progress_bar(len(places), "scoring", visible=True, initial=len(places) - len(missing)) as bar:
         for kind, source in cases.items():
             for start in range(0, len(source), how.batch_size):
                 batch = range(start, min(start + how.batch_size, len(source)))
@@ -161,7 +162,7 @@ def score_run(run: Path, config: TrainConfig, data: str, cases: Cases) -> None:
         lines[place], pictures[place] = line, to_picture(result)
 
     results = compare.summarise(lines, headings, cases)
-    for line in [*compare.aligned(compare.overview(results, headings)), *compare.lengths(results)]:
+    for line in [*aligned(compare.overview(results, headings)), *compare.lengths(results)]:
         logger.info("%s", line)
     for kind, source in cases.items():
         picked = range(min(GRID_ROWS, len(source)))
@@ -187,7 +188,7 @@ def settings_of(
 
 
 def save_scores(
-    folder: Path, settings: dict[str, Any], loras: dict[str, Any], missing: dict[str, str], results: compare.Results
+    folder: Path, settings: dict[str, Any], loras: dict[str, Any], missing: dict[str, str], results: Results
 ) -> None:
     """Writes evaluation.json. Raises ValueError, once it is written, where a pixel outside a mask is not the person's.
     loras: for each heading file, sha256 and step. missing: for each metric that was not computed, why."""
@@ -264,18 +265,28 @@ def write_scores(
     held = read_lines(folder)
     lines = {place: held[place] for place in places_of(models, cases)}
     results = compare.summarise(lines, models, cases, perceive(folder, lines, models, cases, perception))
-    text = compare.page(settings["data"], loras, perception.missing, results, models)
+    said = compare.findings(lines, results, models, cases)
+    text = compare.page(settings["data"], loras, said, perception.missing, results, models)
     (folder / "evaluation.md").write_text(text)
-    table = compare.tables(results, models, partial(compare.aligned, texts=2))
-    for line in [*table, "", *compare.not_computed(perception.missing)]:
+    for kind, rows in short_tables(results, list(models.values())).items():
+        table = aligned(rows, texts=2) if rows[1:] else ["nothing was computed: there is no truth"]
+        for line in ("", kind, *table):
+            logger.info("%s", line)
+    for line in ("", "*: its interval excludes 0", *compare.not_computed(perception.missing), *said):
         logger.info("%s", line)
+    pictures = {}
     for kind, source in cases.items():
         picked = compare.worst_cases(lines, models, kind, len(source))[:WORST_ROWS]
         grid = compare.case_grid(source, kind, picked, models, lines, partial(saved_picture, folder))
         grid.save(folder / f"worst-{kind}.png")
         order = "the worst cases first" if "psnr" in lines[BASE, kind, 0] else "the first cases"
+        pictures[f"{kind}, {order}"] = grid
         logger.info("%s: %s", order, folder / f"worst-{kind}.png")
-    logger.info("scores: %s and %s", folder / "evaluation.md", folder / "evaluation.json")
+    described = {name: f"{each['file']}, step {each['step'] or 'unknown'}" for name, each in loras.items()}
+    (folder / "evaluation.html").write_text(
+        compare.web_page(settings, described, said, perception.missing, results, pictures)
+    )
+    logger.info("scores: %s, evaluation.md and evaluation.json beside it", folder / "evaluation.html")
     save_scores(folder, settings, loras, perception.missing, results)
 
 
