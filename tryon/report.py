@@ -119,7 +119,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 def _summary(settings: dict[str, Any], steps: Sequence[dict[str, Any]], saved: Sequence[Path]) -> dict[str, str]:
     per_step = settings["train_batch_size"] * settings["gradient_accumulation_steps"] * settings["num_processes"]
-    done, epochs = steps[-1]["step"] if steps else 0, settings["num_train_epochs"]
+    done, epochs = steps[-1]["step"] if steps else 0, settings.get("num_train_epochs")
     asked = f"those of {epochs} epochs" if epochs else f"{settings['max_train_steps']:,}"
     return {
         "steps": f"{done:,} of {asked}, {per_step} samples each",
@@ -200,7 +200,7 @@ def read_evaluated(run: Path) -> Evaluated | None:
 
 
 def run_verdict(run: Path, saved: Sequence[Path], rows: Sequence[dict[str, Any]]) -> str:
-    """What the LoRA improved and made worse, and which checkpoint to use, in a sentence without its full stop.
+    """Which checkpoint to use, what it improved and what it made worse, in a sentence without its full stop.
 
     The scores are those of evaluate_lora.py, or of the run's end, whichever are of the newest checkpoint. Where several
     checkpoints were scored together, use the one with the highest PSNR inside the mask; else the newest. An older one
@@ -222,24 +222,24 @@ def run_verdict(run: Path, saved: Sequence[Path], rows: Sequence[dict[str, Any]]
 
     said = {checkpoint: words for checkpoint, each in headings.items() if (words := verdict(results, each))}
     if not said:
-        return f"Not scored yet (python evaluate_lora.py --lora {run} does it): {_newest(saved, rows)}"
-    best, kind = next(iter(said)), judged_kind(results)
-    if len(said) == 1:
-        return f"{best.name}, {said[best]}; {_newest(saved, rows)}"
+        return f"{_newest(saved, rows)}; it is not scored yet: python evaluate_lora.py --lora {run} does it"
+    kind = judged_kind(results)
     best = max(said, key=lambda checkpoint: results[kind][ALL][headings[checkpoint]]["psnr"]["mean"])
-    return f"{best.name}, {said[best]}; use it: of {len(said)} checkpoints scored its PSNR is the highest"
+    if len(said) > 1:
+        return f"Use {best.name}, whose PSNR is the highest of the {len(said)} checkpoints scored: {said[best]}"
+    return f"{_newest(saved, rows)}{':' if best == newest else f'; {best.name}:'} {said[best]}"
 
 
 def _newest(saved: Sequence[Path], rows: Sequence[dict[str, Any]]) -> str:
     losses = {row["step"]: row["validation/loss"] for row in rows if "validation/loss" in row}
     known = {checkpoint: losses[step_of(checkpoint)] for checkpoint in saved if step_of(checkpoint) in losses}
     newest, lowest = saved[-1], min(known, key=known.get, default=saved[-1])
-    words = f"use {newest.name}, the newest"
+    words = f"Use {newest.name}, the newest"
     if newest not in known or lowest == newest:
         return words
     return (
-        f"{words}, and compare {lowest.name} with it, whose validation loss is lower: {known[lowest]:.4f} instead of "
-        f"{known[newest]:.4f}"
+        f"{words}, and compare {lowest.name} with it, whose validation loss is lower ({known[lowest]:.4f} instead of "
+        f"{known[newest]:.4f})"
     )
 
 

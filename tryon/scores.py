@@ -88,8 +88,8 @@ def cell(value: dict[str, Any] | None, how: Measure, cases: int, mark: str = "",
 
 
 def verdict(results: Results, lora: str) -> str:
-    """What a LoRA improved and what it made worse, in a sentence without its full stop; empty where no difference from
-    the base is known. lora: its heading.
+    """What a LoRA improved and what it made worse, in a clause; empty where no difference from the base is known. Of
+    each category the first measure that counts is named, with its interval. lora: its heading.
 
     The rule: PSNR and SSIM inside the mask, and LPIPS, of unpaired pairs where their truth is known, else of paired
     ones. A difference counts where it is marked: pair by pair, its 95 % interval excludes 0, and there are at least six
@@ -106,13 +106,12 @@ def verdict(results: Results, lora: str) -> str:
         counted = {name: value for name, value in differences.items() if value["marked"]}
         gained = {JUDGED[name] * value["mean"] > 0 for name, value in counted.items()}
         judgement = MIXED if len(gained) > 1 else BETTER if True in gained else WORSE if gained else NEITHER
-        words = (
-            f"{name.upper()} {cell(value, OF_CASES[name], value['cases'])}"
-            for name, value in (counted or differences).items()
-        )
-        found[judgement].append(f"{category} ({', '.join(words)})")
+        shown = [(name.upper(), cell(value, OF_CASES[name], value["cases"]))
+                 for name, value in (counted or differences).items()]  # fmt: skip
+        words = ", ".join(" ".join(each) for each in (shown if judgement == MIXED else shown[:1]))
+        found[judgement].append(f"{category} ({words})")
     clauses = [f"{judgement} on {', '.join(each)}" for judgement, each in found.items() if each]
-    return f"on {results[kind][ALL]['cases']} {kind} pairs, 95 % intervals in brackets: {'; '.join(clauses)}"
+    return f"on {results[kind][ALL]['cases']} {kind} pairs {'; '.join(clauses)}"
 
 
 def judged_kind(results: Results) -> str:

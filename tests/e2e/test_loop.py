@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -116,7 +117,7 @@ def test_where_time_goes_is_shown_said_and_kept(
     with caplog.at_level(logging.INFO):
         run = train(config, TRAIN_DATA, VAL_DATA)
     bars = [line.partition(":")[0] for line in capsys.readouterr().err.split("\r") if "%|" in line]
-    shown = [bar for bar, before in zip(bars, ["", *bars]) if bar != before]
+    shown = [bar for bar, _ in groupby(bars)]
     after_steps = shown[shown.index("training") :]
     assert after_steps == ["training", "saving step 6", "validating step 6"], "no bar is there once its work is done"
     assert "drawing without the LoRA" in shown and "validating step 0" in shown

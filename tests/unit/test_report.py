@@ -143,7 +143,7 @@ def test_the_page_opens_with_a_verdict_and_names_the_checkpoint_to_use(run: Path
     assert verdict_of(run) == "Nothing can be said yet: no checkpoint is saved."
     older, newest = saved(run, 20), saved(run, 40)
     (run / "metrics.jsonl").write_text('{"step": 20, "validation/loss": 0.3}\n{"step": 40, "validation/loss": 0.2}\n')
-    assert verdict_of(run).endswith(" does it): use checkpoint-40, the newest.")
+    assert verdict_of(run).startswith("Use checkpoint-40, the newest; it is not scored yet: python evaluate_lora.py ")
 
     def scores(**loras: dict[str, object]) -> dict[str, object]:
         of_all: dict[str, object] = {"cases": 6, "base": {"psnr": value(10.0, 6)}}
@@ -157,17 +157,16 @@ def test_the_page_opens_with_a_verdict_and_names_the_checkpoint_to_use(run: Path
         for part in ("base", "LoRA"):
             result[part]["ssim"] = value(0.5)
     save_json(run / "evaluation.json", of_end)
-    own = "checkpoint-40, on 6 paired pairs, 95 % intervals in brackets: better than the base on lower (PSNR +2.00 ["
-    assert verdict_of(run).startswith(own) and verdict_of(run).endswith("; use checkpoint-40, the newest.")
+    own = "on 6 paired pairs better than the base on lower (PSNR +2.00 [+1.00, +3.00])."
+    assert verdict_of(run) == f"Use checkpoint-40, the newest: {own}"
     (run / "metrics.jsonl").write_text('{"step": 20, "validation/loss": 0.1}\n{"step": 40, "validation/loss": 0.2}\n')
-    lower = "and compare checkpoint-20 with it, whose validation loss is lower: 0.1000 instead of 0.2000."
-    assert verdict_of(run).endswith(f"; use checkpoint-40, the newest, {lower}")
+    lower = "and compare checkpoint-20 with it, whose validation loss is lower (0.1000 instead of 0.2000)"
+    assert verdict_of(run) == f"Use checkpoint-40, the newest, {lower}: {own}"
 
     (run / "scores").mkdir()
     save_json(run / "scores" / "evaluation.json", scores(**{"LoRA 1": older, "LoRA 2": newest}))
     add_evaluation(run, run / "scores")
-    assert verdict_of(run).startswith("checkpoint-20, on 6 paired pairs, 95 % intervals in brackets: better than the")
-    assert verdict_of(run).endswith("use it: of 2 checkpoints scored its PSNR is the highest.")
+    assert verdict_of(run) == f"Use checkpoint-20, whose PSNR is the highest of the 2 checkpoints scored: {own}"
     page = (run / "report.html").read_text()
     assert (
         "<th>LoRA 1</th>" in page and "checkpoint-20/transformer/pytorch_lora_weights.safetensors, step 20</td>" in page
@@ -178,7 +177,9 @@ def test_the_page_opens_with_a_verdict_and_names_the_checkpoint_to_use(run: Path
 
     save_json(run / "scores" / "evaluation.json", scores(LoRA=older))
     add_evaluation(run, run / "scores")
-    assert verdict_of(run).startswith(own), "that of the newest checkpoint, not of the last command"
+    assert verdict_of(run).endswith(f"{lower}: {own}"), "that of the newest checkpoint, not of the last command"
+    (run / "evaluation.json").unlink()
+    assert verdict_of(run).endswith(f"{lower}; checkpoint-20: {own}")
 
 
 def test_a_run_that_went_on_has_the_steps_of_its_newest_part(run: Path) -> None:

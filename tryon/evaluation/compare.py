@@ -26,6 +26,7 @@ from tryon.evaluation.perceptual import frechet_distance, kernel_distance
 from tryon.pages import TEMPLATES, data_url, render
 from tryon.scores import (
     ALL,
+    NEITHER,
     OF_CASES,
     Measure,
     Results,
@@ -204,18 +205,19 @@ def lengths(results: Results) -> list[str]:
 
 
 def findings(lines: Mapping[Place, Line], results: Results, models: dict[str, str], cases: Cases) -> list[str]:
-    """A sentence on each LoRA (see tryon.scores.verdict) and, where there are several, on the one that comes nearest to
-    the truth: whether its lead over the next, pair by pair, counts. None where no truth is known."""
+    """Of several LoRAs first a sentence on the one that comes nearest to the truth, and whether its lead over the next
+    counts, pair by pair; then one on each, see tryon.scores.verdict. None where no truth is known."""
     _, *loras = models
-    found = [f"{models[name]}, {said}." for name in loras if (said := verdict(results, models[name]))]
+    found = [f"{models[name]}: {said}." for name in loras if (said := verdict(results, models[name]))]
     if len(found) < 2:
         return found
     kind = judged_kind(results)
     values = {name: [lines[name, kind, index]["psnr"] for index in range(len(cases[kind]))] for name in loras}
     first, second, *_ = sorted(loras, key=lambda name: np.mean(values[name]), reverse=True)
     lead = difference_of(zip(values[first], values[second], strict=True))
-    ahead = f"{models[first]} has the highest PSNR, {cell(lead, OF_CASES['psnr'], lead['cases'])} to {models[second]}"
-    return [*found, f"{ahead}{'' if lead['marked'] else ': no difference beyond the spread'}."]
+    words = f"{cell(lead, OF_CASES['psnr'], lead['cases'])} against {models[second]}"
+    doubt = "" if lead["marked"] else f", {NEITHER}"
+    return [f"{models[first]} has the highest PSNR: {words}{doubt}.", *found]
 
 
 def web_page(

@@ -176,12 +176,12 @@ def test_several_loras_are_told_apart_only_beyond_the_spread(written: Written) -
     def lead(better: float) -> str:
         moved = {place: {**line, "psnr": line["psnr"] + better} for place, line in other.items()}
         both = {**lines, **moved}
-        *of_each, last = findings(both, summarise(both, models, written.cases), models, written.cases)
-        assert [said.partition(",")[0] for said in of_each] == ["LoRA 1", "LoRA 2"]
-        return last
+        first, *of_each = findings(both, summarise(both, models, written.cases), models, written.cases)
+        assert [said.partition(":")[0] for said in of_each] == ["LoRA 1", "LoRA 2"]
+        return first
 
-    assert lead(0.5) == "LoRA 2 has the highest PSNR, +0.50 to LoRA 1."
-    assert lead(0.0) == "LoRA 1 has the highest PSNR, +0.00 to LoRA 2: no difference beyond the spread."
+    assert lead(0.5) == "LoRA 2 has the highest PSNR: +0.50 against LoRA 1."
+    assert lead(0.0) == "LoRA 1 has the highest PSNR: +0.00 against LoRA 2, no difference beyond the spread."
     assert len(findings(lines, summarise(lines, MODELS, written.cases), MODELS, written.cases)) == 1
 
 
