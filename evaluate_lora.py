@@ -13,7 +13,16 @@ from pathlib import Path
 from deepfashion_training import held_out
 from deepfashion_training.preflight import checked_data_path
 from tryon.cli import parse, run_script
-from tryon.config import MOST_AT_ONCE, MOST_DENOISING, MOST_GUIDANCE, MOST_SEED, TryOnConfig, is_nowhere, setting
+from tryon.config import (
+    DEFAULT_PARSER,
+    MOST_AT_ONCE,
+    MOST_DENOISING,
+    MOST_GUIDANCE,
+    MOST_SEED,
+    TryOnConfig,
+    is_nowhere,
+    setting,
+)
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.files import file_hash
 from tryon.flux.lora_header import LoraFacts, denoising, lora_on_disk, panel_size, read_facts
@@ -39,6 +48,9 @@ class EvaluateConfig(held_out.HeldOutConfig):
         None, "guidance; as the first LoRA was trained for, else 30, if not given", 0, MOST_GUIDANCE
     )
     batch_size: int = setting(1, "persons dressed at once", 1, MOST_AT_ONCE)
+    parser: str | None = setting(
+        None, f"hub name or folder of a human parser, such as {DEFAULT_PARSER}, that looks for leftovers in photographs"
+    )
     output_dir: str | None = setting(
         None, "folder for scores and pictures, continued where it holds some; if not given, `scores` in the first "
         "LoRA's run",
@@ -120,7 +132,8 @@ def main(argv: list[str]) -> None:
     # What all that says of them.
     headings = ["LoRA"] if len(loras) == 1 else [f"LoRA {number}" for number in range(1, len(loras) + 1)]
     models = {BASE: "base", **dict(zip(loras, headings, strict=True))}
-    perception = load_perception(Path(config.data_cache_dir).expanduser() / "metrics", device)
+    metrics = Path(config.data_cache_dir).expanduser() / "metrics"
+    perception = load_perception(metrics, device, asked.parser, config.cache_dir)
     legend = {
         heading: {"file": str(file), "sha256": digest, "step": each.step if each.known else None}
         for heading, each, (digest, file) in zip(headings, facts, loras.items(), strict=True)

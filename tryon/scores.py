@@ -34,6 +34,7 @@ OF_CASES = {
     "psnr_diptych": Measure("PSNR, diptych", 2),  # of the VAE alone
     "lpips": Measure("LPIPS", 3),
     "length_right": Measure("length right, %", 0, 100),
+    "leftovers": Measure("leftovers, %", 1, 100),
 }
 OF_SETS = {"fid": Measure("FID", 1), "kid": Measure("KID x 1000", 2)}
 

@@ -29,11 +29,13 @@ Line = dict[str, Any]  # what was measured there
 class Case:
     """A try-on. truth: [3, H, W/2] in [-1, 1], the sample's person wearing its garment; None where it is not known.
     ends_right: says of a picture like it whether the garment ends where it does in truth; None where it cannot be told.
+    leftovers: says for which share of the mask it shows garment where the truth has none; None where that is not known.
     """
 
     sample: TryOnSample
     truth: Tensor | None
     ends_right: Callable[[Tensor], bool] | None = None
+    leftovers: Callable[[Tensor], float] | None = None
 
 
 class CaseSource(Protocol):

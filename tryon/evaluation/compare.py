@@ -44,10 +44,10 @@ RESAMPLES = 10_000  # of the bootstrap
 LEAST_CASES = 6  # for a difference to be marked: of five cases all may well have one sign by chance
 MEANING = (
     "Means over the cases, differences from the base with 95 % intervals; all counts every case the same. PSNR in dB, "
-    "SSIM and length: higher is better; LPIPS, FID and KID: lower is better. mask: inside the mask alone. A difference "
-    f"counts where its interval excludes 0 and there are at least {LEAST_CASES} cases; of many differences one in "
-    "twenty does so by chance. A value of fewer cases than its category has says of how many. FID and KID of less than "
-    "thousands of pictures compare models on the same cases alone."
+    "SSIM and length: higher is better; LPIPS, leftovers, FID and KID: lower is better. mask: inside the mask alone. A "
+    f"difference counts where its interval excludes 0 and there are at least {LEAST_CASES} cases; of many differences "
+    "one in twenty does so by chance. A value of fewer cases than its category has says of how many. FID and KID of "
+    "less than thousands of pictures compare models on the same cases alone."
 )
 
 

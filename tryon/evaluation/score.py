@@ -37,6 +37,7 @@ from tryon.data.outline import outline_on_edges
 from tryon.data.sample import TryOnSample, fit_picture, read_picture, split_diptych, to_picture
 from tryon.evaluation import compare
 from tryon.evaluation.cases import BASE, FILL, REAL, VAE, Case, Cases, Line, Place, places_of
+from tryon.evaluation.leftovers import share_by_labels
 from tryon.evaluation.metrics import interior, psnr, ssim
 from tryon.evaluation.perceptual import Perception
 from tryon.files import file_hash, save_json
@@ -139,6 +140,8 @@ def measured(case: Case, result: Tensor) -> Line:
         scores["ssim_whole"] = ssim(*both, interior(mask)).item()
     if case.ends_right:
         scores["length_right"] = float(case.ends_right(result))
+    if case.leftovers:
+        scores["leftovers"] = case.leftovers(result)
     return {"category": sample.category, **{name: value for name, value in scores.items() if value is not None}}
 
 
@@ -293,15 +296,18 @@ def write_scores(
 def perceive(
     folder: Path, lines: dict[Place, Line], models: Collection[str], cases: Cases, perception: Perception
 ) -> dict[Place, np.ndarray]:
-    """Shows the folder's pictures to the networks that could be loaded. Adds LPIPS to the lines; returns Inception's
-    features, [D] each, of the results and, as of a model REAL, of the truths, or of the persons where there is none."""
+    """Shows the folder's pictures to the networks that could be loaded. Adds LPIPS and leftovers to the lines; returns
+    Inception's features, [D] each, of the results and, as of a model REAL, of the truths, or of the persons where there
+    is none."""
     features: dict[Place, np.ndarray] = {}
-    if perception.lpips is None and perception.features is None:
+    if not (perception.lpips or perception.features or perception.labels):
         return features
     with progress_bar(sum(map(len, cases.values())), "comparing pictures", visible=True) as bar:
         for kind, index in ((kind, index) for kind, source in cases.items() for index in range(len(source))):
             case = cases[kind][index]
             real = (case.sample.person if case.truth is None else case.truth)[None]
+            looks = perception.labels and case.leftovers is None
+            before = perception.labels(to_picture(case.sample.person)) if looks else None
             if perception.features:
                 features[REAL, kind, index] = perception.features(real)[0].numpy()
             for place in ((name, kind, index) for name in models):
@@ -310,6 +316,10 @@ def perceive(
                     lines[place]["lpips"] = perception.lpips(result, real).item()
                 if perception.features:
                     features[place] = perception.features(result)[0].numpy()
+                if looks:
+                    after = perception.labels(saved_picture(folder, place))
+                    kind = case.sample.category
+                    lines[place]["leftovers"] = share_by_labels(before, after, case.sample.mask, kind)
             bar.update()
     return features
 
