@@ -27,8 +27,9 @@ def share_by_truth(
     bare = mask & ~garment
     pixels = picture[bare].astype(float)
     away = np.linalg.norm(pixels - truth[bare], axis=-1)
-    nearest = np.linalg.norm(pixels[:, None] - colours, axis=-1).min(-1)
-    return float(((away > SEEN) & (nearest < away)).sum() / mask.sum())
+    unlike = away > SEEN
+    nearest = np.linalg.norm(pixels[unlike, None] - colours, axis=-1).min(-1)
+    return float((nearest < away[unlike]).sum() / mask.sum())
 
 
 def share_by_labels(before: Tensor, after: Tensor, mask: Tensor, category: Category) -> float:
