@@ -28,6 +28,7 @@ from tryon.files import file_hash
 from tryon.flux.lora_header import LoraFacts, denoising, lora_on_disk, panel_size, read_facts
 from tryon.report import REPORT, add_evaluation
 from tryon.runs import run_of, runs_folder
+from tryon.scores import read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def main(argv: list[str]) -> None:
     model: TryOnModel | None = None
     for number, (digest, file) in enumerate(loras.items(), 1):
         names = [BASE, digest] if digest == first else [digest]
-        if not places_of(names, cases) - score.read_lines(folder).keys():
+        if not places_of(names, cases) - read_lines(folder).keys():
             logger.info("%s is measured already", file)
             continue
         if model and same_models(model, read_facts(file)):

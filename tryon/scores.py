@@ -1,19 +1,50 @@
-"""What an evaluation.json says (tryon.evaluation.compare has its form), in tables and in a sentence.
+"""Where evaluate_lora.py keeps what it measures, and what an evaluation.json says, in tables and in a sentence.
 
-Imports nothing heavy.
+tryon.evaluation.score describes the folder, tryon.evaluation.compare the file. Imports nothing heavy.
 """
 
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+LINES = "measured.jsonl"
+INPUTS = "person", "garment"  # of a case, which are saved too
 BASE = "base"  # the heading of the model without a LoRA
 ALL = "all"  # the categories together: every case counts the same
 VERDICTS = "better than the base", "worse than the base", "mixed", "no difference beyond the spread"
 BETTER, WORSE, MIXED, NEITHER = VERDICTS
-JUDGED = {"psnr": 1, "ssim": 1, "lpips": -1}  # the sign of a difference for the better
+JUDGED = "psnr", "ssim", "lpips"
+LOWER_IS_BETTER = "lpips", "leftovers"
 
 Results = dict[str, dict[str, dict[str, Any]]]  # the "scores" of evaluation.json
 Rows = list[list[str]]  # of a table, its head first
+
+
+def picture_path(folder: Path, place: tuple[str, str, int]) -> Path:
+    """Where a result lies. place: model, kind, case."""
+    name, kind, index = place
+    return folder / "pictures" / name / f"{kind}-{index:05d}.png"
+
+
+def input_path(folder: Path, name: str, kind: str, index: int) -> Path:
+    """Where a case's person or garment lies."""
+    return folder / "inputs" / name / f"{kind}-{index:05d}.png"
+
+
+def read_lines(folder: Path) -> dict[tuple[str, str, int], dict[str, Any]]:
+    """What was measured, by place. A line that was cut short, by a kill, or whose picture is gone, is left out."""
+    file = folder / LINES
+    lines = {}
+    for text in file.read_text().splitlines() if file.exists() else []:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        place = line["model"], line["kind"], line["case"]
+        if picture_path(folder, place).is_file():
+            lines[place] = line
+    return lines
 
 
 @dataclass(frozen=True)
@@ -105,7 +136,7 @@ def verdict(results: Results, lora: str) -> str:
     for category in categories if len(categories) == 1 else [*categories, ALL]:
         differences = _judged(results, kind, category, lora)
         counted = {name: value for name, value in differences.items() if value["marked"]}
-        gained = {JUDGED[name] * value["mean"] > 0 for name, value in counted.items()}
+        gained = {(value["mean"] < 0) == (name in LOWER_IS_BETTER) for name, value in counted.items()}
         judgement = MIXED if len(gained) > 1 else BETTER if True in gained else WORSE if gained else NEITHER
         shown = [(name.upper(), cell(value, OF_CASES[name], value["cases"]))
                  for name, value in (counted or differences).items()]  # fmt: skip

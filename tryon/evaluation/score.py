@@ -11,6 +11,7 @@ on where it was stopped, or with more cases:
     <folder>/settings.json       what the pictures follow from; a command with other settings is refused
     <folder>/measured.jsonl      a line for each model and case, written once it is measured, and not done again
     <folder>/pictures/<model>/<kind>-<case>.png
+    <folder>/inputs/person/<kind>-<case>.png       and garment
 
 tryon.evaluation.compare says what the numbers mean, and what evaluation.json holds.
 """
@@ -46,11 +47,11 @@ from tryon.flux.lora_header import LoraFacts
 from tryon.flux.memory import choose_quantization
 from tryon.inference.pipeline import TryOnModel, load_try_on, try_on_batch
 from tryon.runs import find_lora
-from tryon.scores import Results, aligned, short_tables
+from tryon.scores import INPUTS, LINES, Results, aligned, input_path, picture_path, read_lines, short_tables
 
 logger = logging.getLogger(__name__)
 
-SETTINGS, LINES = "settings.json", "measured.jsonl"
+SETTINGS = "settings.json"
 WHITE = 0.97  # in [-1, 1]; brighter pixels of the garment's picture are its background
 GRID_ROWS, WORST_ROWS = 6, 8  # of a run's pictures, and of those with the worst cases
 
@@ -224,21 +225,6 @@ def open_folder(folder: Path, settings: dict[str, Any], cases: Cases) -> None:
             raise ValueError(f"{folder} holds scores of other data ({kind} case {index} is {name} now): {advice}")
 
 
-def read_lines(folder: Path) -> dict[Place, Line]:
-    """What was measured. A line that was cut short, by a kill, or whose picture is gone, is left out."""
-    file = folder / LINES
-    lines = {}
-    for text in file.read_text().splitlines() if file.exists() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        place = line["model"], line["kind"], line["case"]
-        if picture_path(folder, place).is_file():
-            lines[place] = line
-    return lines
-
-
 def measure(folder: Path, model: TryOnModel, names: Sequence[str], cases: Cases, how: Denoising) -> None:
     """Makes, saves and measures what the folder does not hold yet. Raises ValueError where it cannot be written."""
     for place, found, result in measured_results(model, names, cases, how, read_lines(folder), saved=True):
@@ -265,6 +251,7 @@ def write_scores(
 ) -> None:  # fmt: skip
     """Says what the folder's measured cases mean: logs tables, writes evaluation.md, worst-<kind>.png and
     evaluation.json. models: for each name its heading, BASE first. Raises ValueError as `save_scores` does."""
+    save_inputs(folder, cases)
     held = read_lines(folder)
     lines = {place: held[place] for place in places_of(models, cases)}
     results = compare.summarise(lines, models, cases, perceive(folder, lines, models, cases, perception))
@@ -291,6 +278,19 @@ def write_scores(
     )
     logger.info("scores: %s, evaluation.md and evaluation.json beside it", folder / "evaluation.html")
     save_scores(folder, settings, loras, perception.missing, results)
+
+
+def save_inputs(folder: Path, cases: Cases) -> None:
+    """Saves the person and the garment of each case, where they are not there yet."""
+    with progress_bar(sum(map(len, cases.values())), "saving persons and garments", visible=True) as bar:
+        for kind, index in ((kind, index) for kind, source in cases.items() for index in range(len(source))):
+            paths = {each: input_path(folder, each, kind, index) for each in INPUTS}
+            if not all(path.is_file() for path in paths.values()):
+                sample = cases[kind][index].sample
+                for each, path in paths.items():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    to_picture(getattr(sample, each)).save(path)
+            bar.update()
 
 
 def perceive(
@@ -322,12 +322,6 @@ def perceive(
                     lines[place]["leftovers"] = share_by_labels(before, after, case.sample.mask, kind)
             bar.update()
     return features
-
-
-def picture_path(folder: Path, place: Place) -> Path:
-    """Where a result lies."""
-    name, kind, index = place
-    return folder / "pictures" / name / f"{kind}-{index:05d}.png"
 
 
 def saved_picture(folder: Path, place: Place) -> Image.Image:

@@ -27,17 +27,14 @@ from tryon.evaluation.compare import (
 )
 from tryon.evaluation.perceptual import Perception, frechet_distance, kernel_distance
 from tryon.evaluation.score import (
-    LINES,
     as_tensor,
     filled,
     measured,
     open_folder,
     perceive,
-    picture_path,
-    read_lines,
     saved_picture,
 )
-from tryon.scores import aligned, short_tables
+from tryon.scores import LINES, aligned, picture_path, read_lines, short_tables
 
 MODELS = {BASE: "base", "abc": "LoRA"}
 
