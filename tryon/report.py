@@ -18,7 +18,7 @@ from tryon.data.category import CATEGORIES
 from tryon.files import MANIFEST, read_json, replace_json, replacing, save_json
 from tryon.pages import TEMPLATES, data_url, render
 from tryon.runs import OCCASIONAL_PARTS, STEP_PARTS, WARNINGS, checkpoints, lora_file, step_of
-from tryon.scores import ALL, BASE, Results, Rows, judged_kind, short_tables, verdict
+from tryon.scores import ALL, BASE, Rows, judged_kind, short_tables, verdict
 
 Scores = dict[str, dict[str, float]]
 ENVIRONMENT = "environment.json"
@@ -199,35 +199,51 @@ def read_evaluated(run: Path) -> Evaluated | None:
     return Evaluated(loras, short_tables(found["scores"], [BASE, *loras]))
 
 
+@dataclass(frozen=True)
+class Scored:
+    """A checkpoint that was scored: what is said of it, its mean PSNR inside the mask, over how many pairs."""
+
+    checkpoint: Path
+    said: str
+    psnr: float
+    pairs: int
+
+
 def run_verdict(run: Path, saved: Sequence[Path], rows: Sequence[dict[str, Any]]) -> str:
     """Which checkpoint to use, what it improved and what it made worse, in a sentence without its full stop.
 
-    The scores are those of evaluate_lora.py, or of the run's end, whichever are of the newest checkpoint. Where several
-    checkpoints were scored together, use the one with the highest PSNR inside the mask; else the newest. An older one
-    with a lower validation loss is named beside that, as this loss has no spread to be judged by. See also
-    tryon.scores.verdict.
+    Of the scores of evaluate_lora.py and of the run's end those count that are of the newest checkpoint, of more
+    checkpoints, of more pairs, in this order. Where several checkpoints were scored together, use the one with the
+    highest PSNR; else the newest. An older one with a lower validation loss is named beside that, as this loss has no
+    spread to be judged by. See also tryon.scores.verdict.
     """
     if not saved:
         return "Nothing can be said yet: no checkpoint is saved"
-    newest = saved[-1]
-    by_digest = {_lora_digest(checkpoint): checkpoint for checkpoint in saved}
-    headings: dict[Path, str] = {}
-    results: Results = {}
-    for file in (EVALUATION, EVALUATED):
-        found = read_json(run / file)
-        loras = {by_digest.get(each["sha256"]): heading for heading, each in found.get("loras", {}).items()}
-        if newest in loras or not headings:
-            headings = {checkpoint: heading for checkpoint, heading in loras.items() if checkpoint}
-            results = found.get("scores", {})
+    newest, by_digest = saved[-1], {_lora_digest(checkpoint): checkpoint for checkpoint in saved}
 
-    said = {checkpoint: words for checkpoint, each in headings.items() if (words := verdict(results, each))}
-    if not said:
+    def weight(scored: list[Scored]) -> tuple[bool, int, int]:
+        return newest in [each.checkpoint for each in scored], len(scored), sum(each.pairs for each in scored)
+
+    scored = max((_scored(run / file, by_digest) for file in (EVALUATION, EVALUATED)), key=weight)
+    if not scored:
         return f"{_newest(saved, rows)}; it is not scored yet: python evaluate_lora.py --lora {run} does it"
-    kind = judged_kind(results)
-    best = max(said, key=lambda checkpoint: results[kind][ALL][headings[checkpoint]]["psnr"]["mean"])
-    if len(said) > 1:
-        return f"Use {best.name}, whose PSNR is the highest of the {len(said)} checkpoints scored: {said[best]}"
-    return f"{_newest(saved, rows)}{':' if best == newest else f'; {best.name}:'} {said[best]}"
+    best = max(scored, key=lambda each: each.psnr)
+    name = best.checkpoint.name
+    if len(scored) > 1:
+        return f"Use {name}, whose PSNR is the highest of the {len(scored)} checkpoints scored: {best.said}"
+    return f"{_newest(saved, rows)}{':' if best.checkpoint == newest else f'; {name}:'} {best.said}"
+
+
+def _scored(file: Path, by_digest: Mapping[str, Path]) -> list[Scored]:
+    """Those of the checkpoints that a file of scores judges."""
+    found = read_json(file)
+    results, scored = found.get("scores", {}), []
+    for heading, lora in found.get("loras", {}).items():
+        if lora["sha256"] in by_digest and (said := verdict(results, heading)):
+            of_all = results[judged_kind(results)][ALL]
+            checkpoint, psnr = by_digest[lora["sha256"]], of_all[heading]["psnr"]["mean"]
+            scored.append(Scored(checkpoint, said, psnr, of_all["cases"]))
+    return scored
 
 
 def _newest(saved: Sequence[Path], rows: Sequence[dict[str, Any]]) -> str:

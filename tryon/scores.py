@@ -12,8 +12,9 @@ LINES = "measured.jsonl"
 INPUTS = "person", "garment"  # of a case, which are saved too
 BASE = "base"  # the heading of the model without a LoRA
 ALL = "all"  # the categories together: every case counts the same
-VERDICTS = "better than the base", "worse than the base", "mixed", "no difference beyond the spread"
-BETTER, WORSE, MIXED, NEITHER = VERDICTS
+LEAST_CASES = 6  # for a difference to be marked: of five cases all may well have one sign by chance
+VERDICTS = "better than the base", "worse than the base", "mixed", "no difference beyond the spread", "too few to say"
+BETTER, WORSE, MIXED, NEITHER, FEW = VERDICTS
 JUDGED = "psnr", "ssim", "lpips"
 LOWER_IS_BETTER = "lpips", "leftovers"
 
@@ -126,7 +127,7 @@ def verdict(results: Results, lora: str) -> str:
     The rule: PSNR and SSIM inside the mask, and LPIPS, of unpaired pairs where their truth is known, else of paired
     ones. A difference counts where it is marked: pair by pair, its 95 % interval excludes 0, and there are at least six
     pairs. A category, or all together, is better where at least one difference counts and each that does is for the
-    better; worse in the reverse case; mixed where some are for either. Where none counts nothing can be said.
+    better; worse in the reverse case; mixed where some are for either; else the spread hides what difference there is.
     """
     kind = judged_kind(results)
     if not _judged(results, kind, ALL, lora):
@@ -138,6 +139,7 @@ def verdict(results: Results, lora: str) -> str:
         counted = {name: value for name, value in differences.items() if value["marked"]}
         gained = {(value["mean"] < 0) == (name in LOWER_IS_BETTER) for name, value in counted.items()}
         judgement = MIXED if len(gained) > 1 else BETTER if True in gained else WORSE if gained else NEITHER
+        judgement = FEW if results[kind][category]["cases"] < LEAST_CASES else judgement
         shown = [(name.upper(), cell(value, OF_CASES[name], value["cases"]))
                  for name, value in (counted or differences).items()]  # fmt: skip
         words = ", ".join(" ".join(each) for each in (shown if judgement == MIXED else shown[:1]))

@@ -178,6 +178,11 @@ def test_the_page_opens_with_a_verdict_and_names_the_checkpoint_to_use(run: Path
     save_json(run / "scores" / "evaluation.json", scores(LoRA=older))
     add_evaluation(run, run / "scores")
     assert verdict_of(run).endswith(f"{lower}: {own}"), "that of the newest checkpoint, not of the last command"
+    of_end["scores"]["paired"]["all"]["cases"] = 5
+    save_json(run / "evaluation.json", of_end)
+    save_json(run / "evaluate_lora.json", scores(**{"any heading": newest}))
+    assert verdict_of(run).endswith(f"{lower}: {own}"), "that of more pairs"
+    save_json(run / "evaluate_lora.json", scores(LoRA=older))
     (run / "evaluation.json").unlink()
     assert verdict_of(run).endswith(f"{lower}; checkpoint-20: {own}")
 

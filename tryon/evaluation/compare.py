@@ -26,6 +26,7 @@ from tryon.evaluation.perceptual import frechet_distance, kernel_distance
 from tryon.pages import TEMPLATES, data_url, render
 from tryon.scores import (
     ALL,
+    LEAST_CASES,
     NEITHER,
     OF_CASES,
     Measure,
@@ -41,7 +42,6 @@ from tryon.scores import (
 
 EVALUATION_VERSION = 2  # of evaluation.json; files before it have none
 RESAMPLES = 10_000  # of the bootstrap
-LEAST_CASES = 6  # for a difference to be marked: of five cases all may well have one sign by chance
 MEANING = (
     "Means over the cases, differences from the base with 95 % intervals; all counts every case the same. PSNR in dB, "
     "SSIM and length: higher is better; LPIPS, leftovers, FID and KID: lower is better. mask: inside the mask alone. A "

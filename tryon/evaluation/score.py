@@ -47,7 +47,17 @@ from tryon.flux.lora_header import LoraFacts
 from tryon.flux.memory import choose_quantization
 from tryon.inference.pipeline import TryOnModel, load_try_on, try_on_batch
 from tryon.runs import find_lora
-from tryon.scores import INPUTS, LINES, Results, aligned, input_path, picture_path, read_lines, short_tables
+from tryon.scores import (
+    INPUTS,
+    LEAST_CASES,
+    LINES,
+    Results,
+    aligned,
+    input_path,
+    picture_path,
+    read_lines,
+    short_tables,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -262,7 +272,8 @@ def write_scores(
         table = aligned(rows, texts=2) if rows[1:] else ["nothing was computed: there is no truth"]
         for line in ("", kind, *table):
             logger.info("%s", line)
-    for line in ("", "*: its interval excludes 0", *compare.not_computed(perception.missing), *said):
+    legend = f"*: its interval excludes 0, of {LEAST_CASES} cases or more"
+    for line in ("", legend, *compare.not_computed(perception.missing), *said):
         logger.info("%s", line)
     pictures = {}
     for kind, source in cases.items():
