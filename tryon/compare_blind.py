@@ -4,7 +4,6 @@ python -m tryon.compare_blind RUN_A RUN_B            writes the page; evaluate_l
 python -m tryon.compare_blind --read answers.json    wins, and which scores agree with people
 """
 
-import io
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from PIL import Image
 from tryon.cli import parse, run_script
 from tryon.config import MOST_SEED, setting
 from tryon.files import file_hash, read_json
-from tryon.pages import TEMPLATES, data_url, render
+from tryon.pages import TEMPLATES, jpeg_url, render
 from tryon.runs import find_lora, run_of
 from tryon.scores import INPUTS, LOWER_IS_BETTER, OF_CASES, input_path, picture_path, read_lines
 
@@ -75,18 +74,11 @@ def pairs_to_compare(runs: tuple[str, ...], count: int, seed: int) -> list[dict[
             "b": picture_path(other_folder, (other["model"], other["kind"], other["case"])),
         }
         left, right = lot.sample("ab", 2)
-        pictures = [*inputs, results[left], results[right]]
+        pictures = [jpeg_url(Image.open(path).convert("RGB")) for path in (*inputs, results[left], results[right])]
         scores = {name: [line[name], other[name]] for name in OF_CASES if name in line and name in other}
-        pairs.append({"name": f"{kind} {line['name']}", "pictures": list(map(_as_jpeg, pictures)), "left": left,
-                      "right": right, "scores": scores})  # fmt: skip
+        name = f"{kind} {line['name']}"
+        pairs.append({"name": name, "pictures": pictures, "left": left, "right": right, "scores": scores})
     return pairs
-
-
-def _as_jpeg(path: Path) -> str:
-    encoded = io.BytesIO()
-    with Image.open(path) as picture:
-        picture.convert("RGB").save(encoded, "JPEG", quality=92)
-    return data_url(encoded.getvalue(), "jpeg")
 
 
 def said_by(answers: dict[str, Any]) -> list[str]:

@@ -9,7 +9,6 @@ evaluation.json, of a run and of evaluate_lora.py:
 A value is {"mean", "low", "high", "cases"}, in a difference with "marked"; FID and KID have a mean alone.
 """
 
-import io
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -23,9 +22,10 @@ from tryon.data.grid import draw_grid
 from tryon.data.sample import make_diptych, split_diptych, to_picture
 from tryon.evaluation.cases import BASE, FILL, REAL, VAE, Case, Cases, CaseSource, Line, Place
 from tryon.evaluation.perceptual import frechet_distance, kernel_distance
-from tryon.pages import TEMPLATES, data_url, render
+from tryon.pages import TEMPLATES, jpeg_url, render
 from tryon.scores import (
     ALL,
+    FEW,
     LEAST_CASES,
     NEITHER,
     OF_CASES,
@@ -216,7 +216,7 @@ def findings(lines: Mapping[Place, Line], results: Results, models: dict[str, st
     first, second, *_ = sorted(loras, key=lambda name: np.mean(values[name]), reverse=True)
     lead = difference_of(zip(values[first], values[second], strict=True))
     words = f"{cell(lead, OF_CASES['psnr'], lead['cases'])} against {models[second]}"
-    doubt = "" if lead["marked"] else f", {NEITHER}"
+    doubt = "" if lead["marked"] else f", {FEW if lead['cases'] < LEAST_CASES else NEITHER}"
     return [f"{models[first]} has the highest PSNR: {words}{doubt}.", *found]
 
 
@@ -226,13 +226,10 @@ def web_page(
 ) -> str:  # fmt: skip
     """The content of evaluation.html. loras: what they are, by their headings. said: see findings. missing: see
     tryon.evaluation.score. pictures: by their titles."""
-    encoded = {title: io.BytesIO() for title in pictures}
-    for title, picture in pictures.items():
-        picture.save(encoded[title], "JPEG", quality=92)
     return render(
         TEMPLATES / "comparison.html.j2", name="Scores", settings=settings, loras=loras, said=said,
         tables=short_tables(results, [BASE, *loras]), meaning=MEANING, missing=not_computed(missing),
-        pictures={title: data_url(each.getvalue(), "jpeg") for title, each in encoded.items()},
+        pictures={title: jpeg_url(picture) for title, picture in pictures.items()},
     )  # fmt: skip
 
 
