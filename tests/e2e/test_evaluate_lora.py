@@ -21,6 +21,7 @@ from tryon.config import TrainConfig, on_toy
 from tryon.files import write_manifest
 from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, read_facts
 from tryon.runs import find_lora
+from tryon.toy.model import toy_parser
 
 pytestmark = pytest.mark.e2e
 
@@ -178,8 +179,12 @@ def test_on_other_data_the_unpaired_truth_is_not_known(run: Path, data_cache: Pa
     assert result_of(tmp_path / "c")["scores"]["paired"]["all"]["cases"] == 3, "a tenth of the items"
 
     write_viton_hd(tmp_path / "viton", count=2)
-    main(flags_for(data_cache, tmp_path / "b", "--lora", run, "--dataroot", tmp_path / "viton"))
+    parser = ("--parser", toy_parser(data_cache))
+    main(flags_for(data_cache, tmp_path / "b", "--lora", run, "--dataroot", tmp_path / "viton", *parser))
     result = result_of(tmp_path / "b")
+    for kind in ("paired", "unpaired"):
+        assert 0 <= result["scores"][kind]["upper"]["LoRA"]["leftovers"]["mean"] <= 1
+        assert "leftovers" not in scores[kind]["all"]["LoRA"], "nobody asked for them"
     assert result["settings"]["data"] == str(tmp_path / "viton")
     assert result["scores"]["paired"]["upper"]["cases"] == result["scores"]["unpaired"]["upper"]["cases"] == 2
     dressed = np.asarray(Image.open(next((tmp_path / "b" / "pictures" / "base").glob("unpaired-00000.png"))))

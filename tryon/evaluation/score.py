@@ -328,9 +328,8 @@ def perceive(
                 if perception.features:
                     features[place] = perception.features(result)[0].numpy()
                 if looks:
-                    after = perception.labels(saved_picture(folder, place))
-                    kind = case.sample.category
-                    lines[place]["leftovers"] = share_by_labels(before, after, case.sample.mask, kind)
+                    after, sample = perception.labels(saved_picture(folder, place)), case.sample
+                    lines[place]["leftovers"] = share_by_labels(before, after, sample.mask, sample.category)
             bar.update()
     return features
 
