@@ -13,11 +13,22 @@ from pathlib import Path
 from deepfashion_training import held_out
 from deepfashion_training.preflight import checked_data_path
 from tryon.cli import parse, run_script
-from tryon.config import MOST_AT_ONCE, MOST_DENOISING, MOST_GUIDANCE, MOST_SEED, TryOnConfig, is_nowhere, setting
+from tryon.config import (
+    DEFAULT_PARSER,
+    MOST_AT_ONCE,
+    MOST_DENOISING,
+    MOST_GUIDANCE,
+    MOST_SEED,
+    TryOnConfig,
+    is_nowhere,
+    setting,
+)
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.files import file_hash
 from tryon.flux.lora_header import LoraFacts, denoising, lora_on_disk, panel_size, read_facts
+from tryon.report import REPORT, add_evaluation
 from tryon.runs import run_of, runs_folder
+from tryon.scores import read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +50,9 @@ class EvaluateConfig(held_out.HeldOutConfig):
     )
     batch_size: int = setting(1, "persons dressed at once", 1, MOST_AT_ONCE)
     text: bool = setting(False, "also read what is printed on garments and say how much of it the results show")
+    parser: str | None = setting(
+        None, f"hub name or folder of a human parser, such as {DEFAULT_PARSER}, that looks for leftovers in photographs"
+    )
     output_dir: str | None = setting(
         None, "folder for scores and pictures, continued where it holds some; if not given, `scores` in the first "
         "LoRA's run",
@@ -105,9 +119,9 @@ def main(argv: list[str]) -> None:
 
     # What the folder does not hold yet, by one LoRA after the other; with the first one also the model without it.
     model: TryOnModel | None = None
-    for digest, file in loras.items():
+    for number, (digest, file) in enumerate(loras.items(), 1):
         names = [BASE, digest] if digest == first else [digest]
-        if not places_of(names, cases) - score.read_lines(folder).keys():
+        if not places_of(names, cases) - read_lines(folder).keys():
             logger.info("%s is measured already", file)
             continue
         if model and same_models(model, read_facts(file)):
@@ -116,19 +130,25 @@ def main(argv: list[str]) -> None:
             model = None
             free_memory()
             model = load_try_on(loaded, file)
-        logger.info("trying on with %s, %d steps at guidance %g", file, how.steps, how.guidance_scale)
+        place = f"{file} ({number} of {len(loras)})" if len(loras) > 1 else file
+        logger.info("trying on with %s, %d steps at guidance %g", place, how.steps, how.guidance_scale)
         score.measure(folder, model, names, cases, how)
 
     # What all that says of them.
     headings = ["LoRA"] if len(loras) == 1 else [f"LoRA {number}" for number in range(1, len(loras) + 1)]
     models = {BASE: "base", **dict(zip(loras, headings, strict=True))}
     metrics = Path(config.data_cache_dir).expanduser() / "metrics"
-    perception = replace(load_perception(metrics, device), read=read_text)
+    perception = load_perception(metrics, device, asked.parser, config.cache_dir)
+    perception = replace(perception, read=read_text)
     legend = {
         heading: {"file": str(file), "sha256": digest, "step": each.step if each.known else None}
         for heading, each, (digest, file) in zip(headings, facts, loras.items(), strict=True)
     }
     score.write_scores(folder, {**settings, "num_samples": asked.num_samples}, legend, models, cases, perception)
+    for run in dict.fromkeys(map(run_of, files)):
+        if run and (run / "config.json").is_file():
+            add_evaluation(run, folder)
+            logger.info("in the run's report: %s", run / REPORT)
 
 
 def open_loras(names: tuple[str, ...], hub_cache: str | None) -> dict[str, Path]:

@@ -36,7 +36,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from folder_datasets import load_folder
 from tryon.config import TrainConfig, seconds_of
-from tryon.console import set_up_logging
+from tryon.console import on_terminal, progress_bar, set_up_logging
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import PromptEmbedding, SampleSource
 from tryon.evaluation.cases import paired_cases
@@ -224,7 +224,7 @@ def fit(training: Training) -> None:
 
             # Once in a while: save, then look. A picture that fails must not cost the weights it shows.
             if step % config.checkpointing_steps == 0 or is_last or stop:
-                with progress.clock.part("checkpoint"):
+                with progress.between_steps("checkpoint", step):
                     save(training, step, writer, wait=is_last or stop > 0)
             if stop == TIME_IS_UP:
                 logger.info("--max_time %s is over", config.max_time)
@@ -232,7 +232,7 @@ def fit(training: Training) -> None:
                 progress.close()
                 raise SystemExit(stop)
             if step % config.validation_steps == 0 or is_last:
-                with progress.clock.part("validation"):
+                with progress.between_steps("validation", step):
                     look(training, step, writer)
     if (stop := asked_to_stop()) > 128:  # while the last pictures were drawn
         raise SystemExit(stop)
@@ -248,7 +248,10 @@ def save(training: Training, step: int, writer: CheckpointWriter, wait: bool) ->
         state = TrainerState(step, training.identity, uses_safest(training.transformer))
         writer.save(state, replace(training.facts, step=step), training.transformer, training.optimizer)
     if wait:
-        writer.wait()
+        visible = training.accelerator.is_main_process and on_terminal()
+        with progress_bar(1, f"saving step {step}", visible) as bar:
+            writer.wait()
+            bar.update()
         training.accelerator.wait_for_everyone()
 
 

@@ -21,7 +21,7 @@ from deepfashion_training.preflight import DATA_SET, REFERENCES, DataConfig, che
 from tryon.cli import parse, run_script
 from tryon.config import MOST, MOST_SEED, PROJECT, MaskConfig, TrainConfig, setting
 from tryon.console import load_libraries, set_up_logging
-from tryon.pages import data_url, render
+from tryon.pages import jpeg_url, render
 from tryon.units import plural
 
 if TYPE_CHECKING:
@@ -278,9 +278,7 @@ def _shaded(person: "Image.Image", mask: "Image.Image") -> "Image.Image":
 def _thumbnail(picture: "Image.Image") -> str:
     small = picture.copy()
     small.thumbnail((2 * THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=85)
-    return data_url(buffer.getvalue(), "jpeg")
+    return jpeg_url(small, quality=85)
 
 
 def _in_words(counter: Counter) -> str:

@@ -128,7 +128,8 @@ def _add_flag(parser: argparse.ArgumentParser, each: dataclasses.Field, hint: An
             group.add_argument(switch, dest=each.name, action="store_const", const=name, help=text)
         return list(switches)
     if each.metadata["positional"]:
-        parser.add_argument(each.name, help=each.metadata["help"])
+        several = {"nargs": "*"} if typing.get_origin(hint) is tuple else {}
+        parser.add_argument(each.name, help=each.metadata["help"], **several)
         return []
     flag = f"--{each.name}"
     default = "" if each.default in (None, ()) else f" (default {each.default})"

@@ -59,7 +59,8 @@ def setting(
     positional: bool = False,
 ) -> Any:
     """A dataclass field that becomes a flag: its help text, the closed range of its value, which every number has, and
-    whether it must be given; positional: an argument without a flag, which must be given too."""
+    whether it must be given; positional: an argument without a flag, which must be given too, or any number of them
+    for a tuple."""
     limits = {"least": least, "most": most}
     return field(default=default, metadata={"help": help, **limits, "needed": needed, "positional": positional})
 

@@ -21,6 +21,11 @@ def on_terminal() -> bool:
     return sys.stderr.isatty() or os.environ.get("TRAIN_TERMINAL") == "1"
 
 
+def is_first_process() -> bool:
+    """Whether this process is the first of those of a training, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def progress_bar(total: int, description: str, visible: bool, initial: int = 0) -> tqdm:
     """A bar on a terminal; in a log a line every LINE_EVERY seconds."""
     shown = {"total": total, "initial": initial, "desc": description, "disable": not visible or total == 0}
@@ -63,7 +68,7 @@ def load_libraries(*names: str) -> None:
     Call it once, after everything that can be checked without them. The progress bars and remarks of diffusers and
     transformers, which a user can do nothing about, are silenced; errors stay. Of several processes the first speaks.
     """
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print(f"loading {', '.join(names[:-1])} and {names[-1]} ...", file=sys.stderr, flush=True)
     for name in names:
         library = importlib.import_module(name)

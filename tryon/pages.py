@@ -1,10 +1,14 @@
 """HTML pages made of jinja2 templates. A page is one file, pictures included, and needs no network."""
 
 import base64
+import io
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -27,3 +31,10 @@ def render(template: Path, **values: Any) -> str:
 def data_url(picture: bytes, kind: str) -> str:
     """An address that holds the picture itself, for `<img src>`. kind: "png" or "jpeg", as the file is encoded."""
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+def jpeg_url(picture: "Image.Image", quality: int = 92) -> str:
+    """As `data_url`, of an RGB picture in memory."""
+    encoded = io.BytesIO()
+    picture.save(encoded, "JPEG", quality=quality)
+    return data_url(encoded.getvalue(), "jpeg")

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from tryon.cli import parse, run_script
-from tryon.config import PROFILES, TOY_NOTICE, MaskConfig, on_toy, setting
+from tryon.config import MODELS, PROFILES, TOY_NOTICE, MaskConfig, on_toy, setting
 from tryon.data.category import CATEGORIES
-from tryon.files import read_json, replacing, save_json
+from tryon.files import MANIFEST, read_json, replace_json, replacing, save_json
 from tryon.pages import TEMPLATES, data_url, render
-from tryon.runs import OCCASIONAL_PARTS, STEP_PARTS, WARNINGS, checkpoints, lora_file
+from tryon.runs import OCCASIONAL_PARTS, STEP_PARTS, WARNINGS, checkpoints, lora_file, step_of
+from tryon.scores import ALL, BASE, Rows, judged_kind, short_tables, verdict
 
 Scores = dict[str, dict[str, float]]
 ENVIRONMENT = "environment.json"
 DATA = "data.json"
-EVALUATION = "evaluation.json"
+EVALUATION = "evaluation.json"  # the run's own scores, of its end
+EVALUATED = "evaluate_lora.json"  # those that evaluate_lora.py came to last
 REPORT = "report.html"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
 SMOOTHED = 25  # steps whose mean is a point of the training loss
@@ -40,6 +42,12 @@ OLDER_COLUMNS = {"before": "base", "after": "LoRA"}
 LENGTH_IN_WORDS = "Length of trousers for shorts and the reverse"
 FEWEST_POINTS = 10  # steps that make a curve
 GREY = "#888888"  # of a chart's text: readable on light and on dark ground
+# Of settings that belong to data sets, which are defined on higher floors.
+DATA_DEFAULTS = {
+    "min_reference": "same_picture", "parser": None, "train_data_list": "train_pairs.txt", "validation_data_list": None,
+}  # fmt: skip
+# What the page shows elsewhere, where the run's files lie, and what "auto" was resolved to.
+NOT_LISTED = ("profile", "dataset_name", "dataroot", "output_dir", "data_cache_dir", "quantization")
 
 
 def write_environment(run: Path, device: str) -> None:
@@ -56,7 +64,7 @@ def write_data(run: Path, pairs: Mapping[str, Mapping[str, int]]) -> None:
 def write_report(run: Path) -> Path:
     """Writes run/report.html from what the run's folder holds now, and returns its path. Raises ValueError where the
     folder is no run, and where the page cannot be written."""
-    if not (settings := read_json(run / "config.json")):
+    if not (settings := read_settings(run)):
         raise ValueError(f"{run} holds no config.json: name the folder of a run")
     rows = read_metrics(run)
     steps = [row for row in rows if "train/loss" in row]
@@ -66,9 +74,11 @@ def write_report(run: Path) -> Path:
         name=run.name,
         run=run,
         toy_notice=TOY_NOTICE if settings["toy"] else "",
+        verdict=run_verdict(run, saved, rows),
         summary=_summary(settings, steps, saved),
         warnings=_warnings(run),
         scores=score_table(run),
+        evaluated=read_evaluated(run),
         meanings=MEANINGS,
         length_ok=read_length(run),
         length_in_words=LENGTH_IN_WORDS,
@@ -88,6 +98,18 @@ def write_report(run: Path) -> Path:
     return run / REPORT
 
 
+def read_settings(run: Path) -> dict[str, Any]:
+    """The run's settings, those of its newest part where it was resumed with others; nothing where it has none."""
+    parts = sorted(run.glob("config-from-*.json"), key=lambda path: int(path.stem.rpartition("-")[2]))
+    return read_json([run / "config.json", *parts][-1])
+
+
+def add_evaluation(run: Path, folder: Path) -> None:
+    """Puts the scores that evaluate_lora.py left in its folder into a run, and writes the run's page again."""
+    replace_json(run / EVALUATED, read_json(folder / EVALUATION))
+    write_report(run)
+
+
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The lines of metrics.jsonl as dictionaries."""
     file = run / "metrics.jsonl"
@@ -97,8 +119,10 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 def _summary(settings: dict[str, Any], steps: Sequence[dict[str, Any]], saved: Sequence[Path]) -> dict[str, str]:
     per_step = settings["train_batch_size"] * settings["gradient_accumulation_steps"] * settings["num_processes"]
+    done, epochs = steps[-1]["step"] if steps else 0, settings.get("num_train_epochs")
+    asked = f"those of {epochs} epochs" if epochs else f"{settings['max_train_steps']:,}"
     return {
-        "steps": f"{steps[-1]['step'] if steps else 0:,} of {settings['max_train_steps']:,}, {per_step} samples each",
+        "steps": f"{done:,} of {asked}, {per_step} samples each",
         "panel": f"{settings['height']} x {settings['width']} pixels",
         "LoRA": f"rank {settings['lora_rank']}, alpha {settings['lora_alpha']}",
         "model": settings["pretrained_inpaint_model_name_or_path"],
@@ -142,16 +166,101 @@ def read_length(run: Path) -> float | None:
     return next((each["mean"] for each in right if each), found.get("length_ok"))
 
 
-def score_table(run: Path) -> list[list[str]]:
-    """evaluation.json as rows of cells, the head first; none where nothing was scored."""
-    scores = read_scores(run)
-    if not scores:
-        return []
-    names = list(scores[0][1])
-    rows = [["PSNR in dB / SSIM inside the mask", *names]]
-    for label, columns in scores:
-        rows.append([label, *(f"{columns[name]['psnr']:.2f} / {columns[name]['ssim']:.3f}" for name in names)])
+def score_table(run: Path) -> Rows:
+    """The run's own scores as rows of cells, the head first, with the LoRA's difference from the base; none where
+    nothing was scored."""
+    rows: Rows = []
+    for label, columns in read_scores(run):
+        shown = {}
+        for name, score in columns.items():
+            shown[name] = f"{score['psnr']:.2f} / {score['ssim']:.3f}"
+            if name == "LoRA":
+                gain = {each: score[each] - columns[BASE][each] for each in score}
+                shown[f"{name} - {BASE}"] = f"{gain['psnr']:+.2f} / {gain['ssim']:+.3f}"
+        rows = rows or [["PSNR in dB / SSIM inside the mask", *shown]]
+        rows.append([label, *shown.values()])
     return rows
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What evaluate_lora.py came to. tables: see tryon.scores.short_tables."""
+
+    loras: dict[str, str]
+    tables: dict[str, Rows]
+
+
+def read_evaluated(run: Path) -> Evaluated | None:
+    """The scores of evaluate_lora.py; None where it did not score this run."""
+    if not (found := read_json(run / EVALUATED)):
+        return None
+    loras = {heading: f"{each['file']}, step {each['step'] or 'unknown'}" for heading, each in found["loras"].items()}
+    return Evaluated(loras, short_tables(found["scores"], [BASE, *loras]))
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A checkpoint that was scored: what is said of it, its mean PSNR inside the mask, over how many pairs."""
+
+    checkpoint: Path
+    said: str
+    psnr: float
+    pairs: int
+
+
+def run_verdict(run: Path, saved: Sequence[Path], rows: Sequence[dict[str, Any]]) -> str:
+    """Which checkpoint to use, what it improved and what it made worse, in a sentence without its full stop.
+
+    Of the scores of evaluate_lora.py and of the run's end those count that are of the newest checkpoint, of more
+    checkpoints, of more pairs, in this order. Where several checkpoints were scored together, use the one with the
+    highest PSNR; else the newest. An older one with a lower validation loss is named beside that, as this loss has no
+    spread to be judged by. See also tryon.scores.verdict.
+    """
+    if not saved:
+        return "Nothing can be said yet: no checkpoint is saved"
+    newest, by_digest = saved[-1], {_lora_digest(checkpoint): checkpoint for checkpoint in saved}
+
+    def weight(scored: list[Scored]) -> tuple[bool, int, int]:
+        return newest in [each.checkpoint for each in scored], len(scored), sum(each.pairs for each in scored)
+
+    scored = max((_scored(run / file, by_digest) for file in (EVALUATION, EVALUATED)), key=weight)
+    if not scored:
+        return f"{_newest(saved, rows)}; it is not scored yet: python evaluate_lora.py --lora {run} does it"
+    best = max(scored, key=lambda each: each.psnr)
+    name = best.checkpoint.name
+    if len(scored) > 1:
+        return f"Use {name}, whose PSNR is the highest of the {len(scored)} checkpoints scored: {best.said}"
+    return f"{_newest(saved, rows)}{':' if best.checkpoint == newest else f'; {name}:'} {best.said}"
+
+
+def _scored(file: Path, by_digest: Mapping[str, Path]) -> list[Scored]:
+    """Those of the checkpoints that a file of scores judges."""
+    found = read_json(file)
+    results, scored = found.get("scores", {}), []
+    for heading, lora in found.get("loras", {}).items():
+        if lora["sha256"] in by_digest and (said := verdict(results, heading)):
+            of_all = results[judged_kind(results)][ALL]
+            checkpoint, psnr = by_digest[lora["sha256"]], of_all[heading]["psnr"]["mean"]
+            scored.append(Scored(checkpoint, said, psnr, of_all["cases"]))
+    return scored
+
+
+def _newest(saved: Sequence[Path], rows: Sequence[dict[str, Any]]) -> str:
+    losses = {row["step"]: row["validation/loss"] for row in rows if "validation/loss" in row}
+    known = {checkpoint: losses[step_of(checkpoint)] for checkpoint in saved if step_of(checkpoint) in losses}
+    newest, lowest = saved[-1], min(known, key=known.get, default=saved[-1])
+    words = f"Use {newest.name}, the newest"
+    if newest not in known or lowest == newest:
+        return words
+    return (
+        f"{words}, and compare {lowest.name} with it, whose validation loss is lower ({known[lowest]:.4f} instead of "
+        f"{known[newest]:.4f})"
+    )
+
+
+def _lora_digest(checkpoint: Path) -> str:
+    """As evaluation.json has it, from the checkpoint's manifest."""
+    return read_json(checkpoint / MANIFEST)[str(lora_file(checkpoint).relative_to(checkpoint))]["sha256"][:16]
 
 
 def _curves(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> str:
@@ -216,14 +325,15 @@ def _pair_table(run: Path, rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def _changed(settings: dict[str, Any]) -> dict[str, str]:
-    """Settings that differ from the defaults of the profile and of masks; and those of the data, which have none."""
+    """Settings that differ from the defaults of the profile, of masks and of data."""
     profile = PROFILES[settings["profile"]]()
-    defaults = {**vars(MaskConfig()), **vars(on_toy(profile) if settings["toy"] else profile)}
+    defaults = {**DATA_DEFAULTS, **vars(MaskConfig()), **vars(on_toy(profile) if settings["toy"] else profile)}
     defaults["lora_alpha"] = defaults["lora_alpha"] or settings["lora_rank"]
+    hidden = (*NOT_LISTED, *(MODELS if settings["toy"] else ()))
     return {
         name: f"{value} (default: {defaults[name]})" if name in defaults else str(value)
         for name, value in settings.items()
-        if value != defaults.get(name) and name not in ("profile", "output_dir", "data_cache_dir")
+        if name not in hidden and value != defaults.get(name)
     }
 
 

@@ -1,6 +1,7 @@
 """Scores of LoRAs by the real command, on the toy."""
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterable
@@ -16,9 +17,11 @@ from safetensors.torch import load_file, save_file
 from evaluate_lora import main, read_settings
 from test_dataset import row, write
 from test_folders import write_dresscode, write_viton_hd
+from tryon.config import TrainConfig, on_toy
 from tryon.files import write_manifest
 from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, read_facts
 from tryon.runs import find_lora
+from tryon.toy.model import toy_parser
 
 pytestmark = pytest.mark.e2e
 
@@ -55,14 +58,17 @@ def result_of(folder: Path) -> dict:
 
 
 def test_base_and_loras_on_drawings_and_going_on_after_an_interruption(
-    run: Path, data_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run: Path, data_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, weaker = tmp_path / "scores", changed(run, tmp_path / "weaker.safetensors", 0.5)
     flags = flags_for(data_cache, folder, "--num_samples", "1", "--lora", run)
+    monkeypatch.setenv("TRAIN_TERMINAL", "1")
     main(flags)
-    said = capsys.readouterr().out
+    said, shown = capsys.readouterr()
+    assert re.search(r"scoring: .*\d/12 \[\d\d:\d\d<\d\d:\d\d", shown), "what, how many of how many, time left"
+    monkeypatch.delenv("TRAIN_TERMINAL")
     assert "TOY MODEL" in said and "3 paired, 3 unpaired" in said and "LPIPS: not computed: " in said
-    assert all(f"{folder}/{name}" in said for name in ("worst-paired.png", "worst-unpaired.png", "evaluation.json"))
+    assert all(f"{folder}/{name}" in said for name in ("worst-paired.png", "worst-unpaired.png", "evaluation.html"))
     whole = result_of(folder)
     assert set(whole["not_computed"]) == {"lpips", "fid", "kid"}
     for kind in ("paired", "unpaired"):
@@ -75,11 +81,14 @@ def test_base_and_loras_on_drawings_and_going_on_after_an_interruption(
     lines = [json.loads(line) for line in (folder / "measured.jsonl").read_text().splitlines() if line]
     assert len(lines) == 12
     rows = [line[9:] for line in said.splitlines() if line[9:].startswith(("category", "upper (1)"))]
-    assert (
-        len(rows) == 4 and len({line.index(name) for line, name in zip(rows, 2 * ["model", "base"], strict=True)}) == 1
-    )
+    names = 2 * ["measure", "PSNR, mask"]
+    assert len({line.index(name) for line, name in zip(rows, names, strict=True)}) == 1
+    assert "|" not in said and "**" not in said and "##" not in said, "no Markdown"
+    assert "LoRA: on 3 unpaired pairs too few to say on upper (PSNR " in said
     text = (folder / "evaluation.md").read_text()
     assert "| upper (1) | base |" in text and "FID: not computed" in text and str(find_lora(str(run))) in text
+    page = (folder / "evaluation.html").read_text()
+    assert "too few to say on upper" in page and page.count('src="data:image/jpeg;base64,') == 2
 
     # As it was after the first picture of the LoRA's first batch, with a line that was cut short.
     kept = [line for line in (folder / "measured.jsonl").read_text().splitlines() if line][:3]
@@ -134,9 +143,12 @@ def test_on_other_data_the_unpaired_truth_is_not_known(run: Path, data_cache: Pa
     copy = shutil.copytree(run, tmp_path / "run")
     changed(run, find_lora(str(copy)), guidance_scale=5.0)
     write_manifest(copy / "checkpoint-1")
-    trained = {"dataset_name": name, "max_validation_samples": 2, "seed": 4}
+    trained = {**asdict(on_toy(TrainConfig())), "dataset_name": name, "max_validation_samples": 2, "seed": 4}
     (copy / "config.json").write_text(json.dumps({**trained, "data_cache_dir": "gone"}))
     main(["--lora", str(copy), "--data_cache_dir", str(data_cache)])
+    report = (copy / "report.html").read_text()
+    assert "Use checkpoint-1, the newest: on 2 paired pairs too few to say on" in report
+    assert "<h2>Scores by evaluate_lora.py</h2>" in report and (copy / "evaluate_lora.json").is_file()
     result = result_of(copy / "scores")
     assert (result["settings"]["steps"], result["settings"]["guidance_scale"]) == (1, 5)
     assert result["settings"]["data"].startswith(name)
@@ -167,8 +179,12 @@ def test_on_other_data_the_unpaired_truth_is_not_known(run: Path, data_cache: Pa
     assert result_of(tmp_path / "c")["scores"]["paired"]["all"]["cases"] == 3, "a tenth of the items"
 
     write_viton_hd(tmp_path / "viton", count=2)
-    main(flags_for(data_cache, tmp_path / "b", "--lora", run, "--dataroot", tmp_path / "viton"))
+    parser = ("--parser", toy_parser(data_cache))
+    main(flags_for(data_cache, tmp_path / "b", "--lora", run, "--dataroot", tmp_path / "viton", *parser))
     result = result_of(tmp_path / "b")
+    for kind in ("paired", "unpaired"):
+        assert 0 <= result["scores"][kind]["upper"]["LoRA"]["leftovers"]["mean"] <= 1
+        assert "leftovers" not in scores[kind]["all"]["LoRA"], "nobody asked for them"
     assert result["settings"]["data"] == str(tmp_path / "viton")
     assert result["scores"]["paired"]["upper"]["cases"] == result["scores"]["unpaired"]["upper"]["cases"] == 2
     dressed = np.asarray(Image.open(next((tmp_path / "b" / "pictures" / "base").glob("unpaired-00000.png"))))
@@ -176,7 +192,7 @@ def test_on_other_data_the_unpaired_truth_is_not_known(run: Path, data_cache: Pa
 
     write_dresscode(tmp_path / "dresscode")
     folders = {"dataroot": str(tmp_path / "dresscode"), "train_data_list": "train_pairs.txt"}
-    (copy / "config.json").write_text(json.dumps(folders))
+    (copy / "config.json").write_text(json.dumps({**asdict(on_toy(TrainConfig())), **folders}))
     flags = ("--lora", copy, "--dataroot", tmp_path / "dresscode", "--validation_data_list")
     with pytest.raises(ValueError, match=r"was trained on train_pairs.txt, which has \d+ persons of those that are"):
         main(flags_for(data_cache, tmp_path / "d", *flags, "train_pairs.txt"))

@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import pytest
@@ -109,9 +110,19 @@ def test_what_saves_memory_changes_little_or_nothing(
               VAL_DATA)  # fmt: skip
 
 
-def test_where_time_went_is_said_and_kept(config: TrainConfig, caplog: pytest.LogCaptureFixture) -> None:
+def test_where_time_goes_is_shown_said_and_kept(
+    config: TrainConfig, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("TRAIN_TERMINAL", "1")
     with caplog.at_level(logging.INFO):
         run = train(config, TRAIN_DATA, VAL_DATA)
+    bars = [line.partition(":")[0] for line in capsys.readouterr().err.split("\r") if "%|" in line]
+    shown = [bar for bar, _ in groupby(bars)]
+    after_steps = shown[shown.index("training") :]
+    assert after_steps == ["training", "saving step 6", "validating step 6"], "no bar is there once its work is done"
+    assert {"reading samples", "drawing without the LoRA", "validating step 0"} <= set(shown)
+    assert "step 6/6: loss" in caplog.text and "left" not in caplog.text.partition("step 6/6")[2].partition("\n")[0]
     assert re.search(r"where time went: validation \d+ %, data \d+ %, .*forward \d+ %, .*rest \d+ %", caplog.text)
     parts = ("data", "transfer", "forward", "backward", "optimiser", "checkpoint")
     seconds = {part: sum(metrics(run, f"time/{part}").values()) for part in parts}

@@ -14,7 +14,7 @@ import tryon_inference_lora
 from conftest import PROJECT
 from deepfashion_training import export_viton_hd, inspect_dataset, preflight
 from launch import SMALL, launch, metrics, only_run
-from tryon import report, share
+from tryon import compare_blind, report, share
 from tryon.runs import find_lora
 from tryon.toy import draw
 from tryon.toy.dataset import write_dataset
@@ -34,6 +34,9 @@ COMPARE = INFERENCE.replace("runs/", "base runs/").replace("<run>", "<run> runs/
 COMPARE = COMPARE.replace("--output_tryon out.png", "--output_grid compared.png")
 RESUME = f"{TRAIN} --quick-test --max_train_steps 500 --resume_from_checkpoint latest"
 SCORE = "python evaluate_lora.py --lora runs/<run>"
+SCORE_BOTH = "python evaluate_lora.py --lora runs/<a> runs/<b>"
+BLIND = "python -m tryon.compare_blind runs/<a> runs/<b>"
+READ = "python -m tryon.compare_blind --read answers.json"
 APP = "python app_lora.py --lora runs/"
 PLAN = f"{TRAIN} --plan --gpu_memory 24 --price_per_hour 0.5"
 REPORT = "python -m tryon.report runs/<run>"
@@ -49,7 +52,7 @@ def flags_of(command: str, **names: str | Path) -> list[str]:
     """A command's arguments, the names in it that stand for others replaced."""
     words = shlex.split(re.sub("<([^>]*)>", r"'<\1>'", command))
     first = next(i for i, word in enumerate(words) if word.startswith("--") or "<" in word)
-    replaced = {"<run>": "run", "<folder>": "folder", "<data set>": "data"}
+    replaced = {"<run>": "run", "<folder>": "folder", "<data set>": "data", "<a>": "a", "<b>": "b"}
     return [str(names.get(replaced.get(word.removeprefix("runs/"), word), word)) for word in words[first:]]
 
 
@@ -60,7 +63,8 @@ def test_every_command_is_one_that_is_tested_here() -> None:
         "git clone <address of this repository> tryon-lora && cd tryon-lora", "bash tests/run.sh",
         f"{TRAIN} --quick-test", TRAIN, f"{TRAIN} --h100", f"{TRAIN} --help", PLAN,
         f"{TRAIN} --check",  # in test_machine_check.py
-        INSPECT, EXPORT, FOLDERS, DRAW, INFERENCE, AGAIN, COMPARE, SCORE, REPORT, SHARE, RESUME, APP,
+        INSPECT, EXPORT, FOLDERS, DRAW, INFERENCE, AGAIN, COMPARE, SCORE, SCORE_BOTH, BLIND, READ, REPORT, SHARE,
+        RESUME, APP,
     }  # fmt: skip
 
 
@@ -90,6 +94,12 @@ def test_the_commands_in_their_order(tmp_path: Path, data_cache: Path) -> None:
     few = ["--num_samples", "1", "--data_cache_dir", str(data_cache)]
     evaluate_lora.main([*flags_of(SCORE, run=run), *few])
     assert json.loads((run / "scores" / "evaluation.json").read_text())["settings"]["data"].startswith("drawings")
+    both = {"a": run / "checkpoint-1", "b": run / "checkpoint-2"}
+    evaluate_lora.main([*flags_of(SCORE_BOTH, **both), *few])
+    compare_blind.main([*flags_of(BLIND, **both), "--page", str(tmp_path / "compare.html")])
+    assert (tmp_path / "compare.html").read_text().count("data:image/jpeg") == 3 * 4
+    (tmp_path / "answers.json").write_text('{"a": "one", "b": "two", "answers": []}')
+    compare_blind.main(flags_of(READ, **{"answers.json": tmp_path / "answers.json"}))
     (run / "report.html").unlink()
     report.main(flags_of(REPORT, run=run))
     share.main(flags_of(SHARE, run=run))

@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from deepfashion_training.preflight import DataConfig
+from folder_lists import FolderConfig
 from tryon.config import MaskConfig, on_toy, quick_test
-from tryon.files import save_json
-from tryon.report import write_data, write_environment, write_report
-from tryon.runs import own_run
+from tryon.files import file_hash, save_json, write_manifest
+from tryon.report import DATA_DEFAULTS, add_evaluation, write_data, write_environment, write_report
+from tryon.runs import lora_file, own_run
 
 
 @pytest.fixture
@@ -110,7 +112,7 @@ def test_scores_of_today_and_of_both_older_forms_are_shown(run: Path) -> None:
         "vae": {"psnr": value(27.22), "ssim": value(0.874)},
     }
     today["scores"]["unpaired"]["all"]["LoRA"]["length_right"] = value(0.75)
-    models = '<td class="number">14.63 / 0.504</td><td class="number">20.50 / 0.700</td>'
+    models = "".join(f'<td class="number">{cell}</td>' for cell in ("14.63 / 0.504", "20.50 / 0.700", "+5.87 / +0.196"))
     bounds = '<td class="number">10.06 / 0.461</td><td class="number">27.22 / 0.874</td>'
     for scores, cells, length in (
         (today, models + bounds, True), (OF_OLDER_RUN, models + bounds, True), (OF_OLDER_COMMAND, models, False),
@@ -118,9 +120,91 @@ def test_scores_of_today_and_of_both_older_forms_are_shown(run: Path) -> None:
         save_json(run / "evaluation.json", scores)
         page = write_report(run).read_text()
         assert f"<tr><td>lower, paired</td>{cells}</tr>" in page and "unpaired</td>" not in page
-        assert '<th class="number">base</th><th class="number">LoRA</th>' in page and "all, paired" not in page
+        heads = "".join(f'<th class="number">{name}</th>' for name in ("base", "LoRA", "LoRA - base"))
+        assert heads in page and "all, paired" not in page
         assert ("Length of trousers for shorts and the reverse: right in 75%." in page) == length
         assert "<code>base</code>: the model without this LoRA" in page
+
+
+def saved(run: Path, step: int) -> dict[str, object]:
+    """A checkpoint of that step, as evaluation.json names its LoRA."""
+    file = lora_file(run / f"checkpoint-{step}")
+    file.parent.mkdir(parents=True)
+    file.write_text(f"LoRA of step {step}")
+    write_manifest(file.parent.parent)
+    return {"file": str(file), "sha256": file_hash(file)[:16], "step": step}
+
+
+def verdict_of(run: Path) -> str:
+    return re.search(r'<p class="verdict">(.*?)</p>', write_report(run).read_text())[1]
+
+
+def test_the_page_opens_with_a_verdict_and_names_the_checkpoint_to_use(run: Path) -> None:
+    assert verdict_of(run) == "Nothing can be said yet: no checkpoint is saved."
+    older, newest = saved(run, 20), saved(run, 40)
+    (run / "metrics.jsonl").write_text('{"step": 20, "validation/loss": 0.3}\n{"step": 40, "validation/loss": 0.2}\n')
+    assert verdict_of(run).startswith("Use checkpoint-40, the newest; it is not scored yet: python evaluate_lora.py ")
+
+    def scores(**loras: dict[str, object]) -> dict[str, object]:
+        of_all: dict[str, object] = {"cases": 6, "base": {"psnr": value(10.0, 6)}}
+        for number, heading in enumerate(loras):
+            of_all[heading] = {"psnr": value(12.0 - number, 6)}
+            of_all[f"{heading} - base"] = {"psnr": {**value(2.0 - number, 6), "marked": number == 0}}
+        return {"version": 2, "settings": {}, "loras": loras, "scores": {"paired": {"lower": of_all, "all": of_all}}}
+
+    of_end = scores(LoRA=newest)
+    for result in of_end["scores"]["paired"].values():
+        for part in ("base", "LoRA"):
+            result[part]["ssim"] = value(0.5)
+    save_json(run / "evaluation.json", of_end)
+    own = "on 6 paired pairs better than the base on lower (PSNR +2.00 [+1.00, +3.00])."
+    assert verdict_of(run) == f"Use checkpoint-40, the newest: {own}"
+    (run / "metrics.jsonl").write_text('{"step": 20, "validation/loss": 0.1}\n{"step": 40, "validation/loss": 0.2}\n')
+    lower = "and compare checkpoint-20 with it, whose validation loss is lower (0.1000 instead of 0.2000)"
+    assert verdict_of(run) == f"Use checkpoint-40, the newest, {lower}: {own}"
+
+    (run / "scores").mkdir()
+    save_json(run / "scores" / "evaluation.json", scores(**{"LoRA 1": older, "LoRA 2": newest}))
+    add_evaluation(run, run / "scores")
+    assert verdict_of(run) == f"Use checkpoint-20, whose PSNR is the highest of the 2 checkpoints scored: {own}"
+    page = (run / "report.html").read_text()
+    assert (
+        "<th>LoRA 1</th>" in page and "checkpoint-20/transformer/pytorch_lora_weights.safetensors, step 20</td>" in page
+    )
+    cells = ("10.00", "12.00", "*+2.00 [+1.00, +3.00]", "11.00", "+1.00 [+0.00, +2.00]")
+    row = "".join(f'<td class="number">{cell}</td>' for cell in cells)
+    assert f"<tr><td>lower (6)</td><td>PSNR, mask</td>{row}</tr>" in page
+
+    save_json(run / "scores" / "evaluation.json", scores(LoRA=older))
+    add_evaluation(run, run / "scores")
+    assert verdict_of(run).endswith(f"{lower}: {own}"), "that of the newest checkpoint, not of the last command"
+    of_end["scores"]["paired"]["all"]["cases"] = 5
+    save_json(run / "evaluation.json", of_end)
+    save_json(run / "evaluate_lora.json", scores(**{"any heading": newest}))
+    assert verdict_of(run).endswith(f"{lower}: {own}"), "that of more pairs"
+    save_json(run / "evaluate_lora.json", scores(LoRA=older))
+    (run / "evaluation.json").unlink()
+    assert verdict_of(run).endswith(f"{lower}; checkpoint-20: {own}")
+
+
+def test_a_run_that_went_on_has_the_steps_of_its_newest_part(run: Path) -> None:
+    settings = json.loads((run / "config.json").read_text())
+    for step, steps in ((9, 20), (40, 50)):
+        save_json(run / f"config-from-{step}.json", {**settings, "max_train_steps": steps})
+    assert "40 of 50, 8 samples each" in write_report(run).read_text()
+    save_json(run / "config-from-40.json", {**settings, "num_train_epochs": 3})
+    assert "40 of those of 3 epochs, 8 samples each" in write_report(run).read_text()
+
+
+def test_no_default_is_listed_as_a_setting_that_differs(run: Path) -> None:
+    assert DATA_DEFAULTS.items() <= {**vars(DataConfig()), **vars(FolderConfig(dataroot="data"))}.items()
+    config = replace(on_toy(quick_test()), lora_alpha=16, quantization="none", output_dir=str(run),
+                     pretrained_model_name_or_path="toy")  # fmt: skip
+    data = DataConfig(dataset_name="drawn")
+    save_json(run / "config.json", {**asdict(config), **asdict(data), **asdict(MaskConfig())})
+    assert "Settings that differ" not in write_report(run).read_text()
+    save_json(run / "config.json", {**asdict(config), **asdict(replace(data, min_reference="flat"))})
+    assert "<th>min_reference</th><td>flat (default: same_picture)</td>" in write_report(run).read_text()
 
 
 def test_pictures_of_scored_pairs_take_the_validations_place(run: Path) -> None:

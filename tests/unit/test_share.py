@@ -75,7 +75,7 @@ def test_the_card_says_what_was_trained_and_its_python_runs(
     assert metadata["base_model"] == list(names)[::-1] and metadata["library_name"] == "diffusers"
     assert {"lora", "diffusers", "virtual-try-on"} <= set(metadata["tags"])
     assert metadata["datasets"] == ["SaffalPoosh/deepFashion-with-masks"]
-    row = "| lower, paired | 14.63 / 0.504 | 20.50 / 0.700 |"
+    row = "| lower, paired | 14.63 / 0.504 | 20.50 / 0.700 | +5.87 / +0.196 |"
     assert row in text and "at most 4 of each category" in text and "unpaired |" not in text
     save_json(finished / "evaluation.json", OF_OLDER_RUN)
     _, of_older = card_of(share(finished, push_to_hub="user/name"))

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from tryon.console import progress_bar
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import SampleSource, TryOnSample, UnreadablePicture, check_unreadable
 
@@ -28,11 +29,13 @@ Line = dict[str, Any]  # what was measured there
 class Case:
     """A try-on. truth: [3, H, W/2] in [-1, 1], the sample's person wearing its garment; None where it is not known.
     ends_right: says of a picture like it whether the garment ends where it does in truth; None where it cannot be told.
+    leftovers: says for which share of the mask it shows garment where the truth has none; None where that is not known.
     """
 
     sample: TryOnSample
     truth: Tensor | None
     ends_right: Callable[[Tensor], bool] | None = None
+    leftovers: Callable[[Tensor], float] | None = None
 
 
 class CaseSource(Protocol):
@@ -119,8 +122,14 @@ def first_pairs(data: SampleSource, per_category: int | None, readable: Callable
     The categories take turns, so that a longer list begins with the shorter one: the noise that a case starts from
     follows from its place, and stays the same when more are scored.
     """
-    queues = [islice(filter(readable, pairs_of(data, category)), per_category) for category in CATEGORIES]
-    return [index for turn in zip_longest(*queues) for index in turn if index is not None]
+    pairs = [pairs_of(data, category) for category in CATEGORIES]
+    queues = [islice(filter(readable, of_category), per_category) for of_category in pairs]
+    with progress_bar(sum(len(each[:per_category]) for each in pairs), "reading held-out pairs", visible=True) as bar:
+        found = []
+        for index in (index for turn in zip_longest(*queues) for index in turn if index is not None):
+            found.append(index)
+            bar.update()
+    return found
 
 
 def pairs_of(data: SampleSource, category: Category) -> list[int]:

@@ -11,7 +11,6 @@ A value is {"mean", "low", "high", "cases"}, in a difference with "marked"; FID 
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,36 +22,33 @@ from tryon.data.grid import draw_grid
 from tryon.data.sample import make_diptych, split_diptych, to_picture
 from tryon.evaluation.cases import BASE, FILL, REAL, VAE, Case, Cases, CaseSource, Line, Place
 from tryon.evaluation.perceptual import frechet_distance, kernel_distance
+from tryon.pages import TEMPLATES, jpeg_url, render
+from tryon.scores import (
+    ALL,
+    FEW,
+    LEAST_CASES,
+    NEITHER,
+    OF_CASES,
+    Measure,
+    Results,
+    Rows,
+    cell,
+    columns_of,
+    judged_kind,
+    measures_of,
+    short_tables,
+    verdict,
+)
 
 EVALUATION_VERSION = 2  # of evaluation.json; files before it have none
-ALL = "all"  # the categories together: every case counts the same
 RESAMPLES = 10_000  # of the bootstrap
-LEAST_CASES = 6  # for a difference to be marked: of five cases all may well have one sign by chance
-
-Results = dict[str, dict[str, dict[str, Any]]]  # the "scores" of evaluation.json
-
-
-@dataclass(frozen=True)
-class Measure:
-    """A column of the tables: its heading, the digits after the point, what values are multiplied with to be shown."""
-
-    heading: str
-    digits: int
-    scale: float = 1.0
-
-
-# Of each case, then of sets of pictures. Inside the mask, and of the whole picture as the try-on papers have them.
-OF_CASES = {
-    "psnr": Measure("PSNR, mask", 2),
-    "ssim": Measure("SSIM, mask", 3),
-    "psnr_whole": Measure("PSNR", 2),
-    "ssim_whole": Measure("SSIM", 3),
-    "psnr_diptych": Measure("PSNR, diptych", 2),  # of the VAE alone
-    "lpips": Measure("LPIPS", 3),
-    "text": Measure("text, %", 0, 100),
-    "length_right": Measure("length right, %", 0, 100),
-}
-OF_SETS = {"fid": Measure("FID", 1), "kid": Measure("KID x 1000", 2)}
+MEANING = (
+    "Means over the cases, differences from the base with 95 % intervals; all counts every case the same. PSNR in dB, "
+    "SSIM, length and text: higher is better; LPIPS, leftovers, FID and KID: lower is better. mask: inside the mask "
+    f"alone. A difference counts where its interval excludes 0 and there are at least {LEAST_CASES} cases; of many "
+    "differences one in twenty does so by chance. A value of fewer cases than its category has says of how many. FID "
+    "and KID of less than thousands of pictures compare models on the same cases alone."
+)
 
 
 def summarise(
@@ -160,9 +156,6 @@ def changed_outside(results: Results) -> list[str]:
     return sorted({key for key, part in parts if isinstance(part, dict) and part.get("changed_outside")})
 
 
-Rows = list[list[str]]  # of a table, its head first
-
-
 def overview(results: Results, models: dict[str, str]) -> Rows:
     """PSNR and SSIM inside the mask: a row for each category and kind that has a truth, a column for each model."""
     rows = [["PSNR in dB, SSIM", *models.values()]]
@@ -175,50 +168,26 @@ def overview(results: Results, models: dict[str, str]) -> Rows:
     return rows
 
 
-def tables(results: Results, models: dict[str, str], layout: Callable[[Rows], list[str]]) -> list[str]:
-    """The lines of a table for each kind: a row for each category, model and difference of a LoRA."""
-    lines = []
+def tables(results: Results, models: dict[str, str]) -> dict[str, Rows]:
+    """For each kind a table: a row for each category, model and difference of a LoRA, a column for each measure. Marked
+    differences are bold, in Markdown. Nothing but a head where nothing was computed."""
+    found = {}
     for kind, of_kind in results.items():
-        parts = [part for result in of_kind.values() for part in result.values() if isinstance(part, dict)]
-        columns = {each: how for each, how in {**OF_CASES, **OF_SETS}.items() if any(each in part for part in parts)}
-        rows = [["category", "model", *(how.heading for how in columns.values())]]
-        for category, result in of_kind.items():
-            label = f"{category} ({result['cases']})"
-            for heading in models.values():
-                for row in (heading, f"{heading} - {models[BASE]}"):
-                    if row in result:
-                        cells = (_cell(result[row].get(each), how, result["cases"]) for each, how in columns.items())
-                        rows.append([label, row, *cells])
-                        label = ""
-        lines += ["", f"## {kind}", "", *(layout(rows) if columns else ["Nothing was computed: there is no truth."])]
-    return lines
+        measures = measures_of(of_kind)
+        found[kind] = [["category", "model", *(how.heading for how in measures.values())]]
+        for category, result in of_kind.items() if measures else ():
+            for number, row in enumerate(columns_of(result, list(models.values()))):
+                label = "" if number else f"{category} ({result['cases']})"
+                values = {each: result[row].get(each) for each in measures}
+                cells = (cell(value, measures[each], result["cases"], "**", "**") for each, value in values.items())
+                found[kind].append([label, row, *cells])
+    return found
 
 
 def markdown(rows: Rows) -> list[str]:
     """The table's lines in Markdown."""
     head, *body = (f"| {' | '.join(row)} |" for row in rows)
     return [head, "|" + "---|" * len(rows[0]), *body]
-
-
-def aligned(rows: Rows, texts: int = 1) -> list[str]:
-    """The table's lines for a terminal: the first `texts` columns to the left, those of numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = [str.ljust] * texts + [str.rjust] * (len(widths) - texts)
-    return ["  ".join(side(*each) for side, *each in zip(sides, row, widths, strict=True)).rstrip() for row in rows]
-
-
-def _cell(value: dict[str, Any] | None, how: Measure, cases: int) -> str:
-    """A value in words. cases: the number of the category's; a value of fewer says so behind it."""
-    if value is None:
-        return ""
-    sign = "+" if "marked" in value else ""
-    shown = f"{value['mean'] * how.scale:{sign}.{how.digits}f}"
-    if value.get("low") is not None and value["low"] < value["high"]:  # all the same: too few to say how sure that is
-        low, high = (f"{value[each] * how.scale:{sign}.{how.digits}f}" for each in ("low", "high"))
-        shown += f" [{low}, {high}]"
-    if value.get("cases", cases) != cases:
-        shown += f" ({value['cases']})"
-    return f"**{shown}**" if value.get("marked") else shown
 
 
 def lengths(results: Results) -> list[str]:
@@ -235,26 +204,55 @@ def lengths(results: Results) -> list[str]:
     ]
 
 
+def findings(lines: Mapping[Place, Line], results: Results, models: dict[str, str], cases: Cases) -> list[str]:
+    """Of several LoRAs first a sentence on the one that comes nearest to the truth, and whether its lead over the next
+    counts, pair by pair; then one on each, see tryon.scores.verdict. None where no truth is known."""
+    _, *loras = models
+    found = [f"{models[name]}: {said}." for name in loras if (said := verdict(results, models[name]))]
+    if len(found) < 2:
+        return found
+    kind = judged_kind(results)
+    values = {name: [lines[name, kind, index]["psnr"] for index in range(len(cases[kind]))] for name in loras}
+    first, second, *_ = sorted(loras, key=lambda name: np.mean(values[name]), reverse=True)
+    lead = difference_of(zip(values[first], values[second], strict=True))
+    words = f"{cell(lead, OF_CASES['psnr'], lead['cases'])} against {models[second]}"
+    doubt = "" if lead["marked"] else f", {FEW if lead['cases'] < LEAST_CASES else NEITHER}"
+    return [f"{models[first]} has the highest PSNR: {words}{doubt}.", *found]
+
+
+def web_page(
+    settings: dict[str, Any], loras: dict[str, str], said: list[str], missing: dict[str, str], results: Results,
+    pictures: dict[str, Image.Image],
+) -> str:  # fmt: skip
+    """The content of evaluation.html. loras: what they are, by their headings. said: see findings. missing: see
+    tryon.evaluation.score. pictures: by their titles."""
+    return render(
+        TEMPLATES / "comparison.html.j2", name="Scores", settings=settings, loras=loras, said=said,
+        tables=short_tables(results, [BASE, *loras]), meaning=MEANING, missing=not_computed(missing),
+        pictures={title: jpeg_url(picture) for title, picture in pictures.items()},
+    )  # fmt: skip
+
+
 def page(
-    data: str, loras: dict[str, dict[str, Any]], missing: dict[str, str], results: Results, models: dict[str, str]
-) -> str:
-    """The content of evaluation.md. data: what the cases are of. loras, missing: see tryon.evaluation.score."""
+    data: str, loras: dict[str, dict[str, Any]], said: list[str], missing: dict[str, str], results: Results,
+    models: dict[str, str],
+) -> str:  # fmt: skip
+    """The content of evaluation.md. data: what the cases are of. said: see findings. loras, missing: see
+    tryon.evaluation.score."""
     shares = [
-        f"{category} {_cell(result['on_edges'], Measure('', 0, 100), result['cases'])} %"
+        f"{category} {cell(result['on_edges'], Measure('', 0, 100), result['cases'])} %"
         for category, result in next(iter(results.values())).items() if "on_edges" in result
     ]  # fmt: skip
     changed = changed_outside(results)
     lines = ["# Scores", "", f"Data: {data}.", ""]
     lines += [f"- {heading}: `{each['file']}`, step {each['step'] or 'unknown'}, sha256 {each['sha256']}"
               for heading, each in loras.items()]  # fmt: skip
-    lines += tables(results, models, markdown)
+    lines += [line for sentence in said for line in ("", sentence)]
+    for kind, rows in tables(results, models).items():
+        lines += ["", f"## {kind}", "", *(markdown(rows) if rows[1:] else ["Nothing was computed: there is no truth."])]
     lines += [
         "",
-        "Means over the cases, with 95 % intervals; `all` counts every case the same. PSNR in dB, SSIM, length "
-        "and text: higher is better; LPIPS, FID and KID: lower is better. `mask`: inside the mask alone. The interval "
-        f"of a difference in bold excludes 0; none of fewer than {LEAST_CASES} cases is marked, and of many "
-        "differences one in twenty is by chance. A value of fewer cases than its row has says of how many. FID and KID "
-        "of less than thousands of pictures compare models on the same cases alone.",
+        f"{MEANING} In bold: differences that count.",
         "",
         f"How much of the masks' outlines follows the picture, which may tell what was worn: {'; '.join(shares)}. "
         + (f"{', '.join(changed)} CHANGED PIXELS OUTSIDE." if changed else "Outside the masks no pixel changed."),

@@ -8,14 +8,17 @@ import logging
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from tryon.config import first_line
+from tryon.data.human_parser import load_parser, parse
 from tryon.evaluation.text import Reader
 
 logger = logging.getLogger(__name__)
@@ -30,17 +33,21 @@ UNAVAILABLE = (ImportError, OSError, RuntimeError)
 @dataclass(frozen=True)
 class Perception:
     """What could be loaded. lpips: two times [B, 3, H, W] in [-1, 1] -> [B]. features: [B, 3, H, W] in [-1, 1] ->
-    [B, D]. missing: for each metric that cannot be computed, why. read: None where text is not asked for."""
+    [B, D]. missing: for each metric that cannot be computed, why. labels: an RGB picture -> [H, W] of places in PARTS.
+    labels, read: None where they are not asked for."""
 
     lpips: Callable[[Tensor, Tensor], Tensor] | None
     features: Callable[[Tensor], Tensor] | None
     missing: dict[str, str]
+    labels: Callable[[Image.Image], Tensor] | None = None
     read: Reader | None = None
 
 
-def load_perception(folder: Path, device: torch.device) -> Perception:
-    """Loads LPIPS and Inception, whose weights are kept in `folder`; LPIPS's where torch keeps its own. What cannot be
-    loaded is named in `missing`."""
+def load_perception(
+    folder: Path, device: torch.device, parser: str | None = None, cache_dir: str | None = None
+) -> Perception:
+    """Loads LPIPS and Inception, whose weights are kept in `folder`; LPIPS's where torch keeps its own; and the human
+    parser, if one is named, from a folder or the hub (see load_parser). What cannot be loaded is named in `missing`."""
     missing, loaded = {}, {}
     for names, load in ((("lpips",), load_lpips), (("fid", "kid"), load_inception)):
         try:
@@ -49,7 +56,13 @@ def load_perception(folder: Path, device: torch.device) -> Perception:
             not_installed = isinstance(error, ImportError)
             advice = "pip install -r requirements-metrics.txt" if not_installed else "see docs/messages.md"
             missing |= dict.fromkeys(names, f"{first_line(error)} ({advice})")
-    return Perception(loaded.get("lpips"), loaded.get("fid"), missing)
+    labels = None
+    if parser:
+        try:
+            labels = partial(parse, load_parser(parser, cache_dir, device))
+        except ValueError as error:
+            missing["leftovers"] = str(error)
+    return Perception(loaded.get("lpips"), loaded.get("fid"), missing, labels)
 
 
 def load_lpips(folder: Path, device: torch.device) -> Callable[[Tensor, Tensor], Tensor]:

@@ -11,6 +11,7 @@ on where it was stopped, or with more cases:
     <folder>/settings.json       what the pictures follow from; a command with other settings is refused
     <folder>/measured.jsonl      a line for each model and case, written once it is measured, and not done again
     <folder>/pictures/<model>/<kind>-<case>.png
+    <folder>/inputs/person/<kind>-<case>.png       and garment
 
 tryon.evaluation.compare says what the numbers mean, and what evaluation.json holds.
 """
@@ -37,6 +38,7 @@ from tryon.data.outline import outline_on_edges
 from tryon.data.sample import TryOnSample, fit_picture, read_picture, split_diptych, to_picture
 from tryon.evaluation import compare
 from tryon.evaluation.cases import BASE, FILL, REAL, VAE, Case, Cases, Line, Place, places_of
+from tryon.evaluation.leftovers import share_by_labels
 from tryon.evaluation.metrics import interior, psnr, ssim
 from tryon.evaluation.perceptual import Perception
 from tryon.evaluation.text import found_again
@@ -46,10 +48,21 @@ from tryon.flux.lora_header import LoraFacts
 from tryon.flux.memory import choose_quantization
 from tryon.inference.pipeline import TryOnModel, load_try_on, try_on_batch
 from tryon.runs import find_lora
+from tryon.scores import (
+    INPUTS,
+    LEAST_CASES,
+    LINES,
+    Results,
+    aligned,
+    input_path,
+    picture_path,
+    read_lines,
+    short_tables,
+)
 
 logger = logging.getLogger(__name__)
 
-SETTINGS, LINES = "settings.json", "measured.jsonl"
+SETTINGS = "settings.json"
 WHITE = 0.97  # in [-1, 1]; brighter pixels of the garment's picture are its background
 GRID_ROWS, WORST_ROWS = 6, 8  # of a run's pictures, and of those with the worst cases
 
@@ -74,7 +87,7 @@ def measured_results(
     """
     places = places_of(names, cases)
     missing = places - set(done)
-    with progress_bar(len(places), "trying on", visible=True, initial=len(places) - len(missing)) as bar:
+    with progress_bar(len(places), "scoring", visible=True, initial=len(places) - len(missing)) as bar:
         for kind, source in cases.items():
             for start in range(0, len(source), how.batch_size):
                 batch = range(start, min(start + how.batch_size, len(source)))
@@ -139,6 +152,8 @@ def measured(case: Case, result: Tensor) -> Line:
         scores["ssim_whole"] = ssim(*both, interior(mask)).item()
     if case.ends_right:
         scores["length_right"] = float(case.ends_right(result))
+    if case.leftovers:
+        scores["leftovers"] = case.leftovers(result)
     return {"category": sample.category, **{name: value for name, value in scores.items() if value is not None}}
 
 
@@ -162,7 +177,7 @@ def score_run(run: Path, config: TrainConfig, data: str, cases: Cases) -> None:
         lines[place], pictures[place] = line, to_picture(result)
 
     results = compare.summarise(lines, headings, cases)
-    for line in [*compare.aligned(compare.overview(results, headings)), *compare.lengths(results)]:
+    for line in [*aligned(compare.overview(results, headings)), *compare.lengths(results)]:
         logger.info("%s", line)
     for kind, source in cases.items():
         picked = range(min(GRID_ROWS, len(source)))
@@ -188,7 +203,7 @@ def settings_of(
 
 
 def save_scores(
-    folder: Path, settings: dict[str, Any], loras: dict[str, Any], missing: dict[str, str], results: compare.Results
+    folder: Path, settings: dict[str, Any], loras: dict[str, Any], missing: dict[str, str], results: Results
 ) -> None:
     """Writes evaluation.json. Raises ValueError, once it is written, where a pixel outside a mask is not the person's.
     loras: for each heading file, sha256 and step. missing: for each metric that was not computed, why."""
@@ -221,21 +236,6 @@ def open_folder(folder: Path, settings: dict[str, Any], cases: Cases) -> None:
             raise ValueError(f"{folder} holds scores of other data ({kind} case {index} is {name} now): {advice}")
 
 
-def read_lines(folder: Path) -> dict[Place, Line]:
-    """What was measured. A line that was cut short, by a kill, or whose picture is gone, is left out."""
-    file = folder / LINES
-    lines = {}
-    for text in file.read_text().splitlines() if file.exists() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        place = line["model"], line["kind"], line["case"]
-        if picture_path(folder, place).is_file():
-            lines[place] = line
-    return lines
-
-
 def measure(folder: Path, model: TryOnModel, names: Sequence[str], cases: Cases, how: Denoising) -> None:
     """Makes, saves and measures what the folder does not hold yet. Raises ValueError where it cannot be written."""
     for place, found, result in measured_results(model, names, cases, how, read_lines(folder), saved=True):
@@ -262,38 +262,65 @@ def write_scores(
 ) -> None:  # fmt: skip
     """Says what the folder's measured cases mean: logs tables, writes evaluation.md, worst-<kind>.png and
     evaluation.json. models: for each name its heading, BASE first. Raises ValueError as `save_scores` does."""
+    save_inputs(folder, cases)
     held = read_lines(folder)
     lines = {place: held[place] for place in places_of(models, cases)}
     results = compare.summarise(lines, models, cases, perceive(folder, lines, models, cases, perception))
-    text = compare.page(settings["data"], loras, perception.missing, results, models)
+    said = compare.findings(lines, results, models, cases)
+    text = compare.page(settings["data"], loras, said, perception.missing, results, models)
     (folder / "evaluation.md").write_text(text)
-    table = compare.tables(results, models, partial(compare.aligned, texts=2))
-    for line in [*table, "", *compare.not_computed(perception.missing)]:
+    for kind, rows in short_tables(results, list(models.values())).items():
+        table = aligned(rows, texts=2) if rows[1:] else ["nothing was computed: there is no truth"]
+        for line in ("", kind, *table):
+            logger.info("%s", line)
+    legend = f"*: its interval excludes 0, of {LEAST_CASES} cases or more"
+    for line in ("", legend, *compare.not_computed(perception.missing), *said):
         logger.info("%s", line)
+    pictures = {}
     for kind, source in cases.items():
         picked = compare.worst_cases(lines, models, kind, len(source))[:WORST_ROWS]
         grid = compare.case_grid(source, kind, picked, models, lines, partial(saved_picture, folder))
         grid.save(folder / f"worst-{kind}.png")
         order = "the worst cases first" if "psnr" in lines[BASE, kind, 0] else "the first cases"
+        pictures[f"{kind}, {order}"] = grid
         logger.info("%s: %s", order, folder / f"worst-{kind}.png")
-    logger.info("scores: %s and %s", folder / "evaluation.md", folder / "evaluation.json")
+    described = {name: f"{each['file']}, step {each['step'] or 'unknown'}" for name, each in loras.items()}
+    (folder / "evaluation.html").write_text(
+        compare.web_page(settings, described, said, perception.missing, results, pictures)
+    )
+    logger.info("scores: %s, evaluation.md and evaluation.json beside it", folder / "evaluation.html")
     save_scores(folder, settings, loras, perception.missing, results)
+
+
+def save_inputs(folder: Path, cases: Cases) -> None:
+    """Saves the person and the garment of each case, where they are not there yet."""
+    with progress_bar(sum(map(len, cases.values())), "saving persons and garments", visible=True) as bar:
+        for kind, index in ((kind, index) for kind, source in cases.items() for index in range(len(source))):
+            paths = {each: input_path(folder, each, kind, index) for each in INPUTS}
+            if not all(path.is_file() for path in paths.values()):
+                sample = cases[kind][index].sample
+                for each, path in paths.items():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    to_picture(getattr(sample, each)).save(path)
+            bar.update()
 
 
 def perceive(
     folder: Path, lines: dict[Place, Line], models: Collection[str], cases: Cases, perception: Perception
 ) -> dict[Place, np.ndarray]:
-    """Shows the folder's pictures to the networks that could be loaded. Adds LPIPS to the lines, and how much of a
-    garment's text is found again; returns Inception's features, [D] each, of the results and, as of a model REAL, of
-    the truths, or of the persons where there is none."""
+    """Shows the folder's pictures to the networks that could be loaded. Adds LPIPS, leftovers, and how much of a
+    garment's text is found again to the lines; returns Inception's features, [D] each, of the results and, as of a
+    model REAL, of the truths, or of the persons where there is none."""
     features: dict[Place, np.ndarray] = {}
-    if perception.lpips is None and perception.features is None and perception.read is None:
+    if not (perception.lpips or perception.features or perception.labels or perception.read):
         return features
     with progress_bar(sum(map(len, cases.values())), "comparing pictures", visible=True) as bar:
         for kind, index in ((kind, index) for kind, source in cases.items() for index in range(len(source))):
             case = cases[kind][index]
             real = (case.sample.person if case.truth is None else case.truth)[None]
             printed = perception.read(to_picture(case.sample.garment), None) if perception.read else []
+            looks = perception.labels and case.leftovers is None
+            before = perception.labels(to_picture(case.sample.person)) if looks else None
             if perception.features:
                 features[REAL, kind, index] = perception.features(real)[0].numpy()
             for place in ((name, kind, index) for name in models):
@@ -305,16 +332,13 @@ def perceive(
                     lines[place]["lpips"] = perception.lpips(result, real).item()
                 if perception.features:
                     features[place] = perception.features(result)[0].numpy()
+                if looks:
+                    after, sample = perception.labels(saved_picture(folder, place)), case.sample
+                    lines[place]["leftovers"] = share_by_labels(before, after, sample.mask, sample.category)
             bar.update()
     if perception.read and not any("text" in line for line in lines.values()):
         perception.missing["text"] = "no text was read on any garment"
     return features
-
-
-def picture_path(folder: Path, place: Place) -> Path:
-    """Where a result lies."""
-    name, kind, index = place
-    return folder / "pictures" / name / f"{kind}-{index:05d}.png"
 
 
 def saved_picture(folder: Path, place: Place) -> Image.Image:

@@ -12,6 +12,8 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor, nn
 
+from tryon.console import is_first_process, progress_bar
+
 Kind = Literal["fp8", "int8", "nf4"]
 
 FLUX_WIDTH = 3072
@@ -31,10 +33,13 @@ def quantize_blocks(
     A LoRA is added before: peft adapts plain linear layers only. It stays as it is, and so do its keys.
     """
     home = home or device
-    for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
-        for name, layer in list(block.named_modules()):
-            if isinstance(layer, nn.Linear) and "lora_" not in name:
-                block.set_submodule(name, QuantizedLinear(layer, kind, device).to(home))
+    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    with progress_bar(len(blocks), f"quantising to {kind}", is_first_process()) as bar:
+        for block in blocks:
+            for name, layer in list(block.named_modules()):
+                if isinstance(layer, nn.Linear) and "lora_" not in name:
+                    block.set_submodule(name, QuantizedLinear(layer, kind, device).to(home))
+            bar.update()
     transformer.to(home)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from tryon.console import progress_bar
 from tryon.data.category import CATEGORIES, Category
 from tryon.files import replacing
 from tryon.toy.drawing import draw_garment, draw_person
@@ -89,9 +90,11 @@ def write_dataset(
     texts = {name: Value("string") for name in ("gender", "pose", "cloth_type", "pid", "caption")}
     features = Features({"images": Picture(), **texts, "mask": Picture(), "mask_overlay": Picture()})
     rows = []
-    for index in range(items):
-        category = categories[index % len(categories)]
-        rows += _item_rows(index, seed, height, width, views, every_flat or index % 4 != 3, category)
+    with progress_bar(items, "drawing", visible=True) as bar:
+        for index in range(items):
+            category = categories[index % len(categories)]
+            rows += _item_rows(index, seed, height, width, views, every_flat or index % 4 != 3, category)
+            bar.update()
     table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
     name = "train-00000-of-00001.parquet"
     with replacing(folder) as staging:

@@ -14,11 +14,12 @@ from tryon.data.category import CATEGORIES, Category, MaskRule
 from tryon.data.masks import MASK_VERSION, PARTS, agnostic_mask, mask_picture
 from tryon.data.sample import TryOnSample, fit_picture, fitted_sample, to_picture
 from tryon.evaluation.cases import Case
+from tryon.evaluation.leftovers import share_by_truth
 from tryon.toy.canvas import Drawing, edge_colour
 from tryon.toy.drawing import draw_garment, draw_person
 from tryon.toy.model import PARSER_LABELS
 from tryon.toy.people import OTHER_LENGTH, VIEW, Example, distance, random_example, surroundings
-from tryon.toy.world import VIEWS, WORLD_VERSION, Garment
+from tryon.toy.world import VIEWS, WORLD_VERSION, Colour, Garment
 
 EVALUATION_SEED = 10_000  # no run has seen these drawings; they are the same for all, so that numbers can be compared
 LENGTH_TOLERANCE = 0.1  # of the true length
@@ -82,10 +83,8 @@ class DrawnData:
         pixels are nearer in colour to the garment that is tried on than to skin, shoes and background. picture:
         [H, W, 3] of 0..255, the person of pair `index`."""
         example, garment = self.example(index), self.tried_on(index)[0]
-        mixed = tuple((a + b) // 2 for a, b in zip(*garment.colours, strict=True))  # of checks
-        colours = (*garment.colours, mixed, edge_colour(garment.colours[0]))
         away = distance(picture, surroundings(example.person)).min(-1)
-        return _lowest_row(self.legs(index), distance(picture, colours).min(-1) < away)
+        return _lowest_row(self.legs(index), distance(picture, colours_of(garment)).min(-1) < away)
 
     def true_length(self, index: int) -> int:
         """Rows of the legs that the garment, as it is drawn, covers: what `length` should find."""
@@ -99,6 +98,12 @@ class DrawnData:
         drawing = draw_person(example.person, outfit, VIEW, self.height, self.width)
         legs = np.pad(np.asarray(drawing.masks["lower"]) > 0, ((0, 0), (2, 2)))
         return np.all([legs[:, shift : shift + self.width] for shift in range(5)], axis=0)
+
+
+def colours_of(garment: Garment) -> tuple[Colour, ...]:
+    """What a garment shows: its colours, what checks mix of them, its edges."""
+    mixed = tuple((a + b) // 2 for a, b in zip(*garment.colours, strict=True))
+    return *garment.colours, mixed, edge_colour(garment.colours[0])
 
 
 def label_map(drawing: Drawing) -> Tensor:
@@ -147,10 +152,15 @@ class DrawnCases:
         return self.data.name(index)
 
     def __getitem__(self, index: int) -> Case:
-        data = self.data
-        truth = fit_picture(data.truth(index).image, data.height, data.width)
+        data, sample, drawn = self.data, self.data[index], self.data.truth(index)
+        truth = fit_picture(drawn.image, data.height, data.width)
         ends_right = partial(length_right, data, index) if has_length(data, index) else None
-        return Case(data[index], truth, ends_right)
+        old, new = data.example(index).outfit[0], data.tried_on(index)[0]
+        leftovers = partial(
+            share_of_picture, truth=np.asarray(drawn.image), mask=sample.mask[0].bool().numpy(),
+            garment=np.asarray(drawn.masks[new.category]) > 0, colours=np.array([*colours_of(old), *colours_of(new)]),
+        )  # fmt: skip
+        return Case(sample, truth, ends_right, leftovers)
 
 
 def held_out_drawings(per_category: int, height: int, width: int, rule: MaskRule) -> dict[str, DrawnCases]:
@@ -162,6 +172,11 @@ def held_out_drawings(per_category: int, height: int, width: int, rule: MaskRule
 def has_length(data: DrawnData, index: int) -> bool:
     """Whether the person of pair `index` wears shorts or trousers, whose length can be measured."""
     return data.example(index).outfit[0].kind in OTHER_LENGTH
+
+
+def share_of_picture(picture: Tensor, **truth: np.ndarray) -> float:
+    """What share_by_truth says of a picture, [3, H, W/2] in [-1, 1]."""
+    return share_by_truth(np.asarray(to_picture(picture)), **truth)
 
 
 def length_right(data: DrawnData, index: int, picture: Tensor) -> bool:

@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from tryon.config import TrainConfig
-from tryon.console import progress_bar
+from tryon.console import is_first_process, progress_bar
 from tryon.data.category import Category
 from tryon.data.sample import LatentSample, SampleSource, TryOnSample, UnreadablePicture, check_unreadable
 from tryon.files import files_fingerprint, free_disk
@@ -71,7 +71,11 @@ def latent_files(samples: SampleSource, files: ModelFiles, config: TrainConfig, 
     """Where the samples' latents are kept, or would be; dtype: the VAE's."""
     folder = Path(config.data_cache_dir) / "latents"
     settings = [files_fingerprint(files.base / "vae"), str(dtype)]
-    names = [content_key(samples.key(index), settings) for index in range(len(samples))]
+    with progress_bar(len(samples), "reading samples", is_first_process()) as bar:  # all of their bytes
+        names = []
+        for index in range(len(samples)):
+            names.append(content_key(samples.key(index), settings))
+            bar.update()
     return [folder / name[:2] / f"{name}.safetensors" for name in names]
 
 

@@ -3,6 +3,8 @@
 import logging
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 
@@ -33,9 +35,22 @@ class Progress:
 
     def start(self) -> None:
         """Shows the bar. Call it right before the first step."""
-        shown = self._accelerator.is_main_process and on_terminal()  # a log has lines of every tenth step
-        self._bar = progress_bar(self._max_steps, "training", shown, initial=self._first_step)
         self._started = time.monotonic()
+        self._open_bar(self._first_step)
+
+    def _open_bar(self, step: int) -> None:
+        shown = self._accelerator.is_main_process and on_terminal()  # a log has lines of every tenth step
+        self._bar = progress_bar(self._max_steps, "training", shown, initial=step)
+
+    @contextmanager
+    def between_steps(self, part: str, step: int) -> Iterator[None]:
+        """Times what happens after a step, which shows a bar of its own: that of the steps is away meanwhile, and after
+        the last step it does not come back."""
+        self._bar.close()
+        with self.clock.part(part):
+            yield
+        if step < self._max_steps:
+            self._open_bar(step)
 
     def show(self, step: int, metrics: dict[str, float]) -> None:
         """Logs what `optimiser_step` returned for a step."""
@@ -46,7 +61,8 @@ class Progress:
         if step % LOG_EVERY == 0 or step == self._max_steps:
             each = (time.monotonic() - self._started) / (step - self._first_step)
             left = timedelta(seconds=round(each * (self._max_steps - step)))
-            logger.info("step %d/%d: %s, %s left", step, self._max_steps, words, left)
+            more = f", {left} left" if step < self._max_steps else ""  # a validation follows the last step
+            logger.info("step %d/%d: %s%s", step, self._max_steps, words, more)
             self._take_time(step)
 
     def _take_time(self, step: int) -> None:

@@ -11,6 +11,7 @@ from diffusers import FluxFillPipeline, FluxTransformer2DModel
 from PIL import Image
 
 from tryon.config import TrainConfig
+from tryon.console import progress_bar
 from tryon.data.category import Category
 from tryon.data.grid import draw_grid, pick_for_grid
 from tryon.data.sample import PromptEmbedding, SampleSource, TryOnSample, make_diptych, split_diptych, to_picture
@@ -52,8 +53,10 @@ def make_validation(
     picked = pick_for_grid([each.category for each in encoded], config.num_validation_images)
     samples = [val_data[by_key[encoded[index].key]] for index in picked]
 
-    def draw(each_step: Callable[[int], None] | None) -> list[Image.Image]:
-        steps, guidance = config.num_inference_steps, config.validation_guidance_scale
+    steps, guidance = config.num_inference_steps, config.validation_guidance_scale
+    passes = len(samples) * steps  # of the transformer, for the pictures
+
+    def draw(each_step: Callable[[int], None]) -> list[Image.Image]:
         pictures = []
         for row, sample in enumerate(samples):
             (panel,) = try_on_batch(
@@ -68,14 +71,22 @@ def make_validation(
     before: list[Image.Image] = []
     if accelerator.is_main_process:
         transformer.disable_adapters()
-        with eagerly():
-            before = draw(None)
+        with eagerly(), progress_bar(passes, "drawing without the LoRA", visible=True) as bar:
+            before = draw(lambda done: bar.update())
         transformer.enable_adapters()
 
     def look(step: int) -> None:
-        losses = validation_loss(transformer, val_latents, prompts, guidance=config.guidance_scale, seed=config.seed)
-        log_metrics(accelerator, run, step, losses)
-        grid = validation_grid(samples, before, draw(lambda done: leave_if_asked()))
+        with progress_bar(len(val_latents) + passes, f"validating step {step}", visible=True) as bar:
+
+            def after_pass(done: int) -> None:
+                bar.update()
+                leave_if_asked()
+
+            losses = validation_loss(
+                transformer, val_latents, prompts, guidance=config.guidance_scale, seed=config.seed, each=after_pass
+            )
+            log_metrics(accelerator, run, step, losses)
+            grid = validation_grid(samples, before, draw(after_pass))
         path = validation_picture(run, step)
         save_picture(grid, path, Recipe(settings, {}, (f"{run.name}, step {step}",), versions()))
         log_picture(accelerator, "validation", grid, step)
@@ -110,9 +121,10 @@ def leave_if_asked() -> None:
 @torch.no_grad()
 def validation_loss(
     transformer: FluxTransformer2DModel, data: LatentData, prompts: dict[Category, PromptEmbedding], *,
-    guidance: float, seed: int,
+    guidance: float, seed: int, each: Callable[[int], None] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Mean unweighted loss over the data, and per category: {"validation/loss": x, "validation/loss_upper": y, ...}.
+    each: called after each sample with how many are done; what it raises ends the validation.
 
     Sample i is always measured at the same noise level and with the same noise, so that two steps of a run, or two
     runs, differ by their weights alone.
@@ -120,7 +132,6 @@ def validation_loss(
     device = transformer.device
     losses: dict[str, list[float]] = {}
     for index in range(len(data)):
-        leave_if_asked()
         latents = data[index]
         batch = to_device(collate([latents], prompts), device)
         sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], "none", 0.0, 1.0, [(seed, index)])
@@ -129,6 +140,8 @@ def validation_loss(
         loss = fill_loss(transformer, batch, x_t, velocity, sigma, guidance).item()
         losses.setdefault("validation/loss", []).append(loss)
         losses.setdefault(f"validation/loss_{latents.category}", []).append(loss)
+        if each:
+            each(index + 1)
     return {name: sum(values) / len(values) for name, values in losses.items()}
 
 

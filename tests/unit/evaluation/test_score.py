@@ -13,30 +13,29 @@ from conftest import ListSource, make_sample
 from tryon.data.sample import to_picture
 from tryon.evaluation.cases import BASE, FILL, HeldOut, held_out_cases, paired_cases
 from tryon.evaluation.compare import (
-    aligned,
     case_grid,
     changed_outside,
     difference_of,
+    findings,
     interval,
     markdown,
     mean_of,
     overview,
+    page,
     summarise,
     tables,
     worst_cases,
 )
 from tryon.evaluation.perceptual import Perception, frechet_distance, kernel_distance
 from tryon.evaluation.score import (
-    LINES,
     as_tensor,
     filled,
     measured,
     open_folder,
     perceive,
-    picture_path,
-    read_lines,
     saved_picture,
 )
+from tryon.scores import LINES, aligned, picture_path, read_lines, short_tables
 
 MODELS = {BASE: "base", "abc": "LoRA"}
 
@@ -136,12 +135,13 @@ def test_categories_and_differences(written: Written) -> None:
     assert changed_outside({"paired": results}) == []
     results["full"]["LoRA"]["changed_outside"] = 0.01
     assert changed_outside({"paired": results}) == ["LoRA"]
-    table = tables({"paired": results}, MODELS, markdown)
-    assert table[3] == "| category | model | PSNR, mask | SSIM, mask | PSNR | SSIM |" and len(table) == 5 + 12
+    table = markdown(tables({"paired": results}, MODELS)["paired"])
+    assert table[0] == "| category | model | PSNR, mask | SSIM, mask | PSNR | SSIM |" and len(table) == 2 + 12
     assert f"| all (9) | base | {results['all']['base']['psnr']['mean']:.2f} [" in table[-3]
     assert "] (3)" not in "".join(table)
     results["all"]["base"]["ssim"] |= {"mean": 0.5, "low": 0.25, "high": 0.75, "cases": 3}
-    assert "| 0.500 [0.250, 0.750] (3) |" in tables({"paired": results}, MODELS, markdown)[-3], "not that of all nine"
+    table = markdown(tables({"paired": results}, MODELS)["paired"])
+    assert "| 0.500 [0.250, 0.750] (3) |" in table[-3], "not that of all nine"
 
 
 def test_tables_for_a_terminal_are_aligned(written: Written) -> None:
@@ -153,14 +153,34 @@ def test_tables_for_a_terminal_are_aligned(written: Written) -> None:
     psnr, ssim = (results["paired"]["full"]["LoRA"][each]["mean"] for each in ("psnr", "ssim"))
     assert rows[-1][-1] == f"{psnr:.2f} {ssim:.3f}"
     assert aligned([["a", "wide", "c"], ["longer", "1", "20.00"]]) == ["a       wide      c", "longer     1  20.00"]
-    table = tables(results, MODELS, lambda rows: aligned(rows, texts=2))[3:]
-    assert len(table) == 13 and not any("|" in line for line in table)
-    names = ["model", *(4 * ["base", "LoRA", "LoRA - base"])]
+    table = aligned(short_tables(results, ["base", "LoRA"])["paired"], texts=2)
+    assert table[0].split() == ["category", "measure", "base", "LoRA", "LoRA", "-", "base"]
+    assert len(table) == 1 + 4 * 4 and not any("|" in line or "**" in line for line in table)
+    names = ["measure", *(4 * ["PSNR, mask", "SSIM, mask", "PSNR", "SSIM"])]
     assert len({line.index(name) for line, name in zip(table, names, strict=True)}) == 1
     assert len({len(line) for line in table}) == 1, "numbers end where their headings do"
     unknown = {"paired": {"all": {"cases": 1, "base": {"changed_outside": 0.0}}}}
     assert overview(unknown, MODELS) == [rows[0]]
-    assert tables(unknown, MODELS, aligned)[-1] == "Nothing was computed: there is no truth."
+    assert short_tables(unknown, ["base", "LoRA"]) == {"paired": [["category", "measure", "base"]]}
+    text = page("drawings", {}, ["LoRA, on 9 pairs: so and so."], {}, unknown, MODELS)
+    assert "Nothing was computed: there is no truth." in text and "\nLoRA, on 9 pairs: so and so.\n" in text
+
+
+def test_several_loras_are_told_apart_only_beyond_the_spread(written: Written) -> None:
+    lines = read_lines(written.folder)
+    other = {("def", "paired", index): lines["abc", "paired", index] for index in range(9)}
+    models = {BASE: "base", "abc": "LoRA 1", "def": "LoRA 2"}
+
+    def lead(better: float) -> str:
+        moved = {place: {**line, "psnr": line["psnr"] + better} for place, line in other.items()}
+        both = {**lines, **moved}
+        first, *of_each = findings(both, summarise(both, models, written.cases), models, written.cases)
+        assert [said.partition(":")[0] for said in of_each] == ["LoRA 1", "LoRA 2"]
+        return first
+
+    assert lead(0.5) == "LoRA 2 has the highest PSNR: +0.50 against LoRA 1."
+    assert lead(0.0) == "LoRA 1 has the highest PSNR: +0.00 against LoRA 2, no difference beyond the spread."
+    assert len(findings(lines, summarise(lines, MODELS, written.cases), MODELS, written.cases)) == 1
 
 
 def test_bounds_have_no_difference_from_the_base(written: Written) -> None:
@@ -204,7 +224,7 @@ def test_networks_see_the_results_and_what_is_real(written: Written) -> None:
         assert torch.equal(mask, first.mask)
         return ["or"]
 
-    seen = Perception(lambda one, two: (one - two).abs().mean((1, 2, 3)), features, {}, read)
+    seen = Perception(lambda one, two: (one - two).abs().mean((1, 2, 3)), features, {}, read=read)
     lines = read_lines(written.folder)
     features_of = perceive(written.folder, lines, MODELS, written.cases, seen)
     results = summarise(lines, MODELS, written.cases, features_of)["paired"]
@@ -216,8 +236,8 @@ def test_networks_see_the_results_and_what_is_real(written: Written) -> None:
     far = np.mean([(one - two).abs().mean().item() for one, two in zip(pictures, truths, strict=True)])
     assert results["all"]["LoRA"]["lpips"]["mean"] == pytest.approx(far, rel=1e-5)
     assert results["all"]["LoRA"]["text"] == {"mean": 0.5, "low": None, "high": None, "cases": 1}
-    assert "LPIPS | text, % | FID | KID x 1000 |" in tables({"paired": results}, MODELS, markdown)[3]
-    nothing = Perception(None, None, {}, lambda picture, mask: [])
+    assert tables({"paired": results}, MODELS)["paired"][0][-4:] == ["LPIPS", "text, %", "FID", "KID x 1000"]
+    nothing = Perception(None, None, {}, read=lambda picture, mask: [])
     perceive(written.folder, read_lines(written.folder), MODELS, written.cases, nothing)
     assert nothing.missing == {"text": "no text was read on any garment"}
 

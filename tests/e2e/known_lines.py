@@ -1,0 +1,45 @@
+"""What commands print: a line that a user can do nothing about has no place in it."""
+
+import re
+
+NUMBER = r"[\d.e+-]+"
+COUNTS = r"\d+ upper, \d+ lower, \d+ full"
+QUICK_TEST = [
+    r"TOY MODEL, because no GPU was found: a tiny model stands in for FLUX and CatVTON-Flux",
+    r"  \w+ +\S+",  # a setting and its value
+    r"drawing the toy's data into \S.*",
+    rf"(training|validation) pairs: \d+  \({COUNTS}; garment from \d+ flat\)",
+    r"(training|validation) samples: \d+, \d+ of them encoded already",
+    r"encoding \d+ samples into .*: (under )?[\d.]+ GB needed, [\d.]+ GB free",
+    r"encoding (training|validation) samples: \d+ of \d+, [\d:]+ left",
+    r"encoded \d+ (training|validation) samples: [\d.]+ per second, two pictures each; "
+    r"for \d+ % of the time it waited for pictures",
+    rf"LoRA: rank \d+, {NUMBER} M parameters",
+    rf"validation at step \d+: loss {NUMBER}(, loss_(upper|lower|full) {NUMBER})+; pictures in .*\.png",
+    rf"step \d+/\d+: loss {NUMBER}, lr {NUMBER}, {NUMBER} s/step, [\d:]+ left",
+    r"saved .*/pytorch_lora_weights\.safetensors",
+    r"where time went: (\w+ \d+ %(, )?)+",
+    rf"sampled: {COUNTS}",
+    r"loading .*, .* and .*/pytorch_lora_weights\.safetensors",
+    r"trying on: \d+ of \d+, [\d:]+ left",
+    r"PSNR in dB, SSIM +base +LoRA +fill +vae",
+    rf"(upper|lower|full), (un)?paired +({NUMBER} {NUMBER} *){{4}}",
+    r"length of trousers for shorts and the reverse: right in \d+ of \d+, before in \d+",
+    r"pictures, curves, and how to use the LoRA: .*/report\.html",
+    r"finished: .*",
+]
+INFERENCE = [
+    r"loading torch, diffusers and transformers \.\.\.",
+    r"TOY MODEL, because the LoRA was trained on it.*",
+    r"LoRA .*",
+    r"loading .*",
+    r"made a mask: rows \d+ to \d+ of \d+, columns \d+ to \d+ of \d+",
+    r"dressing, \d+ steps at guidance \d+",
+    r"wrote .* \(seed \d+; \d+ x \d+ pixels, height x width\)",
+]
+
+
+def unknown_lines(output: str, known: list[str]) -> list[str]:
+    """The lines, without their time of day, that are none of the known."""
+    lines = [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for line in output.splitlines()]
+    return [line for line in lines if not any(re.fullmatch(pattern, line) for pattern in known)]

@@ -1,0 +1,109 @@
+"""Two LoRAs compared by people: the page, what it saves, and what is said of the answers."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from tryon.compare_blind import main, pairs_to_compare, said_by
+from tryon.files import file_hash, write_manifest
+from tryon.runs import lora_file
+from tryon.scores import INPUTS, LINES, input_path, picture_path
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+COLOURS = {"a": "red", "b": "blue"}
+PAIRS = 6
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[str, str]:
+    """Two runs, each scored by itself on the same pairs, in another order: one's results are red, the other's blue."""
+    for run, colour in COLOURS.items():
+        file = lora_file(tmp_path / run / "checkpoint-1")
+        file.parent.mkdir(parents=True)
+        file.write_text(run)
+        write_manifest(tmp_path / run / "checkpoint-1")
+        scores, digest, lines = tmp_path / run / "scores", file_hash(file)[:16], []
+        for kind in ("paired", "unpaired"):
+            for index in range(PAIRS):
+                pair = index if run == "a" else PAIRS - 1 - index
+                places = {picture_path(scores, (digest, kind, index)): colour}
+                places |= {input_path(scores, name, kind, index): "white" for name in INPUTS}
+                for path, shown in places.items():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.new("RGB", (8, 8), shown).save(path)
+                place = {"model": digest, "kind": kind, "case": index, "key": f"{kind} {pair}", "name": f"pair {pair}"}
+                lines.append({**place, "psnr": 20.0 + (run == "a"), "leftovers": 0.1 + (run == "a")})
+        (scores / LINES).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return str(tmp_path / "a"), str(tmp_path / "b")
+
+
+def test_pairs_and_sides_are_drawn_by_lot(runs: tuple[str, str]) -> None:
+    pairs = pairs_to_compare(runs, 40, 0)
+    assert sorted(pair["name"] for pair in pairs) == [f"unpaired pair {number}" for number in range(PAIRS)]
+    assert {pair["left"] for pair in pairs} == {"a", "b"} and all(pair["left"] != pair["right"] for pair in pairs)
+    of_colour = {pair["pictures"][2 + (pair["left"] == "b")] for pair in pairs}
+    assert len(of_colour) == 1, "the red one is where the key says"
+    assert all(pair["scores"] == {"psnr": [21.0, 20.0], "leftovers": [1.1, 0.1]} for pair in pairs)
+    assert pairs == pairs_to_compare(runs, 40, 0) != pairs_to_compare(runs, 40, 1)
+    assert len(pairs_to_compare(runs, 2, 0)) == 2
+
+
+def test_what_cannot_be_compared_is_refused(runs: tuple[str, str], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="or are the same LoRA: first run python evaluate_lora.py --lora"):
+        main([runs[0], runs[0]])
+    with pytest.raises(ValueError, match="1 runs were given: name two"):
+        main([runs[0]])
+    with pytest.raises(ValueError, match="is no file of answers"):
+        main(["--read", str(tmp_path / "nothing.json")])
+    shutil.rmtree(tmp_path / "a" / "scores" / "inputs")
+    with pytest.raises(ValueError, match="holds no persons and garments: give its evaluate_lora.py command again"):
+        main([*runs, "--page", str(tmp_path / "page.html")])
+
+
+def test_wins_and_agreement() -> None:
+    def answer(chosen: str, **scores: list[float]) -> dict[str, object]:
+        return {"name": "", "chosen": chosen, "scores": scores}
+
+    answers = [answer("a", psnr=[21.0, 20.0], lpips=[0.1, 0.2])] * 8
+    answers += [answer("b", psnr=[21.0, 20.0], lpips=[0.2, 0.1])] * 2
+    answers += [answer("same", psnr=[21.0, 20.0]), answer("b", psnr=[20.0, 20.0])]
+    assert said_by({"a": "runs/one", "b": "runs/two", "answers": answers}) == [
+        "A: runs/one", "B: runs/two", "A better: 8, B better: 3, same: 1",
+        "A is preferred in 8 of 11, 73% [43%, 90%]: no more than chance",
+        "PSNR, mask agrees in 8 of 10, 80% [49%, 94%]: no more than chance",
+        "LPIPS agrees in 10 of 10, 100% [72%, 100%]",
+    ]  # fmt: skip
+    assert said_by({"a": "one", "b": "two", "answers": []})[-1] == "A better: 0, B better: 0, same: 0"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
+def test_people_answer_in_a_browser(runs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page, saved = tmp_path / "page.html", tmp_path / "answers.json"
+    main([*runs, "--page", str(page)])
+    pairs = pairs_to_compare(runs, 40, 0)
+    keys = ["ArrowLeft" if pair["left"] == "a" else "ArrowRight" for pair in pairs[:3]] + ["ArrowDown"]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = browser.new_page(viewport={"width": 390, "height": 844})
+        opened.goto(page.as_uri())
+        shown = opened.locator("body").inner_text()
+        assert not any(run in shown for run in runs), "nobody sees which is which"
+        assert opened.evaluate("document.documentElement.scrollWidth") <= 390
+        for key in [*keys, "ArrowLeft", "ArrowUp"]:
+            opened.keyboard.press(key)
+        opened.reload()
+        assert f"4 of {PAIRS} answered" in opened.locator("body").inner_text(), "answers stay"
+        with opened.expect_download() as download:
+            opened.get_by_text("save the answers").click()
+        download.value.save_as(saved)
+        browser.close()
+    capsys.readouterr()
+    main(["--read", str(saved)])
+    said = capsys.readouterr().out.splitlines()
+    assert said[:3] == [f"A: {runs[0]}", f"B: {runs[1]}", "A better: 3, B better: 0, same: 1"]
+    assert said[4:] == ["PSNR, mask agrees in 3 of 3, 100% [44%, 100%]: no more than chance",
+                        "leftovers agrees in 0 of 3, 0% [0%, 56%]: no more than chance"]  # fmt: skip

@@ -1,0 +1,70 @@
+"""The verdict on a LoRA, by made-up differences from the base."""
+
+from typing import Any
+
+import pytest
+
+from tryon.scores import verdict
+
+
+def difference(mean: float, half: float, cases: int = 32) -> dict[str, Any]:
+    """A difference whose interval reaches this far to either side."""
+    marked = cases >= 6 and abs(mean) > half
+    return {"mean": mean, "low": mean - half, "high": mean + half, "cases": cases, "marked": marked}
+
+
+def scores(kind: str = "paired", **differences: dict[str, Any]) -> dict[str, Any]:
+    """Of one kind of pairs; differences: by category."""
+    known = {category: {"cases": 32, "base": {"psnr": difference(20.0, 1.0)}, "LoRA - base": each}
+             for category, each in differences.items()}  # fmt: skip
+    return {kind: known}
+
+
+def both(psnr: dict[str, Any], ssim: dict[str, Any]) -> dict[str, Any]:
+    return {"psnr": psnr, "ssim": ssim}
+
+
+@pytest.mark.parametrize(
+    ("differences", "expected"),
+    [
+        (both(difference(2.0, 0.5), difference(0.1, 0.02)),
+         "better than the base on upper (PSNR +2.00 [+1.50, +2.50])"),
+        (both(difference(-0.2, 0.1), difference(0.1, 0.2)),
+         "worse than the base on upper (PSNR -0.20 [-0.30, -0.10])"),
+        (both(difference(2.0, 0.5), difference(-0.1, 0.02)),
+         "mixed on upper (PSNR +2.00 [+1.50, +2.50], SSIM -0.100 [-0.120, -0.080])"),
+        (both(difference(2.0, 2.5), difference(-0.1, 0.2)),
+         "no difference beyond the spread on upper (PSNR +2.00 [-0.50, +4.50])"),
+        ({"psnr": difference(0.1, 0.5), "lpips": difference(-0.1, 0.02)},
+         "better than the base on upper (LPIPS -0.100 [-0.120, -0.080])"),
+    ],
+    ids=["better", "worse", "mixed", "within the spread", "LPIPS is better where it is lower"],
+)  # fmt: skip
+def test_a_category_is_judged_by_the_differences_that_count(differences: dict[str, Any], expected: str) -> None:
+    found = verdict(scores(upper=differences, all=differences), "LoRA")
+    assert found == f"on 32 paired pairs {expected}"
+
+
+def test_what_improved_is_told_from_what_got_worse() -> None:
+    better, worse = {"psnr": difference(2.0, 0.5)}, {"psnr": difference(-2.0, 0.5)}
+    found = verdict(scores(upper=worse, lower=better, full={"psnr": difference(0.0, 0.5)}, all=better), "LoRA")
+    clauses = found.removeprefix("on 32 paired pairs ").split("; ")
+    assert [clause.partition(" (")[0] for clause in clauses] == [
+        "better than the base on lower", "worse than the base on upper", "no difference beyond the spread on full",
+    ]  # fmt: skip
+    assert "), all (PSNR +2.00 [+1.50, +2.50])" in clauses[0]
+
+
+def test_of_few_pairs_nothing_is_said() -> None:
+    found = scores(upper={"psnr": difference(2.0, 0.5, cases=5)}, all={"psnr": difference(2.0, 0.5)})
+    found["paired"]["upper"]["cases"] = 5
+    assert verdict(found, "LoRA") == "on 32 paired pairs too few to say on upper (PSNR +2.00 [+1.50, +2.50])"
+
+
+def test_unpaired_pairs_count_first_where_their_truth_is_known() -> None:
+    paired = scores(upper={"psnr": difference(2.0, 0.5)}, all={"psnr": difference(2.0, 0.5)})
+    unpaired = scores("unpaired", upper={"psnr": difference(-2.0, 0.5)}, all={"psnr": difference(-2.0, 0.5)})
+    assert verdict({**paired, **unpaired}, "LoRA").startswith("on 32 unpaired pairs ")
+    without_truth = {"unpaired": {"all": {"cases": 32, "base": {}, "LoRA - base": {}}}}
+    assert verdict({**paired, **without_truth}, "LoRA").startswith("on 32 paired pairs ")
+    assert verdict(without_truth, "LoRA") == verdict({}, "LoRA") == verdict(paired, "another") == ""
