@@ -25,7 +25,6 @@ from app_lora import first_lora, main, read_users
 from conftest import PROJECT
 from tryon.app.layout import describe
 from tryon.app.page import Page
-from tryon.app.pictures import as_paint, painted_mask
 from tryon.app.session import Session, lora_name, panel_sizes
 from tryon.config import TryOnConfig
 from tryon.data.category import MaskRule
@@ -405,17 +404,6 @@ def test_an_upload_that_is_broken_off_is_nobodys_fault(page_url: str) -> None:
     with socket.create_connection((place.hostname, place.port)) as connection:
         connection.sendall(f"{head.format(place.netloc)}Content-Length: 100000\r\n\r\n{part}".encode())
     assert urlopen(page_url).status == 200
-
-
-def test_what_is_painted_on_any_layer_is_the_mask() -> None:
-    layers = [Image.new("RGBA", (6, 4)) for _ in range(2)]
-    layers[0].putpixel((1, 1), (255, 0, 0, 255))
-    layers[1].putpixel((5, 3), (255, 0, 0, 140))
-    layers[1].putpixel((0, 0), (255, 0, 0, 20))
-    mask = painted_mask({"background": Image.new("RGB", (6, 4)), "layers": layers})
-    assert {(int(x), int(y)) for y, x in zip(*np.asarray(mask).nonzero(), strict=True)} == {(1, 1), (5, 3)}
-    again = painted_mask({"background": Image.new("RGB", (6, 4)), "layers": [as_paint(mask)]})
-    assert again.tobytes() == mask.tobytes()
 
 
 def session_of(first: Path, runs: Path, folder: Path) -> Session:

@@ -6,7 +6,7 @@ from pathlib import Path
 import gradio as gr
 from PIL import Image
 
-from tryon.app.pictures import MASK_COLOUR, MASK_OPACITY
+from tryon.app.mask_layers import MASK_COLOUR, MASK_OPACITY
 from tryon.app.session import KEPT_SECONDS, MOST_GUIDANCE, MOST_RESULTS, MOST_STEPS, Session
 from tryon.data.category import CATEGORIES, Category
 from tryon.flux.lora_header import LoraFacts, read_facts
@@ -62,7 +62,7 @@ class Layout:
         with gr.Blocks(title="Try-on", analytics_enabled=False, delete_cache=cleaned) as self.blocks:
             self.history = gr.State([], time_to_live=KEPT_SECONDS)  # TryOnRequests, the newest first
             self.compared = gr.State(None, time_to_live=KEPT_SECONDS)  # the one whose results are shown
-            self.mask_source = gr.State(None, time_to_live=KEPT_SECONDS)
+            self.masks = gr.State((), time_to_live=KEPT_SECONDS)  # MaskLayers, the newest last
             with gr.Row(equal_height=False):
                 self._show_loras()
             with gr.Row(equal_height=False):
@@ -96,6 +96,10 @@ class Layout:
         with gr.Row():
             self.find = gr.Button("Make a mask", elem_id="find")
             self.grow = gr.Button("Mask from my paint", elem_id="grow")
+        with gr.Row():
+            self.undo_button = gr.Button("Undo", elem_id="undo")
+            self.start_over_button = gr.Button("Start over", elem_id="start-over")
+        self.step_back = gr.Button(visible="hidden", elem_id="step-back")
         gr.Markdown(
             "The pink area will be repainted. Change it with brush and eraser; it should reach well beyond the old "
             "garment. You can also paint over just the garment: *Mask from my paint* then makes a mask of the same "

@@ -6,18 +6,28 @@ Handlers get what components hold as {component: value}, and return what is to c
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import torch
 from gradio.components import Component
 from PIL import Image
 
 from tryon.app.layout import Example, Layout
-from tryon.app.pictures import Editor, as_paint, painted_mask, person_of, usable
+from tryon.app.mask_layers import (
+    PAINTED,
+    MaskLayers,
+    MaskSource,
+    alpha_of,
+    alpha_of_paint,
+    as_paint,
+    drawn,
+)
+from tryon.app.pictures import person_of, usable
 from tryon.app.session import MOST_GUIDANCE, MOST_STEPS, Session, TryOnRequest
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import UNREADABLE, doubt_about_mask, read_photograph
@@ -27,6 +37,8 @@ from tryon.inference.pipeline import usable_rule
 logger = logging.getLogger(__name__)
 
 LONGEST_HISTORY = 24
+LONGEST_UNDO = 50  # changes of the mask
+SHOWN_LATELY = 3  # masks, one of which the editor shows while it loads the last
 NO_PICTURE = "This file is no picture that can be read: give a PNG, JPEG or WebP."
 OUT_OF_MEMORY = "The GPU's memory is full: choose fewer results or a smaller size."
 PROGRESS = gr.Progress()  # as a default Gradio gives a handler one of its own
@@ -38,15 +50,10 @@ TELL_OF_UNREADABLE = """() => window.addEventListener("unhandledrejection", (eve
 })"""
 # The browser takes a picture that cannot be read away, as another may have been given since the server looked at it.
 TAKE_AWAY = "(unreadable, garment) => garment && garment.path === unreadable ? null : garment"
+# A stroke is undone by the editor, which forgets its strokes when it is given a mask; all else by the page.
+UNDO = """() => window.editor?.command_manager.history.command?.name === "Draw"
+  ? window.editor.undo() : document.querySelector("#step-back").click()"""
 Values = dict[Component, Any]
-
-
-@dataclass(frozen=True)
-class MaskSource:
-    """What the mask on the page was made from. person: a file. worn: the paint; None: what the parser found."""
-
-    person: str
-    worn: Image.Image | None
 
 
 class Stopped(Exception):
@@ -87,6 +94,11 @@ def refusing(handler: Callable[..., dict]) -> Callable[..., dict]:
     return answer
 
 
+def editor_of(person: str, layers: list[str]) -> dict:
+    """What the editor is given to show: files."""
+    return {"background": person, "layers": layers, "composite": None}
+
+
 def slider_to(value: float, most: float) -> gr.Slider:
     """A slider at a value, which may lie beyond its usual end."""
     return gr.Slider(value=value, maximum=max(value, most))
@@ -105,14 +117,20 @@ class Page(Layout):
     def _connect(self) -> None:
         of_lora = {self.about, self.size, self.steps, self.guidance, *self.offsets.values(), self.said}
         self.blocks.load(self.refresh, outputs={self.lora, *of_lora}, **PRIVATE)
-        self.lora.input(self.choose_lora, {self.lora}, of_lora, **PRIVATE)
 
-        of_mask = {self.lora, self.person, self.category, self.mask_source, *self.offsets.values()}
-        masked = {self.person, self.mask_source, self.said}
+        of_mask = {self.lora, self.person, self.category, self.masks, *self.offsets.values()}
+        masked = {self.person, self.masks, self.said}
         self.find.click(self.mask_of_person, of_mask, masked, **QUIETLY)
         self.grow.click(self.mask_of_paint, of_mask, masked, **QUIETLY)
-        for each in (self.category, *self.offsets.values()):
-            each.change(self.mask_again, of_mask, masked, trigger_mode="always_last", **QUIETLY)
+        settings_of_mask = [each.change for each in (self.category, *self.offsets.values())]
+        gr.on(settings_of_mask, self.mask_again, of_mask, masked, trigger_mode="always_last", **QUIETLY)
+        self.lora.input(self.choose_lora, {self.lora}, of_lora, **PRIVATE).then(
+            self.mask_again, of_mask, masked, **QUIETLY
+        )
+        self.undo_button.click(js=UNDO, **PRIVATE)
+        stepped = {*masked, self.category, *self.offsets.values()}
+        self.step_back.click(self.undo, {self.person, self.masks}, stepped, **QUIETLY)
+        self.start_over_button.click(self.start_over, {self.person, self.masks}, masked, **QUIETLY)
 
         undecoded = gr.Button(visible="hidden", elem_id="unreadable")
         undecoded.click(lambda: gr.Warning(NO_PICTURE), **PRIVATE)
@@ -135,10 +153,10 @@ class Page(Layout):
         dressing.then(self.end, outputs=buttons, queue=False, **PRIVATE)
         self.stop_button.click(self.stop, queue=False, **PRIVATE)
         self.results.select(self.compare, {self.compared}, {self.slider}, **PRIVATE)
-        restored = {self.lora, self.about, self.person, self.garment, self.mask_source, *settings, *compared}
-        self.past.select(self.restore, {self.history}, restored, **QUIETLY)
-        begun = {self.person, self.garment, self.category, self.mask_source}
-        self.shelf.select(self.show_example, outputs=begun, **QUIETLY)
+        restored = {self.lora, self.about, self.person, self.garment, self.masks, *settings, *compared}
+        self.past.select(self.restore, {self.history, self.person, self.masks}, restored, **QUIETLY)
+        begun = {self.person, self.garment, self.category, self.masks}
+        self.shelf.select(self.show_example, {self.person, self.masks}, begun, **QUIETLY)
         self.blocks.unload(self.leave)
 
     def _add_endpoint(self) -> None:
@@ -156,11 +174,6 @@ class Page(Layout):
         results = gr.Gallery(label="Results", format="png", visible=False)
         seed = gr.Number(label="Seed of the first", precision=0, visible=False)
         gr.Button(visible=False).click(self.try_on, given, [results, seed], api_name="try_on")
-
-    def _editor(self, person: Image.Image, mask: Image.Image | None) -> Editor:
-        """What the editor shows: a person, and its mask as paint."""
-        layers = [] if mask is None else [self.session.file(as_paint(mask))]
-        return {"background": self.session.file(person), "layers": layers, "composite": None}
 
     def refresh(self) -> dict:
         """When the page is opened: lists the LoRAs, and chooses the newest where the first one is gone."""
@@ -186,41 +199,82 @@ class Page(Layout):
 
     @refusing
     def mask_of_person(self, values: Values) -> dict:
-        """Shows a mask of what the parser finds."""
-        return self._shown_mask(values, None, self._mask(values, None))
+        """Computes the mask from what the parser finds."""
+        return self._computed(values, self._masks(values), None)
 
     @refusing
     def mask_of_paint(self, values: Values) -> dict:
-        """Shows a mask of what is painted over."""
-        person_of(values[self.person])
-        paint = painted_mask(values[self.person])
-        if paint.getbbox() is None:
+        """Computes the mask from what is painted over."""
+        masks = self._masks(values)
+        painted = masks[-1].read(masks[-1].strokes) == PAINTED
+        if not painted.any():
             raise ValueError("Paint over all of the garment that the person wears first.")
-        return self._shown_mask(values, paint, self._mask(values, paint))
+        return self._computed(values, masks, self.session.file(Image.fromarray(painted)))
 
     @refusing
     def mask_again(self, values: Values) -> dict:
-        """Makes the mask again for another category or other offsets, from what it was made from; a mask that was only
-        painted stays."""
-        source = values[self.mask_source]
-        if source is None or self.session.file(person_of(values[self.person])) != source.person:
+        """Computes the mask again for another LoRA, category or other offsets, from what it was computed from."""
+        if not values[self.masks]:
             return gr.skip()
-        return self._shown_mask(values, source.worn, self._mask(values, source.worn))
+        masks = self._masks(values)
+        return self._computed(values, masks, masks[-1].source.worn) if masks[-1].source else gr.skip()
 
-    def _mask(self, values: Values, worn: Image.Image | None) -> Image.Image:
-        """A mask by the page's sliders. worn: paint over what the person wears; None: the parser finds it."""
-        person, lora = person_of(values[self.person]), self.session.chosen(values[self.lora])
+    @refusing
+    def undo(self, values: Values) -> dict:
+        """Shows the mask as it was before its last change, and the settings that it was computed with; the last one
+        where the picture was taken away."""
+        has_person = values[self.person] and values[self.person]["background"]
+        masks = self._masks(values)[:-1] if has_person else values[self.masks]
+        if not masks:
+            raise ValueError("There is nothing to undo.")
+        source = masks[-1].source
+        offsets = {slider: 100 * getattr(source.rule, side) for side, slider in self.offsets.items()} if source else {}
+        return self._shown(masks) | offsets | ({self.category: source.category} if source else {})
+
+    @refusing
+    def start_over(self, values: Values) -> dict:
+        """Takes the mask away, and what was painted and erased."""
+        masks = self._masks(values)
+        return self._shown((*masks, MaskLayers(masks[-1].person)))
+
+    def _masks(self, values: Values) -> tuple[MaskLayers, ...]:
+        """The masks of the page, the newest last, which has all that was painted and erased until now. Raises
+        ValueError where there is no person, or none that can be used."""
+        masks, editor = values[self.masks], values[self.person]
+        person = person_of(editor)
+        file = self.session.file(person)
+        if not masks or masks[-1].person != file:
+            masks = (*masks, MaskLayers(file))
+        lately = [alpha_of_paint(mask.mask) for mask in masks[-SHOWN_LATELY:] if mask.person == file]
+        strokes = drawn(masks[-1].read(masks[-1].strokes), [np.zeros_like(lately[0]), *lately], alpha_of(editor))
+        newest = replace(masks[-1], strokes=self.session.file(Image.fromarray(strokes)) if strokes.any() else None)
+        return masks if newest == masks[-1] else (*masks, newest)
+
+    def _computed(self, values: Values, masks: tuple[MaskLayers, ...], worn: str | None) -> dict:
+        """Computes the mask by the page's settings, under what is painted and erased. worn: as of MaskSource."""
+        person, lora = Image.open(masks[-1].person), self.session.chosen(values[self.lora])
         offsets = {side: values[slider] / 100 for side, slider in self.offsets.items()}
-        rule = replace(usable_rule(read_facts(lora)), **offsets)
-        return self.session.make_mask(lora, person, worn, values[self.category], rule)
+        source = MaskSource(worn, values[self.category], replace(usable_rule(read_facts(lora)), **offsets))
+        mask = self.session.make_mask(lora, person, worn and Image.open(worn), source.category, source.rule)
+        newest = replace(masks[-1], computed=self.session.file(mask), source=source)
+        return self._shown(masks if newest == masks[-1] else (*masks, newest))
 
-    def _shown_mask(self, values: Values, worn: Image.Image | None, mask: Image.Image) -> dict:
-        person, share = person_of(values[self.person]), mask.histogram()[255] / (mask.width * mask.height)
+    def _shown(self, masks: tuple[MaskLayers, ...]) -> dict:
+        """Shows the newest mask on its person."""
+        mask = masks[-1].mask
+        share = f"The pink area will be repainted: {np.mean(mask > 0):.0%} of the picture."
         return {
-            self.person: self._editor(person, mask),
-            self.mask_source: MaskSource(self.session.file(person), worn),
-            self.said: f"The pink area will be repainted: {share:.0%} of the picture.",
+            self.person: editor_of(masks[-1].person, [self.session.file(as_paint(mask))]),
+            self.masks: masks[-LONGEST_UNDO:],
+            self.said: share if mask.any() else "There is no mask: *Dress* makes one.",
         }
+
+    def _kept(self, values: Values) -> tuple[MaskLayers, ...]:
+        """The masks before another person takes the place of the one on the page."""
+        try:
+            return self._masks(values)
+        except ValueError:  # there is none
+            return values[self.masks]
 
     def check_garment(self, values: Values) -> dict:
         """Says of a garment's file that it cannot be read, and names it for TAKE_AWAY."""
@@ -254,13 +308,14 @@ class Page(Layout):
     def dress(self, values: Values, request: gr.Request, progress: gr.Progress = PROGRESS) -> Iterator[dict]:
         """Makes what the page asks for, and puts it into the history; a mask first where nothing is painted."""
         try:
-            person, garment = person_of(values[self.person]), usable("garment", values[self.garment])
+            masks, garment = self._masks(values), usable("garment", values[self.garment])
             if not values[self.is_random] and values[self.seed] is None:
                 raise ValueError("Give a seed, or let it be new each time.")
-            mask = painted_mask(values[self.person])
-            if mask.getbbox() is None:
-                mask = self._mask(values, None)
-                yield self._shown_mask(values, None, mask)  # now, as the person may paint while they wait
+            if not masks[-1].mask.any():
+                made = self._computed(values, masks, None)
+                masks = made[self.masks]
+                yield made  # now, as the person may paint while they wait
+            person, mask = Image.open(masks[-1].person), Image.fromarray(masks[-1].mask)
             yield self._dressed(values, person, garment, mask, request, progress)
         except (ValueError, torch.OutOfMemoryError) as error:
             yield refusal(self, error)
@@ -325,11 +380,10 @@ class Page(Layout):
         if not all(Path(each).exists() for each in (made.person, made.garment, made.mask, *made.results)):
             raise ValueError("The pictures of this one are older than a day and were removed.")
         return {
+            **self._shown((*self._kept(values), MaskLayers(made.person, made.mask))),
             **self._compared(made),
             self.lora: str(made.lora),
             self.about: self.describe_lora(made.lora),
-            self.person: self._editor(Image.open(made.person), Image.open(made.mask)),
-            self.mask_source: None,
             self.garment: made.garment,
             self.category: made.category,
             self.size: gr.Dropdown(list(sizes), value=next(name for name, size in sizes.items() if size == made.size)),
@@ -340,14 +394,14 @@ class Page(Layout):
             self.is_random: False,
         }
 
-    def show_example(self, event: gr.SelectData) -> dict:
+    def show_example(self, values: Values, event: gr.SelectData) -> dict:
         """Shows person, garment and category of the example; the mask is not made yet."""
         person, garment, category = self.examples[event.index]
         return {
-            self.person: self._editor(Image.open(person), None),
-            self.garment: self.session.file(Image.open(garment)),
+            self.person: editor_of(str(person), []),
+            self.masks: self._kept(values),
+            self.garment: str(garment),
             self.category: category,
-            self.mask_source: None,
         }
 
     def try_on(
