@@ -17,7 +17,6 @@ from tryon.data.category import Category, MaskRule
 MASK_COLOUR, MASK_OPACITY = "#ff2d9b", 0.6  # the picture still shows through the paint
 PAINT = round(255 * MASK_OPACITY)  # alpha of the mask
 VEIL = 4  # alpha elsewhere: too little to be seen, but its absence shows where the eraser was
-STROKE = 26  # alpha that the brush adds at least where it painted: a stroke's soft edge adds less
 UNTOUCHED, ERASED, PAINTED = 0, 128, 255  # the values of strokes
 
 
@@ -79,11 +78,11 @@ def as_paint(mask: np.ndarray) -> Image.Image:
 
 
 def drawn(strokes: np.ndarray, given: Sequence[np.ndarray], seen: np.ndarray) -> np.ndarray:
-    """The strokes with those that were drawn since.
+    """The strokes with those that were drawn since: where brush or eraser covered more than half of a pixel.
 
     seen: alpha of the editor's paint. given: alphas of the paint that the editor got lately. It may have been asked
     before it showed the last one, so what was drawn is the difference to the one that `seen` differs least from.
     """
-    before = min(given, key=lambda alpha: np.count_nonzero(alpha != seen)).astype(np.int16)
-    seen = seen.astype(np.int16)
-    return np.where(seen - before >= STROKE, PAINTED, np.where(2 * seen < before, ERASED, strokes))
+    before = min(given, key=lambda alpha: np.count_nonzero(alpha != seen)).astype(np.float32)
+    brush = MASK_OPACITY * (255 - before)  # what it adds where it covers all of a pixel
+    return np.where(seen - before > brush / 2, PAINTED, np.where(seen < before / 2, ERASED, strokes))

@@ -27,8 +27,8 @@ from tryon.app.mask_layers import (
     as_paint,
     drawn,
 )
-from tryon.app.pictures import person_of, usable
-from tryon.app.session import MOST_GUIDANCE, MOST_STEPS, Session, TryOnRequest
+from tryon.app.pictures import person_of, usable_file
+from tryon.app.session import BASE, MOST_GUIDANCE, MOST_STEPS, Session, TryOnRequest, lora_name
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import UNREADABLE, doubt_about_mask, read_photograph
 from tryon.flux.lora_header import LoraFacts, denoising, read_facts
@@ -48,23 +48,33 @@ QUIETLY = {**PRIVATE, "show_progress": "hidden"}  # the editor's own sign of pro
 TELL_OF_UNREADABLE = """() => window.addEventListener("unhandledrejection", (event) => {
   if (String(event.reason).includes("could not be decoded")) document.querySelector("#unreadable").click();
 })"""
+# The editor forgets what the person's file was called; a picture that is pasted has no name.
+REMEMBER_NAME = """() => {
+  const remember = (files) => { if (files?.length) window.uploadedName = files[0].name; };
+  const person = document.querySelector("#person");
+  person.addEventListener("change", (event) => remember(event.target.files), true);
+  person.addEventListener("drop", (event) => remember(event.dataTransfer.files), true);
+  window.addEventListener("paste", () => { window.uploadedName = ""; }, true);
+}"""
+UPLOADED_NAME = "() => window.uploadedName ?? ''"
 # The browser takes a picture that cannot be read away, as another may have been given since the server looked at it.
 TAKE_AWAY = "(unreadable, garment) => garment && garment.path === unreadable ? null : garment"
 # A stroke is undone by the editor, which forgets its strokes when it is given a mask; all else by the page.
 UNDO = """() => window.editor?.command_manager.history.command?.name === "Draw"
   ? window.editor.undo() : document.querySelector("#step-back").click()"""
 Values = dict[Component, Any]
+Row = tuple[TryOnRequest, ...]  # made of the same pictures with the same seeds, each with another LoRA or strength
 
 
 class Stopped(Exception):
     """A try-on that the user stopped."""
 
 
-def describe_results(made: TryOnRequest) -> str:
-    """A line about a try-on's results."""
-    with Image.open(made.results[0]) as result:
+def describe_results(row: Row) -> str:
+    """A line about a row's results."""
+    with Image.open(row[0].results[0]) as result:
         width, height = result.size
-    seeds = made.seeds
+    seeds = row[0].seeds
     which = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
     return f"{which}; {height} x {width} pixels (height x width)."
 
@@ -112,11 +122,11 @@ class Page(Layout):
         self.stops: dict[str, threading.Event] = {}  # by browser session, while it waits for a try-on
         with self.blocks:
             self._connect()
-            self._add_endpoint()
+            self._add_endpoints()
 
     def _connect(self) -> None:
         of_lora = {self.about, self.size, self.steps, self.guidance, *self.offsets.values(), self.said}
-        self.blocks.load(self.refresh, outputs={self.lora, *of_lora}, **PRIVATE)
+        self.blocks.load(self.refresh, outputs={self.lora, self.others, *of_lora}, **QUIETLY)
 
         of_mask = {self.lora, self.person, self.category, self.masks, *self.offsets.values()}
         masked = {self.person, self.masks, self.said}
@@ -134,54 +144,65 @@ class Page(Layout):
 
         undecoded = gr.Button(visible="hidden", elem_id="unreadable")
         undecoded.click(lambda: gr.Warning(NO_PICTURE), **PRIVATE)
-        self.blocks.load(js=TELL_OF_UNREADABLE, **PRIVATE)
+        for script in (TELL_OF_UNREADABLE, REMEMBER_NAME):
+            self.blocks.load(js=script, **PRIVATE)
         # Not through the queue, whose answers may be late, and the last of several uploads always: none goes unchecked.
         self.garment.upload(
             self.check_garment, {self.garment}, {self.unreadable, self.garment_said},
             preprocess=False, queue=False, trigger_mode="always_last", **QUIETLY,
         ).then(None, [self.unreadable, self.garment], self.garment, js=TAKE_AWAY, **QUIETLY)  # fmt: skip
 
-        settings = {self.category, self.size, self.steps, self.guidance, self.count, self.seed, self.is_random}
+        settings = {
+            self.category, self.size, self.steps, self.guidance, self.count, self.seed, self.is_random, self.strength,
+            self.others,
+        }  # fmt: skip
         buttons, compared = {self.button, self.stop_button}, {self.slider, self.results, self.compared, self.said}
-        dressing = self.button.click(self.begin, outputs=buttons, queue=False, **PRIVATE).then(
-            self.dress,
-            {self.garment, self.history, *of_mask, *settings},
-            {self.seed, self.history, self.past, *masked, *compared},
-            show_progress_on=self.slider,
-            **PRIVATE,
+        dressing = (
+            self.button.click(None, None, self.uploaded, js=UPLOADED_NAME, **PRIVATE)
+            .then(self.begin, outputs=buttons, queue=False, **PRIVATE)
+            .then(
+                self.dress,
+                {self.garment, self.history, self.names, self.uploaded, *of_mask, *settings},
+                {self.seed, self.history, self.past, self.earlier, self.names, *masked, *compared},
+                show_progress_on=self.slider,
+                **PRIVATE,
+            )
         )
         dressing.then(self.end, outputs=buttons, queue=False, **PRIVATE)
         self.stop_button.click(self.stop, queue=False, **PRIVATE)
         self.results.select(self.compare, {self.compared}, {self.slider}, **PRIVATE)
         restored = {self.lora, self.about, self.person, self.garment, self.masks, *settings, *compared}
         self.past.select(self.restore, {self.history, self.person, self.masks}, restored, **QUIETLY)
-        begun = {self.person, self.garment, self.category, self.masks}
-        self.shelf.select(self.show_example, {self.person, self.masks}, begun, **QUIETLY)
+        begun = {self.person, self.garment, self.category, self.masks, self.names}
+        self.shelf.select(self.show_example, {self.person, self.masks, self.names}, begun, **QUIETLY)
         self.blocks.unload(self.leave)
 
-    def _add_endpoint(self) -> None:
-        """What programs call, with pictures as files: /try_on."""
+    def _add_endpoints(self) -> None:
+        """What programs call: /info, and /try_on with pictures as files."""
         pictures = ("Person", "Garment", "Mask")
         names = (f"{what}, by the name that the page shows" for what in ("LoRA", "Size"))
         given = [
-            *(gr.Image(label=what, type="pil", image_mode=None, visible=False) for what in pictures),
+            *(gr.Image(label=what, type="filepath", image_mode=None, visible=False) for what in pictures),
             *(gr.Textbox(None, label=what, visible=False) for what in (f"Category: {', '.join(CATEGORIES)}", *names)),
             gr.Number(None, label="Steps", precision=0, visible=False),
             gr.Number(None, label="Guidance", visible=False),
             gr.Number(1, label="Results", precision=0, visible=False),
             gr.Number(None, label="Seed", precision=0, visible=False),
+            gr.Number(None, label="Strength of the LoRA", visible=False),
         ]
         results = gr.Gallery(label="Results", format="png", visible=False)
-        seed = gr.Number(label="Seed of the first", precision=0, visible=False)
-        gr.Button(visible=False).click(self.try_on, given, [results, seed], api_name="try_on")
+        settings = gr.JSON(label="Settings that they were made with", visible=False)
+        gr.Button(visible=False).click(self.try_on, given, [results, settings], api_name="try_on")
+        loras = gr.JSON(label="LoRAs, the newest first", visible=False)
+        gr.Button(visible=False).click(self.info, None, loras, api_name="info")
 
     def refresh(self) -> dict:
         """When the page is opened: lists the LoRAs, and chooses the newest where the first one is gone."""
-        loras = self.session.loras()
+        loras, others = self.session.labelled_loras(), {self.others: gr.Dropdown(self.comparable())}
         if self.session.first.exists() or not loras:
-            return {self.lora: gr.Dropdown(loras)}
-        _, newest = loras[0]
-        return {**self.choose_lora({self.lora: newest}), self.lora: gr.Dropdown(loras, value=newest)}
+            return {self.lora: gr.Dropdown(loras), **others}
+        newest = self.session.usual()
+        return {**self.choose_lora({self.lora: newest}), self.lora: gr.Dropdown(loras, value=newest), **others}
 
     @refusing
     def choose_lora(self, values: Values) -> dict:
@@ -308,40 +329,64 @@ class Page(Layout):
     def dress(self, values: Values, request: gr.Request, progress: gr.Progress = PROGRESS) -> Iterator[dict]:
         """Makes what the page asks for, and puts it into the history; a mask first where nothing is painted."""
         try:
-            masks, garment = self._masks(values), usable("garment", values[self.garment])
+            masks, garment = self._masks(values), usable_file("garment", values[self.garment])
             if not values[self.is_random] and values[self.seed] is None:
                 raise ValueError("Give a seed, or let it be new each time.")
             if not masks[-1].mask.any():
                 made = self._computed(values, masks, None)
                 masks = made[self.masks]
                 yield made  # now, as the person may paint while they wait
-            person, mask = Image.open(masks[-1].person), Image.fromarray(masks[-1].mask)
-            yield self._dressed(values, person, garment, mask, request, progress)
+            yield self._dressed(values, masks[-1], garment, request, progress)
         except (ValueError, torch.OutOfMemoryError) as error:
             yield refusal(self, error)
 
     def _dressed(
-        self, values: Values, person: Image.Image, garment: Image.Image, mask: Image.Image, request: gr.Request,
-        progress: gr.Progress,
-    ) -> dict:  # fmt: skip
-        """A try-on by the page's settings, shown and put into the history."""
-        asked = self.session.request(
-            lora=self.session.chosen(values[self.lora]), person=person, garment=garment, mask=mask,
-            category=values[self.category], size=values[self.size], steps=values[self.steps],
-            guidance=values[self.guidance], count=values[self.count],
-            seed=None if values[self.is_random] else values[self.seed],
-        )  # fmt: skip
+        self, values: Values, mask: MaskLayers, garment: Image.Image, request: gr.Request, progress: gr.Progress
+    ) -> dict:
+        """A row of try-ons by the page's settings, shown and put into the history."""
+        names = {mask.person: Path(values[self.uploaded]).stem or "person", **values[self.names]}
+        pictures = {"person": Image.open(mask.person), "garment": garment, "mask": Image.fromarray(mask.mask)}
+        called = names[mask.person], Path(values[self.garment]).stem
+        seed = None if values[self.is_random] else values[self.seed]
+        versions, asked = self._versions(values), []
+        for lora, strength in versions:
+            size = values[self.size] if values[self.size] in self.session.sizes(lora) else None
+            asked += [
+                self.session.request(
+                    lora=lora,
+                    strength=strength,
+                    **pictures,
+                    category=values[self.category],
+                    size=size,
+                    steps=values[self.steps],
+                    guidance=values[self.guidance],
+                    count=1 if len(versions) > 1 else values[self.count],
+                    seed=asked[0].seeds[0] if asked else seed,
+                    called=called,
+                )  # fmt: skip
+            ]
         try:
-            made = self._dress(asked, self.stops.get(request.session_hash), progress)
+            row = tuple(self._dress(each, self.stops.get(request.session_hash), progress) for each in asked)
         except Stopped:
             return {self.said: "Stopped: nothing was made."}
-        history = [made, *values[self.history]][:LONGEST_HISTORY]
+        history = [row, *values[self.history]][:LONGEST_HISTORY]
+        past = [(first.results[0], str(first.seeds[0])) for first, *_ in history]
         return {
-            **self._compared(made),
-            self.seed: made.seeds[0],
+            **self._compared(row),
+            self.seed: row[0].seeds[0],
             self.history: history,
-            self.past: [(each.results[0], str(each.seeds[0])) for each in history],
+            self.past: gr.Gallery(past, selected_index=None),
+            self.earlier: gr.Column(visible=True),
+            self.names: names,
         }
+
+    def _versions(self, values: Values) -> list[tuple[Path, float]]:
+        """The LoRAs that are compared, the chosen one first, each with its strength; the base has none."""
+        lora, strength = self.session.chosen(values[self.lora]), values[self.strength]
+        others = [
+            (lora, 0) if other == BASE else (self.session.chosen(other), strength or 1) for other in values[self.others]
+        ]
+        return list(dict.fromkeys([(lora, strength), *others]))
 
     def _dress(self, asked: TryOnRequest, stop: threading.Event | None, progress: gr.Progress) -> TryOnRequest:
         """The request with its results; says where its mask is hardly one that was meant. Raises Stopped once `stop` is
@@ -353,35 +398,43 @@ class Page(Layout):
         def each_step(done: int) -> None:
             if stop and stop.is_set():
                 raise Stopped
-            progress((done, asked.steps), desc="dressing" if done else "preparing")
+            progress((done, asked.steps), desc=f"dressing, {asked.version}" if done else "preparing")
 
         return self.session.dress(asked, each_step)
 
-    def _compared(self, made: TryOnRequest) -> dict:
-        """Shows a try-on's results: the first beside the person, and all where there are several."""
-        results = [(result, str(seed)) for result, seed in zip(made.results, made.seeds, strict=True)]
+    def _compared(self, row: Row) -> dict:
+        """Shows a row's results: the first beside the person, and all where there are several."""
+        results = [
+            (result, made.version if len(row) > 1 else str(seed))
+            for made in row
+            for result, seed in zip(made.results, made.seeds, strict=True)
+        ]
         return {
-            self.slider: (made.person, made.results[0]),
-            self.results: gr.Gallery(results, visible=len(results) > 1),
-            self.compared: made,
-            self.said: describe_results(made),
+            self.slider: (row[0].person, row[0].results[0]),
+            self.results: gr.Gallery(results, visible=len(results) > 1, selected_index=None),
+            self.compared: row,
+            self.said: describe_results(row),
         }
 
     def compare(self, values: Values, event: gr.SelectData) -> dict:
         """Shows the picked result beside the person."""
-        made = values[self.compared]
-        return {self.slider: (made.person, made.results[event.index])}
+        row = values[self.compared]
+        results = [result for made in row for result in made.results]
+        return {self.slider: (row[0].person, results[event.index])}
 
     @refusing
     def restore(self, values: Values, event: gr.SelectData) -> dict:
         """Shows everything as it was when a picture of the history was made; the next one would be the same."""
-        made = values[self.history][event.index]
+        row = values[self.history][event.index]
+        made, *others = row
         sizes = self.session.sizes(self.session.chosen(str(made.lora)))
-        if not all(Path(each).exists() for each in (made.person, made.garment, made.mask, *made.results)):
+        if not all(
+            Path(file).exists() for each in row for file in (each.person, each.garment, each.mask, *each.results)
+        ):
             raise ValueError("The pictures of this one are older than a day and were removed.")
         return {
             **self._shown((*self._kept(values), MaskLayers(made.person, made.mask))),
-            **self._compared(made),
+            **self._compared(row),
             self.lora: str(made.lora),
             self.about: self.describe_lora(made.lora),
             self.garment: made.garment,
@@ -392,23 +445,38 @@ class Page(Layout):
             self.count: len(made.seeds),
             self.seed: made.seeds[0],
             self.is_random: False,
+            self.strength: made.strength,
+            self.others: [BASE if each.strength == 0 else str(each.lora) for each in others],
         }
 
     def show_example(self, values: Values, event: gr.SelectData) -> dict:
         """Shows person, garment and category of the example; the mask is not made yet."""
         person, garment, category = self.examples[event.index]
+        file = self.session.file(Image.open(person).convert("RGB"))
         return {
-            self.person: editor_of(str(person), []),
+            self.person: editor_of(file, []),
+            self.names: {**values[self.names], file: person.stem},
             self.masks: self._kept(values),
             self.garment: str(garment),
             self.category: category,
         }
 
+    def info(self) -> list[dict[str, Any]]:
+        """For programs: the LoRAs that can be chosen, the newest first, and what each was trained for."""
+        return [self._facts(name, Path(file)) for name, file in self.session.loras()]
+
+    def _facts(self, name: str, lora: Path) -> dict[str, Any]:
+        facts, (steps, guidance) = read_facts(lora), self.session.denoising(lora)
+        return {
+            "name": name, "profile": facts.profile, "step": facts.step, "sizes": list(self.session.sizes(lora)),
+            "steps": steps, "guidance": guidance, "mask_rule": facts.mask_rule,
+        }  # fmt: skip
+
     def try_on(
         self,
-        person: Image.Image | None,
-        garment: Image.Image | None,
-        mask: Image.Image | None = None,
+        person: str | None,
+        garment: str | None,
+        mask: str | None = None,
         category: Category | None = None,
         lora: str | None = None,
         size: str | None = None,
@@ -416,25 +484,34 @@ class Page(Layout):
         guidance: float | None = None,
         count: int = 1,
         seed: int | None = None,
+        strength: float | None = None,
         progress: gr.Progress = PROGRESS,
-    ) -> tuple[tuple[str, ...], int]:
-        """For programs: the results, and the first one's seed. Without a mask one is made; without a LoRA the page's
-        first one is used; without a size, steps or guidance they are as it was trained; without a seed it is random."""
+    ) -> tuple[tuple[str, ...], dict[str, Any]]:
+        """For programs: the results, and the settings that they were made with. Without a mask one is made; without a
+        LoRA the page's first one is used; without a size, steps or guidance they are as it was trained; without a seed
+        it is random."""
         try:
-            person, garment = usable("person", person), usable("garment", garment)
+            called = Path(person or "").stem, Path(garment or "").stem
+            person, garment = usable_file("person", person), usable_file("garment", garment)
             if category not in CATEGORIES:
                 raise ValueError(f"Give a category, one of {', '.join(CATEGORIES)}.")
-            file = self.session.chosen(lora or next((path for _, path in self.session.loras()), ""))
+            file = self.session.chosen(lora or self.session.usual())
             facts = read_facts(file)
             if mask is None:
-                mask = self.session.make_mask(file, person, None, category, usable_rule(facts))
+                painted = self.session.make_mask(file, person, None, category, usable_rule(facts))
+            else:
+                painted = Image.open(mask)
             steps, guidance = denoising(facts, steps, guidance)
             asked = self.session.request(
-                lora=file, person=person, garment=garment, mask=mask, category=category,
-                size=size, steps=steps, guidance=guidance, count=count, seed=seed,
+                lora=file, strength=self.session.config.lora_scale if strength is None else strength, person=person,
+                garment=garment, mask=painted, category=category, size=size, steps=steps, guidance=guidance,
+                count=count, seed=seed, called=called,
             )  # fmt: skip
-            made = self._dress(asked, None, progress)
-            return made.results, made.seeds[0]
+            return self._dress(asked, None, progress).results, {
+                "lora": lora_name(asked.lora), "strength": asked.strength, "category": asked.category,
+                "height": asked.size[0], "width": asked.size[1], "steps": asked.steps, "guidance": asked.guidance,
+                "seeds": list(asked.seeds),
+            }  # fmt: skip
         except (ValueError, torch.OutOfMemoryError) as error:
             logger.warning("%s", error)
             raise gr.Error(error_text(error), print_exception=False) from None

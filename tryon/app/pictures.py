@@ -21,6 +21,11 @@ def usable(what: str, picture: Image.Image | None) -> Image.Image:
         raise ValueError(f"The picture of the {what} cannot be used, as {error}.") from error
 
 
+def usable_file(what: str, file: str | None) -> Image.Image:
+    """The picture of a file, as `usable` gives it."""
+    return usable(what, Image.open(file) if file else None)
+
+
 def person_of(editor: Editor | None) -> Image.Image:
     """The editor's picture, RGB. Raises ValueError where there is none, or one that cannot be used."""
     return usable("person", editor and editor["background"])

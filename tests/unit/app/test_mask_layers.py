@@ -45,11 +45,11 @@ def test_strokes_hide_what_is_computed() -> None:
 
 
 def test_what_is_drawn_is_told_from_what_was_given() -> None:
-    """On the mask and beside it; a soft edge is no stroke; what is drawn last counts."""
+    """On the mask and beside it; half a pixel at an edge is no stroke; what is drawn last counts."""
     given = alpha_of_paint(mask_of(slice(2, 4)))
     seen = brush(brush(given, (0, 0)), (3, 1))  # one beside the mask, one on it
     seen[0, 2], seen[3, 2] = 0, 0  # erased beside it and on it
-    seen[0, 3], seen[3, 3] = given[0, 3] + 20, given[3, 3] - 20  # edges
+    seen[0, 3], seen[3, 3] = given[0, 3] + 70, given[3, 3] - 70  # edges
     strokes = drawn(NOTHING, [given], seen)
     assert (
         strokes[[0, 3], :4] == [[PAINTED, UNTOUCHED, ERASED, UNTOUCHED], [UNTOUCHED, PAINTED, ERASED, UNTOUCHED]]
