@@ -25,6 +25,7 @@ from PIL import ExifTags, Image, ImageOps
 from app_lora import first_lora, main, read_users
 from conftest import PROJECT
 from tryon.app.layout import describe
+from tryon.app.mask_layers import as_paint
 from tryon.app.page import Page
 from tryon.app.session import Session, lora_name, panel_sizes
 from tryon.config import TryOnConfig
@@ -516,6 +517,20 @@ def test_a_page_outlives_the_checkpoint_that_it_began_with(loras: Path, tmp_path
         page.session.chosen(str(first))
     shutil.rmtree(tmp_path / "runs" / "older")
     assert page.refresh()[page.lora].choices == []
+
+
+def test_undo_brings_back_a_person_that_was_taken_away(loras: Path, drawn: Path, tmp_path: Path) -> None:
+    """With the mask that was painted, after another person took their place and after the picture was cleared."""
+    (tmp_path / "shown").mkdir()
+    page = Page(session_of(find_lora(str(loras / "newer")), loras, tmp_path / "shown"), [], lambda facts: "")
+    person, other = (Image.open(drawn / f"person-{number}.png").convert("RGB") for number in (1, 2))
+    mask = np.zeros(person.size[::-1], np.uint8)
+    mask[400:500, 200:300] = 255
+    kept = page._kept({page.person: {"background": person, "layers": [as_paint(mask)]}, page.masks: ()})
+    for background in (other, None):
+        shown = page.undo({page.person: {"background": background, "layers": []}, page.masks: kept})
+        assert Image.open(shown[page.person]["background"]).tobytes() == person.tobytes()
+        assert (shown[page.masks][-1].mask == mask).all()
 
 
 def test_what_is_missing_is_named(run: Path, data_cache: Path, tmp_path: Path) -> None:
