@@ -9,7 +9,7 @@ import logging
 import os
 import socket
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -119,15 +119,16 @@ def main(argv: list[str]) -> None:
     def notice(facts: LoraFacts) -> str:
         return f"**Toy model**: {TOY_NOTICE}." if is_for_toy(config, facts) else ""
 
-    def load(lora: Path) -> "TryOnModel":
-        return load_try_on(use_toy_model_for_try_on(config, read_facts(lora)), lora, fold=True)
+    def load(lora: Path, strength: float) -> "TryOnModel":
+        models = use_toy_model_for_try_on(replace(config, lora_scale=strength), read_facts(lora))
+        return load_try_on(models, lora, fold=True)
 
     with tempfile.TemporaryDirectory() as name:  # uploads and results are removed when the app ends
         os.environ["GRADIO_TEMP_DIR"] = name
         shown = Path(name) / "shown"
         shown.mkdir()
         session = Session(config, load, parser, lora, runs, shown, page.steps, page.guidance_scale)
-        session.take(lora)
+        session.take(lora, config.lora_scale)
         blocks = Page(session, write_pictures(Path(name) / "examples"), notice).blocks
         blocks.queue(max_size=LONGEST_QUEUE)
         _, _, public = blocks.launch(

@@ -1,6 +1,7 @@
 """The app in a real browser and through its client: try-ons, masks, the history, messages, nothing from any network."""
 
 import io
+import json
 import os
 import re
 import shutil
@@ -24,8 +25,8 @@ from PIL import ExifTags, Image, ImageOps
 from app_lora import first_lora, main, read_users
 from conftest import PROJECT
 from tryon.app.layout import describe
+from tryon.app.mask_layers import as_paint
 from tryon.app.page import Page
-from tryon.app.pictures import as_paint, painted_mask
 from tryon.app.session import Session, panel_sizes
 from tryon.config import TryOnConfig
 from tryon.data.category import MaskRule
@@ -101,7 +102,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
     expect.set_options(timeout=120_000)  # a machine may be busy
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 1000})
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.set_default_timeout(120_000)
         asked: list[str] = []
         errors: list[str] = []
@@ -154,23 +155,31 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         expect(page.locator("#history img")).to_have_count(1)
         screenshot("app_mask_made")
 
-        # The parser makes a mask; a slider makes it larger; the brush adds to it.
+        # The parser makes a mask; what is painted and erased on it stays when a slider makes it larger.
         page.locator("#find").click()
         expect(said).to_contain_text("The pink area will be repainted: 36% of the picture.")
         page.wait_for_timeout(1000)  # nothing on the page says when the editor has drawn
-        page.get_by_text("Extend the mask, in % of the picture").click()
+
+        def draw(row: float) -> None:
+            """A stroke from the picture's middle at a share of its height."""
+            page.evaluate("window.scrollTo(0, 0)")
+            box = page.locator("#person canvas").first.bounding_box()
+            x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] * row
+            page.mouse.move(x, y)
+            page.mouse.down()
+            page.mouse.move(x + 10, y + 8, steps=4)
+            page.mouse.up()
+
+        draw(0.25)
+        page.locator("#person").get_by_label("Erase").click()
+        draw(0.8)
+        page.get_by_text("Change the mask").click()
         slide("further-up", 10)
         expect(said).to_contain_text("The pink area will be repainted: 42% of the picture.")
         page.wait_for_timeout(1000)
-        page.evaluate("window.scrollTo(0, 0)")
-        box = page.locator("#person canvas").first.bounding_box()
-        middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.25)
-        page.mouse.move(*middle)
-        page.mouse.down()
-        page.mouse.move(middle[0] + 10, middle[1] + 8, steps=4)
-        page.mouse.up()
 
         # Two results of a seed, at the photograph's own size.
+        page.locator("#settings").get_by_text("Settings").click()
         page.locator("#random input").uncheck()
         page.locator("#seed input").fill("7")
         slide("count", 2)
@@ -185,13 +194,30 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         assert changed[-20:, 200:376].mean() > 0.9, "down to the lower edge"
         assert 255 < rows[rows > 200][0] < 285, "from the waist, row 352, up by a tenth and a little"
         assert changed[60:250].any() and not changed[:40].any(), "a stroke of the brush above, and nothing else"
+        assert not changed[650:665, 286:300].any(), "and one of the eraser below"
         page.locator("#results img").nth(1).click()
+        with page.expect_download() as download:
+            page.locator("#result").get_by_label("Download").click()
+        assert download.value.suggested_filename == "person-1_garment-1_newer-step-2_8.png"
+        page.locator("#settings").get_by_text("Settings").click()
+        page.get_by_text("Change the mask").click()
         screenshot("app_desktop")
+        for name in ("person", "garment", "find", "dress", "said", "result", "results", "examples"):
+            box = page.locator(f"#{name}").bounding_box()
+            assert box["y"] >= 0 and box["y"] + box["height"] <= 800, f"{name} is seen without scrolling"
+            assert box["x"] >= 0 and box["x"] + box["width"] <= 1280, f"{name} is not cut off"
+
+        # Undo takes back the slider, the strokes, the mask.
+        for words in ("36% of the picture", "36% of the picture", "There is no mask", "There is nothing to undo."):
+            page.locator("#undo").click()
+            expect(said).to_contain_text(words)
+            page.wait_for_timeout(1000)
 
         # Another LoRA, another seed each time, then back to the first try-on.
         page.locator("#lora input").click()
         page.get_by_text("older, step 1").click()
         expect(page.locator("#about")).to_contain_text("step 1;")
+        page.locator("#settings").get_by_text("Settings").click()
         page.locator("#random input").check()
         dress.click()
         expect(said).not_to_contain_text("Seeds 7 to 8")
@@ -200,14 +226,21 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         expect(said).to_contain_text("Seeds 7 to 8")
         expect(page.locator("#seed input")).to_have_value("7")
         expect(page.locator("#random input")).not_to_be_checked()
-        expect(page.locator("#lora input")).to_have_value("newer, step 2")
+        expect(page.locator("#lora input")).to_have_value("newer, step 2 (newest)")
         page.wait_for_timeout(2000)  # as above
         dress.click()
         expect(page.locator("#history img")).to_have_count(4)
         assert (picture_of(page, "#results img") == first).all(), "what is restored gives the same again"
 
+        # The base beside the LoRA, as a row with their names.
+        page.locator("#others input").click()
+        page.get_by_text("base: the model without the LoRA").click()
+        dress.click()
+        expect(page.locator("#results .caption-label")).to_have_text(["newer, step 2", "base"])
+        expect(dress).to_be_enabled()
+        screenshot("app_compared")
+
         # A long one is stopped; the button is locked meanwhile.
-        page.get_by_text("More settings").click()
         expect(page.locator("#steps input[type=number]")).to_have_value("1")  # as the LoRA was trained
         slide("steps", 100)
         slide("count", 4)
@@ -224,6 +257,10 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         page.locator("#examples img").nth(2).click()
         expect(page.locator("#category input[value=full]")).to_be_checked()
         assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing is wider than a phone"
+        tops = [
+            page.locator(f"#{name}").bounding_box()["y"] for name in ("person", "garment", "find", "dress", "result")
+        ]
+        assert tops == sorted(tops), "one column, in the order of the way"
         screenshot("app_phone")
         browser.close()
     assert errors == []
@@ -297,7 +334,10 @@ def give_until(page, upload, file: Path, words: str) -> None:
 
 def test_programs_use_the_named_endpoint(page_url: str, drawn: Path, tmp_path: Path) -> None:
     client = Client(page_url, verbose=False, download_files=tmp_path)
-    assert list(client.view_api(return_format="dict")["named_endpoints"]) == ["/try_on"]
+    assert set(client.view_api(return_format="dict")["named_endpoints"]) == {"/try_on", "/info"}
+    newest, older = client.predict(api_name="/info")
+    assert (newest["name"], newest["step"], older["name"]) == ("newer, step 2", 1, "older, step 1")
+    assert newest["sizes"][0] == "96 x 64, as trained"
     picture = Image.open(drawn / "person-1.png").convert("RGB")
     lying = Image.Exif()
     lying[ExifTags.Base.Orientation] = 6
@@ -311,8 +351,12 @@ def test_programs_use_the_named_endpoint(page_url: str, drawn: Path, tmp_path: P
         "person": handle_file(tmp_path / "person.png"), "garment": handle_file(drawn / "garment-1.png"),
         "category": "lower", "steps": 1, "count": 2, "seed": 3, "api_name": "/try_on",
     }  # fmt: skip
-    results, seed = client.predict(mask=handle_file(tmp_path / "mask.png"), **asked)
-    assert seed == 3 and len(results) == 2
+    results, settings = client.predict(mask=handle_file(tmp_path / "mask.png"), **asked)
+    assert settings == {
+        "lora": "newer, step 2", "strength": 1, "category": "lower", "height": 96, "width": 64, "steps": 1,
+        "guidance": 30, "seeds": [3, 4],
+    }  # fmt: skip
+    assert [Path(each["image"]).name for each in results] == [f"person_garment-1_newer-step-2_{n}.png" for n in (3, 4)]
     result = np.asarray(Image.open(results[0]["image"]).convert("RGB"))
     changed, hidden = (result != np.asarray(picture)).any(-1), np.asarray(mask) > 0
     assert not changed[~hidden].any() and changed[hidden].mean() > 0.9
@@ -340,11 +384,15 @@ def test_programs_use_the_named_endpoint(page_url: str, drawn: Path, tmp_path: P
         ({"size": "9 x 9"}, "There is no size 9 x 9: choose one of 96 x 64, as trained; "),
         ({"count": 5}, "There may be 1 to 4 results, 1 to 100 steps and guidance of 0 to 100."),
         ({"steps": 10**9}, "There may be 1 to 4 results, 1 to 100 steps"),
+        ({"strength": 2}, "The LoRA's strength must be from 0, the model without it, to 1.5."),
     ):
         with pytest.raises(AppError, match=message):
             client.predict(**{**asked, **wrong})
-    results, seed = client.predict(**{**asked, "seed": None, "steps": None, "count": 1, "lora": "older, step 1"})
-    assert 0 <= seed < 10**6 and len(results) == 1
+    mine = {**asked, "mask": handle_file(tmp_path / "mask.png"), "count": 1}
+    strengths = [client.predict(**mine, strength=strength)[0][0]["image"] for strength in (1, 0.5, 0)]
+    assert len({Image.open(dressed).tobytes() for dressed in strengths}) == 3
+    results, settings = client.predict(**{**asked, "seed": None, "steps": None, "count": 1, "lora": "older, step 1"})
+    assert 0 <= settings["seeds"][0] < 10**6 and len(results) == 1 and settings["lora"] == "older, step 1"
 
 
 def test_what_is_transparent_is_white_in_a_garment_and_nothing_in_a_mask(
@@ -375,19 +423,22 @@ def test_what_is_transparent_is_white_in_a_garment_and_nothing_in_a_mask(
     assert np.abs(dressed[0] - dressed[1]).max() <= 1
 
 
-def test_the_documented_program_runs(page_url: str, drawn: Path) -> None:
-    (code,) = re.findall(r"```python\n(.*?)```", (PROJECT / "docs" / "app.md").read_text(), re.DOTALL)
-    names = {
-        "http://127.0.0.1:7860": page_url,
-        "person.jpg": drawn / "person-1.png",
-        "garment.jpg": drawn / "garment-1.png",
-    }
-    for name, place in names.items():
-        assert name in code
-        code = code.replace(name, str(place))
-    space: dict = {}
-    exec(code, space)
-    assert len(space["results"]) == 2 and space["seed"] >= 0
+def test_the_documented_programs_run(page_url: str, drawn: Path, tmp_path: Path) -> None:
+    """What docs/app.md shows for Python and for curl."""
+    document = (PROJECT / "docs" / "app.md").read_text()
+    (in_python,) = re.findall(r"```python\n(.*?)```", document, re.DOTALL)
+    (with_curl,) = re.findall(r"```shell\n(.*?)```", document, re.DOTALL)
+    for name in ("person", "garment"):
+        assert f"{name}.jpg" in in_python and f"{name}.jpg" in with_curl
+        Image.open(drawn / f"{name}-1.png").convert("RGB").save(tmp_path / f"{name}.jpg")
+    for file, text, command in (("a.py", in_python, [sys.executable]), ("a.sh", with_curl, ["bash", "-eu"])):
+        assert "http://127.0.0.1:7860" in text
+        (tmp_path / file).write_text(text.replace("http://127.0.0.1:7860", page_url))
+        done = subprocess.run([*command, file], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        assert "'strength': 0.8" in done.stdout.replace('"', "'") and "newer, step 2" in done.stdout
+    assert "person_garment_newer-step-2-strength-0.8_7.png" in done.stdout
+    assert Image.open(tmp_path / "dressed.png").size == (576, 768)
 
 
 @pytest.mark.parametrize("path", ["/etc/hostname", str(PROJECT / "README.md"), "../README.md"])
@@ -407,20 +458,9 @@ def test_an_upload_that_is_broken_off_is_nobodys_fault(page_url: str) -> None:
     assert urlopen(page_url).status == 200
 
 
-def test_what_is_painted_on_any_layer_is_the_mask() -> None:
-    layers = [Image.new("RGBA", (6, 4)) for _ in range(2)]
-    layers[0].putpixel((1, 1), (255, 0, 0, 255))
-    layers[1].putpixel((5, 3), (255, 0, 0, 140))
-    layers[1].putpixel((0, 0), (255, 0, 0, 20))
-    mask = painted_mask({"background": Image.new("RGB", (6, 4)), "layers": layers})
-    assert {(int(x), int(y)) for y, x in zip(*np.asarray(mask).nonzero(), strict=True)} == {(1, 1), (5, 3)}
-    again = painted_mask({"background": Image.new("RGB", (6, 4)), "layers": [as_paint(mask)]})
-    assert again.tobytes() == mask.tobytes()
-
-
 def session_of(first: Path, runs: Path, folder: Path) -> Session:
     """A session whose models are not loaded."""
-    return Session(TryOnConfig(), lambda lora: None, lambda facts: None, first, runs, folder, None, None)
+    return Session(TryOnConfig(), lambda lora, strength: None, lambda facts: None, first, runs, folder, None, None)
 
 
 def test_loras_are_named_described_and_chosen(run: Path, loras: Path, tmp_path: Path) -> None:
@@ -444,13 +484,31 @@ def test_loras_are_named_described_and_chosen(run: Path, loras: Path, tmp_path: 
     assert first_lora(TryOnConfig(lora=str(tmp_path / "lora.safetensors")))[0].name == "lora.safetensors"
 
 
+def test_the_list_of_loras_begins_with_the_newest_and_marks_the_best(loras: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(loras, runs)
+    shutil.copytree(runs / "older" / "checkpoint-1", runs / "older" / "checkpoint-2")
+    for step, age in ((1, 200), (2, 100)):
+        file = find_lora(str(runs / "older" / f"checkpoint-{step}"))
+        os.utime(file, (file.stat().st_mtime - age,) * 2)
+    session = session_of(find_lora(str(runs / "older" / "checkpoint-1")), runs, tmp_path)
+    names = ["newer, step 2 (newest)", "older, step 2", "older, step 1"]
+    assert [name for name, _ in session.labelled_loras()] == names
+    losses = [{"step": 0, "validation/loss": 0.1}, {"step": 1, "validation/loss": 0.2}, {"step": 1}]
+    losses += [{"step": 2, "validation/loss": 0.3}]
+    (runs / "older" / "metrics.jsonl").write_text("\n".join(map(json.dumps, losses)))
+    names[2] = "older, step 1 (lowest validation loss of its run)"
+    assert [name for name, _ in session.labelled_loras()] == names
+
+
 def test_a_page_outlives_the_checkpoint_that_it_began_with(loras: Path, tmp_path: Path) -> None:
     """A training that goes on removes its older ones."""
     shutil.copytree(loras, tmp_path / "runs")
     first, _ = first_lora(TryOnConfig(lora=str(tmp_path / "runs")))
     page = Page(session_of(first, tmp_path / "runs", tmp_path), [], lambda facts: "")
-    (shown,) = page.refresh().items()
-    assert shown[0] is page.lora and len(shown[1].choices) == 2
+    shown = page.refresh()
+    assert set(shown) == {page.lora, page.others} and len(shown[page.lora].choices) == 2
+    assert [value for _, value in shown[page.others].choices[:2]] == ["base", str(first)]
     shutil.rmtree(first.parents[1])
     shown = page.refresh()
     assert shown[page.lora].value == str(find_lora(str(tmp_path / "runs" / "older")))
@@ -459,6 +517,20 @@ def test_a_page_outlives_the_checkpoint_that_it_began_with(loras: Path, tmp_path
         page.session.chosen(str(first))
     shutil.rmtree(tmp_path / "runs" / "older")
     assert page.refresh()[page.lora].choices == []
+
+
+def test_undo_brings_back_a_person_that_was_taken_away(loras: Path, drawn: Path, tmp_path: Path) -> None:
+    """With the mask that was painted, after another person took their place and after the picture was cleared."""
+    (tmp_path / "shown").mkdir()
+    page = Page(session_of(find_lora(str(loras / "newer")), loras, tmp_path / "shown"), [], lambda facts: "")
+    person, other = (Image.open(drawn / f"person-{number}.png").convert("RGB") for number in (1, 2))
+    mask = np.zeros(person.size[::-1], np.uint8)
+    mask[400:500, 200:300] = 255
+    kept = page._kept({page.person: {"background": person, "layers": [as_paint(mask)]}, page.masks: ()})
+    for background in (other, None):
+        shown = page.undo({page.person: {"background": background, "layers": []}, page.masks: kept})
+        assert Image.open(shown[page.person]["background"]).tobytes() == person.tobytes()
+        assert (shown[page.masks][-1].mask == mask).all()
 
 
 def test_what_is_missing_is_named(run: Path, data_cache: Path, tmp_path: Path) -> None:

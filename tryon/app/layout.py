@@ -6,27 +6,41 @@ from pathlib import Path
 import gradio as gr
 from PIL import Image
 
-from tryon.app.pictures import MASK_COLOUR, MASK_OPACITY
-from tryon.app.session import KEPT_SECONDS, MOST_GUIDANCE, MOST_RESULTS, MOST_STEPS, Session
+from tryon.app.mask_layers import MASK_COLOUR, MASK_OPACITY
+from tryon.app.session import (
+    BASE,
+    KEPT_SECONDS,
+    MOST_GUIDANCE,
+    MOST_RESULTS,
+    MOST_STEPS,
+    MOST_STRENGTH,
+    Session,
+)
 from tryon.data.category import CATEGORIES, Category
 from tryon.flux.lora_header import LoraFacts, read_facts
 from tryon.inference.pipeline import usable_rule
 
 CLEANED_EVERY = 60 * 60  # seconds
-GALLERY = {"show_label": False, "format": "png", "object_fit": "contain", "interactive": False, "allow_preview": False}
+STRIP = {
+    "show_label": False, "format": "png", "object_fit": "contain", "interactive": False, "allow_preview": False,
+    "buttons": [], "fit_columns": False, "elem_classes": "strip",
+}  # fmt: skip
 STYLE = """
 .gradio-container { max-width: 1500px !important; margin: 0 auto !important; }
+.gradio-container .main, .gradio-container main { padding: 4px 8px !important; }
+.gradio-container .column { gap: 10px; }
+#title { flex: none !important; width: auto !important; min-width: 0 !important; }
 #title h1 { margin: 0; }
-#history .grid-container { grid-template-columns: repeat(3, minmax(0, 1fr)) !important; }
-#find, #grow { padding-left: 4px; padding-right: 4px; white-space: nowrap; }
+#about p { font-size: 13px; }
 #lora input { padding-right: 28px; text-overflow: ellipsis; }
 #person:has(.empty) .zoom-number { display: none; }
-@media (max-width: 640px) {
-  .gradio-container { padding: 8px !important; }
-  #go { order: 1; }
-  #examples .grid-container { grid-template-columns: repeat(2, 1fr) !important; }
-  #examples, #examples .grid-wrap { height: auto !important; max-height: none !important; }
+#mask button { padding-left: 4px; padding-right: 4px; white-space: nowrap; }
+.strip .grid-wrap { min-height: 0 !important; }
+.strip .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; }
+.strip .caption-label {
+  max-width: 100%; padding: 0 4px; font-size: 12px; white-space: normal; overflow-wrap: anywhere;
 }
+#examples .thumbnail-item { aspect-ratio: 3 / 2; }
 """
 Example = tuple[Path, Path, Category]  # pictures of a person and of a garment to begin with
 
@@ -60,87 +74,108 @@ class Layout:
         self.session, self.examples, self.notice = session, examples, notice
         cleaned = (CLEANED_EVERY, KEPT_SECONDS)
         with gr.Blocks(title="Try-on", analytics_enabled=False, delete_cache=cleaned) as self.blocks:
-            self.history = gr.State([], time_to_live=KEPT_SECONDS)  # TryOnRequests, the newest first
-            self.compared = gr.State(None, time_to_live=KEPT_SECONDS)  # the one whose results are shown
-            self.mask_source = gr.State(None, time_to_live=KEPT_SECONDS)
-            with gr.Row(equal_height=False):
-                self._show_loras()
+            self.history = gr.State([], time_to_live=KEPT_SECONDS)  # rows of TryOnRequests, the newest first
+            self.compared = gr.State((), time_to_live=KEPT_SECONDS)  # the row whose results are shown
+            self.masks = gr.State((), time_to_live=KEPT_SECONDS)  # MaskLayers, the newest last
+            self.names = gr.State({}, time_to_live=KEPT_SECONDS)  # what pictures of persons are called, by their file
+            self.uploaded = gr.Textbox("", visible="hidden")  # the name of the person that was uploaded last
+            self._show_loras()
             with gr.Row(equal_height=False):
                 with gr.Column(min_width=320, scale=5):
                     self._show_person()
                 with gr.Column(min_width=320, scale=4):
                     self._show_garment()
+                    self._show_mask()
                     self._show_settings()
                 with gr.Column(min_width=320, scale=5):
                     self._show_results()
-            gr.Markdown("#### Drawn examples")
-            shown = [(thumbnail(example), example[-1]) for example in examples]
-            self.shelf = gr.Gallery(shown, columns=6, height=260, elem_id="examples", **GALLERY)
 
     def _show_loras(self) -> None:
-        gr.Markdown("# Try-on", elem_id="title")
-        with gr.Column(scale=3):
-            first = self.session.first
-            self.lora = gr.Dropdown(self.session.loras(), value=str(first), label="LoRA", elem_id="lora")
-            self.about = gr.Markdown(self.describe_lora(first), elem_id="about")
+        first = self.session.first
+        with gr.Row(equal_height=False):
+            gr.Markdown("# Try-on", elem_id="title")
+            self.lora = gr.Dropdown(
+                self.session.labelled_loras(), value=str(first), label="LoRA", show_label=False, container=False,
+                scale=7, elem_id="lora",
+            )  # fmt: skip
+        self.about = gr.Markdown(self.describe_lora(first), elem_id="about")
 
     def _show_person(self) -> None:
-        gr.Markdown("### 1. Person and mask")
         brush = gr.Brush(colors=[(MASK_COLOUR, MASK_OPACITY)], color_mode="fixed")
         self.person = gr.ImageEditor(
-            label="Person", type="pil", format="png", sources=["upload", "clipboard"], brush=brush, transforms=[],
-            layers=False, height=520, elem_id="person",
+            label="1. Person", type="pil", format="png", sources=["upload", "clipboard"], brush=brush, transforms=[],
+            layers=False, height=420, elem_id="person",
             canvas_size=(16, 16),  # one larger than the picture would draw the mask beside its place
         )  # fmt: skip
-        self.category = gr.Radio(list(CATEGORIES), value=CATEGORIES[0], label="Category", elem_id="category")
-        with gr.Row():
-            self.find = gr.Button("Make a mask", elem_id="find")
-            self.grow = gr.Button("Mask from my paint", elem_id="grow")
-        gr.Markdown(
-            "The pink area will be repainted. Change it with brush and eraser; it should reach well beyond the old "
-            "garment. You can also paint over just the garment: *Mask from my paint* then makes a mask of the same "
-            "kind as in training."
-        )
-        rule, sides = usable_rule(read_facts(self.session.first)), {}
-        with gr.Accordion("Extend the mask, in % of the picture", open=False):
-            for side, label in (("top", "Up"), ("bottom", "Down"), ("left", "Left"), ("right", "Right")):
-                share = 100 * getattr(rule, side)
-                sides[side] = gr.Slider(0, 50, value=share, step=1, label=label, elem_id=f"further-{label.lower()}")
-        self.offsets = sides  # by the names of MaskRule's fields
+        shown = [(thumbnail(example), example[-1]) for example in self.examples]
+        gr.Markdown("Or begin with an example:")
+        self.shelf = gr.Gallery(shown, columns=3, elem_id="examples", **STRIP)
 
     def _show_garment(self) -> None:
-        gr.Markdown("### 2. Garment")
         self.garment = gr.Image(
-            label="Garment", type="pil", sources=["upload", "clipboard"], height=320, elem_id="garment",
+            label="2. Garment", type="filepath", sources=["upload", "clipboard"], height=210, elem_id="garment",
             image_mode=None,  # with another one transparent pixels would come black
         )  # fmt: skip
         self.garment_said = gr.Markdown(visible=False, elem_id="garment-said")
         self.unreadable = gr.Textbox(visible="hidden")
 
+    def _show_mask(self) -> None:
+        self.category = gr.Radio(list(CATEGORIES), value=CATEGORIES[0], label="3. Mask for", elem_id="category")
+        with gr.Row(elem_id="mask"):
+            self.find = gr.Button("Make a mask", size="md", min_width=0, scale=4, elem_id="find")
+            self.undo_button = gr.Button("Undo", size="md", min_width=0, scale=2, elem_id="undo")
+            self.start_over_button = gr.Button("Start over", size="md", min_width=0, scale=3, elem_id="start-over")
+        self.step_back = gr.Button(visible="hidden", elem_id="step-back")
+        rule, sides = usable_rule(read_facts(self.session.first)), {}
+        with gr.Accordion("Change the mask", open=False, elem_id="change"):
+            gr.Markdown(
+                "The pink area will be repainted; it should reach well beyond the old garment. Change it with brush "
+                "and eraser, or let it reach further, in % of the picture:"
+            )
+            for side, label in (("top", "Up"), ("bottom", "Down"), ("left", "Left"), ("right", "Right")):
+                share = 100 * getattr(rule, side)
+                sides[side] = gr.Slider(0, 50, value=share, step=1, label=label, elem_id=f"further-{label.lower()}")
+            gr.Markdown("Or paint over just the garment that is worn; the mask is then made around it, as in training:")
+            self.grow = gr.Button("Mask from my paint", elem_id="grow")
+        self.offsets = sides  # by the names of MaskRule's fields
+
     def _show_settings(self) -> None:
-        first = self.session.first
+        first, strength = self.session.first, self.session.config.lora_scale
         sizes, (steps, guidance) = list(self.session.sizes(first)), self.session.denoising(first)
         most_steps, most_guidance = max(steps, MOST_STEPS), max(guidance, MOST_GUIDANCE)
         with gr.Row(elem_id="go"):
-            self.button = gr.Button("Dress", variant="primary", elem_id="dress", scale=2)
-            self.stop_button = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop")
-        self.count = gr.Slider(1, MOST_RESULTS, value=1, step=1, label="Results", elem_id="count")
-        with gr.Row():
-            self.seed = gr.Number(0, label="Seed", precision=0, elem_id="seed")
-            self.is_random = gr.Checkbox(True, label="New each time", elem_id="random")
-        with gr.Accordion("More settings", open=False):
+            self.button = gr.Button("Dress", variant="primary", min_width=0, scale=2, elem_id="dress")
+            self.stop_button = gr.Button("Stop", variant="stop", interactive=False, min_width=0, elem_id="stop")
+        self.said = gr.Markdown("Give a person and a garment, or press an example.", elem_id="said")
+        self.others = gr.Dropdown(
+            self.comparable(), multiselect=True, max_choices=MOST_RESULTS - 1, label="Compare with, on the same seed",
+            elem_id="others",
+        )  # fmt: skip
+        with gr.Accordion("Settings", open=False, elem_id="settings"):
+            self.count = gr.Slider(1, MOST_RESULTS, value=1, step=1, label="Results", elem_id="count")
+            with gr.Row():
+                self.seed = gr.Number(0, label="Seed", precision=0, min_width=120, elem_id="seed")
+                self.is_random = gr.Checkbox(True, label="New each time", min_width=120, elem_id="random")
+            self.strength = gr.Slider(
+                0, max(strength, MOST_STRENGTH), value=strength, step=0.05, label="Strength of the LoRA",
+                info="0 is the model without it", elem_id="strength",
+            )  # fmt: skip
             self.size = gr.Dropdown(sizes, value=sizes[0], label="Size of the repainted panel", elem_id="size")
             self.steps = gr.Slider(1, most_steps, value=steps, step=1, label="Steps", elem_id="steps")
             self.guidance = gr.Slider(0, most_guidance, value=guidance, step=0.5, label="Guidance", elem_id="guidance")
 
     def _show_results(self) -> None:
-        gr.Markdown("### 3. Result")
-        shown = {"format": "png", "interactive": False, "max_height": 520}
-        self.slider = gr.ImageSlider(label="Before and after", elem_id="result", **shown)
-        self.said = gr.Markdown("Give a person and a garment, or press an example below.", elem_id="said")
-        self.results = gr.Gallery(columns=MOST_RESULTS, height=220, visible=False, elem_id="results", **GALLERY)
-        gr.Markdown("#### Earlier results: press one to restore its pictures and settings")
-        self.past = gr.Gallery(columns=3, height=300, elem_id="history", **GALLERY)
+        self.slider = gr.ImageSlider(
+            label="4. Before and after", format="png", interactive=False, height=420, max_height=420, elem_id="result"
+        )
+        self.results = gr.Gallery(columns=MOST_RESULTS, visible=False, elem_id="results", **STRIP)
+        with gr.Column(visible=False) as self.earlier:
+            gr.Markdown("Earlier results: press one to go back to it.")
+            self.past = gr.Gallery(columns=6, elem_id="history", **STRIP)
+
+    def comparable(self) -> list[tuple[str, str]]:
+        """What a LoRA can be compared with, by name."""
+        return [("base: the model without the LoRA", BASE), *self.session.labelled_loras()]
 
     def describe_lora(self, lora: Path) -> str:
         facts, (size, *_) = read_facts(lora), self.session.sizes(lora).values()

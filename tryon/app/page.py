@@ -6,27 +6,41 @@ Handlers get what components hold as {component: value}, and return what is to c
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
+import numpy as np
 import torch
 from gradio.components import Component
 from PIL import Image
 
 from tryon.app.layout import Example, Layout
-from tryon.app.pictures import Editor, as_paint, painted_mask, person_of, usable
+from tryon.app.mask_layers import (
+    PAINTED,
+    MaskLayers,
+    MaskSource,
+    alpha_of,
+    alpha_of_paint,
+    as_paint,
+    drawn,
+)
+from tryon.app.pictures import person_of, usable_file
 from tryon.app.session import MOST_GUIDANCE, MOST_STEPS, Session, TryOnRequest
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import UNREADABLE, doubt_about_mask, read_photograph
 from tryon.flux.lora_header import LoraFacts, denoising, read_facts
 from tryon.inference.pipeline import usable_rule
+from tryon.inference.recipe import BASE
+from tryon.runs import lora_name
 
 logger = logging.getLogger(__name__)
 
 LONGEST_HISTORY = 24
+LONGEST_UNDO = 50  # changes of the mask
+SHOWN_LATELY = 3  # masks, one of which the editor shows while it loads the last
 NO_PICTURE = "This file is no picture that can be read: give a PNG, JPEG or WebP."
 OUT_OF_MEMORY = "The GPU's memory is full: choose fewer results or a smaller size."
 PROGRESS = gr.Progress()  # as a default Gradio gives a handler one of its own
@@ -36,28 +50,33 @@ QUIETLY = {**PRIVATE, "show_progress": "hidden"}  # the editor's own sign of pro
 TELL_OF_UNREADABLE = """() => window.addEventListener("unhandledrejection", (event) => {
   if (String(event.reason).includes("could not be decoded")) document.querySelector("#unreadable").click();
 })"""
+# The editor forgets what the person's file was called; a picture that is pasted has no name.
+REMEMBER_NAME = """() => {
+  const remember = (files) => { if (files?.length) window.uploadedName = files[0].name; };
+  const person = document.querySelector("#person");
+  person.addEventListener("change", (event) => remember(event.target.files), true);
+  person.addEventListener("drop", (event) => remember(event.dataTransfer.files), true);
+  window.addEventListener("paste", () => { window.uploadedName = ""; }, true);
+}"""
+UPLOADED_NAME = "() => window.uploadedName ?? ''"
 # The browser takes a picture that cannot be read away, as another may have been given since the server looked at it.
 TAKE_AWAY = "(unreadable, garment) => garment && garment.path === unreadable ? null : garment"
+# A stroke is undone by the editor, which forgets its strokes when it is given a mask; all else by the page.
+UNDO = """() => window.editor?.command_manager.history.command?.name === "Draw"
+  ? window.editor.undo() : document.querySelector("#step-back").click()"""
 Values = dict[Component, Any]
-
-
-@dataclass(frozen=True)
-class MaskSource:
-    """What the mask on the page was made from. person: a file. worn: the paint; None: what the parser found."""
-
-    person: str
-    worn: Image.Image | None
+Row = tuple[TryOnRequest, ...]  # made of the same pictures with the same seeds, each with another LoRA or strength
 
 
 class Stopped(Exception):
     """A try-on that the user stopped."""
 
 
-def describe_results(made: TryOnRequest) -> str:
-    """A line about a try-on's results."""
-    with Image.open(made.results[0]) as result:
+def describe_results(row: Row) -> str:
+    """A line about a row's results."""
+    with Image.open(row[0].results[0]) as result:
         width, height = result.size
-    seeds = made.seeds
+    seeds = row[0].seeds
     which = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
     return f"{which}; {height} x {width} pixels (height x width)."
 
@@ -87,6 +106,11 @@ def refusing(handler: Callable[..., dict]) -> Callable[..., dict]:
     return answer
 
 
+def editor_of(person: str, layers: list[str]) -> dict:
+    """What the editor is given to show: files."""
+    return {"background": person, "layers": layers, "composite": None}
+
+
 def slider_to(value: float, most: float) -> gr.Slider:
     """A slider at a value, which may lie beyond its usual end."""
     return gr.Slider(value=value, maximum=max(value, most))
@@ -100,75 +124,87 @@ class Page(Layout):
         self.stops: dict[str, threading.Event] = {}  # by browser session, while it waits for a try-on
         with self.blocks:
             self._connect()
-            self._add_endpoint()
+            self._add_endpoints()
 
     def _connect(self) -> None:
         of_lora = {self.about, self.size, self.steps, self.guidance, *self.offsets.values(), self.said}
-        self.blocks.load(self.refresh, outputs={self.lora, *of_lora}, **PRIVATE)
-        self.lora.input(self.choose_lora, {self.lora}, of_lora, **PRIVATE)
+        self.blocks.load(self.refresh, outputs={self.lora, self.others, *of_lora}, **QUIETLY)
 
-        of_mask = {self.lora, self.person, self.category, self.mask_source, *self.offsets.values()}
-        masked = {self.person, self.mask_source, self.said}
+        of_mask = {self.lora, self.person, self.category, self.masks, *self.offsets.values()}
+        masked = {self.person, self.masks, self.said}
         self.find.click(self.mask_of_person, of_mask, masked, **QUIETLY)
         self.grow.click(self.mask_of_paint, of_mask, masked, **QUIETLY)
-        for each in (self.category, *self.offsets.values()):
-            each.change(self.mask_again, of_mask, masked, trigger_mode="always_last", **QUIETLY)
+        settings_of_mask = [each.change for each in (self.category, *self.offsets.values())]
+        gr.on(settings_of_mask, self.mask_again, of_mask, masked, trigger_mode="always_last", **QUIETLY)
+        self.lora.input(self.choose_lora, {self.lora}, of_lora, **PRIVATE).then(
+            self.mask_again, of_mask, masked, **QUIETLY
+        )
+        self.undo_button.click(js=UNDO, **PRIVATE)
+        stepped = {*masked, self.category, *self.offsets.values()}
+        self.step_back.click(self.undo, {self.person, self.masks}, stepped, **QUIETLY)
+        self.start_over_button.click(self.start_over, {self.person, self.masks}, masked, **QUIETLY)
 
         undecoded = gr.Button(visible="hidden", elem_id="unreadable")
         undecoded.click(lambda: gr.Warning(NO_PICTURE), **PRIVATE)
-        self.blocks.load(js=TELL_OF_UNREADABLE, **PRIVATE)
+        for script in (TELL_OF_UNREADABLE, REMEMBER_NAME):
+            self.blocks.load(js=script, **PRIVATE)
         # Not through the queue, whose answers may be late, and the last of several uploads always: none goes unchecked.
         self.garment.upload(
             self.check_garment, {self.garment}, {self.unreadable, self.garment_said},
             preprocess=False, queue=False, trigger_mode="always_last", **QUIETLY,
         ).then(None, [self.unreadable, self.garment], self.garment, js=TAKE_AWAY, **QUIETLY)  # fmt: skip
 
-        settings = {self.category, self.size, self.steps, self.guidance, self.count, self.seed, self.is_random}
+        settings = {
+            self.category, self.size, self.steps, self.guidance, self.count, self.seed, self.is_random, self.strength,
+            self.others,
+        }  # fmt: skip
         buttons, compared = {self.button, self.stop_button}, {self.slider, self.results, self.compared, self.said}
-        dressing = self.button.click(self.begin, outputs=buttons, queue=False, **PRIVATE).then(
-            self.dress,
-            {self.garment, self.history, *of_mask, *settings},
-            {self.seed, self.history, self.past, *masked, *compared},
-            show_progress_on=self.slider,
-            **PRIVATE,
+        dressing = (
+            self.button.click(None, None, self.uploaded, js=UPLOADED_NAME, **PRIVATE)
+            .then(self.begin, outputs=buttons, queue=False, **PRIVATE)
+            .then(
+                self.dress,
+                {self.garment, self.history, self.names, self.uploaded, *of_mask, *settings},
+                {self.seed, self.history, self.past, self.earlier, self.names, *masked, *compared},
+                show_progress_on=self.slider,
+                **PRIVATE,
+            )
         )
         dressing.then(self.end, outputs=buttons, queue=False, **PRIVATE)
         self.stop_button.click(self.stop, queue=False, **PRIVATE)
         self.results.select(self.compare, {self.compared}, {self.slider}, **PRIVATE)
-        restored = {self.lora, self.about, self.person, self.garment, self.mask_source, *settings, *compared}
-        self.past.select(self.restore, {self.history}, restored, **QUIETLY)
-        begun = {self.person, self.garment, self.category, self.mask_source}
-        self.shelf.select(self.show_example, outputs=begun, **QUIETLY)
+        restored = {self.lora, self.about, self.person, self.garment, self.masks, *settings, *compared}
+        self.past.select(self.restore, {self.history, self.person, self.masks}, restored, **QUIETLY)
+        begun = {self.person, self.garment, self.category, self.masks, self.names}
+        self.shelf.select(self.show_example, {self.person, self.masks, self.names}, begun, **QUIETLY)
         self.blocks.unload(self.leave)
 
-    def _add_endpoint(self) -> None:
-        """What programs call, with pictures as files: /try_on."""
+    def _add_endpoints(self) -> None:
+        """What programs call: /info, and /try_on with pictures as files."""
         pictures = ("Person", "Garment", "Mask")
         names = (f"{what}, by the name that the page shows" for what in ("LoRA", "Size"))
         given = [
-            *(gr.Image(label=what, type="pil", image_mode=None, visible=False) for what in pictures),
+            *(gr.Image(label=what, type="filepath", image_mode=None, visible=False) for what in pictures),
             *(gr.Textbox(None, label=what, visible=False) for what in (f"Category: {', '.join(CATEGORIES)}", *names)),
             gr.Number(None, label="Steps", precision=0, visible=False),
             gr.Number(None, label="Guidance", visible=False),
             gr.Number(1, label="Results", precision=0, visible=False),
             gr.Number(None, label="Seed", precision=0, visible=False),
+            gr.Number(None, label="Strength of the LoRA", visible=False),
         ]
         results = gr.Gallery(label="Results", format="png", visible=False)
-        seed = gr.Number(label="Seed of the first", precision=0, visible=False)
-        gr.Button(visible=False).click(self.try_on, given, [results, seed], api_name="try_on")
-
-    def _editor(self, person: Image.Image, mask: Image.Image | None) -> Editor:
-        """What the editor shows: a person, and its mask as paint."""
-        layers = [] if mask is None else [self.session.file(as_paint(mask))]
-        return {"background": self.session.file(person), "layers": layers, "composite": None}
+        settings = gr.JSON(label="Settings that they were made with", visible=False)
+        gr.Button(visible=False).click(self.try_on, given, [results, settings], api_name="try_on")
+        loras = gr.JSON(label="LoRAs, the newest first", visible=False)
+        gr.Button(visible=False).click(self.info, None, loras, api_name="info")
 
     def refresh(self) -> dict:
         """When the page is opened: lists the LoRAs, and chooses the newest where the first one is gone."""
-        loras = self.session.loras()
+        loras, others = self.session.labelled_loras(), {self.others: gr.Dropdown(self.comparable())}
         if self.session.first.exists() or not loras:
-            return {self.lora: gr.Dropdown(loras)}
-        _, newest = loras[0]
-        return {**self.choose_lora({self.lora: newest}), self.lora: gr.Dropdown(loras, value=newest)}
+            return {self.lora: gr.Dropdown(loras), **others}
+        newest = self.session.usual()
+        return {**self.choose_lora({self.lora: newest}), self.lora: gr.Dropdown(loras, value=newest), **others}
 
     @refusing
     def choose_lora(self, values: Values) -> dict:
@@ -186,41 +222,82 @@ class Page(Layout):
 
     @refusing
     def mask_of_person(self, values: Values) -> dict:
-        """Shows a mask of what the parser finds."""
-        return self._shown_mask(values, None, self._mask(values, None))
+        """Computes the mask from what the parser finds."""
+        return self._computed(values, self._masks(values), None)
 
     @refusing
     def mask_of_paint(self, values: Values) -> dict:
-        """Shows a mask of what is painted over."""
-        person_of(values[self.person])
-        paint = painted_mask(values[self.person])
-        if paint.getbbox() is None:
+        """Computes the mask from what is painted over."""
+        masks = self._masks(values)
+        painted = masks[-1].read(masks[-1].strokes) == PAINTED
+        if not painted.any():
             raise ValueError("Paint over all of the garment that the person wears first.")
-        return self._shown_mask(values, paint, self._mask(values, paint))
+        return self._computed(values, masks, self.session.file(Image.fromarray(painted)))
 
     @refusing
     def mask_again(self, values: Values) -> dict:
-        """Makes the mask again for another category or other offsets, from what it was made from; a mask that was only
-        painted stays."""
-        source = values[self.mask_source]
-        if source is None or self.session.file(person_of(values[self.person])) != source.person:
+        """Computes the mask again for another LoRA, category or other offsets, from what it was computed from."""
+        if not values[self.masks]:
             return gr.skip()
-        return self._shown_mask(values, source.worn, self._mask(values, source.worn))
+        masks = self._masks(values)
+        return self._computed(values, masks, masks[-1].source.worn) if masks[-1].source else gr.skip()
 
-    def _mask(self, values: Values, worn: Image.Image | None) -> Image.Image:
-        """A mask by the page's sliders. worn: paint over what the person wears; None: the parser finds it."""
-        person, lora = person_of(values[self.person]), self.session.chosen(values[self.lora])
+    @refusing
+    def undo(self, values: Values) -> dict:
+        """Shows the mask as it was before its last change, and the settings that it was computed with; the last one
+        where the picture was taken away."""
+        has_person = values[self.person] and values[self.person]["background"]
+        masks = self._masks(values)[:-1] if has_person else values[self.masks]
+        if not masks:
+            raise ValueError("There is nothing to undo.")
+        source = masks[-1].source
+        offsets = {slider: 100 * getattr(source.rule, side) for side, slider in self.offsets.items()} if source else {}
+        return self._shown(masks) | offsets | ({self.category: source.category} if source else {})
+
+    @refusing
+    def start_over(self, values: Values) -> dict:
+        """Takes the mask away, and what was painted and erased."""
+        masks = self._masks(values)
+        return self._shown((*masks, MaskLayers(masks[-1].person)))
+
+    def _masks(self, values: Values) -> tuple[MaskLayers, ...]:
+        """The masks of the page, the newest last, which has all that was painted and erased until now. Raises
+        ValueError where there is no person, or none that can be used."""
+        masks, editor = values[self.masks], values[self.person]
+        person = person_of(editor)
+        file = self.session.file(person)
+        if not masks or masks[-1].person != file:
+            masks = (*masks, MaskLayers(file))
+        lately = [alpha_of_paint(mask.mask) for mask in masks[-SHOWN_LATELY:] if mask.person == file]
+        strokes = drawn(masks[-1].read(masks[-1].strokes), [np.zeros_like(lately[0]), *lately], alpha_of(editor))
+        newest = replace(masks[-1], strokes=self.session.file(Image.fromarray(strokes)) if strokes.any() else None)
+        return masks if newest == masks[-1] else (*masks, newest)
+
+    def _computed(self, values: Values, masks: tuple[MaskLayers, ...], worn: str | None) -> dict:
+        """Computes the mask by the page's settings, under what is painted and erased. worn: as of MaskSource."""
+        person, lora = Image.open(masks[-1].person), self.session.chosen(values[self.lora])
         offsets = {side: values[slider] / 100 for side, slider in self.offsets.items()}
-        rule = replace(usable_rule(read_facts(lora)), **offsets)
-        return self.session.make_mask(lora, person, worn, values[self.category], rule)
+        source = MaskSource(worn, values[self.category], replace(usable_rule(read_facts(lora)), **offsets))
+        mask = self.session.make_mask(lora, person, worn and Image.open(worn), source.category, source.rule)
+        newest = replace(masks[-1], computed=self.session.file(mask), source=source)
+        return self._shown(masks if newest == masks[-1] else (*masks, newest))
 
-    def _shown_mask(self, values: Values, worn: Image.Image | None, mask: Image.Image) -> dict:
-        person, share = person_of(values[self.person]), mask.histogram()[255] / (mask.width * mask.height)
+    def _shown(self, masks: tuple[MaskLayers, ...]) -> dict:
+        """Shows the newest mask on its person."""
+        mask = masks[-1].mask
+        share = f"The pink area will be repainted: {np.mean(mask > 0):.0%} of the picture."
         return {
-            self.person: self._editor(person, mask),
-            self.mask_source: MaskSource(self.session.file(person), worn),
-            self.said: f"The pink area will be repainted: {share:.0%} of the picture.",
+            self.person: editor_of(masks[-1].person, [self.session.file(as_paint(mask))]),
+            self.masks: masks[-LONGEST_UNDO:],
+            self.said: share if mask.any() else "There is no mask: *Dress* makes one.",
         }
+
+    def _kept(self, values: Values) -> tuple[MaskLayers, ...]:
+        """The masks before another person takes the place of the one on the page."""
+        try:
+            return self._masks(values)
+        except ValueError:  # there is none
+            return values[self.masks]
 
     def check_garment(self, values: Values) -> dict:
         """Says of a garment's file that it cannot be read, and names it for TAKE_AWAY."""
@@ -254,39 +331,64 @@ class Page(Layout):
     def dress(self, values: Values, request: gr.Request, progress: gr.Progress = PROGRESS) -> Iterator[dict]:
         """Makes what the page asks for, and puts it into the history; a mask first where nothing is painted."""
         try:
-            person, garment = person_of(values[self.person]), usable("garment", values[self.garment])
+            masks, garment = self._masks(values), usable_file("garment", values[self.garment])
             if not values[self.is_random] and values[self.seed] is None:
                 raise ValueError("Give a seed, or let it be new each time.")
-            mask = painted_mask(values[self.person])
-            if mask.getbbox() is None:
-                mask = self._mask(values, None)
-                yield self._shown_mask(values, None, mask)  # now, as the person may paint while they wait
-            yield self._dressed(values, person, garment, mask, request, progress)
+            if not masks[-1].mask.any():
+                made = self._computed(values, masks, None)
+                masks = made[self.masks]
+                yield made  # now, as the person may paint while they wait
+            yield self._dressed(values, masks[-1], garment, request, progress)
         except (ValueError, torch.OutOfMemoryError) as error:
             yield refusal(self, error)
 
     def _dressed(
-        self, values: Values, person: Image.Image, garment: Image.Image, mask: Image.Image, request: gr.Request,
-        progress: gr.Progress,
-    ) -> dict:  # fmt: skip
-        """A try-on by the page's settings, shown and put into the history."""
-        asked = self.session.request(
-            lora=self.session.chosen(values[self.lora]), person=person, garment=garment, mask=mask,
-            category=values[self.category], size=values[self.size], steps=values[self.steps],
-            guidance=values[self.guidance], count=values[self.count],
-            seed=None if values[self.is_random] else values[self.seed],
-        )  # fmt: skip
+        self, values: Values, mask: MaskLayers, garment: Image.Image, request: gr.Request, progress: gr.Progress
+    ) -> dict:
+        """A row of try-ons by the page's settings, shown and put into the history."""
+        names = {mask.person: Path(values[self.uploaded]).stem or "person", **values[self.names]}
+        pictures = {"person": Image.open(mask.person), "garment": garment, "mask": Image.fromarray(mask.mask)}
+        called = names[mask.person], Path(values[self.garment]).stem
+        seed = None if values[self.is_random] else values[self.seed]
+        versions, asked = self._versions(values), []
+        for lora, strength in versions:
+            size = values[self.size] if values[self.size] in self.session.sizes(lora) else None
+            asked += [
+                self.session.request(
+                    lora=lora,
+                    strength=strength,
+                    **pictures,
+                    category=values[self.category],
+                    size=size,
+                    steps=values[self.steps],
+                    guidance=values[self.guidance],
+                    count=1 if len(versions) > 1 else values[self.count],
+                    seed=asked[0].seeds[0] if asked else seed,
+                    called=called,
+                )  # fmt: skip
+            ]
         try:
-            made = self._dress(asked, self.stops.get(request.session_hash), progress)
+            row = tuple(self._dress(each, self.stops.get(request.session_hash), progress) for each in asked)
         except Stopped:
             return {self.said: "Stopped: nothing was made."}
-        history = [made, *values[self.history]][:LONGEST_HISTORY]
+        history = [row, *values[self.history]][:LONGEST_HISTORY]
+        past = [(first.results[0], str(first.seeds[0])) for first, *_ in history]
         return {
-            **self._compared(made),
-            self.seed: made.seeds[0],
+            **self._compared(row),
+            self.seed: row[0].seeds[0],
             self.history: history,
-            self.past: [(each.results[0], str(each.seeds[0])) for each in history],
+            self.past: gr.Gallery(past, selected_index=None),
+            self.earlier: gr.Column(visible=True),
+            self.names: names,
         }
+
+    def _versions(self, values: Values) -> list[tuple[Path, float]]:
+        """The LoRAs that are compared, the chosen one first, each with its strength; the base has none."""
+        lora, strength = self.session.chosen(values[self.lora]), values[self.strength]
+        others = [
+            (lora, 0) if other == BASE else (self.session.chosen(other), strength or 1) for other in values[self.others]
+        ]
+        return list(dict.fromkeys([(lora, strength), *others]))
 
     def _dress(self, asked: TryOnRequest, stop: threading.Event | None, progress: gr.Progress) -> TryOnRequest:
         """The request with its results; says where its mask is hardly one that was meant. Raises Stopped once `stop` is
@@ -298,38 +400,45 @@ class Page(Layout):
         def each_step(done: int) -> None:
             if stop and stop.is_set():
                 raise Stopped
-            progress((done, asked.steps), desc="dressing" if done else "preparing")
+            progress((done, asked.steps), desc=f"dressing, {asked.version}" if done else "preparing")
 
         return self.session.dress(asked, each_step)
 
-    def _compared(self, made: TryOnRequest) -> dict:
-        """Shows a try-on's results: the first beside the person, and all where there are several."""
-        results = [(result, str(seed)) for result, seed in zip(made.results, made.seeds, strict=True)]
+    def _compared(self, row: Row) -> dict:
+        """Shows a row's results: the first beside the person, and all where there are several."""
+        results = [
+            (result, made.version if len(row) > 1 else str(seed))
+            for made in row
+            for result, seed in zip(made.results, made.seeds, strict=True)
+        ]
         return {
-            self.slider: (made.person, made.results[0]),
-            self.results: gr.Gallery(results, visible=len(results) > 1),
-            self.compared: made,
-            self.said: describe_results(made),
+            self.slider: (row[0].person, row[0].results[0]),
+            self.results: gr.Gallery(results, visible=len(results) > 1, selected_index=None),
+            self.compared: row,
+            self.said: describe_results(row),
         }
 
     def compare(self, values: Values, event: gr.SelectData) -> dict:
         """Shows the picked result beside the person."""
-        made = values[self.compared]
-        return {self.slider: (made.person, made.results[event.index])}
+        row = values[self.compared]
+        results = [result for made in row for result in made.results]
+        return {self.slider: (row[0].person, results[event.index])}
 
     @refusing
     def restore(self, values: Values, event: gr.SelectData) -> dict:
         """Shows everything as it was when a picture of the history was made; the next one would be the same."""
-        made = values[self.history][event.index]
+        row = values[self.history][event.index]
+        made, *others = row
         sizes = self.session.sizes(self.session.chosen(str(made.lora)))
-        if not all(Path(each).exists() for each in (made.person, made.garment, made.mask, *made.results)):
+        if not all(
+            Path(file).exists() for each in row for file in (each.person, each.garment, each.mask, *each.results)
+        ):
             raise ValueError("The pictures of this one are older than a day and were removed.")
         return {
-            **self._compared(made),
+            **self._shown((*self._kept(values), MaskLayers(made.person, made.mask))),
+            **self._compared(row),
             self.lora: str(made.lora),
             self.about: self.describe_lora(made.lora),
-            self.person: self._editor(Image.open(made.person), Image.open(made.mask)),
-            self.mask_source: None,
             self.garment: made.garment,
             self.category: made.category,
             self.size: gr.Dropdown(list(sizes), value=next(name for name, size in sizes.items() if size == made.size)),
@@ -338,23 +447,38 @@ class Page(Layout):
             self.count: len(made.seeds),
             self.seed: made.seeds[0],
             self.is_random: False,
+            self.strength: made.strength,
+            self.others: [BASE if each.strength == 0 else str(each.lora) for each in others],
         }
 
-    def show_example(self, event: gr.SelectData) -> dict:
+    def show_example(self, values: Values, event: gr.SelectData) -> dict:
         """Shows person, garment and category of the example; the mask is not made yet."""
         person, garment, category = self.examples[event.index]
+        file = self.session.file(Image.open(person).convert("RGB"))
         return {
-            self.person: self._editor(Image.open(person), None),
-            self.garment: self.session.file(Image.open(garment)),
+            self.person: editor_of(file, []),
+            self.names: {**values[self.names], file: person.stem},
+            self.masks: self._kept(values),
+            self.garment: str(garment),
             self.category: category,
-            self.mask_source: None,
         }
+
+    def info(self) -> list[dict[str, Any]]:
+        """For programs: the LoRAs that can be chosen, the newest first, and what each was trained for."""
+        return [self._facts(name, Path(file)) for name, file in self.session.loras()]
+
+    def _facts(self, name: str, lora: Path) -> dict[str, Any]:
+        facts, (steps, guidance) = read_facts(lora), self.session.denoising(lora)
+        return {
+            "name": name, "profile": facts.profile, "step": facts.step, "sizes": list(self.session.sizes(lora)),
+            "steps": steps, "guidance": guidance, "mask_rule": facts.mask_rule,
+        }  # fmt: skip
 
     def try_on(
         self,
-        person: Image.Image | None,
-        garment: Image.Image | None,
-        mask: Image.Image | None = None,
+        person: str | None,
+        garment: str | None,
+        mask: str | None = None,
         category: Category | None = None,
         lora: str | None = None,
         size: str | None = None,
@@ -362,25 +486,34 @@ class Page(Layout):
         guidance: float | None = None,
         count: int = 1,
         seed: int | None = None,
+        strength: float | None = None,
         progress: gr.Progress = PROGRESS,
-    ) -> tuple[tuple[str, ...], int]:
-        """For programs: the results, and the first one's seed. Without a mask one is made; without a LoRA the page's
-        first one is used; without a size, steps or guidance they are as it was trained; without a seed it is random."""
+    ) -> tuple[tuple[str, ...], dict[str, Any]]:
+        """For programs: the results, and the settings that they were made with. Without a mask one is made; without a
+        LoRA the page's first one is used; without a size, steps or guidance they are as it was trained; without a seed
+        it is random."""
         try:
-            person, garment = usable("person", person), usable("garment", garment)
+            called = Path(person or "").stem, Path(garment or "").stem
+            person, garment = usable_file("person", person), usable_file("garment", garment)
             if category not in CATEGORIES:
                 raise ValueError(f"Give a category, one of {', '.join(CATEGORIES)}.")
-            file = self.session.chosen(lora or next((path for _, path in self.session.loras()), ""))
+            file = self.session.chosen(lora or self.session.usual())
             facts = read_facts(file)
             if mask is None:
-                mask = self.session.make_mask(file, person, None, category, usable_rule(facts))
+                painted = self.session.make_mask(file, person, None, category, usable_rule(facts))
+            else:
+                painted = Image.open(mask)
             steps, guidance = denoising(facts, steps, guidance)
             asked = self.session.request(
-                lora=file, person=person, garment=garment, mask=mask, category=category,
-                size=size, steps=steps, guidance=guidance, count=count, seed=seed,
+                lora=file, strength=self.session.config.lora_scale if strength is None else strength, person=person,
+                garment=garment, mask=painted, category=category, size=size, steps=steps, guidance=guidance,
+                count=count, seed=seed, called=called,
             )  # fmt: skip
-            made = self._dress(asked, None, progress)
-            return made.results, made.seeds[0]
+            return self._dress(asked, None, progress).results, {
+                "lora": lora_name(asked.lora), "strength": asked.strength, "category": asked.category,
+                "height": asked.size[0], "width": asked.size[1], "steps": asked.steps, "guidance": asked.guidance,
+                "seeds": list(asked.seeds),
+            }  # fmt: skip
         except (ValueError, torch.OutOfMemoryError) as error:
             logger.warning("%s", error)
             raise gr.Error(error_text(error), print_exception=False) from None

@@ -1,13 +1,11 @@
-"""Pictures as the page's editor has them: which can be used, and masks as paint."""
+"""Pictures as the page has them: which can be used."""
 
 from typing import Any
 
-from PIL import Image, ImageChops, ImageColor
+from PIL import Image
 
 from tryon.data.sample import LARGE, upright_rgb
 
-MASK_COLOUR, MASK_OPACITY = "#ff2d9b", 0.6  # the picture still shows through the paint
-PAINTED = 64  # alpha, of 255, from which a pixel counts as painted: a stroke's soft edge does not
 Editor = dict[str, Any]  # of Gradio: {"background": picture or None, "layers": [RGBA of its size], "composite": ...}
 
 
@@ -23,22 +21,11 @@ def usable(what: str, picture: Image.Image | None) -> Image.Image:
         raise ValueError(f"The picture of the {what} cannot be used, as {error}.") from error
 
 
+def usable_file(what: str, file: str | None) -> Image.Image:
+    """The picture of a file, as `usable` gives it."""
+    return usable(what, Image.open(file) if file else None)
+
+
 def person_of(editor: Editor | None) -> Image.Image:
     """The editor's picture, RGB. Raises ValueError where there is none, or one that cannot be used."""
     return usable("person", editor and editor["background"])
-
-
-def painted_mask(editor: Editor) -> Image.Image:
-    """ "L" of 0 and 255 at the size of the editor's picture: 255 wherever one of its layers has paint."""
-    mask = Image.new("L", editor["background"].size)
-    for layer in editor["layers"]:
-        paint = layer.getchannel("A").resize(mask.size).point(lambda alpha: 255 if alpha >= PAINTED else 0)
-        mask = ImageChops.lighter(mask, paint)
-    return mask
-
-
-def as_paint(mask: Image.Image) -> Image.Image:
-    """A mask, "L" of 0 and 255, as a layer of the editor: paint, which can be erased."""
-    layer = Image.new("RGBA", mask.size, ImageColor.getrgb(MASK_COLOUR))
-    layer.putalpha(mask.point(lambda value: round(value * MASK_OPACITY)))
-    return layer

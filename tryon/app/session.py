@@ -4,6 +4,7 @@ One try-on runs at a time: all share the models, and each may ask for another Lo
 """
 
 import logging
+import re
 import secrets
 import threading
 import time
@@ -24,12 +25,16 @@ from tryon.data.sample import usable_mask
 from tryon.files import replacing
 from tryon.flux.lora_header import LoraFacts, denoising, panel_size, read_facts, verify_lora
 from tryon.inference.pipeline import TryOnModel, same_models, swap_lora, try_on
-from tryon.runs import all_loras, lora_name
+from tryon.inference.recipe import BASE
+from tryon.report import read_metrics
+from tryon.runs import all_loras, checkpoints, lora_file, lora_name, run_of, step_of
 
 logger = logging.getLogger(__name__)
 
 MOST_RESULTS = 4
 MOST_STEPS = MOST_GUIDANCE = 100  # more only for a LoRA that was trained for more
+MOST_STRENGTH = 1.5
+LONGEST_NAME = 60  # characters of each part of a result's name
 SEEDS = 2**31 - MOST_RESULTS  # seeds are below this
 RANDOM_SEEDS = 10**6  # random seeds are below this: short enough to be read and typed
 KEPT_LABELS = 8  # pictures whose parsed parts are kept, so that a slider answers at once
@@ -40,10 +45,12 @@ KEPT_SECONDS = 24 * 60 * 60  # of pictures on the disk, and of what a browser's 
 class TryOnRequest:
     """A try-on as it is asked for and, once it was made, its results. Pictures are files of the session.
 
-    mask: white = repaint. size: height and width of the panel. seeds: of each result.
+    mask: white = repaint. size: height and width of the panel. seeds: of each result. called: what the pictures of
+    person and garment are called, which names the results' files.
     """
 
     lora: Path
+    strength: float  # of the LoRA; 0: the model without it
     person: str
     garment: str
     mask: str
@@ -52,7 +59,34 @@ class TryOnRequest:
     steps: int
     guidance: float
     seeds: range
+    called: tuple[str, str] = ("person", "garment")
     results: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> str:
+        """The page's name for the LoRA at its strength."""
+        if self.strength == 0:
+            return BASE
+        return lora_name(self.lora) + ("" if self.strength == 1 else f", strength {self.strength:g}")
+
+    def result_name(self, seed: int) -> str:
+        """The name of a result's file, without its ending: <person>_<garment>_<lora>_<seed>."""
+        return "_".join(map(file_name, (*self.called, self.version, str(seed))))
+
+
+def file_name(words: str) -> str:
+    """Words as a part of a file's name."""
+    return re.sub(r"[^\w.]+", "-", words).strip("-.")[:LONGEST_NAME] or "unnamed"
+
+
+def best_of(run: Path) -> Path | None:
+    """The LoRA of a run's checkpoint with the lowest validation loss; None where fewer than two have one."""
+    saved = checkpoints(run)
+    if len(saved) < 2:
+        return None
+    losses = {row["step"]: row["validation/loss"] for row in read_metrics(run) if "validation/loss" in row}
+    scored = [checkpoint for checkpoint in saved if step_of(checkpoint) in losses]
+    return lora_file(min(scored, key=lambda checkpoint: losses[step_of(checkpoint)])) if len(scored) > 1 else None
 
 
 def panel_sizes(size: tuple[int, int]) -> dict[str, tuple[int, int]]:
@@ -75,7 +109,7 @@ class Session:
     """Models, the LoRA on them, and all that is needed to make a request and to carry it out."""
 
     config: TryOnConfig
-    load: Callable[[Path], TryOnModel]  # reads a LoRA and the models that it was trained for
+    load: Callable[[Path, float], TryOnModel]  # reads a LoRA, at a strength, and the models that it was trained for
     parser: Callable[[LoraFacts], str | None]  # the human parser for a LoRA; None: the usual one
     first: Path  # the LoRA that the page begins with
     runs: Path  # the folder of runs whose LoRAs can be chosen too
@@ -90,9 +124,23 @@ class Session:
     filing: threading.Lock = field(default_factory=threading.Lock)
 
     def loras(self) -> list[tuple[str, str]]:
-        """Names and paths of the LoRAs that can be chosen now: a training removes its older checkpoints."""
-        files = dict.fromkeys([self.first, *all_loras(self.runs)])
+        """Names and paths of the LoRAs that can be chosen now, the newest first: a training removes its older
+        checkpoints."""
+        files = dict.fromkeys([*all_loras(self.runs), self.first])
         return [(lora_name(file), str(file)) for file in files if file.exists()]
+
+    def labelled_loras(self) -> list[tuple[str, str]]:
+        """As `loras`, each name with what the page says of it: the newest, the best of its run."""
+        loras = self.loras()
+        best = {best_of(run) for run in {run_of(Path(file)) for _, file in loras} if run}
+        marks = {file: ["lowest validation loss of its run"] for _, file in loras if Path(file) in best}
+        if len(loras) > 1:
+            marks[loras[0][1]] = ["newest", *marks.get(loras[0][1], [])]
+        return [(f"{name} ({', '.join(marks[file])})" if file in marks else name, file) for name, file in loras]
+
+    def usual(self) -> str:
+        """The LoRA that is used where none was chosen: the first one; the newest where that is gone."""
+        return str(self.first) if self.first.exists() else next((file for _, file in self.loras()), "")
 
     def chosen(self, lora: str) -> Path:
         """The file of a LoRA, given by path or name. Raises ValueError where it cannot be chosen."""
@@ -109,18 +157,19 @@ class Session:
         """The steps and the guidance that the page shows for a LoRA."""
         return denoising(read_facts(lora), self.steps, self.guidance)
 
-    def file(self, picture: Image.Image) -> str:
-        """The picture as a PNG file, one file for equal pictures; files older than a day are removed.
+    def file(self, picture: Image.Image, name: str = "picture") -> str:
+        """The picture as a PNG file of that name, one file for equal pictures; files older than a day are removed.
 
         Gradio would write a picture again each time it is shown, while a browser may still be reading it.
         """
         with self.filing:
-            for old in self.folder.glob("*.png"):
+            for old in self.folder.glob("*/*.png"):
                 if old.stat().st_mtime < time.time() - KEPT_SECONDS:
                     old.unlink()
             pixels = picture.tobytes() + repr((picture.mode, picture.size)).encode()
-            file = self.folder / f"{sha256(pixels).hexdigest()}.png"
+            file = self.folder / sha256(pixels).hexdigest() / f"{name}.png"
             if not file.exists():
+                file.parent.mkdir(exist_ok=True)
                 with replacing(file) as staging:
                     picture.save(staging, "PNG", compress_level=1)
             file.touch()
@@ -146,8 +195,9 @@ class Session:
             return self.labels[key]
 
     def request(
-        self, *, lora: Path, person: Image.Image, garment: Image.Image, mask: Image.Image, category: Category,
-        size: str | None, steps: int, guidance: float, count: int, seed: int | None,
+        self, *, lora: Path, strength: float, person: Image.Image, garment: Image.Image, mask: Image.Image,
+        category: Category, size: str | None, steps: int, guidance: float, count: int, seed: int | None,
+        called: tuple[str, str],
     ) -> TryOnRequest:  # fmt: skip
         """A try-on to be made. size: a name of `sizes`; None: as trained. seed: None: a random one.
 
@@ -159,6 +209,9 @@ class Session:
             raise ValueError(f"There is no size {size}: choose one of {'; '.join(sizes)}.")
         shown_steps, shown_guidance = self.denoising(lora)
         most_steps, most_guidance = max(shown_steps, MOST_STEPS), max(shown_guidance, MOST_GUIDANCE)
+        most_strength = max(MOST_STRENGTH, self.config.lora_scale)
+        if not 0 <= strength <= most_strength:
+            raise ValueError(f"The LoRA's strength must be from 0, the model without it, to {most_strength:g}.")
         if not (1 <= count <= MOST_RESULTS and 1 <= steps <= most_steps and 0 <= guidance <= most_guidance):
             raise ValueError(
                 f"There may be 1 to {MOST_RESULTS} results, 1 to {most_steps} steps and guidance of 0 to "
@@ -168,37 +221,42 @@ class Session:
         if not 0 <= seed < SEEDS:
             raise ValueError(f"The seed must be a whole number from 0 to {SEEDS - 1}.")
         seeds = range(int(seed), int(seed) + int(count))  # a slider's numbers may come as floats
-        pictures = map(self.file, (person, garment, usable_mask(mask, person.size)))
-        return TryOnRequest(lora, *pictures, category, sizes[size], int(steps), guidance, seeds)
+        pictures = (
+            self.file(person),
+            self.file(garment, file_name(called[1])),
+            self.file(usable_mask(mask, person.size)),
+        )
+        return TryOnRequest(lora, strength, *pictures, category, sizes[size], int(steps), guidance, seeds, called)
 
     def dress(self, asked: TryOnRequest, each_step: Callable[[int], None]) -> TryOnRequest:
         """The request with its results, made with its LoRA on the models. each_step: called with how many steps are
         done; what it raises ends the try-on. Raises ValueError for a LoRA or a mask that cannot be used."""
         with self.dressing:
             each_step(0)
-            self.take(asked.lora)
+            self.take(asked.lora, asked.strength)
             pictures = map(Image.open, (asked.person, asked.garment, asked.mask))
             results = try_on(
                 replace(self.model, size=asked.size), *pictures, asked.category,
                 steps=asked.steps, guidance=asked.guidance, seeds=asked.seeds, each_step=each_step,
             )  # fmt: skip
-        return replace(asked, results=tuple(map(self.file, results)))
+        names = map(asked.result_name, asked.seeds)
+        return replace(asked, results=tuple(map(self.file, results, names)))
 
-    def take(self, lora: Path) -> None:
-        """Puts a LoRA on the models; where it was trained for others, these are loaded first."""
+    def take(self, lora: Path, strength: float) -> None:
+        """Puts a LoRA on the models at a strength; where it was trained for others, these are loaded first."""
         with self.dressing:
             model = self.model
-            if model and model.lora == lora:
+            if model and (model.lora, model.scale) == (lora, strength):
                 return
             verify_lora(lora)
             self.model = None  # where this ends halfway, the next try-on loads everything again
-            if model and same_models(model, read_facts(lora)):
+            if model and (model.lora == lora or same_models(model, read_facts(lora))):
                 try:
-                    self.model = swap_lora(model, self.config, lora)
+                    self.model = swap_lora(model, replace(self.config, lora_scale=strength), lora)
                 except ValueError:
                     self.model = model
                     raise
                 return
             del model  # two of them would not fit
             free_memory()
-            self.model = self.load(lora)
+            self.model = self.load(lora, strength)

@@ -61,6 +61,7 @@ def build_pipeline(
 class TryOnModel:
     """Everything that inference needs, loaded. prompts: of each category. size: height and width of the panel.
     cache: as in `try_on_batch`. originals: weights without the LoRA, as fold_lora keeps them; None: it is not folded.
+    scale: the LoRA's strength.
     """
 
     pipeline: FluxFillPipeline
@@ -70,6 +71,7 @@ class TryOnModel:
     size: tuple[int, int]
     cache: float | None
     originals: dict[nn.Parameter, Tensor] | None
+    scale: float
 
 
 def trained_rule(facts: LoraFacts) -> MaskRule:
@@ -129,7 +131,8 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
         compile_blocks(model)
     pipeline = build_pipeline(model, vae, scheduler)
     prompts = {category: embeddings[text] for category, text in texts.items()}
-    return TryOnModel(pipeline, prompts, lora, facts, size, cache_threshold(config.cache), originals)
+    cache = cache_threshold(config.cache)
+    return TryOnModel(pipeline, prompts, lora, facts, size, cache, originals, config.lora_scale)
 
 
 def same_models(model: TryOnModel, facts: LoraFacts) -> bool:
@@ -150,20 +153,20 @@ def swap_lora(model: TryOnModel, config: TryOnConfig, lora: Path) -> TryOnModel:
     Raises ValueError, and leaves the model as it was, where the LoRA does not fit.
     """
     facts, transformer = read_facts(lora), model.pipeline.transformer
-    assert same_models(model, facts)
+    assert lora == model.lora or same_models(model, facts)
     if model.originals is None:
-        _attach_in_place(transformer, lora, model.lora, config.lora_scale)
+        _attach_in_place(transformer, (lora, config.lora_scale), (model.lora, model.scale))
         torch.compiler.reset()  # compiled blocks would be compiled again for each rank, which is done a few times only
     else:
         _attach_folded(transformer, lora, config.lora_scale, model.originals)
     logger.info("LoRA: %s", lora)
-    return replace(model, lora=lora, facts=facts, size=panel_size(config, facts))
+    return replace(model, lora=lora, facts=facts, size=panel_size(config, facts), scale=config.lora_scale)
 
 
-def _attach_in_place(transformer: FluxTransformer2DModel, lora: Path, before: Path, scale: float) -> None:
-    """Attaches a file's LoRA in place of the one of the file `before`, which stays where it does not fit."""
+def _attach_in_place(transformer: FluxTransformer2DModel, lora: tuple[Path, float], before: tuple[Path, float]) -> None:
+    """Attaches a file's LoRA at a strength in place of the one `before`, which stays where it does not fit."""
 
-    def attach(file: Path) -> None:
+    def attach(file: Path, scale: float) -> None:
         transformer.delete_adapters("default")
         attach_lora(transformer, file, scale)
         for name, parameter in transformer.named_parameters():
@@ -171,9 +174,9 @@ def _attach_in_place(transformer: FluxTransformer2DModel, lora: Path, before: Pa
                 parameter.data = parameter.to(transformer.device, transformer.dtype)
 
     try:
-        attach(lora)
+        attach(*lora)
     except ValueError:
-        attach(before)
+        attach(*before)
         raise
 
 
