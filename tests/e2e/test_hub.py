@@ -15,6 +15,7 @@ from PIL import Image
 from pyarrow.parquet import read_table
 
 from conftest import PROJECT
+from known_lines import INFERENCE, unknown_lines
 from stub_hub import StubHub, serve
 from test_dataset import write_pictures
 from tryon.toy.dataset import write_dataset
@@ -144,6 +145,7 @@ def test_inference_with_models_and_lora_from_the_hub(hub: StubHub, hub_home: Pat
         )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == "loading torch, diffusers and transformers ...\n" and "wrote " in done.stdout
+    assert unknown_lines(done.stdout, INFERENCE) == []
     assert done.stdout.count("this LoRA was trained for") == 2
     assert Image.open(pictures / "out.png").size == (64, 96)
 
