@@ -59,11 +59,18 @@ REMEMBER_NAME = """() => {
 UPLOADED_NAME = "() => window.uploadedName ?? ''"
 # The browser takes a picture that cannot be read away, as another may have been given since the server looked at it.
 TAKE_AWAY = "(unreadable, garment) => garment && garment.path === unreadable ? null : garment"
-# A slider changes at each of its steps: the mask follows once, when all of them rest.
-WHEN_AT_REST = """() => {
-  clearTimeout(window.resting);
-  window.resting = setTimeout(() => document.querySelector("#again").click(), 300);
+# A slider changes at each of its steps: the mask follows when all of them rest, and when it has followed before, as the
+# editor's paint takes a while to be read.
+FOLLOW = """() => {
+  const follow = () => {
+    if (window.following) return rest();
+    window.following = true;
+    document.querySelector("#again").click();
+  };
+  const rest = () => { clearTimeout(window.resting); window.resting = setTimeout(follow, 300); };
+  rest();
 }"""
+FOLLOWED = "() => { window.following = false; }"
 # A stroke is undone by the editor, which forgets its strokes when it is given a mask; all else by the page.
 UNDO = """() => window.editor?.command_manager.history.command?.name === "Draw"
   ? window.editor.undo() : document.querySelector("#step-back").click()"""
@@ -138,8 +145,8 @@ class Page(Layout):
         self.find.click(self.mask_of_person, of_mask, masked, **QUIETLY)
         self.grow.click(self.mask_of_paint, of_mask, masked, **QUIETLY)
         changes = [each.change for each in (self.category, *self.offsets.values())]
-        gr.on(changes, None, js=WHEN_AT_REST, **PRIVATE)
-        self.again.click(self.mask_again, of_mask, masked, trigger_mode="always_last", **QUIETLY)
+        gr.on(changes, None, js=FOLLOW, **PRIVATE)
+        self.again.click(self.mask_again, of_mask, masked, **QUIETLY).then(None, js=FOLLOWED, **PRIVATE)
         self.lora.input(self.choose_lora, {self.lora}, of_lora, **PRIVATE).then(
             self.mask_again, of_mask, masked, **QUIETLY
         )
