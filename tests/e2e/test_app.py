@@ -174,7 +174,9 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         page.locator("#person").get_by_label("Erase").click()
         draw(0.8)
         page.get_by_text("Change the mask").click()
-        slide("further-up", 10)
+        slide("further-up", 4)
+        for _ in range(6):
+            page.locator("#further-up input[type=range]").press("ArrowRight")
         expect(said).to_contain_text("The pink area will be repainted: 42% of the picture.")
         page.wait_for_timeout(1000)
 

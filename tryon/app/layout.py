@@ -126,6 +126,7 @@ class Layout:
             self.undo_button = gr.Button("Undo", size="md", min_width=0, scale=2, elem_id="undo")
             self.start_over_button = gr.Button("Start over", size="md", min_width=0, scale=3, elem_id="start-over")
         self.step_back = gr.Button(visible="hidden", elem_id="step-back")
+        self.again = gr.Button(visible="hidden", elem_id="again")
         rule, sides = usable_rule(read_facts(self.session.first)), {}
         with gr.Accordion("Change the mask", open=False, elem_id="change"):
             gr.Markdown(

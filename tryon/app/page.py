@@ -61,6 +61,18 @@ REMEMBER_NAME = """() => {
 UPLOADED_NAME = "() => window.uploadedName ?? ''"
 # The browser takes a picture that cannot be read away, as another may have been given since the server looked at it.
 TAKE_AWAY = "(unreadable, garment) => garment && garment.path === unreadable ? null : garment"
+# A slider changes at each of its steps: the mask follows when all of them rest, and when it has followed before, as the
+# editor's paint takes a while to be read.
+FOLLOW = """() => {
+  const follow = () => {
+    if (window.following) return rest();
+    window.following = true;
+    document.querySelector("#again").click();
+  };
+  const rest = () => { clearTimeout(window.resting); window.resting = setTimeout(follow, 300); };
+  rest();
+}"""
+FOLLOWED = "() => { window.following = false; }"
 # A stroke is undone by the editor, which forgets its strokes when it is given a mask; all else by the page.
 UNDO = """() => window.editor?.command_manager.history.command?.name === "Draw"
   ? window.editor.undo() : document.querySelector("#step-back").click()"""
@@ -134,8 +146,9 @@ class Page(Layout):
         masked = {self.person, self.masks, self.said}
         self.find.click(self.mask_of_person, of_mask, masked, **QUIETLY)
         self.grow.click(self.mask_of_paint, of_mask, masked, **QUIETLY)
-        settings_of_mask = [each.change for each in (self.category, *self.offsets.values())]
-        gr.on(settings_of_mask, self.mask_again, of_mask, masked, trigger_mode="always_last", **QUIETLY)
+        changes = [each.change for each in (self.category, *self.offsets.values())]
+        gr.on(changes, None, js=FOLLOW, **PRIVATE)
+        self.again.click(self.mask_again, of_mask, masked, **QUIETLY).then(None, js=FOLLOWED, **PRIVATE)
         self.lora.input(self.choose_lora, {self.lora}, of_lora, **PRIVATE).then(
             self.mask_again, of_mask, masked, **QUIETLY
         )
@@ -240,7 +253,8 @@ class Page(Layout):
         if not values[self.masks]:
             return gr.skip()
         masks = self._masks(values)
-        return self._computed(values, masks, masks[-1].source.worn) if masks[-1].source else gr.skip()
+        shown = self._computed(values, masks, masks[-1].source.worn) if masks[-1].source else {self.masks: masks}
+        return gr.skip() if shown[self.masks] == values[self.masks] else shown
 
     @refusing
     def undo(self, values: Values) -> dict:
