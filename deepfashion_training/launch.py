@@ -1,7 +1,9 @@
 """Starts a training and supervises it: checks, `accelerate launch` on the driver, output, signals, exit code.
 
-Run by train_deepfashion_lora.sh. With --dataroot the driver is train_flux_inpaint.py, whose flags it takes. `accelerate launch` turns every exit code into 1, does not pass signals on and prints
-tracebacks of its own. So the driver's processes and this one talk through a folder, TRAIN_STATUS_DIR (tryon.signals).
+Run by train_deepfashion_lora.sh. With --dataroot the driver is train_flux_inpaint.py, whose flags it takes.
+
+`accelerate launch` turns every exit code into 1, does not pass signals on and prints tracebacks of its own. So the
+driver's processes and this one talk through a folder, TRAIN_STATUS_DIR (tryon.signals).
 """
 
 import math

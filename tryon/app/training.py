@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from subprocess import DEVNULL, PIPE, STDOUT, Popen
 from typing import Any, Literal
 
@@ -35,8 +36,11 @@ State = Literal["starting", "going on", "stopping", "finished", "stopped", "fail
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """A training to be planned or started. data: a folder, or a name on the hub; nothing for the toy. name: of the run's
-    folder; empty: one after profile and time. steps: None: the profile's. more: flags as in a terminal."""
+    """A training to be planned or started.
+
+    data: a folder, or a name on the hub; nothing for the toy. name: of the run's folder; empty: one after profile and
+    time. steps: None: the profile's. more: flags as in a terminal.
+    """
 
     source: Source
     data: str
@@ -93,8 +97,8 @@ def resume(run: Path) -> None:
 
 
 def _launch(flags: list[str], folder: Path, run: Path) -> None:
-    """Calls the launcher in a folder, and returns as soon as it keeps the run's. Raises ValueError where it ends before,
-    with its words."""
+    """Calls the launcher in a folder, and returns as soon as it keeps the run's. Raises ValueError with its words where
+    it ends before."""
     with tempfile.TemporaryFile() as said:
         launcher = Popen(
             ["bash", str(LAUNCHER), *flags], cwd=folder, env={**os.environ, "RUNS_DIR": str(run.parent)},
@@ -130,7 +134,7 @@ def delete(run: Path) -> None:
 
 
 def ask(request: TrainingRequest, flag: Literal["--plan", "--check"]) -> Iterator[list[str]]:
-    """What the launcher answers to a flag, a row of cells for each line, as soon as it comes. Raises ValueError where it
+    """What the launcher answers to a flag: each line as cells, as soon as it comes. Raises ValueError where it
     refuses."""
     command = ["bash", str(LAUNCHER), *request.flags_to_ask(), flag]
     with Popen(command, cwd=PROJECT, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True) as launcher:
@@ -228,10 +232,8 @@ def _tail(file: Path) -> list[str]:
 
 def seconds_left(facts: RunFacts, rows: list[dict[str, Any]]) -> float | None:
     """How long the steps that are left will take; None where that is not known. rows: the run's metrics."""
-    recent = sorted(row["train/seconds"] for row in rows if "train/seconds" in row)[-RECENT:]
-    if not recent or not facts.steps:
-        return None
-    return recent[len(recent) // 2] * (facts.steps - facts.step)
+    recent = [row["train/seconds"] for row in rows if "train/seconds" in row][-RECENT:]
+    return median(recent) * (facts.steps - facts.step) if recent and facts.steps else None
 
 
 def curves(rows: list[dict[str, Any]]) -> list[tuple[int, float, str]]:
