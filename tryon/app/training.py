@@ -92,6 +92,8 @@ def resume(run: Path) -> None:
     launch = read_json(run / LAUNCH)
     if not launch:
         raise ValueError(f"{run.name} was not started by {LAUNCHER.name}: resume it in a terminal.")
+    if process_of(run) is not None:
+        raise ValueError(f"{run.name} is going on already.")
     resuming = ["--init_lora", "none", "--resume_from_checkpoint", str(run)]
     _launch([*launch["flags"], *resuming], Path(launch["folder"]), run)
 
