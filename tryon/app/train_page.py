@@ -20,31 +20,31 @@ from tryon.units import gigabytes
 
 LOOKED_EVERY = 2  # seconds between two looks at the runs
 SOURCES: dict[str, Source] = {
-    "Drawn people (toy)": "toy",
-    "My photographs, a folder": "photographs",
-    "VITON-HD or DressCode, a folder": "folders",
-    "Data set of the hub": "hub",
+    "drawn people (toy)": "toy",
+    "my photographs": "photographs",
+    "VITON-HD, DressCode": "folders",
+    "from the hub": "hub",
 }
 COLUMNS = ["Run", "State", "Step", "Profile", "Best score", "Size", "Note"]
 NO_LORA = "There is no LoRA yet. When a run has saved its first checkpoint, start the app again to try it on."
-EMPTY = pd.DataFrame({"step": [], "loss": [], "curve": []})
 STYLE = """
-#plan table { width: 100%; } #plan td { padding: 2px 8px 2px 0; vertical-align: top; }
-#plan { overflow-x: auto; }
+#plan table { width: 100%; }
+#plan td { border: 0; border-top: 1px solid var(--border-color-primary); padding: 2px 8px 2px 0; vertical-align: top; }
+#plan td { overflow-wrap: anywhere; }
 #run-state code { white-space: normal; overflow-wrap: anywhere; }
 """
 
 
 def describe(facts: RunFacts, left: float | None) -> str:
     """How a run stands, in words. left: seconds that its other steps will take, where that is known."""
-    steps = f"{facts.step:,}" + (f" of {facts.steps:,}" if facts.steps else "")
+    steps = f", step {facts.step:,}" + (f" of {facts.steps:,}" if facts.steps else "") if facts.step else ""
     lasts = facts.state == "going on" and left is not None
     more = f"; about {timedelta(seconds=round(left))} of steps left, validation and scores aside" if lasts else ""
-    return f"**{facts.state.capitalize()}**, step {steps}{more}.\n\n`{facts.said or 'Nothing is said yet.'}`"
+    return f"**{facts.state.capitalize()}**{steps}{more}.\n\n`{facts.said or 'Its log is empty.'}`"
 
 
 def table(rows: list[list[str]]) -> str:
-    """Rows of cells as HTML; the last cell of a short row is as wide as what it has no cells for."""
+    """Rows of cells as HTML; the last cell of a short row is as wide as the cells that it lacks."""
     widest = max(map(len, rows))
     lines = []
     for *cells, last in rows:
@@ -80,20 +80,24 @@ class TrainPage:
             with gr.Column(min_width=320, scale=6):
                 self._show_run()
         gr.Markdown("### 3. All runs: press one to watch it")
-        self.table = gr.Dataframe(headers=COLUMNS, interactive=False, elem_id="runs", show_label=False, wrap=True)
+        self.table = gr.Dataframe(
+            headers=COLUMNS, interactive=False, elem_id="runs", show_label=False, wrap=True, buttons=[]
+        )
 
     def _show_request(self) -> None:
         gr.Markdown("### 1. Train a LoRA")
         self.source = gr.Radio(list(SOURCES), value=next(iter(SOURCES)), label="Data", elem_id="source")
-        self.data = gr.Textbox(label="Folder, or name on the hub", visible=False, elem_id="data")
+        self.data = gr.Textbox("", label="Folder, or name on the hub", visible=False, elem_id="data")
         profiles = [(name.replace("_", " "), name) for name in PROFILES]
         self.profile = gr.Radio(profiles, value="quick_test", label="Profile", elem_id="profile")
         with gr.Row():
-            self.name = gr.Textbox(label="Name", placeholder="profile and time", elem_id="name", min_width=120)
-            self.steps = gr.Number(None, label="Steps", precision=0, placeholder="the profile's", min_width=120)
-        self.note = gr.Textbox(label="Note", placeholder="what is tried", elem_id="note")
+            self.name = gr.Textbox("", label="Name", placeholder="profile and time", elem_id="name", min_width=120)
+            self.steps = gr.Textbox(
+                "", label="Steps", placeholder="the profile's", elem_id="train-steps", min_width=120
+            )
+        self.note = gr.Textbox("", label="Note", placeholder="what is tried", elem_id="note")
         with gr.Accordion("Further flags", open=False):
-            self.more = gr.Textbox(label="As in a terminal", placeholder="--lora_rank 32 --seed 1", elem_id="more")
+            self.more = gr.Textbox("", label="As in a terminal", placeholder="--lora_rank 32 --seed 1", elem_id="more")
         with gr.Row():
             self.start_button = gr.Button("Start", variant="primary", elem_id="start", min_width=80)
             self.plan_button = gr.Button("Plan", elem_id="plan-button", min_width=80)
@@ -102,7 +106,7 @@ class TrainPage:
             "*Plan* says what the run needs and takes, *Check* whether this machine computes right.",
             elem_id="train-said",
         )
-        self.plan = gr.HTML(elem_id="plan")
+        self.plan = gr.HTML(elem_id="plan", padding=False)
 
     def _show_run(self) -> None:
         gr.Markdown("### 2. Watch it")
@@ -116,8 +120,8 @@ class TrainPage:
             self.question = gr.Markdown(elem_id="question")
             self.yes = gr.Button("Delete it", variant="stop", elem_id="yes", min_width=80)
             self.no = gr.Button("Keep it", min_width=80)
-        self.plot = gr.LinePlot(EMPTY, x="step", y="loss", color="curve", height=240, elem_id="loss")
-        self.grid = gr.Image(label="Newest validation pictures", interactive=False, elem_id="grid")
+        self.plot = gr.LinePlot(x="step", y="loss", color="curve", height=240, visible=False, elem_id="loss")
+        self.grid = gr.Image(label="Newest validation pictures", interactive=False, visible=False, elem_id="grid")
 
     def _connect(self) -> None:
         of_request = {self.source, self.data, self.profile, self.name, self.steps, self.note, self.more}
@@ -189,15 +193,14 @@ class TrainPage:
         yield from self._ask(values, "--check")
 
     def _ask(self, values: Values, flag: str) -> Iterator[dict]:
-        rows: list[list[str]] = []
+        rows = [["Looking; this takes seconds for a plan, and minutes for a check."]]
+        yield {self.said: "", self.plan: table(rows)}
         try:
-            yield {self.said: "Looking; this takes seconds for a plan, and minutes for a check.", self.plan: ""}
             for row in training.ask(self._request(values), flag):
                 rows.append(row)
-                yield {self.plan: table(rows)}
-            yield {self.said: ""}
+                yield {self.plan: table(rows[1:])}
         except ValueError as error:
-            yield refusal(self, error)
+            yield {**refusal(self, error), self.plan: ""}
 
     @refusing
     def stop(self, values: Values) -> dict:
@@ -259,14 +262,15 @@ class TrainPage:
         if run is None or run.name != values[self.run] or known[: len(runs)] != seen[1][: len(runs)]:
             changed[self.run] = self._choice(run)
         if run is None:
-            return {**changed, self.state: "There is no run yet.", self.plot: EMPTY, self.grid: None}
+            nothing = {self.plot: gr.LinePlot(visible=False), self.grid: gr.Image(visible=False)}
+            return {**changed, **nothing, self.state: "There is no run yet."}
         rows, of_run = training.read_metrics(run), facts[run]
-        grid = training.newest_grid(run)
+        points, grid = training.curves(rows), training.newest_grid(run)
         return {
             **changed,
             self.state: describe(of_run, training.seconds_left(of_run, rows)),
-            self.plot: pd.DataFrame(training.curves(rows), columns=list(EMPTY)),
-            self.grid: Image.open(grid) if grid else None,
+            self.plot: gr.LinePlot(pd.DataFrame(points, columns=["step", "loss", "curve"]), visible=bool(points)),
+            self.grid: gr.Image(grid and Image.open(grid), visible=bool(grid)),
             self.stop_button: gr.Button(interactive=of_run.state in ("starting", "going on")),
             self.resume_button: gr.Button(interactive=of_run.resumable),
             self.delete_button: gr.Button(interactive=of_run.state in ("finished", "stopped", "failed")),

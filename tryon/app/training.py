@@ -39,14 +39,14 @@ class TrainingRequest:
     """A training to be planned or started.
 
     data: a folder, or a name on the hub; nothing for the toy. name: of the run's folder; empty: one after profile and
-    time. steps: None: the profile's. more: flags as in a terminal.
+    time. steps: optimiser steps; empty: the profile's. more: flags as in a terminal.
     """
 
     source: Source
     data: str
     profile: str
     name: str = ""
-    steps: int | None = None
+    steps: str = ""
     more: str = ""
 
     def flags(self) -> list[str]:
@@ -57,7 +57,7 @@ class TrainingRequest:
             raise ValueError("Name the data: a folder, or a data set of the hub.")
         else:
             data = [f"--{'dataroot' if self.source == 'folders' else 'dataset_name'}={self.data.strip()}"]
-        steps = [f"--max_train_steps={self.steps}"] if self.steps else []
+        steps = [f"--max_train_steps={self.steps.strip()}"] if self.steps.strip() else []
         try:
             more = shlex.split(self.more)
         except ValueError as error:
@@ -136,8 +136,8 @@ def delete(run: Path) -> None:
 
 
 def ask(request: TrainingRequest, flag: Literal["--plan", "--check"]) -> Iterator[list[str]]:
-    """What the launcher answers to a flag: each line as cells, as soon as it comes. Raises ValueError where it
-    refuses."""
+    """What the launcher answers to a flag: each line as cells, as soon as it comes; indented ones begin with an empty
+    cell. Raises ValueError where it refuses."""
     command = ["bash", str(LAUNCHER), *request.flags_to_ask(), flag]
     with Popen(command, cwd=PROJECT, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True) as launcher:
         try:
@@ -145,7 +145,7 @@ def ask(request: TrainingRequest, flag: Literal["--plan", "--check"]) -> Iterato
                 if line.startswith("error: "):
                     raise ValueError(_last_words(line))
                 if not line.startswith("loading "):
-                    yield re.split(r"\s{2,}", line.strip(), maxsplit=3)
+                    yield re.split(r"\s{2,}", line.rstrip())
         finally:
             launcher.terminate()
 

@@ -59,7 +59,7 @@ def make_run(folder: Path, steps: int = 0, log: str = "") -> Path:
         (TrainingRequest("photographs", " my photos ", "full"), ["--full", "--dataset_name=my photos"]),
         (TrainingRequest("hub", "--push_to_hub", "h100"), ["--h100", "--dataset_name=--push_to_hub"]),
         (
-            TrainingRequest("folders", "/viton", "full", steps=7, more="--prompt 'category' --seed 1"),
+            TrainingRequest("folders", "/viton", "full", steps=" 7", more="--prompt 'category' --seed 1"),
             ["--full", "--dataroot=/viton", "--max_train_steps=7", "--prompt", "category", "--seed", "1"],
         ),
     ],
