@@ -28,9 +28,10 @@ SOURCES: dict[str, Source] = {
 COLUMNS = ["Run", "State", "Step", "Profile", "Best score", "Size", "Note"]
 NO_LORA = "There is no LoRA yet. When a run has saved its first checkpoint, start the app again to try it on."
 STYLE = """
-#plan table { width: 100%; }
-#plan td { border: 0; border-top: 1px solid var(--border-color-primary); padding: 2px 8px 2px 0; vertical-align: top; }
-#plan td { overflow-wrap: anywhere; }
+#plan table, #runs table { width: 100%; margin: 0; border: 0; }
+#plan td, #runs td { border: 0; border-top: 1px solid var(--border-color-primary); padding: 2px 12px 2px 0; }
+#plan td { overflow-wrap: anywhere; vertical-align: top; }
+#runs { overflow-x: auto; width: 0; min-width: 100%; } #runs td { white-space: nowrap; } #runs tr:first-child { font-weight: bold; }
 #run-state code { white-space: normal; overflow-wrap: anywhere; }
 """
 
@@ -38,9 +39,15 @@ STYLE = """
 def describe(facts: RunFacts, left: float | None) -> str:
     """How a run stands, in words. left: seconds that its other steps will take, where that is known."""
     steps = f", step {facts.step:,}" + (f" of {facts.steps:,}" if facts.steps else "") if facts.step else ""
-    lasts = facts.state == "going on" and left is not None
+    lasts = facts.state == "going on" and left
     more = f"; about {timedelta(seconds=round(left))} of steps left, validation and scores aside" if lasts else ""
     return f"**{facts.state.capitalize()}**{steps}{more}.\n\n`{facts.said or 'Its log is empty.'}`"
+
+
+def overview(facts: RunFacts) -> list[str]:
+    """The run's cells in the table of all runs."""
+    profile, size = facts.profile.replace("_", " "), gigabytes(facts.size)
+    return [facts.name, facts.state, f"{facts.step:,}", profile, facts.score, size, facts.note]
 
 
 def table(rows: list[list[str]]) -> str:
@@ -79,10 +86,8 @@ class TrainPage:
                 self._show_request()
             with gr.Column(min_width=320, scale=6):
                 self._show_run()
-        gr.Markdown("### 3. All runs: press one to watch it")
-        self.table = gr.Dataframe(
-            headers=COLUMNS, interactive=False, elem_id="runs", show_label=False, wrap=True, buttons=[]
-        )
+        gr.Markdown("### 3. All runs")
+        self.table = gr.HTML(elem_id="runs", padding=False)
 
     def _show_request(self) -> None:
         gr.Markdown("### 1. Train a LoRA")
@@ -110,22 +115,29 @@ class TrainPage:
 
     def _show_run(self) -> None:
         gr.Markdown("### 2. Watch it")
-        self.run = gr.Dropdown([], label="Run", elem_id="run")
+        self.run = gr.Dropdown([], label="Run", show_label=False, elem_id="run")
         self.state = gr.Markdown("There is no run yet.", elem_id="run-state")
         with gr.Row():
             self.stop_button = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-run", min_width=80)
             self.resume_button = gr.Button("Go on", interactive=False, elem_id="resume", min_width=80)
-            self.delete_button = gr.Button("Delete ...", interactive=False, elem_id="delete", min_width=80)
-        with gr.Row(visible=False) as self.confirmation:
+            self.delete_button = gr.Button("Delete", interactive=False, elem_id="delete", min_width=80)
+        with gr.Column(visible=False) as self.confirmation:
             self.question = gr.Markdown(elem_id="question")
-            self.yes = gr.Button("Delete it", variant="stop", elem_id="yes", min_width=80)
-            self.no = gr.Button("Keep it", min_width=80)
-        self.plot = gr.LinePlot(x="step", y="loss", color="curve", height=240, visible=False, elem_id="loss")
-        self.grid = gr.Image(label="Newest validation pictures", interactive=False, visible=False, elem_id="grid")
+            with gr.Row():
+                self.yes = gr.Button("Delete it", variant="stop", elem_id="yes", min_width=80)
+                self.no = gr.Button("Keep it", min_width=80)
+        with gr.Row():
+            self.plots = [
+                gr.LinePlot(
+                    x="step", y="loss", title=f"{what} loss", height=190, visible=False, elem_id=what, buttons=[]
+                )
+                for what in ("training", "validation")
+            ]
+        self.grid = gr.Image(show_label=False, interactive=False, visible=False, buttons=["fullscreen"], elem_id="grid")
 
     def _connect(self) -> None:
         of_request = {self.source, self.data, self.profile, self.name, self.steps, self.note, self.more}
-        watched = {self.run, self.state, self.plot, self.grid, self.table, self.seen}
+        watched = {self.run, self.state, *self.plots, self.grid, self.table, self.seen}
         watched |= {self.stop_button, self.resume_button, self.delete_button}
         shown = {self.run, self.seen}
         directly = {"queue": False, **QUIETLY}
@@ -139,11 +151,10 @@ class TrainPage:
             self.stop_button.click(self.stop, {self.run}, {self.said}, **directly),
             self.resume_button.click(self.resume, {self.run}, {self.said}, **PRIVATE),
             self.yes.click(self.delete, {self.doomed}, {self.said, self.confirmation, self.run}, **directly),
-            self.table.select(self.pick, outputs={self.run}, **directly),
         ]
         confirming = {self.said, self.question, self.confirmation, self.doomed}
         self.delete_button.click(self.confirm, {self.run}, confirming, **directly)
-        self.no.click(lambda: {self.confirmation: gr.Row(visible=False)}, outputs={self.confirmation}, **directly)
+        self.no.click(lambda: {self.confirmation: gr.Column(visible=False)}, outputs={self.confirmation}, **directly)
         for event in changed:
             event.then(self.look, shown, watched, **directly)
         for look in (self.blocks.load, self.clock.tick, self.run.input):
@@ -206,15 +217,14 @@ class TrainPage:
     def stop(self, values: Values) -> dict:
         """Asks the run to save and to end."""
         training.stop(self._chosen(values[self.run]))
-        return {self.said: "The run ends after its step, and saves before."}
+        return {self.said: ""}
 
     @refusing
     def resume(self, values: Values) -> dict:
         """Lets the run go on."""
         self._make_room()
-        run = self._chosen(values[self.run])
-        training.resume(run)
-        return {self.said: f"{run.name} goes on."}
+        training.resume(self._chosen(values[self.run]))
+        return {self.said: ""}
 
     @refusing
     def confirm(self, values: Values) -> dict:
@@ -222,7 +232,7 @@ class TrainPage:
         run = self._chosen(values[self.run])
         size = gigabytes(training.read_run(run).size)
         question = f"Delete {run.name} with all its LoRAs, {size}? It cannot be brought back."
-        return {self.question: question, self.confirmation: gr.Row(visible=True), self.doomed: run.name}
+        return {self.question: question, self.confirmation: gr.Column(visible=True), self.doomed: run.name}
 
     @refusing
     def delete(self, values: Values) -> dict:
@@ -230,14 +240,10 @@ class TrainPage:
         training.delete(self._chosen(values[self.doomed]))
         rest = training.all_runs(self.runs)
         return {
-            self.said: f"{values[self.doomed]} is deleted.",
-            self.confirmation: gr.Row(visible=False),
+            self.said: "",
+            self.confirmation: gr.Column(visible=False),
             self.run: self._choice(rest[0] if rest else None),
         }
-
-    def pick(self, event: gr.SelectData) -> dict:
-        """Chooses the run that was pressed in the table."""
-        return {self.run: event.row_value[0]}
 
     def _choice(self, run: Path | None) -> gr.Dropdown:
         return gr.Dropdown([each.name for each in training.all_runs(self.runs)], value=run.name if run else None)
@@ -250,26 +256,22 @@ class TrainPage:
         if seen == values[self.seen]:
             return gr.skip()
         facts = {each: training.read_run(each) for each in runs}
-        changed = {
-            self.seen: seen,
-            self.table: [
-                [each.name, each.state, f"{each.step:,}", each.profile.replace("_", " "), each.score,
-                 gigabytes(each.size), each.note]
-                for each in facts.values()
-            ],
-        }  # fmt: skip
+        changed = {self.seen: seen, self.table: table([COLUMNS, *map(overview, facts.values())])}
         known = values[self.seen][1] if values[self.seen] else ()
         if run is None or run.name != values[self.run] or known[: len(runs)] != seen[1][: len(runs)]:
             changed[self.run] = self._choice(run)
         if run is None:
-            nothing = {self.plot: gr.LinePlot(visible=False), self.grid: gr.Image(visible=False)}
-            return {**changed, **nothing, self.state: "There is no run yet."}
+            hidden = {each: gr.update(visible=False) for each in (*self.plots, self.grid)}
+            return {**changed, **hidden, self.state: "There is no run yet."}
         rows, of_run = training.read_metrics(run), facts[run]
-        points, grid = training.curves(rows), training.newest_grid(run)
+        curves, grid = training.loss_curves(rows), training.newest_grid(run)
         return {
             **changed,
             self.state: describe(of_run, training.seconds_left(of_run, rows)),
-            self.plot: gr.LinePlot(pd.DataFrame(points, columns=["step", "loss", "curve"]), visible=bool(points)),
+            **{
+                plot: gr.LinePlot(pd.DataFrame(points, columns=["step", "loss"]), visible=len(points) > 1)
+                for plot, points in zip(self.plots, curves, strict=True)
+            },
             self.grid: gr.Image(grid and Image.open(grid), visible=bool(grid)),
             self.stop_button: gr.Button(interactive=of_run.state in ("starting", "going on")),
             self.resume_button: gr.Button(interactive=of_run.resumable),

@@ -201,8 +201,8 @@ def read_run(run: Path) -> RunFacts:
 def _state(run: Path, log: list[str], step: int, steps: int | None) -> State:
     newest = log[-1] if log else ""
     if process_of(run) is not None:
-        since_last_stop = "\n".join(log).rpartition("stopped by SIG")[2]
-        if "saving after this step" in since_last_stop:
+        since_last_stop = "\n".join(log[:-1]).rpartition("stopped by SIG")[2]
+        if "saving after this step" in f"{since_last_stop}\n{newest}" or newest.startswith("stopped by SIG"):
             return "stopping"
         return "going on" if step else "starting"
     if " finished: " in newest or (not log and steps and step >= steps):
@@ -238,15 +238,13 @@ def seconds_left(facts: RunFacts, rows: list[dict[str, Any]]) -> float | None:
     return median(recent) * (facts.steps - facts.step) if recent and facts.steps else None
 
 
-def curves(rows: list[dict[str, Any]]) -> list[tuple[int, float, str]]:
-    """Points of the loss, with the curve that each belongs to: step, loss, "training" or "validation". Where there are
-    many steps, the training's are means."""
+def loss_curves(rows: list[dict[str, Any]]) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+    """Training and validation loss as points: step and loss. Of many steps each point is a mean."""
     steps = [row for row in rows if "train/loss" in row]
     size = -(-len(steps) // MOST_POINTS) or 1
     parts = [steps[first : first + size] for first in range(0, len(steps), size)]
-    training = [(part[-1]["step"], sum(row["train/loss"] for row in part) / len(part), "training") for part in parts]
-    seen = [(row["step"], row["validation/loss"], "validation") for row in rows if "validation/loss" in row]
-    return training + seen
+    training = [(part[-1]["step"], sum(row["train/loss"] for row in part) / len(part)) for part in parts]
+    return training, [(row["step"], row["validation/loss"]) for row in rows if "validation/loss" in row]
 
 
 def newest_grid(run: Path) -> Path | None:

@@ -153,11 +153,11 @@ def test_a_run_of_another_program_is_resumed_there(tmp_path: Path) -> None:
 def test_curves_are_short_and_the_time_left_is_that_of_recent_steps(tmp_path: Path) -> None:
     rows = [{"step": step, "train/loss": float(step), "train/seconds": 9.0} for step in range(1, 1001)]
     rows += [{"step": 1000, "validation/loss": 0.5}]
-    points = training.curves(rows)
-    assert points[0] == (5, 3.0, "training") and points[-1] == (1000, 0.5, "validation") and len(points) == 201
+    trained, validated = training.loss_curves(rows)
+    assert trained[0] == (5, 3.0) and len(trained) == 200 and validated == [(1000, 0.5)]
     rows[950:1000] = [{**row, "train/seconds": 2.0} for row in rows[950:1000]]
     assert training.seconds_left(read_run(make_run(tmp_path / "run", 290)), rows) == 20.0
-    assert training.curves([]) == []
+    assert training.loss_curves([]) == ([], [])
 
 
 def test_nobody_trains_through_a_shared_page_without_a_password(
