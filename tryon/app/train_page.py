@@ -31,7 +31,8 @@ STYLE = """
 #plan table, #runs table { width: 100%; margin: 0; border: 0; }
 #plan td, #runs td { border: 0; border-top: 1px solid var(--border-color-primary); padding: 2px 12px 2px 0; }
 #plan td { overflow-wrap: anywhere; vertical-align: top; }
-#runs { overflow-x: auto; width: 0; min-width: 100%; } #runs td { white-space: nowrap; } #runs tr:first-child { font-weight: bold; }
+#runs { overflow-x: auto; width: 0; min-width: 100%; }
+#runs td { white-space: nowrap; } #runs tr:first-child { font-weight: bold; }
 #run-state code { white-space: normal; overflow-wrap: anywhere; }
 """
 
