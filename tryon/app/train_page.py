@@ -1,10 +1,11 @@
 """The tab "Train" of app_lora.py: what is seen on it, and what happens when something on it is used."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from datetime import timedelta
 from html import escape
 from pathlib import Path
+from typing import Literal
 
 import gradio as gr
 import pandas as pd
@@ -28,11 +29,13 @@ SOURCES: dict[str, Source] = {
 COLUMNS = ["Run", "State", "Step", "Profile", "Best score", "Size", "Note"]
 NO_LORA = "There is no LoRA yet. When a run has saved its first checkpoint, start the app again to try it on."
 STYLE = """
+#plan, #runs { contain: inline-size; overflow-x: auto; }
+#plan .html-container, #runs .html-container { padding: 0; }
 #plan table, #runs table { width: 100%; margin: 0; border: 0; }
-#plan td, #runs td { border: 0; border-top: 1px solid var(--border-color-primary); padding: 2px 12px 2px 0; }
-#plan td { overflow-wrap: anywhere; vertical-align: top; }
-#runs { overflow-x: auto; width: 0; min-width: 100%; }
-#runs td { white-space: nowrap; } #runs tr:first-child { font-weight: bold; }
+#plan tr, #runs tr { border: 0; border-top: 1px solid var(--border-color-primary); }
+#plan td, #runs td { border: 0; padding: 2px 12px 2px 0; vertical-align: top; }
+#runs td { white-space: nowrap; }
+#runs tr:first-child { font-weight: bold; }
 #run-state code { white-space: normal; overflow-wrap: anywhere; }
 """
 
@@ -202,9 +205,10 @@ class TrainPage:
     def ask_check(self, values: Values) -> Iterator[dict]:
         """Shows whether this machine computes right at the run's settings."""
         self._make_room()
-        yield from self._ask(values, "--check")
+        rows = yield from self._ask(values, "--check")
+        yield {self.said: " ".join(rows[-1])}  # the verdict, which is far from the button
 
-    def _ask(self, values: Values, flag: str) -> Iterator[dict]:
+    def _ask(self, values: Values, flag: Literal["--plan", "--check"]) -> Generator[dict, None, list[list[str]]]:
         rows = [["Looking; this takes seconds for a plan, and minutes for a check."]]
         yield {self.said: "", self.plan: table(rows)}
         try:
@@ -212,7 +216,9 @@ class TrainPage:
                 rows.append(row)
                 yield {self.plan: table(rows[1:])}
         except ValueError as error:
+            rows = [[str(error)]]
             yield {**refusal(self, error), self.plan: ""}
+        return rows
 
     @refusing
     def stop(self, values: Values) -> dict:
