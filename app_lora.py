@@ -158,8 +158,9 @@ def main(argv: list[str]) -> None:
             if not page.train:  # the GPU may be a training's, and is until somebody is dressed
                 session.take(lora)
             try_on = Page(session, write_pictures(Path(name) / "examples"), notice)
-        data_cache = Path(config.data_cache_dir).expanduser().absolute()
-        blocks = TrainPage(try_on, runs, data_cache).blocks if page.train else try_on.blocks
+        kept = {name: getattr(config, name) for name in ("data_cache_dir", "cache_dir")}
+        flags = [f"--{name}={Path(place).expanduser().absolute()}" for name, place in kept.items() if place]
+        blocks = TrainPage(try_on, runs, flags).blocks if page.train else try_on.blocks
         blocks.queue(max_size=LONGEST_QUEUE)
         _, _, public = blocks.launch(
             server_name=page.host, server_port=page.port, share=page.share, auth=users, quiet=True,

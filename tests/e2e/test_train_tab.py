@@ -14,6 +14,7 @@ import pytest
 
 from conftest import PROJECT
 from launch import SMALL, environment, metrics, wait_for_no_process_with
+from tryon.runs import process_of
 
 pytestmark = pytest.mark.e2e
 
@@ -74,6 +75,7 @@ def test_a_training_outlives_the_page_is_stopped_and_goes_on(page_url: str, tmp_
         page.locator("#start").click()
         expect(page.locator("#train-said")).to_contain_text("Started: first.")
         page.close()
+        assert os.getsid(process_of(run)) == process_of(run), "it outlives the app and its terminal too"
 
         page = opened()
         state = page.locator("#run-state")

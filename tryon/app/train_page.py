@@ -2,10 +2,11 @@
 
 import shlex
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from html import escape
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import gradio as gr
 import pandas as pd
@@ -27,6 +28,7 @@ SOURCES: dict[str, Source] = {
     "from the hub": "hub",
 }
 COLUMNS = ["Run", "State", "Step", "Profile", "Best score", "Size", "Note"]
+NO_RUN = "There is no run yet."
 NO_LORA = "There is no LoRA yet. When a run has saved its first checkpoint, start the app again to try it on."
 STYLE = """
 #plan, #runs { contain: inline-size; overflow-x: auto; }
@@ -38,6 +40,16 @@ STYLE = """
 #runs tr:first-child { font-weight: bold; }
 #run-state code { white-space: normal; overflow-wrap: anywhere; }
 """
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was found at the last look. run: the one that is shown; grid: its newest validation picture."""
+
+    run: Path | None = None
+    runs: tuple[Path, ...] = ()
+    grid: Path | None = None
+    marks: tuple[Any, ...] = ()
 
 
 def describe(facts: RunFacts, left: float | None) -> str:
@@ -67,11 +79,11 @@ def table(rows: list[list[str]]) -> str:
 class TrainPage:
     """The page with two tabs, whose `blocks` Gradio serves.
 
-    try_on: the other tab; None: there is no LoRA yet. runs: the folder of runs. data_cache: where latents are kept.
+    try_on: the other tab; None: there is no LoRA yet. runs: the folder of runs. flags: of every training.
     """
 
-    def __init__(self, try_on: Page | None, runs: Path, data_cache: Path):
-        self.try_on, self.runs, self.data_cache = try_on, runs, data_cache
+    def __init__(self, try_on: Page | None, runs: Path, flags: list[str]):
+        self.try_on, self.runs, self.flags = try_on, runs, flags
         cleaned = (CLEANED_EVERY, KEPT_SECONDS)
         with gr.Blocks(title="Try-on", analytics_enabled=False, delete_cache=cleaned) as self.blocks:
             with gr.Tabs(selected="train" if try_on is None else "try-on"):
@@ -82,7 +94,7 @@ class TrainPage:
             self._connect()
 
     def _show(self) -> None:
-        self.seen = gr.State(time_to_live=KEPT_SECONDS)  # what of the runs is shown
+        self.seen = gr.State(time_to_live=KEPT_SECONDS)
         self.doomed = gr.State(time_to_live=KEPT_SECONDS)  # the run that may be deleted
         self.clock = gr.Timer(LOOKED_EVERY)
         with gr.Row(equal_height=False):
@@ -120,7 +132,7 @@ class TrainPage:
     def _show_run(self) -> None:
         gr.Markdown("### 2. Watch it")
         self.run = gr.Dropdown([], label="Run", show_label=False, elem_id="run")
-        self.state = gr.Markdown("There is no run yet.", elem_id="run-state")
+        self.state = gr.Markdown(NO_RUN, elem_id="run-state")
         with gr.Row():
             self.stop_button = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-run", min_width=80)
             self.resume_button = gr.Button("Go on", interactive=False, elem_id="resume", min_width=80)
@@ -170,7 +182,7 @@ class TrainPage:
     def _request(self, values: Values) -> TrainingRequest:
         return TrainingRequest(
             SOURCES[values[self.source]], values[self.data], values[self.profile], values[self.name],
-            values[self.steps], f"--data_cache_dir={shlex.quote(str(self.data_cache))} {values[self.more]}",
+            values[self.steps], f"{shlex.join(self.flags)} {values[self.more]}",
         )  # fmt: skip
 
     def _chosen(self, name: str | None) -> Path:
@@ -256,30 +268,31 @@ class TrainPage:
         return gr.Dropdown([each.name for each in training.all_runs(self.runs)], value=run.name if run else None)
 
     def look(self, values: Values) -> dict:
-        """Shows how the chosen run stands, and all others in the table: what has changed since the last look."""
+        """Shows how the chosen run stands, and all others in the table, where anything has changed since the last
+        look."""
         runs = training.all_runs(self.runs)
         run = next((each for each in runs if each.name == values[self.run]), runs[0] if runs else None)
-        seen = run, training.marks(runs)
-        if seen == values[self.seen]:
+        grid, was = run and training.newest_grid(run), values[self.seen] or Seen()
+        seen = Seen(run, tuple(sorted(runs)), grid, training.marks(runs))
+        if seen == was:
             return gr.skip()
         facts = {each: training.read_run(each) for each in runs}
         changed = {self.seen: seen, self.table: table([COLUMNS, *map(overview, facts.values())])}
-        known = values[self.seen][1] if values[self.seen] else ()
-        if run is None or run.name != values[self.run] or known[: len(runs)] != seen[1][: len(runs)]:
+        if (seen.run, seen.runs) != (was.run, was.runs):
             changed[self.run] = self._choice(run)
+        if (seen.run, seen.grid) != (was.run, was.grid):
+            changed[self.grid] = gr.Image(grid and Image.open(grid), visible=bool(grid))
         if run is None:
-            hidden = {each: gr.update(visible=False) for each in (*self.plots, self.grid)}
-            return {**changed, **hidden, self.state: "There is no run yet."}
+            hidden = {plot: gr.LinePlot(visible=False) for plot in self.plots}
+            return {**changed, **hidden, self.state: NO_RUN}
         rows, of_run = training.read_metrics(run), facts[run]
-        curves, grid = training.loss_curves(rows), training.newest_grid(run)
         return {
             **changed,
             self.state: describe(of_run, training.seconds_left(of_run, rows)),
             **{
                 plot: gr.LinePlot(pd.DataFrame(points, columns=["step", "loss"]), visible=len(points) > 1)
-                for plot, points in zip(self.plots, curves, strict=True)
+                for plot, points in zip(self.plots, training.loss_curves(rows), strict=True)
             },
-            self.grid: gr.Image(grid and Image.open(grid), visible=bool(grid)),
             self.stop_button: gr.Button(interactive=of_run.state in ("starting", "going on")),
             self.resume_button: gr.Button(interactive=of_run.resumable),
             self.delete_button: gr.Button(interactive=of_run.state in ("finished", "stopped", "failed")),

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -166,7 +167,7 @@ def all_runs(runs: Path) -> list[Path]:
 @dataclass(frozen=True)
 class RunFacts:
     """A run as its folder shows it. step: optimiser steps done; steps: in all, None: not known. score: in words. size:
-    bytes on the disk. said: the newest line of its log."""
+    bytes on the disk. said: the newest line of its log. resumable: whether `resume` lets it go on."""
 
     name: str
     state: State
@@ -192,10 +193,18 @@ def read_run(run: Path) -> RunFacts:
     note = run / NOTE
     return RunFacts(
         name=run.name, state=state, step=step, steps=steps, profile=config.get("profile", ""), score=_best_score(run),
-        size=sum(path.stat().st_size for path in run.rglob("*") if path.is_file()),
+        size=_size(run),
         note=note.read_text() if note.is_file() else "", said=log[-1] if log else "",
         resumable=state in ("stopped", "failed") and (run / LAUNCH).is_file() and bool(checkpoints(run)),
     )  # fmt: skip
+
+
+def _size(run: Path) -> int:
+    total = 0
+    for path in run.rglob("*"):
+        with suppress(FileNotFoundError):  # a run that goes on removes its older checkpoints
+            total += path.stat().st_size
+    return total
 
 
 def _state(run: Path, log: list[str], step: int, steps: int | None) -> State:
@@ -253,6 +262,6 @@ def newest_grid(run: Path) -> Path | None:
 
 
 def marks(runs: list[Path]) -> tuple[Any, ...]:
-    """What changes whenever something of these runs is to be shown again."""
+    """What changes whenever these runs have something else to show."""
     files = [run / name for run in runs for name in ("metrics.jsonl", "train.log", "evaluation.json", NOTE)]
-    return *((run.name, process_of(run)) for run in runs), *(file.is_file() and file.stat().st_mtime for file in files)
+    return *map(process_of, runs), *(file.is_file() and file.stat().st_mtime for file in files)
