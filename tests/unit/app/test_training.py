@@ -120,7 +120,7 @@ def test_how_a_run_has_ended(steps: int, log: str, state: str, resumable: bool, 
 
 def test_a_run_that_goes_on_is_seen_and_cannot_be_deleted(tmp_path: Path) -> None:
     """Its launcher or, without one, its driver keeps it; looking takes nothing away from them."""
-    run, other = make_run(tmp_path / "run", 3, "stopped by SIGTERM\nstep 3\n"), make_run(tmp_path / "newer", 4)
+    run, other = make_run(tmp_path / "run", 3, "stopped by SIGTERM\nloading ...\n"), make_run(tmp_path / "newer", 4)
     for lock in (LAUNCHER_LOCK, LOCK_FILE):
         with held(run, lock) as process:
             assert process_of(run) == process and process_of(other) is None
@@ -134,8 +134,11 @@ def test_a_run_that_goes_on_is_seen_and_cannot_be_deleted(tmp_path: Path) -> Non
             with (run / "train.log").open("a") as log:
                 log.write("SIGTERM: saving after this step; a second one stops at once\n")
             assert read_run(run).state == "stopping"
-        with (run / "train.log").open("a") as log:
-            log.write("stopped by SIGTERM\n")
+            with (run / "train.log").open("a") as log:
+                log.write("stopped by SIGTERM\n")
+            assert read_run(run).state == "stopping"
+            with (run / "train.log").open("a") as log:
+                log.write("loading ...\n")
     with pytest.raises(ValueError, match="run has ended already"):
         training.stop(run)
     training.delete(run)
