@@ -32,6 +32,7 @@ INFERENCE += " --category lower --output_tryon out.png"
 RESUME = f"{TRAIN} --quick-test --max_train_steps 500 --resume_from_checkpoint latest"
 SCORE = "python evaluate_lora.py --lora runs/<run>"
 APP = "python app_lora.py --lora runs/"
+TRAINING_APP = "python app_lora.py --train"  # in test_train_tab.py
 PLAN = f"{TRAIN} --plan --gpu_memory 24 --price_per_hour 0.5"
 REPORT = "python -m tryon.report runs/<run>"
 SHARE = "python -m tryon.share runs/<run>"
@@ -57,7 +58,7 @@ def test_every_command_is_one_that_is_tested_here() -> None:
         "git clone <address of this repository> tryon-lora && cd tryon-lora", "bash tests/run.sh",
         f"{TRAIN} --quick-test", TRAIN, f"{TRAIN} --h100", f"{TRAIN} --help", PLAN,
         f"{TRAIN} --check",  # in test_machine_check.py
-        INSPECT, EXPORT, FOLDERS, DRAW, INFERENCE, SCORE, REPORT, SHARE, RESUME, APP,
+        INSPECT, EXPORT, FOLDERS, DRAW, INFERENCE, SCORE, REPORT, SHARE, RESUME, APP, TRAINING_APP,
     }  # fmt: skip
 
 

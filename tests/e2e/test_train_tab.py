@@ -14,7 +14,11 @@ import pytest
 
 from conftest import PROJECT
 from launch import SMALL, environment, metrics, wait_for_no_process_with
-from tryon.runs import process_of
+from tryon.app.page import Page
+from tryon.app.session import Session
+from tryon.app.train_page import TrainPage
+from tryon.config import TryOnConfig
+from tryon.runs import find_lora, process_of
 
 pytestmark = pytest.mark.e2e
 
@@ -100,3 +104,11 @@ def test_a_training_outlives_the_page_is_stopped_and_goes_on(page_url: str, tmp_
         browser.close()
     assert not run.exists()
     wait_for_no_process_with(str(run))
+
+
+def test_the_try_on_is_the_other_tab_and_keeps_its_endpoint(run: Path, tmp_path: Path) -> None:
+    session = Session(
+        TryOnConfig(), lambda *_: None, lambda facts: None, find_lora(str(run)), run.parent, tmp_path, None, None
+    )
+    page = TrainPage(Page(session, [], lambda facts: ""), run.parent, [])
+    assert list(page.blocks.get_api_info()["named_endpoints"]) == ["/try_on"]
