@@ -1,4 +1,4 @@
-"""A page in the browser that dresses people in garments with LoRAs that were trained here.
+"""A page in the browser that dresses people in garments with LoRAs that were trained here; with --train it trains them.
 
     python app_lora.py --lora runs/
 
@@ -9,6 +9,7 @@ import logging
 import os
 import socket
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ from tryon.cli import parse, run_script
 from tryon.config import TOY_NOTICE, TryOnConfig, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.flux.lora_header import LoraFacts, lora_on_disk, panel_size, read_facts
-from tryon.runs import run_of, runs_folder
+from tryon.runs import all_loras, run_of, runs_folder
 
 if TYPE_CHECKING:
     from tryon.inference.pipeline import TryOnModel
@@ -27,6 +28,7 @@ logger = logging.getLogger(__name__)
 LARGEST_UPLOAD = "32mb"
 LONGEST_QUEUE = 8  # try-ons that wait; a later one is refused
 LOOPBACK = "127.0.0.1"
+THIS_MACHINE = (LOOPBACK, "localhost", "::1")
 FONTS = ("system-ui", "sans-serif")  # the system's: nothing is fetched
 
 
@@ -37,6 +39,9 @@ class PageConfig:
     host: str = setting(LOOPBACK, "address that the page is served at; 0.0.0.0 answers the whole network")
     port: int = setting(7860, "port that the page is served at", 1, 65535)
     share: bool = setting(False, "serve the page at a public address too, through Gradio's servers, for a week")
+    train: bool = setting(
+        False, "a second tab that trains; --lora may then be left out, and a page that others can reach needs --auth"
+    )
     auth: str | None = setting(None, "file with a line name:password for each user of the page")
     parser: str | None = setting(
         None, "SegFormer with ATR labels that finds what people wear, by hub name or folder; as trained if not given"
@@ -52,7 +57,21 @@ class PageConfig:
 def read_settings(argv: list[str]) -> tuple[TryOnConfig, PageConfig]:
     """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
     description = "Serves a page that dresses people with trained LoRAs. --lora may also be a folder of runs."
-    return parse(argv, "python app_lora.py", description, TryOnConfig, PageConfig)
+    if "--train" in argv and not any(flag.partition("=")[0] == "--lora" for flag in argv):
+        argv = [*argv, "--lora", str(runs_folder())]
+    return parse(argv, "python app_lora.py", description, TryOnConfig, PageConfig, problems=training_for_anyone)
+
+
+def is_shared(page: PageConfig) -> bool:
+    """Whether the page can be reached from other machines."""
+    return page.share or page.host not in THIS_MACHINE
+
+
+def training_for_anyone(_: TryOnConfig, page: PageConfig) -> Iterator[str]:
+    """A clause where people without a password could start programs on this machine."""
+    if page.train and is_shared(page) and not page.auth:
+        where = "--share" if page.share else f"--host {page.host}"
+        yield f"--train lets everybody who reaches the page start programs on this machine: with {where} give --auth"
 
 
 def read_users(file: str) -> list[tuple[str, str]]:
@@ -78,11 +97,15 @@ def check_port(host: str, port: int) -> None:
         ) from error
 
 
-def first_lora(config: TryOnConfig) -> tuple[Path, Path]:
+def first_lora(config: TryOnConfig, train: bool = False) -> tuple[Path | None, Path]:
     """The LoRA that the page begins with, in a folder of runs the newest, and the folder of runs whose LoRAs it offers
-    besides. Raises ValueError where there is none."""
+    besides. train: the folder that trainings are kept in need not have one yet. Raises ValueError where there is
+    none."""
+    runs = runs_folder()
+    if train and Path(config.lora).expanduser().absolute() == runs and not all_loras(runs):
+        return None, runs
     file = lora_on_disk(config.lora, config.cache_dir).absolute()
-    return file, run.parent if (run := run_of(file)) else runs_folder()
+    return file, run.parent if (run := run_of(file)) else runs
 
 
 def main(argv: list[str]) -> None:
@@ -90,8 +113,9 @@ def main(argv: list[str]) -> None:
     users = read_users(page.auth) if page.auth else None
     check_port(page.host, page.port)
     set_up_logging(is_main_process=True)
-    lora, runs = first_lora(config)
-    panel_size(config, read_facts(lora))  # a file that is no LoRA is refused before anything is loaded
+    lora, runs = first_lora(config, page.train)
+    if lora:
+        panel_size(config, read_facts(lora))  # a file that is no LoRA is refused before anything is loaded
 
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before it is imported
     for name in ("no_proxy", "NO_PROXY"):  # Gradio looks for its own page, which no proxy can see
@@ -103,6 +127,8 @@ def main(argv: list[str]) -> None:
     from tryon.app.layout import STYLE
     from tryon.app.page import Page
     from tryon.app.session import Session
+    from tryon.app.train_page import STYLE as TRAIN_STYLE
+    from tryon.app.train_page import TrainPage
     from tryon.inference.pipeline import load_try_on
     from tryon.toy.draw import write_pictures
     from tryon.toy.model import is_for_toy, parser_for_try_on, use_toy_model_for_try_on
@@ -127,19 +153,25 @@ def main(argv: list[str]) -> None:
         os.environ["GRADIO_TEMP_DIR"] = name
         shown = Path(name) / "shown"
         shown.mkdir()
-        session = Session(config, load, parser, lora, runs, shown, page.steps, page.guidance_scale)
-        session.take(lora, config.lora_scale)
-        blocks = Page(session, write_pictures(Path(name) / "examples"), notice).blocks
+        try_on = None
+        if lora:
+            session = Session(config, load, parser, lora, runs, shown, page.steps, page.guidance_scale)
+            if not page.train:  # the GPU may be a training's, and is until somebody is dressed
+                session.take(lora, config.lora_scale)
+            try_on = Page(session, write_pictures(Path(name) / "examples"), notice)
+        kept = {name: getattr(config, name) for name in ("data_cache_dir", "cache_dir")}
+        flags = [f"--{name}={Path(place).expanduser().absolute()}" for name, place in kept.items() if place]
+        blocks = TrainPage(try_on, runs, flags).blocks if page.train else try_on.blocks
         blocks.queue(max_size=LONGEST_QUEUE)
         _, _, public = blocks.launch(
             server_name=page.host, server_port=page.port, share=page.share, auth=users, quiet=True,
-            max_file_size=LARGEST_UPLOAD, prevent_thread_lock=True, footer_links=[], css=STYLE,
+            max_file_size=LARGEST_UPLOAD, prevent_thread_lock=True, footer_links=[], css=STYLE + TRAIN_STYLE,
             theme=gr.themes.Default(font=FONTS, font_mono="monospace"),
             run_history=False,  # pictures stay in the session
         )  # fmt: skip
         if page.share and not public:
             raise ValueError("no public address could be had from Gradio's servers: leave --share out, or go online")
-        if (page.share or page.host != LOOPBACK) and not users:
+        if is_shared(page) and not users:
             logger.warning("anyone who finds this page can use it: --auth asks for a name and a password")
         if public:
             logger.info("public address: %s", public)

@@ -1,7 +1,9 @@
 """Starts a training and supervises it: checks, `accelerate launch` on the driver, output, signals, exit code.
 
-Run by train_deepfashion_lora.sh. `accelerate launch` turns every exit code into 1, does not pass signals on and prints
-tracebacks of its own. So the driver's processes and this one talk through a folder, TRAIN_STATUS_DIR (tryon.signals).
+Run by train_deepfashion_lora.sh. With --dataroot the driver is train_flux_inpaint.py, whose flags it takes.
+
+`accelerate launch` turns every exit code into 1, does not pass signals on and prints tracebacks of its own. So the
+driver's processes and this one talk through a folder, TRAIN_STATUS_DIR (tryon.signals).
 """
 
 import math
@@ -14,27 +16,34 @@ from subprocess import DEVNULL, STDOUT, Popen
 from tempfile import TemporaryDirectory
 from types import FrameType
 
+import folder_lists
 from deepfashion_training.preflight import read_settings, start_log
 from tryon.cli import run_script
 from tryon.config import PROJECT, TrainConfig, cuda_device_count
+from tryon.runs import LAUNCHER_LOCK, locked
 from tryon.signals import STOP_SIGNALS
 
 DRIVER = "deepfashion_training.train_deepfashion_lora"
+FOLDER_DRIVER = "train_flux_inpaint"
 SIGNALS = (signal.SIGHUP, *STOP_SIGNALS)
 # What nohup, or a script for what it starts in the background, has ignored before the start stays ignored.
 IGNORED = [number for number in SIGNALS if signal.getsignal(number) == signal.SIG_IGN]
 
 
 def main(argv: list[str]) -> None:
-    config, _, _, plan = read_settings(argv)
-    if plan.plan or plan.check:  # the driver alone answers: there is no run to supervise
-        os.execv(sys.executable, [sys.executable, "-m", DRIVER, *argv])
-    log = start_log(config)
-    raise SystemExit(supervise(accelerate_command(config, argv), log, config.num_processes))
+    if any(flag.partition("=")[0] == "--dataroot" for flag in argv):
+        driver, (config, *_) = FOLDER_DRIVER, folder_lists.read_settings(argv)
+    else:
+        driver, (config, _, _, plan) = DRIVER, read_settings(argv)
+        if plan.plan or plan.check:  # the driver alone answers: there is no run to supervise
+            os.execv(sys.executable, [sys.executable, "-m", driver, *argv])
+    log = start_log(config, argv)
+    with locked(log.parent, LAUNCHER_LOCK):
+        raise SystemExit(supervise(accelerate_command(config, driver, argv), log, config.num_processes))
 
 
-def accelerate_command(config: TrainConfig, argv: list[str]) -> list[str]:
-    """The command line that starts the run's processes, each of which runs the driver with argv."""
+def accelerate_command(config: TrainConfig, driver: str, argv: list[str]) -> list[str]:
+    """The command line that starts the run's processes, each of which runs the driver, a module, with argv."""
     threads = math.ceil(len(os.sched_getaffinity(0)) / config.num_processes)
     kind = [] if cuda_device_count() else ["--cpu"]
     if config.num_processes > 1:
@@ -45,7 +54,7 @@ def accelerate_command(config: TrainConfig, argv: list[str]) -> list[str]:
         "--num_processes", str(config.num_processes), "--num_machines", "1", "--main_process_port", "0",
         "--dynamo_backend", "no", "--mixed_precision", config.mixed_precision,
         "--num_cpu_threads_per_process", str(threads), *kind,
-        "-m", DRIVER, *argv, "--output_dir", config.output_dir,
+        "-m", driver, *argv, "--output_dir", config.output_dir,
     ]  # fmt: skip
 
 

@@ -17,7 +17,8 @@ from tryon.config import (
     resolve,
     setting,
 )
-from tryon.runs import locked, with_paths
+from tryon.files import save_json
+from tryon.runs import LAUNCH, locked, with_paths
 
 DEEPFASHION = "SaffalPoosh/deepFashion-with-masks"
 TOY_ITEMS = 750  # enough for the quick test's 720 training and 20 validation pairs
@@ -110,14 +111,15 @@ def toy_data_folder(data_cache_dir: str) -> Path:
     return Path(data_cache_dir) / "toy" / f"data-v{WORLD_VERSION}-{TOY_ITEMS}-tops"
 
 
-def start_log(config: TrainConfig) -> Path:
-    """Creates the run's folder and the train.log in it, which it returns.
+def start_log(config: TrainConfig, argv: list[str]) -> Path:
+    """Creates the run's folder, a file that says how it was started, and the train.log, which it returns.
 
     Raises ValueError where the folder cannot be written or another training writes into it.
     """
     folder = Path(config.output_dir)
     try:
         with locked(folder):
+            save_json(folder / LAUNCH, {"flags": argv, "folder": str(Path.cwd())})
             (folder / "train.log").touch()
     except OSError as error:
         raise ValueError(f"the run's folder {folder} cannot be written ({error.strerror}): choose another") from error

@@ -28,6 +28,7 @@ FIRST_BLOCK_THRESHOLD = 0.1  # of --cache first_block
 
 MODELS = ("pretrained_model_name_or_path", "pretrained_inpaint_model_name_or_path")
 HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+RUN_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,99}", re.ASCII)  # one folder's name, and no path, flag or hidden file
 
 # Trackers that accelerate knows, by the name of their package.
 TRACKERS = ("tensorboard", "wandb", "comet_ml", "mlflow", "aim", "clearml", "dvclive", "swanlab", "trackio")
@@ -94,6 +95,7 @@ class TrainConfig:
     dataloader_num_workers: int = setting(2, "processes that read data while the model works; 0: none", 0, MOST_AT_ONCE)
 
     output_dir: str | None = setting(None, "the run's folder; by default a new one, named after profile and time")
+    run_name: str | None = setting(None, "name of the run's folder, where runs are kept: a new one, unless resumed")
     seed: int = setting(0, "seed of the split, the shuffling, the noise and the LoRA's first weights", 0, MOST_SEED)
     num_processes: int = setting(1, "processes to train with, one per GPU", 1, MOST_AT_ONCE)
     mixed_precision: Literal["no", "bf16"] = setting("bf16", "bf16, or no for float32 throughout")
@@ -377,6 +379,11 @@ def mistakes(config: Any) -> typing.Iterator[str]:
         yield f"--offload recomputes every block: leave --gradient_checkpointing {asked} out, or say full"
     yield from _mistaken_trackers(config)
     yield from mistaken_upload(config.push_to_hub, config.private)
+    if config.run_name is not None and not RUN_NAME.fullmatch(config.run_name):
+        yield (
+            f"--run_name {config.run_name} is no name of a folder: give at most 100 letters, digits, dots, dashes and "
+            "underscores, the first a letter or a digit"
+        )
     if config.max_time is not None and not re.fullmatch(r"\d{1,4}:[0-5]\d", config.max_time):
         yield f"--max_time {config.max_time} is not hh:mm, such as 11:30, and at most 9999:59"
     if config.init_lora and config.resume_from_checkpoint:

@@ -15,6 +15,7 @@ import os
 import re
 import shlex
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,12 +29,15 @@ from tryon.files import MANIFEST, damage, read_json, save_json
 logger = logging.getLogger(__name__)
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
-WHERE_IT_LIES = ("resume_from_checkpoint", "output_dir", "data_cache_dir", "cache_dir")
+WHERE_IT_LIES = ("resume_from_checkpoint", "output_dir", "run_name", "data_cache_dir", "cache_dir")
 STATE_FILE = "trainer_state.json"
 LOCK_FILE = ".lock"
+LAUNCHER_LOCK = ".launcher.lock"  # kept from the first checks to the last scores
+FLOCK = "hhqqi"  # Linux's struct flock: type, whence, start, length, process
+LAUNCH = "launch.json"  # the launcher's flags, and the folder that it was called from
 WARNINGS = "warnings.log"
 LISTED = 6  # LoRAs that the log names where several could be meant
-_held: set[Path] = set()  # runs that this process keeps
+_held: set[Path] = set()  # lock files that this process keeps
 # The parts of a run's time: what a step needs, and what happens once in a while. The rest is overhead.
 STEP_PARTS = ("data", "transfer", "forward", "backward", "optimiser")
 OCCASIONAL_PARTS = ("validation", "checkpoint")
@@ -168,6 +172,13 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
     or there is nothing to resume."""
     parent, prefix, resume = runs_folder(), f"{prefix}_{config.profile}_", config.resume_from_checkpoint
     folder = Path(config.output_dir).expanduser().absolute() if config.output_dir is not None else None
+    if config.run_name:
+        named = parent / config.run_name
+        if folder not in (None, named):  # the launcher gives both, of the same folder
+            raise ValueError("--run_name and --output_dir name two folders: give one of them")
+        if folder is None and not resume and named.exists():
+            raise ValueError(f"{named} is there already: give another --run_name")
+        folder = named
     if resume not in (None, "latest"):
         checkpoint = find_checkpoint(resume, parent).absolute()
         if problem := damage(checkpoint):
@@ -198,14 +209,15 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
 
 
 @contextmanager
-def locked(run: Path) -> Iterator[None]:
+def locked(run: Path, name: str = LOCK_FILE) -> Iterator[None]:
     """Keeps the run's folder for this process until it ends, however it does. Raises ValueError where another one has
     it. What it starts does not inherit the lock."""
-    if run in _held:  # opened a second time, the file would lose its lock when that is closed
+    lock = run / name
+    if lock in _held:  # opened a second time, the file would lose its lock when that is closed
         yield
         return
     run.mkdir(parents=True, exist_ok=True)
-    with (run / LOCK_FILE).open("a+") as file:
+    with lock.open("a+") as file:
         try:
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError) as error:  # as systems differ
@@ -221,11 +233,23 @@ def locked(run: Path) -> Iterator[None]:
         file.truncate(0)
         file.write(f"{os.getpid()} on {socket.gethostname()}\n")
         file.flush()
-        _held.add(run)
+        _held.add(lock)
         try:
             yield
         finally:
-            _held.remove(run)
+            _held.remove(lock)
+
+
+def process_of(run: Path) -> int | None:
+    """Id of the process that keeps the run's folder, the launcher's where there is one; below 1 where it runs on
+    another machine or in another container; None: no process does. It takes no lock, so that it is in nobody's way."""
+    for name in (LAUNCHER_LOCK, LOCK_FILE):
+        with suppress(FileNotFoundError), (run / name).open() as file:
+            asked = struct.pack(FLOCK, fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            kind, *_, process = struct.unpack(FLOCK, fcntl.fcntl(file, fcntl.F_GETLK, asked))
+            if kind != fcntl.F_UNLCK:
+                return process
+    return None
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""train_flux_inpaint.py's own command line, on a VITON-HD folder."""
+"""Trainings on VITON-HD and DressCode folders, by the launcher and by train_flux_inpaint.py's own command line."""
 
 import json
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from conftest import PROJECT
-from launch import environment, metrics
+from launch import environment, launch, metrics
 from test_folders import write_dresscode, write_viton_hd
 from train_flux_inpaint import main
 from tryon.flux.lora_header import read_facts
@@ -16,15 +16,15 @@ from tryon.flux.lora_header import read_facts
 pytestmark = pytest.mark.e2e
 
 
-def test_the_loop_trains_on_a_viton_hd_folder(tmp_path: Path, data_cache: Path) -> None:
+def test_the_launcher_trains_on_a_viton_hd_folder(tmp_path: Path, data_cache: Path) -> None:
     root, run = write_viton_hd(tmp_path / "viton hd", size=(96, 128)), tmp_path / "run"
-    main(
-        [
-            "--toy", "--dataroot", str(root), "--max_train_steps", "2", "--gradient_accumulation_steps", "1",
-            "--lora_rank", "4", "--num_validation_images", "1", "--data_cache_dir", str(data_cache),
-            "--output_dir", str(run), "--num_evaluation_samples", "1",
-        ]
+    done = launch(
+        "--toy", f"--dataroot={root}", "--max_train_steps", "2", "--gradient_accumulation_steps", "1",
+        "--lora_rank", "4", "--num_validation_images", "1", "--data_cache_dir", data_cache,
+        "--run_name", "run", "--num_evaluation_samples", "1", runs=tmp_path,
     )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"finished: {run}" in (run / "train.log").read_text()
     scores = json.loads((run / "evaluation.json").read_text())["scores"]
     assert list(scores) == ["paired"] and list(scores["paired"]) == ["upper", "all"]
     assert (run / "evaluation-paired.png").is_file() and not (run / "evaluation-unpaired.png").exists()

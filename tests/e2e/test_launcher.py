@@ -62,7 +62,8 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
         "transformer/pytorch_lora_weights.safetensors",
     }  # fmt: skip
     assert files - events == {
-        ".lock", "config.json", "metrics.jsonl", "train.log", "evaluation.json", "evaluation-paired.png",
+        ".lock", ".launcher.lock", "launch.json",
+        "config.json", "metrics.jsonl", "train.log", "evaluation.json", "evaluation-paired.png",
         "environment.json",
         "data.json",
         "report.html",

@@ -38,6 +38,7 @@ SCORE_BOTH = "python evaluate_lora.py --lora runs/<a> runs/<b>"
 BLIND = "python -m tryon.compare_blind runs/<a> runs/<b>"
 READ = "python -m tryon.compare_blind --read answers.json"
 APP = "python app_lora.py --lora runs/"
+TRAINING_APP = "python app_lora.py --train"  # in test_train_tab.py
 PLAN = f"{TRAIN} --plan --gpu_memory 24 --price_per_hour 0.5"
 REPORT = "python -m tryon.report runs/<run>"
 SHARE = "python -m tryon.share runs/<run>"
@@ -64,7 +65,7 @@ def test_every_command_is_one_that_is_tested_here() -> None:
         f"{TRAIN} --quick-test", TRAIN, f"{TRAIN} --h100", f"{TRAIN} --help", PLAN,
         f"{TRAIN} --check",  # in test_machine_check.py
         INSPECT, EXPORT, FOLDERS, DRAW, INFERENCE, AGAIN, COMPARE, SCORE, SCORE_BOTH, BLIND, READ, REPORT, SHARE,
-        RESUME, APP,
+        RESUME, APP, TRAINING_APP,
     }  # fmt: skip
 
 

@@ -260,3 +260,9 @@ class Session:
             del model  # two of them would not fit
             free_memory()
             self.model = self.load(lora, strength)
+
+    def release(self) -> None:
+        """Frees the models' memory, after the try-on that is being made; the next one loads them again."""
+        with self.dressing:
+            self.model = None
+            free_memory()

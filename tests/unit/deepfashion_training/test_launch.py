@@ -20,6 +20,7 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from conftest import PROJECT
+from deepfashion_training.launch import DRIVER as DEEPFASHION
 from deepfashion_training.launch import accelerate_command
 from deepfashion_training.preflight import start_log
 from launch import interrupt, processes_with, read_until, start_on_a_terminal, wait_for_no_process_with, wait_until
@@ -119,21 +120,21 @@ def assert_gone(training: Training) -> None:
 
 def test_accelerate_is_told_the_runs_settings() -> None:
     config = replace(on_toy(full()), num_processes=2, mixed_precision="bf16", output_dir="/runs/one")
-    *python, module = accelerate_command(config, ["--toy"])[:3]
+    *python, module = accelerate_command(config, DEEPFASHION, ["--toy"])[:3]
     assert (python, module) == ([sys.executable, "-m"], "accelerate.commands.launch")
-    told = launch_command_parser().parse_args(accelerate_command(config, ["--toy"])[3:])
+    told = launch_command_parser().parse_args(accelerate_command(config, DEEPFASHION, ["--toy"])[3:])
     assert (told.num_processes, told.multi_gpu, told.cpu, told.mixed_precision) == (2, True, False, "bf16")
     assert told.num_cpu_threads_per_process == math.ceil(len(os.sched_getaffinity(0)) / 2)
     assert (told.module, told.training_script, told.training_script_args) == (
-        True, "deepfashion_training.train_deepfashion_lora", ["--toy", "--output_dir", "/runs/one"]
+        True, DEEPFASHION, ["--toy", "--output_dir", "/runs/one"]
     )  # fmt: skip
-    told = launch_command_parser().parse_args(accelerate_command(replace(config, num_processes=1), [])[3:])
+    told = launch_command_parser().parse_args(accelerate_command(replace(config, num_processes=1), DEEPFASHION, [])[3:])
     assert (told.num_processes, told.multi_gpu, told.cpu) == (1, False, True)
 
 
 def test_a_run_that_cannot_be_written_is_refused() -> None:
     with pytest.raises(ValueError, match=r"the run's folder /dev/null/run cannot be written \(Not a directory\)"):
-        start_log(replace(full(), output_dir="/dev/null/run"))
+        start_log(replace(full(), output_dir="/dev/null/run"), [])
 
 
 def test_output_goes_to_stdout_and_into_the_log_as_plain_lines(training: Training) -> None:

@@ -15,7 +15,7 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file
 
 from conftest import PROJECT
-from tryon.config import TrainConfig
+from tryon.config import TrainConfig, mistakes
 from tryon.flux.load import load_transformer
 from tryon.flux.lora import add_lora
 from tryon.flux.lora_header import LoraFacts
@@ -269,6 +269,17 @@ def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_run(tmp_path / "new")
     with pytest.raises(ValueError, match="holds checkpoints of another run than"):
         run_folder(elsewhere, "lora")
+
+    named = TrainConfig(run_name="shirts")
+    assert run_folder(named, "lora") == run_folder(replace(named, output_dir=str(tmp_path / "shirts")), "lora")
+    make_run(tmp_path / "shirts")
+    with pytest.raises(ValueError, match="shirts is there already: give another --run_name"):
+        run_folder(named, "lora")
+    assert run_folder(replace(named, resume_from_checkpoint="latest"), "lora") == tmp_path / "shirts"
+    with pytest.raises(ValueError, match="--run_name and --output_dir name two folders"):
+        run_folder(replace(named, output_dir=str(newest)), "lora")
+    for name in ("", ".hidden", "-flag", "a/b", "..", "a b", "é", "a" * 101):
+        assert any("is no name of a folder" in clause for clause in mistakes(TrainConfig(run_name=name))), name
 
 
 def test_a_run_that_has_nothing_left_to_do_is_not_resumed(tmp_path: Path) -> None:

@@ -1,0 +1,114 @@
+"""The tab "Train" of the app in a real browser: a training is started, outlives the page, is stopped, goes on, ends."""
+
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from conftest import PROJECT
+from launch import SMALL, environment, metrics, wait_for_no_process_with
+from tryon.app.page import Page
+from tryon.app.session import Session
+from tryon.app.train_page import TrainPage
+from tryon.config import TryOnConfig
+from tryon.runs import find_lora, process_of
+
+pytestmark = pytest.mark.e2e
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+# Steps that are long enough to press a button in one.
+SLOW = (*SMALL, "--gradient_accumulation_steps", "12", "--validation_steps", "100")
+
+
+@pytest.fixture
+def page_url(tmp_path: Path, data_cache: Path) -> Iterator[str]:
+    """The app without any LoRA, ended by Ctrl-C."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "app_lora.py", "--train", "--port", str(port), "--data_cache_dir", str(data_cache)],
+        cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(tmp_path / "runs"),
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
+    said = ""
+    while "serving" not in said:
+        line = process.stdout.readline()
+        assert line, f"the app ended: {said}"
+        said += line
+    yield f"http://127.0.0.1:{port}"
+    process.send_signal(signal.SIGINT)
+    said += process.communicate(timeout=30)[0]
+    assert "Traceback" not in said and "Warning" not in said, said
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
+def test_a_training_outlives_the_page_is_stopped_and_goes_on(page_url: str, tmp_path: Path) -> None:
+    from playwright.sync_api import expect, sync_playwright
+
+    expect.set_options(timeout=120_000)  # a machine may be busy
+    run = tmp_path / "runs" / "first"
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+
+        def opened():
+            page = browser.new_page(viewport={"width": 1280, "height": 800})
+            page.set_default_timeout(120_000)
+            page.goto(page_url)
+            return page
+
+        def screenshot(name: str) -> None:
+            if folder := os.environ.get("TRYON_SCREENSHOTS"):
+                page.wait_for_timeout(1000)
+                page.screenshot(path=Path(folder) / f"{name}.png", full_page=True)
+
+        page = opened()
+        expect(page.locator("#run-state")).to_contain_text("There is no run yet.")
+        page.locator("#name textarea, #name input").fill("first")
+        page.locator("#note textarea, #note input").fill("<b>is it red?")
+        page.locator("#train-steps textarea, #train-steps input").fill("6")
+        page.get_by_text("Further flags").click()
+        page.locator("#more textarea").fill(" ".join(SLOW))
+        page.locator("#start").click()
+        expect(page.locator("#train-said")).to_contain_text("Started: first.")
+        page.close()
+        assert os.getsid(process_of(run)) == process_of(run), "it outlives the app and its terminal too"
+
+        page = opened()
+        state = page.locator("#run-state")
+        expect(state).to_contain_text(re.compile("Going on, step [1-5] of 6"))
+        expect(page.locator("#runs")).to_contain_text("<b>is it red?")
+        page.locator("#stop-run").click()
+        expect(state).to_contain_text(re.compile("Stopped, step [1-5] of 6"))
+        assert max(metrics(run)) < 6
+        page.locator("#resume").click()
+        expect(state).to_contain_text("Finished, step 6 of 6")
+        expect(page.locator("#grid img")).to_be_visible()
+        expect(page.locator("#training")).to_be_visible()
+        screenshot("train_desktop")
+
+        page.set_viewport_size({"width": 390, "height": 844})
+        page.locator("#delete").click()
+        expect(page.locator("#question")).to_contain_text("Delete first with all its LoRAs")
+        assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing is wider than a phone"
+        screenshot("train_phone")
+        page.locator("#yes").click()
+        expect(state).to_contain_text("There is no run yet.")
+        browser.close()
+    assert not run.exists()
+    wait_for_no_process_with(str(run))
+
+
+def test_the_try_on_is_the_other_tab_and_keeps_its_endpoint(run: Path, tmp_path: Path) -> None:
+    session = Session(
+        TryOnConfig(), lambda *_: None, lambda facts: None, find_lora(str(run)), run.parent, tmp_path, None, None
+    )
+    page = TrainPage(Page(session, [], lambda facts: ""), run.parent, [])
+    assert list(page.blocks.get_api_info()["named_endpoints"]) == ["/try_on"]

@@ -1,0 +1,182 @@
+"""Trainings as the page shows them: what is asked of the launcher, how a run stands, what may be deleted."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from app_lora import first_lora, read_settings
+from conftest import PROJECT
+from tryon.app import training
+from tryon.app.training import TrainingRequest, all_runs, read_run
+from tryon.config import TryOnConfig
+from tryon.files import save_json
+from tryon.runs import LAUNCH, LAUNCHER_LOCK, LOCK_FILE, locked, process_of
+
+HOLD = """
+import sys
+from pathlib import Path
+from tryon.runs import locked
+with locked(Path(sys.argv[1]), sys.argv[2]):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def held(run: Path, lock: str = LAUNCHER_LOCK) -> Iterator[int]:
+    """Another process keeps the run, as its launcher or its driver does."""
+    command = [sys.executable, "-c", HOLD, str(run), lock]
+    with subprocess.Popen(command, cwd=PROJECT, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b"held\n"
+        yield process.pid
+        process.communicate()
+
+
+def make_run(folder: Path, steps: int = 0, log: str = "") -> Path:
+    """A run of so many steps, of 300, whose log ends with these lines."""
+    folder.mkdir(parents=True)
+    save_json(folder / LAUNCH, {"flags": ["--quick-test"], "folder": "/"})
+    save_json(folder / "config.json", {"max_train_steps": 300, "num_train_epochs": None, "profile": "quick_test"})
+    rows = [{"step": step, "train/loss": 1 / step, "train/seconds": 2.0} for step in range(1, steps + 1)]
+    rows += [{"step": steps, "validation/loss": 0.25, "validation/loss_upper": 0.5}] if steps else []
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 9999, "tr')
+    (folder / "train.log").write_text(log)
+    if steps:
+        (folder / f"checkpoint-{steps}").mkdir()
+        (folder / f"checkpoint-{steps}" / "manifest.json").write_text("{}")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("asked", "flags"),
+    [
+        (TrainingRequest("toy", "ignored", "quick_test"), ["--quick-test", "--toy"]),
+        (TrainingRequest("photographs", " my photos ", "full"), ["--full", "--dataset_name=my photos"]),
+        (TrainingRequest("hub", "--push_to_hub", "h100"), ["--h100", "--dataset_name=--push_to_hub"]),
+        (
+            TrainingRequest("folders", "/viton", "full", steps=" 7", more="--prompt 'category' --seed 1"),
+            ["--full", "--dataroot=/viton", "--max_train_steps=7", "--prompt", "category", "--seed", "1"],
+        ),
+    ],
+)
+def test_what_is_asked_of_the_launcher(asked: TrainingRequest, flags: list[str]) -> None:
+    assert asked.flags() == flags
+
+
+def test_what_is_missing_or_cannot_be_read_is_said() -> None:
+    with pytest.raises(ValueError, match="Name the data"):
+        TrainingRequest("hub", "  ", "full").flags()
+    with pytest.raises(ValueError, match="further flags cannot be read"):
+        TrainingRequest("toy", "", "full", more="--note 'never closed").flags()
+
+
+def test_a_plan_for_folders_knows_how_many_pairs_there_are(tmp_path: Path) -> None:
+    for part in ("upper_body", "dresses"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "train_pairs.txt").write_text("a.jpg b.jpg\nc.jpg d.jpg\n")
+    asked = TrainingRequest("folders", str(tmp_path), "full")
+    assert asked.flags_to_ask() == ["--max_train_samples=4", "--full"]
+
+
+def test_a_refusal_is_the_launchers_own_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+    for asked, message in (
+        (TrainingRequest("toy", "", "quick_test", more="--learning_rat 1"), "did you mean --learning_rate"),
+        (TrainingRequest("toy", "", "quick_test", name="../escaped"), "--run_name ../escaped is no name of a folder"),
+        (TrainingRequest("folders", str(tmp_path / "none"), "quick_test", more="--toy"), "none lacks "),
+    ):
+        with pytest.raises(ValueError, match=message) as refused:
+            training.start(asked, tmp_path / "runs")
+        assert not str(refused.value).startswith("error")
+    with pytest.raises(ValueError, match="unknown flag --frobnicate"):
+        list(training.ask(TrainingRequest("toy", "", "quick_test", more="--frobnicate"), "--plan"))
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "escaped").exists()
+    make_run(tmp_path / "runs" / "taken")
+    with pytest.raises(ValueError, match="There is a run taken already"):
+        training.start(TrainingRequest("toy", "", "quick_test", name="taken"), tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("steps", "log", "state", "resumable"),
+    [
+        (0, "10:00:00   seed   0\n", "stopped", False),
+        (3, "stopped by SIGTERM\n", "stopped", True),
+        (3, "10:00:00 saved up to step 3: go on\nerror: the disk is full\n", "failed", True),
+        (3, "Traceback (most recent call last):\n  File ...\nKeyError: 3\n", "failed", True),
+        (300, "10:00:00 finished: /runs/one\n", "finished", False),
+        (300, "", "finished", False),  # train_flux_inpaint.py's own runs have no log
+    ],
+)
+def test_how_a_run_has_ended(steps: int, log: str, state: str, resumable: bool, tmp_path: Path) -> None:
+    facts = read_run(make_run(tmp_path / "run", steps, log))
+    assert (facts.state, facts.step, facts.steps, facts.resumable) == (state, steps, 300, resumable)
+    assert facts.said == (log.splitlines() or [""])[-1]
+    assert facts.score == ("loss 0.250" if steps else "") and facts.size > 100
+
+
+def test_a_run_that_goes_on_is_seen_and_cannot_be_deleted(tmp_path: Path) -> None:
+    """Its launcher or, without one, its driver keeps it; looking takes nothing away from them."""
+    run, other = make_run(tmp_path / "run", 3, "stopped by SIGTERM\nloading ...\n"), make_run(tmp_path / "newer", 4)
+    for lock in (LAUNCHER_LOCK, LOCK_FILE):
+        with held(run, lock) as process:
+            assert process_of(run) == process and process_of(other) is None
+            assert all_runs(tmp_path) == [run, other], "what goes on comes first"
+            assert read_run(run).state == "going on" and not read_run(run).resumable
+            for refused in (training.delete, training.resume):
+                with pytest.raises(ValueError, match="run is going on"):
+                    refused(run)
+            with pytest.raises(ValueError, match=f"another training, process {process} "), locked(run, lock):
+                pass
+            with (run / "train.log").open("a") as log:
+                log.write("SIGTERM: saving after this step; a second one stops at once\n")
+            assert read_run(run).state == "stopping"
+            with (run / "train.log").open("a") as log:
+                log.write("stopped by SIGTERM\n")
+            assert read_run(run).state == "stopping"
+            with (run / "train.log").open("a") as log:
+                log.write("loading ...\n")
+    with pytest.raises(ValueError, match="run has ended already"):
+        training.stop(run)
+    training.delete(run)
+    assert all_runs(tmp_path) == [other]
+
+
+def test_a_run_of_another_program_is_resumed_there(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 3)
+    (run / LAUNCH).unlink()
+    assert not read_run(run).resumable
+    with pytest.raises(ValueError, match="was not started by train_deepfashion_lora.sh"):
+        training.resume(run)
+
+
+def test_curves_are_short_and_the_time_left_is_that_of_recent_steps(tmp_path: Path) -> None:
+    rows = [{"step": step, "train/loss": float(step), "train/seconds": 9.0} for step in range(1, 1001)]
+    rows += [{"step": 1000, "validation/loss": 0.5}]
+    trained, validated = training.loss_curves(rows)
+    assert trained[0] == (5, 3.0) and len(trained) == 200 and validated == [(1000, 0.5)]
+    rows[950:1000] = [{**row, "train/seconds": 2.0} for row in rows[950:1000]]
+    assert training.seconds_left(read_run(make_run(tmp_path / "run", 290)), rows) == 20.0
+    assert training.loss_curves([]) == ([], [])
+
+
+def test_nobody_trains_through_a_shared_page_without_a_password(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("RUNS_DIR", str(tmp_path))
+    for shared in (["--share"], ["--host", "0.0.0.0"], ["--host", "192.168.1.7"], ["--host", "::"]):
+        with pytest.raises(ValueError, match=f"--train lets everybody .* with {' '.join(shared)} give --auth"):
+            read_settings(["--train", *shared])
+        read_settings(["--train", *shared, "--auth", "users.txt"])
+        read_settings(["--lora", "runs", *shared])
+    for host in ("127.0.0.1", "localhost", "::1"):
+        config, _ = read_settings(["--train", "--host", host])
+    assert config.lora == str(tmp_path), "there may be no LoRA yet"
+    assert first_lora(config, train=True) == (None, tmp_path)
+    with pytest.raises(ValueError, match="has no checkpoint"):
+        first_lora(config)
+    with pytest.raises(ValueError, match="elsewhere does not exist"):
+        first_lora(TryOnConfig(lora=str(tmp_path / "elsewhere")), train=True)

@@ -1,0 +1,299 @@
+"""The tab "Train" of app_lora.py: what is seen on it, and what happens when something on it is used."""
+
+import shlex
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from html import escape
+from pathlib import Path
+from typing import Any, Literal
+
+import gradio as gr
+import pandas as pd
+from PIL import Image
+
+from tryon.app import training
+from tryon.app.layout import CLEANED_EVERY
+from tryon.app.page import PRIVATE, QUIETLY, Page, Values, refusal, refusing
+from tryon.app.session import KEPT_SECONDS
+from tryon.app.training import RunFacts, Source, TrainingRequest
+from tryon.config import PROFILES
+from tryon.units import gigabytes
+
+LOOKED_EVERY = 2  # seconds between two looks at the runs
+SOURCES: dict[str, Source] = {
+    "drawn people (toy)": "toy",
+    "my photographs": "photographs",
+    "VITON-HD, DressCode": "folders",
+    "from the hub": "hub",
+}
+COLUMNS = ["Run", "State", "Step", "Profile", "Best score", "Size", "Note"]
+NO_RUN = "There is no run yet."
+NO_LORA = "There is no LoRA yet. When a run has saved its first checkpoint, start the app again to try it on."
+STYLE = """
+#plan, #runs { contain: inline-size; overflow-x: auto; }
+#plan .html-container, #runs .html-container { padding: 0; }
+#plan table, #runs table { width: 100%; margin: 0; border: 0; }
+#plan tr, #runs tr { border: 0; border-top: 1px solid var(--border-color-primary); }
+#plan td, #runs td { border: 0; padding: 2px 12px 2px 0; vertical-align: top; }
+#runs td { white-space: nowrap; }
+#runs tr:first-child { font-weight: bold; }
+#run-state code { white-space: normal; overflow-wrap: anywhere; }
+"""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was found at the last look. run: the one that is shown; grid: its newest validation picture."""
+
+    run: Path | None = None
+    runs: tuple[Path, ...] = ()
+    grid: Path | None = None
+    marks: tuple[Any, ...] = ()
+
+
+def describe(facts: RunFacts, left: float | None) -> str:
+    """How a run stands, in words. left: seconds that its other steps will take, where that is known."""
+    steps = f", step {facts.step:,}" + (f" of {facts.steps:,}" if facts.steps else "") if facts.step else ""
+    lasts = facts.state == "going on" and left
+    more = f"; about {timedelta(seconds=round(left))} of steps left, validation and scores aside" if lasts else ""
+    return f"**{facts.state.capitalize()}**{steps}{more}.\n\n`{facts.said or 'Its log is empty.'}`"
+
+
+def overview(facts: RunFacts) -> list[str]:
+    """The run's cells in the table of all runs."""
+    profile, size = facts.profile.replace("_", " "), gigabytes(facts.size)
+    return [facts.name, facts.state, f"{facts.step:,}", profile, facts.score, size, facts.note]
+
+
+def table(rows: list[list[str]]) -> str:
+    """Rows of cells as HTML; the last cell of a short row is as wide as the cells that it lacks."""
+    widest = max(map(len, rows))
+    lines = []
+    for *cells, last in rows:
+        start = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        lines.append(f'<tr>{start}<td colspan="{widest - len(cells)}">{escape(last)}</td></tr>')
+    return f"<table>{''.join(lines)}</table>"
+
+
+class TrainPage:
+    """The page with two tabs, whose `blocks` Gradio serves.
+
+    try_on: the other tab; None: there is no LoRA yet. runs: the folder of runs. flags: of every training.
+    """
+
+    def __init__(self, try_on: Page | None, runs: Path, flags: list[str]):
+        self.try_on, self.runs, self.flags = try_on, runs, flags
+        cleaned = (CLEANED_EVERY, KEPT_SECONDS)
+        with gr.Blocks(title="Try-on", analytics_enabled=False, delete_cache=cleaned) as self.blocks:
+            with gr.Tabs(selected="train" if try_on is None else "try-on"):
+                with gr.Tab("Try on", id="try-on") as self.other_tab:
+                    gr.Markdown(NO_LORA) if try_on is None else try_on.blocks.render()
+                with gr.Tab("Train", id="train"):
+                    self._show()
+            self._connect()
+
+    def _show(self) -> None:
+        self.seen = gr.State(time_to_live=KEPT_SECONDS)
+        self.doomed = gr.State(time_to_live=KEPT_SECONDS)  # the run that may be deleted
+        self.clock = gr.Timer(LOOKED_EVERY)
+        with gr.Row(equal_height=False):
+            with gr.Column(min_width=320, scale=4):
+                self._show_request()
+            with gr.Column(min_width=320, scale=6):
+                self._show_run()
+        gr.Markdown("### 3. All runs")
+        self.table = gr.HTML(elem_id="runs", padding=False)
+
+    def _show_request(self) -> None:
+        gr.Markdown("### 1. Train a LoRA")
+        self.source = gr.Radio(list(SOURCES), value=next(iter(SOURCES)), label="Data", elem_id="source")
+        self.data = gr.Textbox("", label="Folder, or name on the hub", visible=False, elem_id="data")
+        profiles = [(name.replace("_", " "), name) for name in PROFILES]
+        self.profile = gr.Radio(profiles, value="quick_test", label="Profile", elem_id="profile")
+        with gr.Row():
+            self.name = gr.Textbox("", label="Name", placeholder="profile and time", elem_id="name", min_width=120)
+            self.steps = gr.Textbox(
+                "", label="Steps", placeholder="the profile's", elem_id="train-steps", min_width=120
+            )
+        self.note = gr.Textbox("", label="Note", placeholder="what is tried", elem_id="note")
+        with gr.Accordion("Further flags", open=False):
+            self.more = gr.Textbox("", label="As in a terminal", placeholder="--lora_rank 32 --seed 1", elem_id="more")
+        with gr.Row():
+            self.start_button = gr.Button("Start", variant="primary", elem_id="start", min_width=80)
+            self.plan_button = gr.Button("Plan", elem_id="plan-button", min_width=80)
+            self.check_button = gr.Button("Check", elem_id="check-button", min_width=80)
+        self.said = gr.Markdown(
+            "*Plan* says what the run needs and takes, *Check* whether this machine computes right.",
+            elem_id="train-said",
+        )
+        self.plan = gr.HTML(elem_id="plan", padding=False)
+
+    def _show_run(self) -> None:
+        gr.Markdown("### 2. Watch it")
+        self.run = gr.Dropdown([], label="Run", show_label=False, elem_id="run")
+        self.state = gr.Markdown(NO_RUN, elem_id="run-state")
+        with gr.Row():
+            self.stop_button = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-run", min_width=80)
+            self.resume_button = gr.Button("Go on", interactive=False, elem_id="resume", min_width=80)
+            self.delete_button = gr.Button("Delete", interactive=False, elem_id="delete", min_width=80)
+        with gr.Column(visible=False) as self.confirmation:
+            self.question = gr.Markdown(elem_id="question")
+            with gr.Row():
+                self.yes = gr.Button("Delete it", variant="stop", elem_id="yes", min_width=80)
+                self.no = gr.Button("Keep it", min_width=80)
+        with gr.Row():
+            self.plots = [
+                gr.LinePlot(
+                    x="step", y="loss", title=f"{what} loss", height=190, visible=False, elem_id=what, buttons=[]
+                )
+                for what in ("training", "validation")
+            ]
+        self.grid = gr.Image(show_label=False, interactive=False, visible=False, buttons=["fullscreen"], elem_id="grid")
+
+    def _connect(self) -> None:
+        of_request = {self.source, self.data, self.profile, self.name, self.steps, self.note, self.more}
+        watched = {self.run, self.state, *self.plots, self.grid, self.table, self.seen}
+        watched |= {self.stop_button, self.resume_button, self.delete_button}
+        shown = {self.run, self.seen}
+        directly = {"queue": False, **QUIETLY}
+        self.source.change(self.name_data, {self.source}, {self.data}, **directly)
+        started = self.start_button.click(self.start, of_request, {self.said, self.run}, **PRIVATE)
+        asked = {"outputs": {self.said, self.plan}, "show_progress_on": self.plan, **PRIVATE}
+        self.plan_button.click(self.ask_plan, of_request, **asked)
+        self.check_button.click(self.ask_check, of_request, **asked)
+        changed = [
+            started,
+            self.stop_button.click(self.stop, {self.run}, {self.said}, **directly),
+            self.resume_button.click(self.resume, {self.run}, {self.said}, **PRIVATE),
+            self.yes.click(self.delete, {self.doomed}, {self.said, self.confirmation, self.run}, **directly),
+        ]
+        confirming = {self.said, self.question, self.confirmation, self.doomed}
+        self.delete_button.click(self.confirm, {self.run}, confirming, **directly)
+        self.no.click(lambda: {self.confirmation: gr.Column(visible=False)}, outputs={self.confirmation}, **directly)
+        for event in changed:
+            event.then(self.look, shown, watched, **directly)
+        for look in (self.blocks.load, self.clock.tick, self.run.input):
+            look(self.look, shown, watched, **directly)
+        if self.try_on:
+            session = self.try_on.session
+            self.other_tab.select(lambda: gr.Dropdown(session.loras()), outputs=self.try_on.lora, **directly)
+
+    def _request(self, values: Values) -> TrainingRequest:
+        return TrainingRequest(
+            SOURCES[values[self.source]], values[self.data], values[self.profile], values[self.name],
+            values[self.steps], f"{shlex.join(self.flags)} {values[self.more]}",
+        )  # fmt: skip
+
+    def _chosen(self, name: str | None) -> Path:
+        """The folder of a run. Raises ValueError where there is none of this name."""
+        run = next((run for run in training.all_runs(self.runs) if run.name == name), None)
+        if run is None:
+            raise ValueError(f"There is no run {name}." if name else "Choose a run first.")
+        return run
+
+    def name_data(self, values: Values) -> dict:
+        """Asks for the data's place, but for the toy's."""
+        return {self.data: gr.Textbox(visible=SOURCES[values[self.source]] != "toy")}
+
+    def _make_room(self) -> None:
+        """Gives the GPU to the training; the next try-on loads its models again."""
+        if self.try_on:
+            self.try_on.session.release()
+
+    @refusing
+    def start(self, values: Values) -> dict:
+        """Starts a training as the page asks for it, and shows it."""
+        self._make_room()
+        run = training.start(self._request(values), self.runs)
+        if values[self.note]:
+            (run / training.NOTE).write_text(values[self.note])
+        return {self.said: f"Started: {run.name}. It goes on where this page is closed.", self.run: self._choice(run)}
+
+    def ask_plan(self, values: Values) -> Iterator[dict]:
+        """Shows what the run needs and takes."""
+        yield from self._ask(values, "--plan")
+
+    def ask_check(self, values: Values) -> Iterator[dict]:
+        """Shows whether this machine computes right at the run's settings."""
+        self._make_room()
+        rows = yield from self._ask(values, "--check")
+        yield {self.said: " ".join(rows[-1])}  # the verdict, which is far from the button
+
+    def _ask(self, values: Values, flag: Literal["--plan", "--check"]) -> Generator[dict, None, list[list[str]]]:
+        rows = [["Looking; this takes seconds for a plan, and minutes for a check."]]
+        yield {self.said: "", self.plan: table(rows)}
+        try:
+            for row in training.ask(self._request(values), flag):
+                rows.append(row)
+                yield {self.plan: table(rows[1:])}
+        except ValueError as error:
+            rows = [[str(error)]]
+            yield {**refusal(self, error), self.plan: ""}
+        return rows
+
+    @refusing
+    def stop(self, values: Values) -> dict:
+        """Asks the run to save and to end."""
+        training.stop(self._chosen(values[self.run]))
+        return {self.said: ""}
+
+    @refusing
+    def resume(self, values: Values) -> dict:
+        """Lets the run go on."""
+        self._make_room()
+        training.resume(self._chosen(values[self.run]))
+        return {self.said: ""}
+
+    @refusing
+    def confirm(self, values: Values) -> dict:
+        """Asks before a run is deleted."""
+        run = self._chosen(values[self.run])
+        size = gigabytes(training.read_run(run).size)
+        question = f"Delete {run.name} with all its LoRAs, {size}? It cannot be brought back."
+        return {self.question: question, self.confirmation: gr.Column(visible=True), self.doomed: run.name}
+
+    @refusing
+    def delete(self, values: Values) -> dict:
+        """Deletes the run that was asked about."""
+        training.delete(self._chosen(values[self.doomed]))
+        rest = training.all_runs(self.runs)
+        return {
+            self.said: "",
+            self.confirmation: gr.Column(visible=False),
+            self.run: self._choice(rest[0] if rest else None),
+        }
+
+    def _choice(self, run: Path | None) -> gr.Dropdown:
+        return gr.Dropdown([each.name for each in training.all_runs(self.runs)], value=run.name if run else None)
+
+    def look(self, values: Values) -> dict:
+        """Shows how the chosen run stands, and all others in the table, where anything has changed since the last
+        look."""
+        runs = training.all_runs(self.runs)
+        run = next((each for each in runs if each.name == values[self.run]), runs[0] if runs else None)
+        grid, was = run and training.newest_grid(run), values[self.seen] or Seen()
+        seen = Seen(run, tuple(sorted(runs)), grid, training.marks(runs))
+        if seen == was:
+            return gr.skip()
+        facts = {each: training.read_run(each) for each in runs}
+        changed = {self.seen: seen, self.table: table([COLUMNS, *map(overview, facts.values())])}
+        if (seen.run, seen.runs) != (was.run, was.runs):
+            changed[self.run] = self._choice(run)
+        if (seen.run, seen.grid) != (was.run, was.grid):
+            changed[self.grid] = gr.Image(grid and Image.open(grid), visible=bool(grid))
+        if run is None:
+            hidden = {plot: gr.LinePlot(visible=False) for plot in self.plots}
+            return {**changed, **hidden, self.state: NO_RUN}
+        rows, of_run = training.read_metrics(run), facts[run]
+        return {
+            **changed,
+            self.state: describe(of_run, training.seconds_left(of_run, rows)),
+            **{
+                plot: gr.LinePlot(pd.DataFrame(points, columns=["step", "loss"]), visible=len(points) > 1)
+                for plot, points in zip(self.plots, training.loss_curves(rows), strict=True)
+            },
+            self.stop_button: gr.Button(interactive=of_run.state in ("starting", "going on")),
+            self.resume_button: gr.Button(interactive=of_run.resumable),
+            self.delete_button: gr.Button(interactive=of_run.state in ("finished", "stopped", "failed")),
+        }

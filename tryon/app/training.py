@@ -1,0 +1,267 @@
+"""Trainings, as a page can start and show them: their processes, and what they write into their folders.
+
+A training is the launcher that a terminal would call, in a session of its own: it goes on where the page or the app is
+closed, and one that was started in a terminal is shown like any other.
+"""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from subprocess import DEVNULL, PIPE, STDOUT, Popen
+from typing import Any, Literal
+
+from tryon.config import PROJECT
+from tryon.files import read_json
+from tryon.report import read_metrics, read_scores
+from tryon.runs import LAUNCH, LAUNCHER_LOCK, checkpoints, locked, process_of
+
+LAUNCHER = PROJECT / "train_deepfashion_lora.sh"
+NOTE = "note.txt"
+TAIL = 16 * 1024  # bytes at the end of a file that say how a run stands
+MOST_POINTS = 200  # of a curve
+RECENT = 50  # steps by whose median the time left is foretold
+Source = Literal["toy", "photographs", "folders", "hub"]
+State = Literal["starting", "going on", "stopping", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """A training to be planned or started.
+
+    data: a folder, or a name on the hub; nothing for the toy. name: of the run's folder; empty: one after profile and
+    time. steps: optimiser steps; empty: the profile's. more: flags as in a terminal.
+    """
+
+    source: Source
+    data: str
+    profile: str
+    name: str = ""
+    steps: str = ""
+    more: str = ""
+
+    def flags(self) -> list[str]:
+        """The launcher's flags, but for the run's name. Raises ValueError where the data are not named."""
+        if self.source == "toy":
+            data = ["--toy"]
+        elif not self.data.strip():
+            raise ValueError("Name the data: a folder, or a data set of the hub.")
+        else:
+            data = [f"--{'dataroot' if self.source == 'folders' else 'dataset_name'}={self.data.strip()}"]
+        steps = [f"--max_train_steps={self.steps.strip()}"] if self.steps.strip() else []
+        try:
+            more = shlex.split(self.more)
+        except ValueError as error:
+            raise ValueError(f"The further flags cannot be read ({error}): write them as in a terminal.") from error
+        return [f"--{self.profile.replace('_', '-')}", *data, *steps, *more]
+
+    def flags_to_ask(self) -> list[str]:
+        """The flags with which --plan and --check answer: of VITON-HD and DressCode they only need to know how many
+        pairs there are."""
+        if self.source != "folders":
+            return self.flags()
+        root = Path(self.data).expanduser()
+        lists = [*root.glob("train_pairs.txt"), *root.glob("*/train_pairs.txt")]
+        pairs = sum(len(file.read_text().splitlines()) for file in lists)
+        known = [f"--max_train_samples={pairs}"] if pairs else []
+        return [*known, *(flag for flag in self.flags() if not flag.startswith("--dataroot="))]
+
+
+def start(request: TrainingRequest, runs: Path) -> Path:
+    """Starts a training below the folder of runs, and returns its folder. Raises ValueError with the launcher's words
+    where it refuses."""
+    name = request.name.strip() or f"deepfashion_lora_{request.profile}_{time.strftime('%Y%m%d_%H%M%S')}"
+    if (runs / name).exists():
+        raise ValueError(f"There is a run {name} already: give another name.")
+    _launch([*request.flags(), f"--run_name={name}"], PROJECT, runs / name)
+    return runs / name
+
+
+def resume(run: Path) -> None:
+    """Lets a run go on from its newest checkpoint, with the flags that it was started with. Raises ValueError where it
+    cannot."""
+    launch = read_json(run / LAUNCH)
+    if not launch:
+        raise ValueError(f"{run.name} was not started by {LAUNCHER.name}: resume it in a terminal.")
+    if process_of(run) is not None:
+        raise ValueError(f"{run.name} is going on already.")
+    resuming = ["--init_lora", "none", "--resume_from_checkpoint", str(run)]
+    _launch([*launch["flags"], *resuming], Path(launch["folder"]), run)
+
+
+def _launch(flags: list[str], folder: Path, run: Path) -> None:
+    """Calls the launcher in a folder, and returns as soon as it keeps the run's. Raises ValueError with its words where
+    it ends before."""
+    with tempfile.TemporaryFile() as said:
+        launcher = Popen(
+            ["bash", str(LAUNCHER), *flags], cwd=folder, env={**os.environ, "RUNS_DIR": str(run.parent)},
+            stdin=DEVNULL, stdout=DEVNULL, stderr=said, start_new_session=True,
+        )  # fmt: skip
+        threading.Thread(target=launcher.wait, daemon=True).start()  # or it would stay as a zombie
+        while process_of(run) is None:
+            if launcher.poll() is not None:
+                said.seek(0)
+                raise ValueError(_last_words(said.read().decode(errors="replace")))
+            time.sleep(0.05)
+
+
+def stop(run: Path) -> None:
+    """Asks a run to save after its step and to end. Raises ValueError where it cannot be asked from here."""
+    process = process_of(run)
+    if process is None:
+        raise ValueError(f"{run.name} has ended already.")
+    if process < 1:
+        raise ValueError(f"{run.name} runs on another machine: stop it there.")
+    os.kill(process, signal.SIGTERM)  # SIGINT is ignored where the app was started in a script's background
+
+
+def delete(run: Path) -> None:
+    """Removes a run's folder and all that is in it. Raises ValueError while the run goes on."""
+    if process_of(run) is not None:
+        raise ValueError(f"{run.name} is going on: stop it first.")
+    try:
+        with locked(run, LAUNCHER_LOCK), locked(run):
+            shutil.rmtree(run)
+    except OSError as error:
+        raise ValueError(f"{run} cannot be deleted ({error}): delete it by hand.") from error
+
+
+def ask(request: TrainingRequest, flag: Literal["--plan", "--check"]) -> Iterator[list[str]]:
+    """What the launcher answers to a flag: each line as cells, as soon as it comes; indented ones begin with an empty
+    cell. Raises ValueError where it refuses."""
+    command = ["bash", str(LAUNCHER), *request.flags_to_ask(), flag]
+    with Popen(command, cwd=PROJECT, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True) as launcher:
+        try:
+            for line in launcher.stdout:
+                if line.startswith("error: "):
+                    raise ValueError(_last_words(line))
+                if not line.startswith("loading "):
+                    yield re.split(r"\s{2,}", line.rstrip())
+        finally:
+            launcher.terminate()
+
+
+def _last_words(said: str) -> str:
+    """The launcher's last line, as a sentence of the page."""
+    lines = [line for line in said.splitlines() if line.strip()]
+    return lines[-1].removeprefix("error: ") if lines else "The training ended before it began, and said nothing."
+
+
+def all_runs(runs: Path) -> list[Path]:
+    """The folders of runs, those that go on first, then the newest first."""
+    folders = [path for path in runs.iterdir() if path.is_dir()] if runs.is_dir() else []
+    found = [path for path in folders if any((path / name).is_file() for name in (LAUNCH, "config.json"))]
+    return sorted(found, key=lambda run: (process_of(run) is not None, run.stat().st_mtime), reverse=True)
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """A run as its folder shows it. step: optimiser steps done; steps: in all, None: not known. score: in words. size:
+    bytes on the disk. said: the newest line of its log. resumable: whether `resume` lets it go on."""
+
+    name: str
+    state: State
+    step: int
+    steps: int | None
+    profile: str
+    score: str
+    size: int
+    note: str
+    said: str
+    resumable: bool
+
+
+def read_run(run: Path) -> RunFacts:
+    """What the folder says now."""
+    settings = max(run.glob("config*.json"), key=lambda file: file.stat().st_mtime, default=run / "config.json")
+    config = read_json(settings)
+    steps = None if config.get("num_train_epochs") else config.get("max_train_steps")
+    rows = [line for line in _tail(run / "metrics.jsonl") if line.endswith("}")]
+    step = json.loads(rows[-1])["step"] if rows else 0
+    log = [line for line in _tail(run / "train.log") if line.strip()]
+    state = _state(run, log, step, steps)
+    note = run / NOTE
+    return RunFacts(
+        name=run.name, state=state, step=step, steps=steps, profile=config.get("profile", ""), score=_best_score(run),
+        size=_size(run),
+        note=note.read_text() if note.is_file() else "", said=log[-1] if log else "",
+        resumable=state in ("stopped", "failed") and (run / LAUNCH).is_file() and bool(checkpoints(run)),
+    )  # fmt: skip
+
+
+def _size(run: Path) -> int:
+    total = 0
+    for path in run.rglob("*"):
+        with suppress(FileNotFoundError):  # a run that goes on removes its older checkpoints
+            total += path.stat().st_size
+    return total
+
+
+def _state(run: Path, log: list[str], step: int, steps: int | None) -> State:
+    newest = log[-1] if log else ""
+    if process_of(run) is not None:
+        since_last_stop = "\n".join(log[:-1]).rpartition("stopped by SIG")[2]
+        if "saving after this step" in f"{since_last_stop}\n{newest}" or newest.startswith("stopped by SIG"):
+            return "stopping"
+        return "going on" if step else "starting"
+    if " finished: " in newest or (not log and steps and step >= steps):
+        return "finished"
+    return "failed" if newest.startswith("error: ") or "Traceback (most recent call last):" in log else "stopped"
+
+
+def _best_score(run: Path) -> str:
+    """The best LoRA's mean PSNR over all kinds of pairs; before there are scores, the lowest validation loss."""
+    rows = [scores for _, scores in read_scores(run)]
+    if rows:
+        loras = rows[0].keys() - {"base", "fill", "vae"}
+        best = max(sum(row[lora]["psnr"] for row in rows) / len(rows) for lora in loras)
+        return f"{best:.1f} dB"
+    losses = [row["validation/loss"] for row in read_metrics(run) if "validation/loss" in row]
+    return f"loss {min(losses):.3f}" if losses else ""
+
+
+def _tail(file: Path) -> list[str]:
+    """The file's last whole lines; none where there is no file."""
+    if not file.is_file():
+        return []
+    with file.open("rb") as opened:
+        cut = max(0, file.stat().st_size - TAIL)
+        opened.seek(cut)
+        lines = opened.read().decode(errors="replace").splitlines()
+    return lines[1:] if cut else lines
+
+
+def seconds_left(facts: RunFacts, rows: list[dict[str, Any]]) -> float | None:
+    """How long the steps that are left will take; None where that is not known. rows: the run's metrics."""
+    recent = [row["train/seconds"] for row in rows if "train/seconds" in row][-RECENT:]
+    return median(recent) * (facts.steps - facts.step) if recent and facts.steps else None
+
+
+def loss_curves(rows: list[dict[str, Any]]) -> tuple[list[tuple[int, float]], list[tuple[int, float]]]:
+    """Training and validation loss as points: step and loss. Of many steps each point is a mean."""
+    steps = [row for row in rows if "train/loss" in row]
+    size = -(-len(steps) // MOST_POINTS) or 1
+    parts = [steps[first : first + size] for first in range(0, len(steps), size)]
+    training = [(part[-1]["step"], sum(row["train/loss"] for row in part) / len(part)) for part in parts]
+    return training, [(row["step"], row["validation/loss"]) for row in rows if "validation/loss" in row]
+
+
+def newest_grid(run: Path) -> Path | None:
+    """The newest validation picture, where there is one."""
+    return max((run / "validation").glob("step-*.png"), default=None)
+
+
+def marks(runs: list[Path]) -> tuple[Any, ...]:
+    """What changes whenever these runs have something else to show."""
+    files = [run / name for run in runs for name in ("metrics.jsonl", "train.log", "evaluation.json", NOTE)]
+    return *map(process_of, runs), *(file.is_file() and file.stat().st_mtime for file in files)
