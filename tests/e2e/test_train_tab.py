@@ -106,9 +106,17 @@ def test_a_training_outlives_the_page_is_stopped_and_goes_on(page_url: str, tmp_
     wait_for_no_process_with(str(run))
 
 
-def test_the_try_on_is_the_other_tab_and_keeps_its_endpoint(run: Path, tmp_path: Path) -> None:
-    session = Session(
-        TryOnConfig(), lambda *_: None, lambda facts: None, find_lora(str(run)), run.parent, tmp_path, None, None
-    )
-    page = TrainPage(Page(session, [], lambda facts: ""), run.parent, [])
-    assert list(page.blocks.get_api_info()["named_endpoints"]) == ["/try_on"]
+def test_the_try_on_is_the_other_tab_with_its_endpoints_and_new_loras(run: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "runs"
+    shutil.copytree(run / "checkpoint-1", runs / "older" / "checkpoint-1")
+    first = find_lora(str(runs))
+    session = Session(TryOnConfig(), lambda *_: None, lambda facts: None, first, runs, tmp_path, None, None)
+    try_on = Page(session, [], lambda facts: "")
+    alone = list(try_on.blocks.get_api_info()["named_endpoints"])
+    page = TrainPage(try_on, runs, [])
+    assert list(page.blocks.get_api_info()["named_endpoints"]) == alone and "/try_on" in alone
+    shutil.copytree(run / "checkpoint-1", runs / "trained meanwhile" / "checkpoint-2")
+    os.utime(find_lora(str(runs / "trained meanwhile")))
+    offered = [name for name, _ in page.list_loras()[try_on.lora].choices]
+    assert offered == [name for name, _ in try_on.refresh()[try_on.lora].choices]
+    assert any(name.startswith("trained meanwhile, step 2") for name in offered)

@@ -176,8 +176,8 @@ class TrainPage:
         for look in (self.blocks.load, self.clock.tick, self.run.input):
             look(self.look, shown, watched, **directly)
         if self.try_on:
-            session = self.try_on.session
-            self.other_tab.select(lambda: gr.Dropdown(session.loras()), outputs=self.try_on.lora, **directly)
+            listed = {self.try_on.lora, self.try_on.others}
+            self.other_tab.select(self.list_loras, outputs=listed, **directly)
 
     def _request(self, values: Values) -> TrainingRequest:
         return TrainingRequest(
@@ -195,6 +195,11 @@ class TrainPage:
     def name_data(self, values: Values) -> dict:
         """Asks for the data's place, but for the toy's."""
         return {self.data: gr.Textbox(visible=SOURCES[values[self.source]] != "toy")}
+
+    def list_loras(self) -> dict:
+        """When the other tab is opened: offers the LoRAs that were trained meanwhile."""
+        loras, others = self.try_on.session.labelled_loras(), self.try_on.comparable()
+        return {self.try_on.lora: gr.Dropdown(loras), self.try_on.others: gr.Dropdown(others)}
 
     def _make_room(self) -> None:
         """Gives the GPU to the training; the next try-on loads its models again."""

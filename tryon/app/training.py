@@ -70,7 +70,7 @@ class TrainingRequest:
         pairs there are."""
         if self.source != "folders":
             return self.flags()
-        root = Path(self.data).expanduser()
+        root = Path(self.data.strip()).expanduser()
         lists = [*root.glob("train_pairs.txt"), *root.glob("*/train_pairs.txt")]
         pairs = sum(len(file.read_text().splitlines()) for file in lists)
         known = [f"--max_train_samples={pairs}"] if pairs else []
