@@ -151,9 +151,11 @@ def resume_hint(config: TrainConfig, settings: Path | None) -> Iterator[None]:
     except BaseException as error:
         saved = checkpoints(run)
         if saved and not isinstance(error, Refused):
-            step, flag = step_of(saved[-1]), f"--resume_from_checkpoint {shlex.quote(str(saved[-1]))}"
+            step, flags = step_of(saved[-1]), f"--resume_from_checkpoint {shlex.quote(str(saved[-1]))}"
+            if config.init_lora:  # of two the last counts; a run that goes on does not start from it again
+                flags = f"--init_lora none {flags}"
             if config.num_train_epochs or step < config.max_train_steps:
-                logger.info("saved up to step %d: go on with the same flags and %s", step, flag)
+                logger.info("saved up to step %d: go on with the same flags and %s", step, flags)
             else:
                 logger.info("all %d steps are done and saved in %s", step, saved[-1])
         elif settings and settings.name != "config.json":

@@ -305,11 +305,13 @@ def test_model_folders_are_recorded_with_paths_that_hold_from_anywhere(
 def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = make_run(tmp_path / "my run", step=25)
     config, settings = TrainConfig(output_dir=str(run), max_train_steps=50), run / "config-from-25.json"
-    for steps, words in (
-        (50, f"saved up to step 25: go on with the same flags and --resume_from_checkpoint '{run}/checkpoint-25'"),
-        (25, "all 25 steps are done and saved"),
+    go_on = "saved up to step 25: go on with the same flags and"
+    for changes, words in (
+        ({}, f"{go_on} --resume_from_checkpoint '{run}/checkpoint-25'"),
+        ({"init_lora": "other"}, f"{go_on} --init_lora none --resume_from_checkpoint"),
+        ({"max_train_steps": 25}, "all 25 steps are done and saved"),
     ):
-        stopped = resume_hint(replace(config, max_train_steps=steps), None)
+        stopped = resume_hint(replace(config, **changes), None)
         with caplog.at_level(logging.INFO), pytest.raises(SystemExit), stopped:
             raise SystemExit(130)
         assert words in caplog.text
