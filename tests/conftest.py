@@ -1,6 +1,7 @@
 """What the tests share: the toy's model, and its parts. Nothing here reaches the network."""
 
 import os
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
@@ -29,6 +30,8 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def pytest_sessionstart() -> None:
+    # What a script starts in the background ignores Ctrl-C, and so would all that the tests start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "TRYON_GPU_TESTS" in os.environ and not torch.cuda.is_available():
         pytest.exit("the GPU tests need a CUDA device and none was found: run them on a machine with a GPU", 1)
 

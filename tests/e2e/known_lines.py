@@ -10,6 +10,9 @@ QUICK_TEST = [
     r"TOY MODEL, because no GPU was found: a tiny model stands in for FLUX and CatVTON-Flux",
     r"  \w+ +\S.*",  # a setting and its value
     r"drawing the toy's data into \S.*",
+    r"drawing: \d+ of \d+, [\d:]+ left",
+    r"reading (samples|held-out pairs): \d+ of \d+, [\d:]+ left",
+    r"(drawing without the LoRA|validating step \d+): \d+ of \d+, [\d:]+ left",
     rf"(training|validation) pairs: \d+  \({COUNTS}; garment from \d+ flat\)",
     r"(training|validation) samples: \d+, \d+ of them encoded already",
     r"encoding \d+ samples into .*: (under )?[\d.]+ GB needed, [\d.]+ GB free",

@@ -65,7 +65,6 @@ def page_url(loras: Path, data_cache: Path, tmp_path_factory: pytest.TempPathFac
         ],
         cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         env={**os.environ, "HF_HOME": str(tmp_path_factory.mktemp("home"))},
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     said = ""
     while "serving" not in said:

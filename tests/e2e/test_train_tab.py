@@ -36,7 +36,6 @@ def page_url(tmp_path: Path, data_cache: Path) -> Iterator[str]:
     process = subprocess.Popen(
         [sys.executable, "app_lora.py", "--train", "--port", str(port), "--data_cache_dir", str(data_cache)],
         cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(tmp_path / "runs"),
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     said = ""
     while "serving" not in said:
