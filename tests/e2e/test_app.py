@@ -32,6 +32,7 @@ from tryon.config import TryOnConfig
 from tryon.data.category import MaskRule
 from tryon.flux.lora_header import read_facts
 from tryon.inference.pipeline import usable_rule
+from tryon.inference.recipe import read_recipe
 from tryon.runs import find_lora, lora_name
 from tryon.toy.draw import write_pictures
 
@@ -428,6 +429,31 @@ def test_what_is_transparent_is_white_in_a_garment_and_nothing_in_a_mask(
         results, _ = client.predict(**pictures, category="lower", steps=1, seed=3, api_name="/try_on")
         dressed.append(np.asarray(Image.open(results[0]["image"]).convert("RGB")).astype(int))
     assert np.abs(dressed[0] - dressed[1]).max() <= 1
+    recipe = read_recipe(Path(results[0]["image"]))
+    assert recipe.loras == ("newer, step 2",) and recipe.flags["seed"] == 3 and "tryon" in recipe.versions
+    assert str(tmp_path.parent) not in str(recipe), "none of the machine's paths"
+
+
+def test_settings_are_taken_from_a_result(loras: Path, drawn: Path, tmp_path: Path) -> None:
+    first, older = find_lora(str(loras / "newer")), find_lora(str(loras / "older"))
+    session = session_of(first, loras, tmp_path)
+    page = Page(session, [], lambda facts: "")
+    made = session.request(
+        lora=older, strength=0.5, person=Image.open(drawn / "person-1.png"), garment=Image.new("RGB", (9, 9)),
+        mask=Image.new("L", (576, 768), 255), category="full", size=None, steps=7, guidance=20, count=1, seed=5,
+        called=("a", "b"),
+    )  # fmt: skip
+    result = session.file(Image.new("RGB", (9, 9)), "result", made.recipe(5))
+    set_to = page.take_settings({page.made: result, page.lora: str(first)})
+    assert set_to[page.lora] == str(older) and set_to[page.category] == "full" and set_to[page.strength] == 0.5
+    assert set_to[page.steps].value == 7 and set_to[page.guidance].value == 20 and set_to[page.seed] == 5
+    assert set_to[page.said] == "All is set as for that picture."
+    stranger = session.file(Image.new("RGB", (9, 9)), "result", replace(made.recipe(5), loras=("other, step 9",)))
+    set_to = page.take_settings({page.made: stranger, page.lora: str(first)})
+    assert set_to[page.lora] == str(first) and "other, step 9, is not here" in set_to[page.said]
+    with pytest.warns(UserWarning, match="does not say how it was made"):  # Gradio's way without a browser
+        said = page.take_settings({page.made: str(drawn / "person-1.png"), page.lora: str(first)})
+    assert "does not say how it was made" in said[page.said] and len(said) == 1
 
 
 def test_the_documented_programs_run(page_url: str, drawn: Path, tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ class Layout:
             self.size = gr.Dropdown(sizes, value=sizes[0], label="Size of the repainted panel", elem_id="size")
             self.steps = gr.Slider(1, most_steps, value=steps, step=1, label="Steps", elem_id="steps")
             self.guidance = gr.Slider(0, most_guidance, value=guidance, step=0.5, label="Guidance", elem_id="guidance")
+            self.made = gr.File(label="All as for a result: drop it here", file_types=["image"], height=110)
 
     def _show_results(self) -> None:
         self.slider = gr.ImageSlider(

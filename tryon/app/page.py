@@ -33,12 +33,13 @@ from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import UNREADABLE, doubt_about_mask, read_photograph
 from tryon.flux.lora_header import LoraFacts, denoising, read_facts
 from tryon.inference.pipeline import usable_rule
-from tryon.inference.recipe import BASE
+from tryon.inference.recipe import BASE, read_recipe
 from tryon.runs import lora_name
 
 logger = logging.getLogger(__name__)
 
 LONGEST_HISTORY = 24
+NUMBERS = ("steps", "guidance_scale", "seed", "lora_scale")  # in every recipe of a result
 LONGEST_UNDO = 50  # changes of the mask
 SHOWN_LATELY = 3  # masks, one of which the editor shows while it loads the last
 NO_PICTURE = "This file is no picture that can be read: give a PNG, JPEG or WebP."
@@ -188,6 +189,8 @@ class Page(Layout):
         self.results.select(self.compare, {self.compared}, {self.slider}, **PRIVATE)
         restored = {self.lora, self.about, self.person, self.garment, self.masks, *settings, *compared}
         self.past.select(self.restore, {self.history, self.person, self.masks}, restored, **QUIETLY)
+        taken = {self.lora, self.about, self.said, *settings - {self.others}}
+        self.made.upload(self.take_settings, {self.made, self.lora}, taken, **QUIETLY)
         begun = {self.person, self.garment, self.category, self.masks, self.names}
         self.shelf.select(self.show_example, {self.person, self.masks, self.names}, begun, **QUIETLY)
         self.blocks.unload(self.leave)
@@ -463,6 +466,31 @@ class Page(Layout):
             self.is_random: False,
             self.strength: made.strength,
             self.others: [BASE if each.strength == 0 else str(each.lora) for each in others],
+        }
+
+    @refusing
+    def take_settings(self, values: Values) -> dict:
+        """Sets everything but the pictures as it was when a result was made, here or by tryon_inference_lora.py."""
+        recipe = read_recipe(Path(values[self.made]))
+        if recipe is None or not all(isinstance(recipe.flags.get(name), int | float) for name in NUMBERS):
+            raise ValueError("This picture does not say how it was made: give a result of this page.")
+        flags, name = recipe.flags, recipe.loras[0]
+        found = next((file for called, file in self.session.loras() if called == name), None)
+        lora = self.session.chosen(found or values[self.lora])
+        sizes = self.session.sizes(lora)
+        as_made = [size for size in sizes if sizes[size] == (flags.get("height"), flags.get("width"))]
+        category = {self.category: flags["category"]} if flags.get("category") in CATEGORIES else {}
+        return category | {
+            self.lora: str(lora),
+            self.about: self.describe_lora(lora),
+            self.size: gr.Dropdown(list(sizes), value=(as_made or list(sizes))[0]),
+            self.steps: slider_to(flags["steps"], MOST_STEPS),
+            self.guidance: slider_to(flags["guidance_scale"], MOST_GUIDANCE),
+            self.count: 1,
+            self.seed: flags["seed"],
+            self.is_random: False,
+            self.strength: flags["lora_scale"],
+            self.said: "All is set as for that picture." + ("" if found else f" Its LoRA, {name}, is not here."),
         }
 
     def show_example(self, values: Values, event: gr.SelectData) -> dict:

@@ -22,10 +22,10 @@ from tryon.config import TryOnConfig, oversized
 from tryon.data.category import Category, MaskRule
 from tryon.data.human_parser import Parser, mask_by_rule, parse, parser_for_masks
 from tryon.data.sample import usable_mask
-from tryon.files import replacing
+from tryon.files import files_fingerprint, replacing
 from tryon.flux.lora_header import LoraFacts, denoising, panel_size, read_facts, verify_lora
 from tryon.inference.pipeline import TryOnModel, same_models, swap_lora, try_on
-from tryon.inference.recipe import BASE
+from tryon.inference.recipe import BASE, FINGERPRINT, Recipe, png_text, versions
 from tryon.report import read_metrics
 from tryon.runs import all_loras, checkpoints, lora_file, lora_name, run_of, step_of
 
@@ -68,6 +68,15 @@ class TryOnRequest:
         if self.strength == 0:
             return BASE
         return lora_name(self.lora) + ("" if self.strength == 1 else f", strength {self.strength:g}")
+
+    def recipe(self, seed: int) -> Recipe:
+        """How a result was made. It names no file of this machine: results go to everybody who uses the page."""
+        flags = {
+            "category": self.category, "height": self.size[0], "width": self.size[1], "steps": self.steps,
+            "guidance_scale": self.guidance, "seed": seed, "num_results": 1, "lora_scale": self.strength,
+        }  # fmt: skip
+        lora = files_fingerprint(self.lora)[:FINGERPRINT]
+        return Recipe(flags, {"lora": lora}, (lora_name(self.lora),), versions())
 
     def result_name(self, seed: int) -> str:
         """The name of a result's file, without its ending: <person>_<garment>_<lora>_<seed>."""
@@ -157,8 +166,9 @@ class Session:
         """The steps and the guidance that the page shows for a LoRA."""
         return denoising(read_facts(lora), self.steps, self.guidance)
 
-    def file(self, picture: Image.Image, name: str = "picture") -> str:
-        """The picture as a PNG file of that name, one file for equal pictures; files older than a day are removed.
+    def file(self, picture: Image.Image, name: str = "picture", recipe: Recipe | None = None) -> str:
+        """The picture as a PNG file of that name, which carries its recipe; one file for equal pictures. Files older
+        than a day are removed.
 
         Gradio would write a picture again each time it is shown, while a browser may still be reading it.
         """
@@ -166,12 +176,12 @@ class Session:
             for old in self.folder.glob("*/*.png"):
                 if old.stat().st_mtime < time.time() - KEPT_SECONDS:
                     old.unlink()
-            pixels = picture.tobytes() + repr((picture.mode, picture.size)).encode()
+            pixels = picture.tobytes() + repr((picture.mode, picture.size, recipe)).encode()
             file = self.folder / sha256(pixels).hexdigest() / f"{name}.png"
             if not file.exists():
                 file.parent.mkdir(exist_ok=True)
                 with replacing(file) as staging:
-                    picture.save(staging, "PNG", compress_level=1)
+                    picture.save(staging, "PNG", compress_level=1, pnginfo=recipe and png_text(recipe))
             file.touch()
             return str(file)
 
@@ -239,8 +249,8 @@ class Session:
                 replace(self.model, size=asked.size), *pictures, asked.category,
                 steps=asked.steps, guidance=asked.guidance, seeds=asked.seeds, each_step=each_step,
             )  # fmt: skip
-        names = map(asked.result_name, asked.seeds)
-        return replace(asked, results=tuple(map(self.file, results, names)))
+        names, recipes = map(asked.result_name, asked.seeds), map(asked.recipe, asked.seeds)
+        return replace(asked, results=tuple(map(self.file, results, names, recipes)))
 
     def take(self, lora: Path, strength: float) -> None:
         """Puts a LoRA on the models at a strength; where it was trained for others, these are loaded first."""

@@ -116,18 +116,25 @@ def is_made(recipe: Recipe, output: Path, seeds: range) -> bool:
 def save_picture(picture: Image.Image, file: Path, recipe: Recipe) -> None:
     """Writes a picture, whole or not at all, with its recipe: as text in PNG, as EXIF's comment in JPEG and WebP.
     Raises ValueError where it cannot be written."""
-    text, kind = json.dumps(asdict(recipe)), Image.registered_extensions()[file.suffix.lower()]
+    kind = Image.registered_extensions()[file.suffix.lower()]
     if kind == "PNG":
-        settings = {"pnginfo": PngImagePlugin.PngInfo()}
-        settings["pnginfo"].add_text(KEY, text)
+        settings = {"pnginfo": png_text(recipe)}
     else:
         settings = {"quality": 95, "exif": Image.Exif()}
-        settings["exif"].get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = ASCII + text.encode()
+        comment = ASCII + json.dumps(asdict(recipe)).encode()
+        settings["exif"].get_ifd(ExifTags.IFD.Exif)[ExifTags.Base.UserComment] = comment
     try:
         with replacing(file) as staging:
             picture.save(staging, kind, **settings)
     except OSError as error:
         raise ValueError(f"{file} cannot be written ({error}): make room, or name another place") from error
+
+
+def png_text(recipe: Recipe) -> PngImagePlugin.PngInfo:
+    """A recipe as a PNG carries it."""
+    text = PngImagePlugin.PngInfo()
+    text.add_text(KEY, json.dumps(asdict(recipe)))
+    return text
 
 
 def read_recipe(file: Path) -> Recipe | None:
