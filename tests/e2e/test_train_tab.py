@@ -24,7 +24,7 @@ pytestmark = pytest.mark.e2e
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 # Steps that are long enough to press a button in one.
-SLOW = (*SMALL, "--gradient_accumulation_steps", "12", "--validation_steps", "100")
+SLOW = (*SMALL, "--height", "96", "--width", "64", "--gradient_accumulation_steps", "16", "--validation_steps", "100")
 
 
 @pytest.fixture
