@@ -1,5 +1,6 @@
 """What the tests share: the toy's model, and its parts. Nothing here reaches the network."""
 
+import gc
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -32,6 +33,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 def pytest_sessionstart() -> None:
     # What a script starts in the background ignores Ctrl-C, and so would all that the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    gc.freeze()  # what the imports made stays: to look for garbage in it again and again takes minutes in all
     if "TRYON_GPU_TESTS" in os.environ and not torch.cuda.is_available():
         pytest.exit("the GPU tests need a CUDA device and none was found: run them on a machine with a GPU", 1)
 

@@ -125,9 +125,8 @@ class TransformerCosts:
 
 
 def transformer_costs(config: TrainConfig, transformer_config: dict[str, Any]) -> TransformerCosts:
-    """Sizes and costs, counted on the real model with its LoRA, which is made without memory; takes about a second."""
-    one_of_each = {**transformer_config, "num_layers": 1, "num_single_layers": 1}
-    transformer = empty_transformer(one_of_each, config.lora_rank, config.lora_dropout)
+    """Sizes and costs, counted on the real model with its LoRA, which is made without memory."""
+    transformer = empty_transformer(one_block_of_each(transformer_config), config.lora_rank, config.lora_dropout)
     tokens = count_tokens(config.height, config.width) + config.max_sequence_length
     inputs = config.train_batch_size * tokens * transformer.inner_dim * dtype_of(config).itemsize
 
@@ -303,15 +302,30 @@ def check_panel_fits(size: tuple[int, int], base: Path, dtype: torch.dtype, devi
 
 
 def count_parameters(transformer_config: dict[str, Any], rank: int) -> Sizes:
-    """Sizes of the transformer with a LoRA of this rank, counted without allocating memory."""
-    transformer = empty_transformer(transformer_config, rank)
-    trained = sum(each.numel() for each in transformer.parameters() if each.requires_grad)
+    """Sizes of the transformer with a LoRA of this rank, counted without allocating memory, on one block of each kind:
+    all of a kind are alike."""
+    transformer = empty_transformer(one_block_of_each(transformer_config), rank)
+    kinds = [
+        (transformer.transformer_blocks[0], transformer_config["num_layers"]),
+        (transformer.single_transformer_blocks[0], transformer_config["num_single_layers"]),
+    ]
+
+    def count(trained: bool) -> int:
+        def of(module: nn.Module) -> int:
+            return sum(each.numel() for each in module.parameters() if each.requires_grad == trained)
+
+        return of(transformer) + sum((number - 1) * of(block) for block, number in kinds)
+
     linear = [{name: each.weight.numel() for name, each in block.named_modules()
-               if isinstance(each, nn.Linear) and "lora_" not in name} for block in blocks_of(transformer)]  # fmt: skip
-    frozen = sum(each.numel() for each in transformer.parameters()) - trained
-    in_blocks = [sum(layers.values()) for layers in linear]
+               if isinstance(each, nn.Linear) and "lora_" not in name} for block, _ in kinds]  # fmt: skip
+    in_block = [sum(layers.values()) for layers in linear]
     largest = max(count for layers in linear for name, count in layers.items() if "norm" not in name)
-    return Sizes(frozen, sum(in_blocks), in_blocks[0], largest, trained)
+    in_blocks = sum(number * each for (_, number), each in zip(kinds, in_block, strict=True))
+    return Sizes(count(trained=False), in_blocks, in_block[0], largest, count(trained=True))
+
+
+def one_block_of_each(transformer_config: dict[str, Any]) -> dict[str, Any]:
+    return {**transformer_config, "num_layers": 1, "num_single_layers": 1}
 
 
 def empty_transformer(transformer_config: dict[str, Any], rank: int, dropout: float = 0.0) -> FluxTransformer2DModel:
