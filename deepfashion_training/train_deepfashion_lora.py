@@ -113,10 +113,13 @@ def evaluate_on_drawings(val_data: "SampleSource", run: Path, config: TrainConfi
 def draw_toy_data(folder: Path) -> None:
     """Draws the toy's data set into the folder where it is not there yet."""
     from tryon.toy.dataset import write_dataset
+    from tryon.toy.model import build_once
 
-    if not folder.exists():
+    def draw(staging: Path) -> None:
         logger.info("drawing the toy's data into %s", folder)
-        write_dataset(folder, items=TOY_ITEMS, seed=0, views=TOY_VIEWS, every_flat=True, categories=TOY_CATEGORIES)
+        write_dataset(staging, items=TOY_ITEMS, seed=0, views=TOY_VIEWS, every_flat=True, categories=TOY_CATEGORIES)
+
+    build_once(folder, draw)
 
 
 if __name__ == "__main__":

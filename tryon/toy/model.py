@@ -114,7 +114,7 @@ def toy_model(cache_dir: Path, weights: Path = WEIGHTS) -> ToyFolders:
     weights: a folder with pretrained weights; a part that has none there stays random.
     """
     folder = cache_dir / "toy" / toy_name(weights)
-    _build_once(folder, lambda staging: build_toy_model(staging, weights))
+    build_once(folder, lambda staging: build_toy_model(staging, weights))
     return ToyFolders(base=folder / "base", transformer=folder / "transformer")
 
 
@@ -128,11 +128,11 @@ def toy_parser(cache_dir: Path, weights: Path = WEIGHTS) -> Path:
         _pretrained(new_parser(), file).save_pretrained(staging)
         parser_processor().save_pretrained(staging)
 
-    _build_once(folder, build)
+    build_once(folder, build)
     return folder
 
 
-def _build_once(folder: Path, build: Callable[[Path], None]) -> None:
+def build_once(folder: Path, build: Callable[[Path], None]) -> None:
     """Builds a folder, whole or not at all, where it is not there yet."""
     if folder.exists():
         return

@@ -18,7 +18,7 @@ from tryon.flux.encode import decode_latents, encode_pictures
 from tryon.flux.prompt_cache import cache_prompts
 from tryon.flux.prompts import prompt_for
 from tryon.toy.examples import DrawnData, labelled_person
-from tryon.toy.model import WEIGHTS, ToyFolders, toy_name
+from tryon.toy.model import WEIGHTS, ToyFolders, build_once, toy_name
 from tryon.toy.pretrain.parser import measure_parser
 from tryon.toy.pretrain.vae import draw_diptychs, measure_vae
 
@@ -75,3 +75,17 @@ def test_the_parser_knows_the_parts_of_drawn_people(drawn_parser: Parser) -> Non
     """Of all categories, views and sizes."""
     measured = measure_parser(drawn_parser, [labelled_person(9, index) for index in range(60)])
     assert measured["accuracy"] >= 0.98 and measured["iou"] >= 0.9 and measured["iou_worn"] >= 0.9
+
+
+def test_of_two_that_build_one_folder_the_faster_is_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+
+    def build(staging: Path) -> None:
+        staging.mkdir()
+        folder.mkdir()
+        (folder / "built").write_text("by another process")
+
+    build_once(folder, build)
+    assert [file.name for file in folder.iterdir()] == ["built"]
+    with pytest.raises(NotADirectoryError):
+        build_once(tmp_path / "other", lambda staging: (folder / "built" / "below").mkdir())
