@@ -31,8 +31,10 @@ PROJECT = Path(__file__).resolve().parent.parent
 
 
 def pytest_sessionstart() -> None:
-    # What a script starts in the background ignores Ctrl-C, and so would all that the tests start.
+    # What a script starts in the background ignores Ctrl-C, what nohup starts a lost terminal, and so would all that
+    # the tests start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     gc.freeze()  # what the imports made stays: to look for garbage in it again and again takes minutes in all
     if "TRYON_GPU_TESTS" in os.environ and not torch.cuda.is_available():
         pytest.exit("the GPU tests need a CUDA device and none was found: run them on a machine with a GPU", 1)
