@@ -18,7 +18,7 @@ from tryon.data.category import CATEGORIES
 from tryon.files import MANIFEST, read_json, replace_json, replacing, save_json
 from tryon.pages import TEMPLATES, data_url, render
 from tryon.runs import OCCASIONAL_PARTS, STEP_PARTS, WARNINGS, checkpoints, lora_file, step_of
-from tryon.scores import ALL, BASE, Rows, judged_kind, short_tables, verdict
+from tryon.scores import ALL, BASE, LEAST_CASES, Rows, judged_kind, short_tables, verdict
 
 Scores = dict[str, dict[str, float]]
 ENVIRONMENT = "environment.json"
@@ -212,9 +212,9 @@ def run_verdict(run: Path, saved: Sequence[Path], rows: Sequence[dict[str, Any]]
     """Which checkpoint to use, what it improved and what it made worse, in a sentence without its full stop.
 
     Of the scores of evaluate_lora.py and of the run's end those count that are of the newest checkpoint, of more
-    checkpoints, of more pairs, in this order. Where several checkpoints were scored together, use the one with the
-    highest PSNR; else the newest. An older one with a lower validation loss is named beside that, as this loss has no
-    spread to be judged by. See also tryon.scores.verdict.
+    checkpoints, of more pairs, in this order. Where several checkpoints were scored together, on six pairs or more, use
+    the one with the highest PSNR; else the newest. An older one with a lower validation loss is named beside that, as
+    this loss has no spread to be judged by. See also tryon.scores.verdict.
     """
     if not saved:
         return "Nothing can be said yet: no checkpoint is saved"
@@ -228,7 +228,7 @@ def run_verdict(run: Path, saved: Sequence[Path], rows: Sequence[dict[str, Any]]
         return f"{_newest(saved, rows)}; it is not scored yet: python evaluate_lora.py --lora {run} does it"
     best = max(scored, key=lambda each: each.psnr)
     name = best.checkpoint.name
-    if len(scored) > 1:
+    if len(scored) > 1 and best.pairs >= LEAST_CASES:
         return f"Use {name}, whose PSNR is the highest of the {len(scored)} checkpoints scored: {best.said}"
     return f"{_newest(saved, rows)}{':' if best.checkpoint == newest else f'; {name}:'} {best.said}"
 
@@ -285,6 +285,7 @@ def _curves(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> 
         validation.legend(labelcolor=GREY, framealpha=0)
     for chart in (training, validation):
         chart.set_xlabel("step", color=GREY)
+        chart.locator_params("x", integer=True)
         chart.title.set_color(GREY)
         chart.tick_params(colors=GREY)
         for side in chart.spines.values():

@@ -167,6 +167,16 @@ def test_the_page_opens_with_a_verdict_and_names_the_checkpoint_to_use(run: Path
     save_json(run / "scores" / "evaluation.json", scores(**{"LoRA 1": older, "LoRA 2": newest}))
     add_evaluation(run, run / "scores")
     assert verdict_of(run) == f"Use checkpoint-20, whose PSNR is the highest of the 2 checkpoints scored: {own}"
+    both = run / "scores" / "evaluation.json"
+    many = both.read_text()
+    both.write_text(many.replace('"cases": 6', '"cases": 5'))
+    (run / "evaluation.json").unlink()
+    add_evaluation(run, run / "scores")
+    assert verdict_of(run).startswith(
+        f"Use checkpoint-40, the newest, {lower}; checkpoint-20: on 5 paired pairs too few"
+    )
+    both.write_text(many)
+    add_evaluation(run, run / "scores")
     page = (run / "report.html").read_text()
     assert (
         "<th>LoRA 1</th>" in page and "checkpoint-20/transformer/pytorch_lora_weights.safetensors, step 20</td>" in page
