@@ -4,10 +4,13 @@ import json
 import os
 import pty
 import signal
+import socket
 import subprocess
+import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -169,3 +172,26 @@ def wait_for_no_process_with(word: str, seconds: float = 20) -> None:
 def interrupt(controller: int) -> None:
     """Ctrl-C, typed at the terminal."""
     os.write(controller, b"\x03")
+
+
+@contextmanager
+def served_app(*flags: str | Path, variables: dict[str, str]) -> Iterator[str]:
+    """The address of app_lora.py, started as a user starts it and ended by Ctrl-C."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "app_lora.py", "--port", str(port), *map(str, flags)],
+        cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables,
+    )  # fmt: skip
+    said = ""
+    while "serving" not in said:
+        line = process.stdout.readline()
+        assert line, f"the app ended: {said}"
+        said += line
+    yield f"http://127.0.0.1:{port}"
+    process.send_signal(signal.SIGINT)
+    process.wait(timeout=30)
+    said += process.stdout.read()  # communicate would lose what readline read ahead
+    assert process.returncode == 130
+    assert "Traceback" not in said and "Warning" not in said, said

@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from app_lora import first_lora, main, read_users
 from conftest import PROJECT
+from launch import served_app
 from tryon.app.layout import describe
 from tryon.app.mask_layers import as_paint
 from tryon.app.page import Page
@@ -55,29 +55,9 @@ def loras(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def page_url(loras: Path, data_cache: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The app, started as a user starts it, and ended by Ctrl-C."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [
-            sys.executable, "app_lora.py", "--lora", str(loras), "--port", str(port),
-            "--data_cache_dir", str(data_cache),
-        ],
-        cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        env={**os.environ, "HF_HOME": str(tmp_path_factory.mktemp("home"))},
-    )  # fmt: skip
-    said = ""
-    while "serving" not in said:
-        line = process.stdout.readline()
-        assert line, f"the app ended: {said}"
-        said += line
-    yield f"http://127.0.0.1:{port}"
-    process.send_signal(signal.SIGINT)
-    process.wait(timeout=30)
-    said += process.stdout.read()  # communicate would lose what readline read ahead
-    assert process.returncode == 130
-    assert "Traceback" not in said and "Warning" not in said, said
+    variables = {**os.environ, "HF_HOME": str(tmp_path_factory.mktemp("home"))}
+    with served_app("--lora", loras, "--data_cache_dir", data_cache, variables=variables) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")

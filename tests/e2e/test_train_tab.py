@@ -3,17 +3,12 @@
 import os
 import re
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from conftest import PROJECT
-from launch import SMALL, environment, metrics, wait_for_no_process_with
+from launch import SMALL, environment, metrics, served_app, wait_for_no_process_with
 from tryon.app.page import Page
 from tryon.app.session import Session
 from tryon.app.train_page import TrainPage
@@ -29,23 +24,10 @@ SLOW = (*SMALL, "--height", "96", "--width", "64", "--gradient_accumulation_step
 
 @pytest.fixture
 def page_url(tmp_path: Path, data_cache: Path) -> Iterator[str]:
-    """The app without any LoRA, ended by Ctrl-C."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "app_lora.py", "--train", "--port", str(port), "--data_cache_dir", str(data_cache)],
-        cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment(tmp_path / "runs"),
-    )  # fmt: skip
-    said = ""
-    while "serving" not in said:
-        line = process.stdout.readline()
-        assert line, f"the app ended: {said}"
-        said += line
-    yield f"http://127.0.0.1:{port}"
-    process.send_signal(signal.SIGINT)
-    said += process.communicate(timeout=30)[0]
-    assert "Traceback" not in said and "Warning" not in said, said
+    """The app without any LoRA."""
+    variables = environment(tmp_path / "runs")
+    with served_app("--train", "--data_cache_dir", data_cache, variables=variables) as url:
+        yield url
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")

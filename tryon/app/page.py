@@ -17,6 +17,7 @@ import torch
 from gradio.components import Component
 from PIL import Image
 
+from tryon.app.endpoints import add_endpoints
 from tryon.app.layout import Example, Layout
 from tryon.app.mask_layers import (
     PAINTED,
@@ -28,13 +29,12 @@ from tryon.app.mask_layers import (
     drawn,
 )
 from tryon.app.pictures import person_of, usable_file
-from tryon.app.session import MOST_GUIDANCE, MOST_STEPS, Session, TryOnRequest
-from tryon.data.category import CATEGORIES, Category
+from tryon.app.session import MOST_GUIDANCE, MOST_STEPS, Session, TryOnRequest, error_text
+from tryon.data.category import CATEGORIES
 from tryon.data.sample import UNREADABLE, doubt_about_mask, read_photograph
-from tryon.flux.lora_header import LoraFacts, denoising, read_facts
+from tryon.flux.lora_header import LoraFacts, read_facts
 from tryon.inference.pipeline import usable_rule
 from tryon.inference.recipe import BASE, read_recipe
-from tryon.runs import lora_name
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ NUMBERS = ("steps", "guidance_scale", "seed", "lora_scale")  # in every recipe o
 LONGEST_UNDO = 50  # changes of the mask
 SHOWN_LATELY = 3  # masks, one of which the editor shows while it loads the last
 NO_PICTURE = "This file is no picture that can be read: give a PNG, JPEG or WebP."
-OUT_OF_MEMORY = "The GPU's memory is full: choose fewer results or a smaller size."
 PROGRESS = gr.Progress()  # as a default Gradio gives a handler one of its own
 PRIVATE = {"api_visibility": "private"}
 QUIETLY = {**PRIVATE, "show_progress": "hidden"}  # the editor's own sign of progress may stay when all is done
@@ -94,11 +93,6 @@ def describe_results(row: Row) -> str:
     return f"{which}; {height} x {width} pixels (height x width)."
 
 
-def error_text(error: Exception) -> str:
-    """What the page says of what went wrong."""
-    return OUT_OF_MEMORY if isinstance(error, torch.OutOfMemoryError) else str(error)
-
-
 def refusal(page: "Page", error: Exception) -> dict:
     """Says on the page what was wrong."""
     logger.warning("%s", error)
@@ -137,7 +131,7 @@ class Page(Layout):
         self.stops: dict[str, threading.Event] = {}  # by browser session, while it waits for a try-on
         with self.blocks:
             self._connect()
-            self._add_endpoints()
+            add_endpoints(session, lambda asked, progress: self._dress(asked, None, progress))
 
     def _connect(self) -> None:
         of_lora = {self.about, self.size, self.steps, self.guidance, *self.offsets.values(), self.said}
@@ -194,25 +188,6 @@ class Page(Layout):
         begun = {self.person, self.garment, self.category, self.masks, self.names}
         self.shelf.select(self.show_example, {self.person, self.masks, self.names}, begun, **QUIETLY)
         self.blocks.unload(self.leave)
-
-    def _add_endpoints(self) -> None:
-        """What programs call: /info, and /try_on with pictures as files."""
-        pictures = ("Person", "Garment", "Mask")
-        names = (f"{what}, by the name that the page shows" for what in ("LoRA", "Size"))
-        given = [
-            *(gr.Image(label=what, type="filepath", image_mode=None, visible=False) for what in pictures),
-            *(gr.Textbox(None, label=what, visible=False) for what in (f"Category: {', '.join(CATEGORIES)}", *names)),
-            gr.Number(None, label="Steps", precision=0, visible=False),
-            gr.Number(None, label="Guidance", visible=False),
-            gr.Number(1, label="Results", precision=0, visible=False),
-            gr.Number(None, label="Seed", precision=0, visible=False),
-            gr.Number(None, label="Strength of the LoRA", visible=False),
-        ]
-        results = gr.Gallery(label="Results", format="png", visible=False)
-        settings = gr.JSON(label="Settings that they were made with", visible=False)
-        gr.Button(visible=False).click(self.try_on, given, [results, settings], api_name="try_on")
-        loras = gr.JSON(label="LoRAs, the newest first", visible=False)
-        gr.Button(visible=False).click(self.info, None, loras, api_name="info")
 
     def refresh(self) -> dict:
         """When the page is opened: lists the LoRAs, and chooses the newest where the first one is gone."""
@@ -504,58 +479,3 @@ class Page(Layout):
             self.garment: str(garment),
             self.category: category,
         }
-
-    def info(self) -> list[dict[str, Any]]:
-        """For programs: the LoRAs that can be chosen, the newest first, and what each was trained for."""
-        return [self._facts(name, Path(file)) for name, file in self.session.loras()]
-
-    def _facts(self, name: str, lora: Path) -> dict[str, Any]:
-        facts, (steps, guidance) = read_facts(lora), self.session.denoising(lora)
-        return {
-            "name": name, "profile": facts.profile, "step": facts.step, "sizes": list(self.session.sizes(lora)),
-            "steps": steps, "guidance": guidance, "mask_rule": facts.mask_rule,
-        }  # fmt: skip
-
-    def try_on(
-        self,
-        person: str | None,
-        garment: str | None,
-        mask: str | None = None,
-        category: Category | None = None,
-        lora: str | None = None,
-        size: str | None = None,
-        steps: int | None = None,
-        guidance: float | None = None,
-        count: int = 1,
-        seed: int | None = None,
-        strength: float | None = None,
-        progress: gr.Progress = PROGRESS,
-    ) -> tuple[tuple[str, ...], dict[str, Any]]:
-        """For programs: the results, and the settings that they were made with. Without a mask one is made; without a
-        LoRA the page's first one is used; without a size, steps or guidance they are as it was trained; without a seed
-        it is random."""
-        try:
-            called = Path(person or "").stem, Path(garment or "").stem
-            person, garment = usable_file("person", person), usable_file("garment", garment)
-            if category not in CATEGORIES:
-                raise ValueError(f"Give a category, one of {', '.join(CATEGORIES)}.")
-            file = self.session.chosen(lora or self.session.usual())
-            facts = read_facts(file)
-            if mask is None:
-                painted = self.session.make_mask(file, person, None, category, usable_rule(facts))
-            else:
-                painted = Image.open(mask)
-            steps, guidance = denoising(facts, steps, guidance)
-            asked = self.session.request(
-                lora=file, strength=self.session.config.lora_scale if strength is None else strength, person=person,
-                garment=garment, mask=painted, category=category, size=size, steps=steps, guidance=guidance,
-                count=count, seed=seed, called=called,
-            )  # fmt: skip
-            return self._dress(asked, None, progress).results, {
-                "lora": lora_name(asked.lora), "strength": asked.strength, "category": asked.category,
-                "height": asked.size[0], "width": asked.size[1], "steps": asked.steps, "guidance": asked.guidance,
-                "seeds": list(asked.seeds),
-            }  # fmt: skip
-        except (ValueError, torch.OutOfMemoryError) as error:
-            logger.warning("%s", error)
-            raise gr.Error(error_text(error), print_exception=False) from None

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 
+import torch
 from diffusers.training_utils import free_memory
 from PIL import Image
 from torch import Tensor
@@ -81,6 +82,13 @@ class TryOnRequest:
     def result_name(self, seed: int) -> str:
         """The name of a result's file, without its ending: <person>_<garment>_<lora>_<seed>."""
         return "_".join(map(file_name, (*self.called, self.version, str(seed))))
+
+
+def error_text(error: Exception) -> str:
+    """What people and programs are told of what went wrong."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return "The GPU's memory is full: choose fewer results or a smaller size."
+    return str(error)
 
 
 def file_name(words: str) -> str:
