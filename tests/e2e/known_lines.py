@@ -26,7 +26,7 @@ QUICK_TEST = [
     r"where time went: (\w+ \d+ %(, )?)+",
     rf"sampled: {COUNTS}",
     r"loading .*, .* and .*/pytorch_lora_weights\.safetensors",
-    r"trying on: \d+ of \d+, [\d:]+ left",
+    r"scoring: \d+ of \d+, [\d:]+ left",
     r"PSNR in dB, SSIM +base +LoRA +fill +vae",
     rf"(upper|lower|full), (un)?paired +({NUMBER} {NUMBER} *){{4}}",
     r"length of trousers for shorts and the reverse: right in \d+ of \d+, before in \d+",

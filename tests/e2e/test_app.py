@@ -125,6 +125,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         garment = page.locator("#garment input[type=file]").first
         garment.set_input_files(str(drawn / "words.png"))
         expect(page.locator("#garment-said")).to_contain_text(refused)
+        expect(page.locator("#garment img")).to_have_count(0)  # one given before is another test's
         garment.set_input_files(str(drawn / "garment-1.png"))
         expect(page.locator("#garment img")).to_have_attribute("src", re.compile("garment-1.png$"))
 
