@@ -43,6 +43,7 @@ from tryon.evaluation.cases import paired_cases
 from tryon.evaluation.score import score_run
 from tryon.files import files_fingerprint
 from tryon.flux.attention import fall_back, uses_safest
+from tryon.flux.flow_matching import NoiseLevels, noise_levels
 from tryon.flux.load import TEXT_PARTS, ModelFiles, fetch_training_models, load_scheduler, load_transformer, load_vae
 from tryon.flux.lora import read_lora
 from tryon.flux.lora_header import LoraFacts, verify_lora
@@ -82,6 +83,7 @@ class Training:
     identity: dict[str, Any]  # see TrainerState
     latents: LatentData
     prompts: dict[Category, PromptEmbedding]
+    levels: NoiseLevels
     transformer: FluxTransformer2DModel
     model: nn.Module
     optimizer: Optimizer
@@ -179,13 +181,14 @@ def setup(
 
     seen = validation_picture(run, step).exists()  # asked by all before one can draw it
     model = accelerator.prepare(transformer)  # autocast and, with several processes, DDP
-    pipeline = build_pipeline(transformer, vae, load_scheduler(files.base))
+    scheduler = load_scheduler(files.base)
+    pipeline = build_pipeline(transformer, vae, scheduler)
     validate = make_validation(config, accelerator, pipeline, val_data, val_latents, prompts, run)
     if accelerator.is_main_process:
         write_environment(run, device_name(accelerator.device))
     return Training(
-        config, run, accelerator, identity, train_latents, prompts, transformer, model, optimizer, lr_scheduler,
-        validate, lora_facts(config, train_data), step, max_steps, seen,
+        config, run, accelerator, identity, train_latents, prompts, noise_levels(config, scheduler), transformer, model,
+        optimizer, lr_scheduler, validate, lora_facts(config, train_data), step, max_steps, seen,
     )  # fmt: skip
 
 
@@ -211,8 +214,8 @@ def fit(training: Training) -> None:
             # One update, from the gradients of all micro-batches.
             samples = partial(sampled_in_step, training.latents, config, step, accelerator.num_processes)
             metrics = optimiser_step(
-                config, step, training.model, batches, training.optimizer, training.lr_scheduler, accelerator,
-                progress.clock, samples,
+                config, training.levels, step, training.model, batches, training.optimizer, training.lr_scheduler,
+                accelerator, progress.clock, samples,
             )  # fmt: skip
             step += 1
             progress.show(step, metrics)

@@ -25,7 +25,7 @@ from tryon.flux.compiler import compile_blocks
 from tryon.flux.load import FILL_CONFIG
 from tryon.flux.lora import add_lora, fold_lora
 from tryon.flux.offload import blocks_of
-from tryon.flux.placement import place
+from tryon.flux.placement import place, quantise
 from tryon.flux.prompt_cache import cache_prompts
 from tryon.flux.prompts import prompt_for
 from tryon.inference.pipeline import build_pipeline, try_on_batch
@@ -80,7 +80,8 @@ def time_variants(variants: dict[str, Variant], config: TrainConfig, work: Work)
                 if transformer is None:
                     transformer = make_transformer(config, work.device).eval()
                     attach_random_lora(transformer, config.lora_rank)
-                    place(transformer, variant.quantization, variant.offload, work.device)
+                    quantise(transformer, variant.quantization, variant.offload, work.device)
+                    place(transformer, variant.offload, work.device)
                 if variant.fold and not before.fold:
                     fold_lora(transformer, {})
                 if variant.compile and not before.compile:

@@ -16,7 +16,8 @@ from tryon.config import TrainConfig
 from tryon.data.sample import FillBatch, PromptEmbedding, TryOnSample, make_diptych
 from tryon.flux.attention import attention_in_use
 from tryon.flux.compiler import no_compiler
-from tryon.flux.encode import collate, encode_pictures, encode_sample, to_device
+from tryon.flux.encode import collate, encode_pictures, encode_sample
+from tryon.flux.flow_matching import UNIFORM, draw_sigma_and_noise
 from tryon.flux.load import FILL_CONFIG
 from tryon.flux.lora import add_lora
 from tryon.flux.memory import (
@@ -33,7 +34,6 @@ from tryon.training.clock import Clock
 from tryon.training.speed import step_flops
 from tryon.training.step import (
     batch_loss,
-    draw_noise,
     draws_of,
     make_lr_scheduler,
     make_optimizer,
@@ -132,8 +132,9 @@ def time_ours(name: str, variant: Variant, config: TrainConfig, bench: Bench) ->
 
     def step(index: int) -> float:
         metrics = optimiser_step(
-            config, index, model, batches, optimizer, lr_scheduler, accelerator, clock, lambda: ["random pictures"]
-        )
+            config, UNIFORM, index, model, batches, optimizer, lr_scheduler, accelerator, clock,
+            lambda: ["random pictures"],
+        )  # fmt: skip
         return metrics["train/loss"]
 
     return measure(name, config, transformer, every, step, clock, bench)
@@ -159,14 +160,14 @@ def time_reference(name: str, reference: Reference, config: TrainConfig, bench: 
 
     def step(index: int) -> float:
         with clock.part("transfer"):
-            batch = to_device(cached, device)
+            batch = cached.to(device)
         if reference.encodes:
             with clock.part("VAE"):
                 x0, hidden = (pack_latents(encode_pictures(bench.vae, pictures)) for pictures in (image, masked))
                 batch = replace(batch, x0=x0, cond=torch.cat([hidden, pack_mask(mask).to(hidden)], dim=2))
         with clock.part("forward"):
             draws = draws_of(config.seed, index, 0, 0, len(batch.x0))
-            sigma, noise = on_device(draw_noise(config, batch, draws), device)
+            sigma, noise = on_device(draw_sigma_and_noise(batch.x0.shape[1:], UNIFORM, draws), device)
             loss = batch_loss(config, model, batch, sigma, noise)
         with clock.part("backward"):
             accelerator.backward(loss)

@@ -21,7 +21,10 @@ CATVTON_TRANSFORMER = "xiaozaa/catvton-flux-alpha"
 DEFAULT_PARSER = "mattmdjaga/segformer_b2_clothes"  # of people in photographs
 PARSER_FILES = ["*.json", "*.safetensors"]  # what is taken of a parser's repository
 
+Category = Literal["upper", "lower", "full"]
 MaskRuleName = Literal["rectangle", "hull", "parsing"]
+LoraTargets = Literal["all", "attention", "attention_and_context"]
+LoraBlocks = Literal["both", "double", "single"]
 Quantization = Literal["none", "fp8", "int8", "nf4", "auto"]
 
 FIRST_BLOCK_THRESHOLD = 0.1  # of --cache first_block
@@ -128,7 +131,17 @@ class TrainConfig:
     )
     logit_mean: float = setting(0.0, "mean of logit_normal; a positive one means less noise", -100, 100)
     logit_std: float = setting(1.0, "standard deviation of logit_normal", 0, 100)
+    timestep_shift: Literal["none", "resolution"] = setting(
+        "none", "whether noise levels are shifted towards noise, as inference shifts them for panels of this size"
+    )
     guidance_scale: float = setting(1.0, "guidance that the transformer is told in training", 0, MOST_GUIDANCE)
+    mask_loss_weight: float = setting(
+        1.0, "how many times as much the repainted region counts in the loss as the rest", 0.01, 100
+    )
+    teacher_weight: float = setting(
+        0.0, "share of the target that is what the model predicts without its LoRA, in the teacher's categories", 0, 1
+    )
+    teacher_categories: str = setting("upper", "categories that the model masters already, separated by commas")
 
     learning_rate: float = setting(1e-4, "learning rate after the warm-up", 0, 1)
     lr_scheduler: Literal["constant", "linear", "cosine"] = setting(
@@ -147,6 +160,10 @@ class TrainConfig:
         None, "alpha of the LoRA; its rank if not given, which loads everywhere", 1, 100 * MOST_RANK
     )
     lora_dropout: float = setting(0.0, "share of the LoRA's inputs that training leaves out at random", 0, 0.99)
+    lora_targets: LoraTargets = setting(
+        "all", "layers with a LoRA: attention's for the picture, those for the text too, or the feed-forward ones also"
+    )
+    lora_blocks: LoraBlocks = setting("both", "which of the transformer's blocks have them")
     init_lora: str | None = setting(None, "start from this LoRA: a run, a checkpoint, a folder or a .safetensors file")
 
     validation_steps: int = setting(500, "validate every N optimiser steps, and at the end", 1, MOST)
@@ -377,6 +394,10 @@ def mistakes(config: Any) -> typing.Iterator[str]:
         yield f"--gradient_checkpointing {asked} is neither none, auto, full nor a number of blocks from 1 to 999"
     if config.offload and asked != "full":
         yield f"--offload recomputes every block: leave --gradient_checkpointing {asked} out, or say full"
+    for name in teacher_categories(config):
+        if name not in typing.get_args(Category):
+            known = ", ".join(typing.get_args(Category))
+            yield f"--teacher_categories {name or 'nothing'} is no category: give some of {known}"
     yield from _mistaken_trackers(config)
     yield from mistaken_upload(config.push_to_hub, config.private)
     if config.run_name is not None and not RUN_NAME.fullmatch(config.run_name):
@@ -415,6 +436,11 @@ def cache_threshold(cache: str) -> float | None:
             f"first_block:{FIRST_BLOCK_THRESHOLD}"
         )
     return value
+
+
+def teacher_categories(config: TrainConfig) -> list[str]:
+    """The names that --teacher_categories gives."""
+    return [name.strip() for name in config.teacher_categories.split(",")]
 
 
 def trackers(config: TrainConfig) -> list[str]:

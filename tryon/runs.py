@@ -45,8 +45,9 @@ CHECKPOINT = re.compile(r"checkpoint-\d+")
 # Settings that a resumed run may not change, because the batches or what is learnt from them would be others.
 SAME_WHEN_RESUMED = (
     "prompt", "max_sequence_length", "height", "width", "seed", "num_processes", "train_batch_size",
-    "gradient_accumulation_steps", "weighting_scheme", "logit_mean", "logit_std", "guidance_scale", "optimizer",
-    "lora_rank", "lora_alpha", "lora_dropout", "balance",
+    "gradient_accumulation_steps", "weighting_scheme", "logit_mean", "logit_std", "timestep_shift", "guidance_scale",
+    "mask_loss_weight", "teacher_weight", "teacher_categories", "optimizer", "lora_rank", "lora_alpha", "lora_dropout",
+    "lora_targets", "lora_blocks", "balance",
 )  # fmt: skip
 
 

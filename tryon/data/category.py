@@ -2,11 +2,10 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
-from tryon.config import MaskConfig, MaskRuleName
+from tryon.config import Category, MaskConfig, MaskRuleName
 
-Category = Literal["upper", "lower", "full"]
 CATEGORIES: tuple[Category, ...] = get_args(Category)
 
 

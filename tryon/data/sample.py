@@ -77,7 +77,7 @@ class FillBatch:
     """What one forward pass of the FLUX-Fill transformer needs, noise and sigma aside.
 
     x0: [B, L, 64] packed clean latents. cond: [B, L, 320] packed masked latents (64) and packed mask (256).
-    prompt: [B, T, 4096]. pooled: [B, 768]. img_ids: [L, 3]. txt_ids: [T, 3].
+    prompt: [B, T, 4096]. pooled: [B, 768]. img_ids: [L, 3]. txt_ids: [T, 3]. categories: of the B garments.
     """
 
     x0: Tensor
@@ -86,10 +86,27 @@ class FillBatch:
     pooled: Tensor
     img_ids: Tensor
     txt_ids: Tensor
+    categories: tuple[Category, ...]
+    OF_SAMPLES: ClassVar = ("x0", "cond", "prompt", "pooled")
+    TENSORS: ClassVar = (*OF_SAMPLES, "img_ids", "txt_ids")
 
     def pin_memory(self) -> "FillBatch":
         """The batch in pinned memory: what a DataLoader calls, so that copies to the GPU need not be waited for."""
-        return FillBatch(**{name: tensor.pin_memory() for name, tensor in vars(self).items()})
+        return replace(self, **{name: getattr(self, name).pin_memory() for name in self.TENSORS})
+
+    def to(self, device: torch.device) -> "FillBatch":
+        """The batch on another device; copies from pinned memory do not block."""
+        return replace(self, **{name: getattr(self, name).to(device, non_blocking=True) for name in self.TENSORS})
+
+    def rows(self, rows: Sequence[int]) -> "FillBatch":
+        """A batch of some of the samples."""
+        some = {name: pick(getattr(self, name), rows) for name in self.OF_SAMPLES}
+        return replace(self, **some, categories=tuple(self.categories[row] for row in rows))
+
+
+def pick(tensor: Tensor, rows: Sequence[int]) -> Tensor:
+    """The rows of a tensor. As indices they would have to be copied to its device, which waits for it."""
+    return torch.stack([tensor[row] for row in rows])
 
 
 class UnreadablePicture(ValueError):

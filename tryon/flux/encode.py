@@ -68,9 +68,5 @@ def collate(samples: list[LatentSample], prompts: dict[Category, PromptEmbedding
         pooled=torch.stack([prompt.pooled for prompt in chosen]),
         img_ids=image_ids(*target.shape[-2:]),
         txt_ids=text_ids(embeds.shape[1]),
+        categories=tuple(sample.category for sample in samples),
     )
-
-
-def to_device(batch: FillBatch, device: torch.device) -> FillBatch:
-    """The batch on another device; copies from pinned memory do not block."""
-    return FillBatch(**{name: tensor.to(device, non_blocking=True) for name, tensor in vars(batch).items()})

@@ -16,30 +16,40 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
+from tryon.config import LoraBlocks, LoraTargets
 from tryon.flux.lora_check import check_lora, lora_format
 from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, read_adapter
 from tryon.runs import LORA_FILE
 
 # Attention and feed-forward layers of both kinds of block: 380 modules of the full-size model. x_embedder is left out:
 # a LoRA on its 384 channels silently widens a 64-channel FLUX in diffusers and fails elsewhere.
-TARGET_MODULES = (
-    "attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0",
-    "attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out",
-    "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp",
-)  # fmt: skip
+ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0")
+CONTEXT = ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out")  # of the text's tokens
+FEED_FORWARD = ("ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2", "proj_mlp")
+TARGET_MODULES = {
+    "all": (*ATTENTION, *CONTEXT, *FEED_FORWARD),
+    "attention": ATTENTION,
+    "attention_and_context": (*ATTENTION, *CONTEXT),
+}
+BLOCKS = {"double": "transformer_blocks.", "single": "single_transformer_blocks."}  # how the names of layers begin
 
 A, B = ".lora_A.weight", ".lora_B.weight"  # how the keys of a layer's two matrices end
 
 
 def add_lora(
-    transformer: FluxTransformer2DModel, rank: int, alpha: int, seed: int, dropout: float = 0.0
-) -> list[torch.nn.Parameter]:
+    transformer: FluxTransformer2DModel, rank: int, alpha: int, seed: int, dropout: float = 0.0,
+    targets: LoraTargets = "all", blocks: LoraBlocks = "both",
+) -> list[torch.nn.Parameter]:  # fmt: skip
     """Adds a fresh LoRA, which changes nothing yet, and returns its parameters: float32, the only trainable ones.
 
     dropout: share of the inputs of the LoRA's layers that training leaves out at random, from torch's own generator.
-    In bf16 an update of 1e-4 would mostly be rounded away.
+    targets, blocks: which layers get one. In bf16 an update of 1e-4 would mostly be rounded away.
     """
-    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=list(TARGET_MODULES),
+    modules = list(TARGET_MODULES[targets])
+    if blocks != "both":  # by their whole names
+        modules = [name for name, _ in transformer.named_modules()
+                   if name.startswith(BLOCKS[blocks]) and name.endswith(TARGET_MODULES[targets])]  # fmt: skip
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=modules,
                         init_lora_weights="gaussian")  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -126,7 +136,8 @@ def load_lora(transformer: FluxTransformer2DModel, file: Path) -> None:
         only_file, only_own = sorted(state.keys() - own.keys()), sorted(own.keys() - state.keys())
         raise ValueError(
             f"{file} does not fit this transformer: {len(only_file)} of its keys are unknown "
-            f"and {len(only_own)} are missing ({(only_file + only_own)[0]}): give a LoRA of the same base"
+            f"and {len(only_own)} are missing ({(only_file + only_own)[0]}): give a LoRA of the same base, and the "
+            "--lora_targets and --lora_blocks that it was trained with"
         )
     if bad := [key for key in sorted(own) if state[key].shape != own[key].shape]:
         raise ValueError(

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 
-from tryon.config import Quantization, TrainConfig
+from tryon.config import LoraBlocks, LoraTargets, Quantization, TrainConfig
 from tryon.flux.compiler import can_compile
 from tryon.flux.lora import add_lora
 from tryon.flux.offload import blocks_of
@@ -126,7 +126,9 @@ class TransformerCosts:
 
 def transformer_costs(config: TrainConfig, transformer_config: dict[str, Any]) -> TransformerCosts:
     """Sizes and costs, counted on the real model with its LoRA, which is made without memory."""
-    transformer = empty_transformer(one_block_of_each(transformer_config), config.lora_rank, config.lora_dropout)
+    where = config.lora_targets, config.lora_blocks
+    shapes = one_block_of_each(transformer_config)
+    transformer = empty_transformer(shapes, config.lora_rank, config.lora_dropout, *where)
     tokens = count_tokens(config.height, config.width) + config.max_sequence_length
     inputs = config.train_batch_size * tokens * transformer.inner_dim * dtype_of(config).itemsize
 
@@ -139,7 +141,7 @@ def transformer_costs(config: TrainConfig, transformer_config: dict[str, Any]) -
     double = costs(transformer.transformer_blocks[0], COMPILED_DOUBLE, WORK_DOUBLE)
     single = costs(transformer.single_transformer_blocks[0], COMPILED_SINGLE, WORK_SINGLE)
     blocks = [double] * transformer_config["num_layers"] + [single] * transformer_config["num_single_layers"]
-    return TransformerCosts(count_parameters(transformer_config, config.lora_rank), blocks)
+    return TransformerCosts(count_parameters(transformer_config, config.lora_rank, *where), blocks)
 
 
 def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | None) -> TrainingMemory:
@@ -301,10 +303,12 @@ def check_panel_fits(size: tuple[int, int], base: Path, dtype: torch.dtype, devi
         )
 
 
-def count_parameters(transformer_config: dict[str, Any], rank: int) -> Sizes:
+def count_parameters(
+    transformer_config: dict[str, Any], rank: int, targets: LoraTargets = "all", blocks: LoraBlocks = "both"
+) -> Sizes:
     """Sizes of the transformer with a LoRA of this rank, counted without allocating memory, on one block of each kind:
-    all of a kind are alike."""
-    transformer = empty_transformer(one_block_of_each(transformer_config), rank)
+    all of a kind are alike. targets, blocks: which layers have one."""
+    transformer = empty_transformer(one_block_of_each(transformer_config), rank, 0.0, targets, blocks)
     kinds = [
         (transformer.transformer_blocks[0], transformer_config["num_layers"]),
         (transformer.single_transformer_blocks[0], transformer_config["num_single_layers"]),
@@ -328,11 +332,13 @@ def one_block_of_each(transformer_config: dict[str, Any]) -> dict[str, Any]:
     return {**transformer_config, "num_layers": 1, "num_single_layers": 1}
 
 
-def empty_transformer(transformer_config: dict[str, Any], rank: int, dropout: float = 0.0) -> FluxTransformer2DModel:
+def empty_transformer(
+    transformer_config: dict[str, Any], rank: int, dropout: float, targets: LoraTargets, blocks: LoraBlocks
+) -> FluxTransformer2DModel:
     """The transformer with a LoRA, as training runs it, on the meta device: shapes without memory."""
     with torch.device("meta"):
         transformer = FluxTransformer2DModel.from_config(transformer_config).requires_grad_(False)
-        add_lora(transformer, rank, rank, seed=0, dropout=dropout)
+        add_lora(transformer, rank, rank, 0, dropout, targets, blocks)
         use_training_blocks(transformer)
     for block in blocks_of(transformer):
         block.attn.processor._attention_backend = "native"  # not what the process's other models use, on other devices

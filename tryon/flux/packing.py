@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 PIXELS_PER_TOKEN = 16
+MASK_CHANNELS = PIXELS_PER_TOKEN**2  # of a token: a pixel of the mask each
 
 
 def count_tokens(height: int, width: int) -> int:

@@ -41,7 +41,8 @@ def prepare_transformer(
 
     config must be resolved, see memory.resolved. init_lora: a LoRA's file that training starts from.
     """
-    parameters = add_lora(transformer, config.lora_rank, config.lora_alpha, config.seed, config.lora_dropout)
+    where = config.lora_targets, config.lora_blocks
+    parameters = add_lora(transformer, config.lora_rank, config.lora_alpha, config.seed, config.lora_dropout, *where)
     if init_lora:
         load_lora(transformer, init_lora)
     count = sum(parameter.numel() for parameter in parameters) / 1e6
@@ -49,8 +50,9 @@ def prepare_transformer(
     tokens = count_tokens(config.height, config.width) + config.max_sequence_length
     cache = Path(config.data_cache_dir)
     choose_attention(transformer, config.train_batch_size, tokens, device, cache)  # while the GPU has room
+    quantise(transformer, config.quantization, config.offload, device)
     use_training_blocks(transformer)
-    place(transformer, config.quantization, config.offload, device)
+    place(transformer, config.offload, device)
     if shares_inputs(config):
         share_inputs(transformer)
     if casts_lora(config):
@@ -62,12 +64,18 @@ def prepare_transformer(
     return parameters
 
 
-def place(transformer: FluxTransformer2DModel, quantization: Quantization, offload: bool, device: torch.device) -> None:
-    """Brings a transformer that lies in the host's memory, its LoRA on it, to the device: quantised block by block, so
-    that the whole never has to fit there, and offloaded where that is wanted. quantization: resolved."""
+def quantise(
+    transformer: FluxTransformer2DModel, quantization: Quantization, offload: bool, device: torch.device
+) -> None:
+    """Quantises the blocks, which lie in the host's memory with their LoRA, where that is wanted: one by one on the
+    device, so that the whole never has to fit there. quantization: resolved."""
     if quantization != "none":
         quantize_blocks(transformer, quantization, device, torch.device("cpu") if offload else device)
         logger.info("frozen weights: %s", quantization)
+
+
+def place(transformer: FluxTransformer2DModel, offload: bool, device: torch.device) -> None:
+    """Brings the transformer to the device, or its blocks one by one when they run, where it is to be offloaded."""
     if offload:
         offload_blocks(transformer, device)
         logger.info("frozen weights: in the host's memory, fetched block by block")

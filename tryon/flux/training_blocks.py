@@ -17,6 +17,7 @@ from diffusers.models.attention import FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.transformers import transformer_flux
 from diffusers.models.transformers.transformer_flux import FluxAttention
+from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -26,7 +27,7 @@ from tryon.flux.lora_casts import cast_together
 
 def use_training_blocks(transformer: FluxTransformer2DModel) -> None:
     """Puts a block of this module in the place of each of diffusers', around its own layers: names, and so state
-    dictionaries, stay as they are."""
+    dictionaries, stay as they are. Its layers must have their LoRA, and be quantised where they are to be."""
     double, single = transformer.transformer_blocks, transformer.single_transformer_blocks
     for blocks, kind in ((double, DoubleBlock), (single, SingleBlock)):
         for index, block in enumerate(blocks):
@@ -41,7 +42,7 @@ def shares_inputs(config: TrainConfig) -> bool:
 def share_inputs(transformer: FluxTransformer2DModel) -> None:
     """Stores the frozen weights of layers that read one input one after the other.
 
-    They must be plain, have a LoRA without dropout, and lie where they stay.
+    They must be plain, without dropout in their LoRAs, and lie where they stay.
     """
     for block in (*transformer.transformer_blocks, *transformer.single_transformer_blocks):
         for branch in block.branches():
@@ -61,40 +62,47 @@ def cast_lora_together(transformer: FluxTransformer2DModel, dtype: torch.dtype) 
     branches = branches_of(transformer)
     downs, ups = zip(*(branch.lora() for branch in branches), strict=True)
     each_up = [[up] for of_branch in ups for up in of_branch]
-    factors = [*(branch.layers[0].scaling["default"] for branch in branches), *(1.0 for _ in each_up)]
+    factors = [*(branch.scaling for branch in branches), *(1.0 for _ in each_up)]
 
     def cast(*_: object) -> None:
         casts = iter(cast_together([*downs, *each_up], factors, dtype))
         for branch in branches:
             branch.down = next(casts)
         for branch in branches:
-            branch.ups = [next(casts) for _ in branch.layers]
+            branch.ups = [next(casts) for _ in branch.trained]
 
     transformer.transformer_blocks[0].register_forward_pre_hook(cast)
 
 
 def branches_of(module: nn.Module) -> list["Branches"]:
-    return [each for each in module.modules() if isinstance(each, Branches)]
+    """Those of which a layer has a LoRA."""
+    return [each for each in module.modules() if isinstance(each, Branches) and each.trained]
 
 
 class Branches(nn.Module):
-    """Layers with a LoRA that read one input, x [..., in] -> the output [..., out] of each. They are the block's: this
-    module has no parameters of its own."""
+    """Layers that read one input, x [..., in] -> the output [..., out] of each; all, some or none have a LoRA. They are
+    the block's: this module has no parameters of its own."""
 
     def __init__(self, *layers: nn.Module):
         super().__init__()
         self.layers = layers  # a tuple, which registers nothing
+        self.trained = tuple(index for index, layer in enumerate(layers) if isinstance(layer, LoraLayer))
         self.down: Tensor | None = None  # the A of all LoRAs, scaled, and the B of each, where they have been cast
         self.ups: list[Tensor] | None = None
 
     def lora(self) -> tuple[list[Tensor], list[Tensor]]:
-        """A [rank, in] and B [out, rank] of each layer."""
-        downs = [layer.lora_A["default"].weight for layer in self.layers]
-        return downs, [layer.lora_B["default"].weight for layer in self.layers]
+        """A [rank, in] and B [out, rank] of each layer that has them."""
+        downs = [self.layers[index].lora_A["default"].weight for index in self.trained]
+        return downs, [self.layers[index].lora_B["default"].weight for index in self.trained]
+
+    @property
+    def scaling(self) -> float:
+        """The factor of the LoRAs, alpha / rank."""
+        return self.layers[self.trained[0]].scaling["default"]
 
     def join(self) -> None:
         """Stores the layers' frozen weights one after the other; each layer keeps its part as a view."""
-        bases = [layer.base_layer for layer in self.layers]
+        bases = [base_of(layer) for layer in self.layers]
         self.sizes = [base.out_features for base in bases]
         self.register_buffer("weight", torch.cat([base.weight.data for base in bases]), persistent=False)
         self.register_buffer("bias", torch.cat([base.bias.data for base in bases]), persistent=False)
@@ -102,20 +110,29 @@ class Branches(nn.Module):
             base.weight.data, base.bias.data = weight, bias
 
     def forward(self, x: Tensor) -> list[Tensor]:
-        if not isinstance(self.layers[0].lora_dropout["default"], nn.Identity):  # each leaves out others of its inputs
+        first = self.layers[self.trained[0]] if self.trained else None
+        if first is not None and not isinstance(first.lora_dropout["default"], nn.Identity):
+            # Each leaves out others of its inputs.
             return [layer(x) for layer in self.layers]
         if hasattr(self, "weight"):
             outs = list(F.linear(x, self.weight, self.bias).split(self.sizes, dim=-1))
         else:
-            outs = [layer.base_layer(x) for layer in self.layers]
-        if self.layers[0].disable_adapters:
+            outs = [base_of(layer)(x) for layer in self.layers]
+        if first is None or first.disable_adapters:
             return outs
         down, ups = self.down, self.ups
         if down is None or ups is None:
             downs, ups = self.lora()
-            down = self.layers[0].scaling["default"] * torch.cat(downs)
-        inner = F.linear(x, down).chunk(len(outs), dim=-1)
-        return [out + F.linear(each, up) for out, each, up in zip(outs, inner, ups, strict=True)]
+            down = self.scaling * torch.cat(downs)
+        inner = F.linear(x, down).chunk(len(ups), dim=-1)
+        for index, each, up in zip(self.trained, inner, ups, strict=True):
+            outs[index] = outs[index] + F.linear(each, up)
+        return outs
+
+
+def base_of(layer: nn.Module) -> nn.Module:
+    """The frozen layer, without its LoRA where it has one."""
+    return layer.base_layer if isinstance(layer, LoraLayer) else layer
 
 
 class SingleBlock(transformer_flux.FluxSingleTransformerBlock):

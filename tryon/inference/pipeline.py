@@ -38,7 +38,7 @@ from tryon.flux.lora import attach_lora, fold_lora
 from tryon.flux.lora_header import LoraFacts, panel_size, read_facts
 from tryon.flux.memory import check_inference_fits, check_panel_fits, choose_quantization
 from tryon.flux.packing import count_tokens, pack_latents, unpack_latents
-from tryon.flux.placement import place
+from tryon.flux.placement import place, quantise
 from tryon.flux.prompt_cache import cache_prompts
 from tryon.flux.prompts import prompt_for
 from tryon.inference.photograph import put_back, window_of
@@ -124,7 +124,9 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
         attach_lora(model, lora, config.lora_scale)
     choose_attention(model, 1, count_tokens(*size) + length, device, data_cache)
     vae, scheduler = load_vae(files.base, dtype, device), load_scheduler(files.base)
-    place(model.eval().to(dtype), quantization, config.offload, device)  # the LoRA too: one precision throughout
+    model.eval().to(dtype)  # the LoRA too: one precision throughout
+    quantise(model, quantization, config.offload, device)
+    place(model, config.offload, device)
     if originals is not None:
         _attach_folded(model, lora, config.lora_scale, originals)
     if config.compile and can_compile(device):

@@ -78,6 +78,7 @@ def random_batch(
         pooled=numbers(transformer_config["pooled_projection_dim"]),
         img_ids=image_ids(config.height // 8, 2 * config.width // 8).to(device),
         txt_ids=text_ids(text).to(device),
+        categories=("upper",) * size,
     )
 
 

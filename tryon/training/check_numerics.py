@@ -96,7 +96,8 @@ def is_the_runs(config: TrainConfig, kind: str, settings: dict[str, Any]) -> boo
 def plain(base: FluxTransformer2DModel, config: TrainConfig, device: torch.device) -> FluxTransformer2DModel:
     """A copy of the blocks as diffusers itself runs them, with the same LoRA and a kernel that is not suspected."""
     transformer = copy.deepcopy(base)
-    add_lora(transformer, config.lora_rank, config.lora_alpha, config.seed)
+    where = config.lora_targets, config.lora_blocks
+    add_lora(transformer, config.lora_rank, config.lora_alpha, config.seed, 0.0, *where)
     strengthen_lora(transformer)
     transformer.to(device).enable_gradient_checkpointing()
     transformer.set_attention_backend(SAFEST_KERNEL[device.type])
@@ -140,7 +141,7 @@ def lora_row(base: FluxTransformer2DModel, config: TrainConfig, batch: FillBatch
     transformer = plain(base, config, device)
     expected, _ = loss_and_gradients(transformer, config, batch)
     other = copy.deepcopy(base)
-    add_lora(other, config.lora_rank, config.lora_alpha, seed=1)
+    add_lora(other, config.lora_rank, config.lora_alpha, 1, 0.0, config.lora_targets, config.lora_blocks)
     with tempfile.TemporaryDirectory() as name:
         save_lora(Path(name), transformer, OF_ANOTHER_PROJECT)
         load_lora(other, Path(name) / LORA_FILE)

@@ -8,24 +8,33 @@ from math import isfinite
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import extract_model_from_parallel
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from tryon.config import TrainConfig
-from tryon.data.sample import FillBatch
+from tryon.config import TrainConfig, teacher_categories
+from tryon.data.sample import FillBatch, pick
 from tryon.flux.attention import attention_in_use, fall_back
-from tryon.flux.encode import to_device
-from tryon.flux.flow_matching import draw_sigma_and_noise, fill_loss, interpolate, loss_weight, seed_of
+from tryon.flux.flow_matching import (
+    NoiseLevels,
+    draw_sigma_and_noise,
+    fill_loss,
+    interpolate,
+    loss_weight,
+    predict_velocity,
+    seed_of,
+)
 from tryon.training.clock import Clock
 
 logger = logging.getLogger(__name__)
 
 
 def optimiser_step(
-    config: TrainConfig, step: int, model: nn.Module, batches: Iterator[FillBatch], optimizer: Optimizer,
-    lr_scheduler: LRScheduler, accelerator: Accelerator, clock: Clock, samples: Callable[[], Sequence[str]],
+    config: TrainConfig, levels: NoiseLevels, step: int, model: nn.Module, batches: Iterator[FillBatch],
+    optimizer: Optimizer, lr_scheduler: LRScheduler, accelerator: Accelerator, clock: Clock,
+    samples: Callable[[], Sequence[str]],
 ) -> dict[str, float]:  # fmt: skip
     """One update from the next gradient_accumulation_steps batches, and what the curves show of it.
 
@@ -39,7 +48,7 @@ def optimiser_step(
     taken: list[FillBatch] = []
 
     def attempt() -> tuple[float, float]:
-        total = add_gradients(config, step, model, taken, batches, accelerator, clock)
+        total = add_gradients(config, levels, step, model, taken, batches, accelerator, clock)
         with clock.part("optimiser"):
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             return tuple(torch.stack([accelerator.reduce(total, "mean"), norm]).tolist())
@@ -69,7 +78,7 @@ def optimiser_step(
 
 
 def add_gradients(
-    config: TrainConfig, step: int, model: nn.Module, taken: list[FillBatch],
+    config: TrainConfig, levels: NoiseLevels, step: int, model: nn.Module, taken: list[FillBatch],
     batches: Iterator[FillBatch], accelerator: Accelerator, clock: Clock,
 ) -> Tensor:  # fmt: skip
     """Adds the gradients of one optimiser step's micro-batches to those that are there; their mean loss, a scalar.
@@ -84,9 +93,9 @@ def add_gradients(
                 taken.append(next(batches))
             batch = taken[micro]
             draws = draws_of(config.seed, step, micro, accelerator.process_index, len(batch.x0))
-            noise = draw_noise(config, batch, draws)
+            noise = draw_sigma_and_noise(batch.x0.shape[1:], levels, draws)
         with clock.part("transfer"):
-            batch, (sigma, noise) = to_device(batch, accelerator.device), on_device(noise, accelerator.device)
+            batch, (sigma, noise) = batch.to(accelerator.device), on_device(noise, accelerator.device)
         with nullcontext() if micro == count - 1 else accelerator.no_sync(model):
             with clock.part("forward"):
                 if config.lora_dropout:  # it draws from torch's own generator
@@ -103,11 +112,6 @@ def draws_of(seed: int, step: int, micro: int, process: int, size: int) -> list[
     return [(seed, step, micro, process * size + index) for index in range(size)]
 
 
-def draw_noise(config: TrainConfig, batch: FillBatch, draws: list[tuple[int, ...]]) -> tuple[Tensor, Tensor]:
-    """Noise levels [B] and noise [B, L, 64] of a micro-batch, on the CPU."""
-    return draw_sigma_and_noise(batch.x0.shape[1:], config.weighting_scheme, config.logit_mean, config.logit_std, draws)
-
-
 def on_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
     """Copies of the tensors on the device. They are pinned first: copying from pageable memory would block the host."""
     if device.type == "cuda":
@@ -118,8 +122,30 @@ def on_device(tensors: Sequence[Tensor], device: torch.device) -> list[Tensor]:
 def batch_loss(config: TrainConfig, model: nn.Module, batch: FillBatch, sigma: Tensor, noise: Tensor) -> Tensor:
     """The weighted flow-matching loss of one micro-batch at noise levels [B] and with noise [B, L, 64]: a scalar."""
     x_t, velocity = interpolate(batch.x0.float(), noise, sigma)
-    losses = fill_loss(model, batch, x_t, velocity, sigma, config.guidance_scale)
+    if config.teacher_weight:
+        velocity = taught_velocity(config, model, batch, x_t, velocity, sigma)
+    losses = fill_loss(model, batch, x_t, velocity, sigma, config.guidance_scale, config.mask_loss_weight)
     return (loss_weight(config.weighting_scheme, sigma) * losses).mean()
+
+
+def taught_velocity(
+    config: TrainConfig, model: nn.Module, batch: FillBatch, x_t: Tensor, velocity: Tensor, sigma: Tensor
+) -> Tensor:
+    """The velocity [B, L, 64] that the model shall predict, mixed with what it predicts without its LoRA in samples of
+    the teacher's categories: there it shall stay as it is."""
+    rows = [row for row, category in enumerate(batch.categories) if category in teacher_categories(config)]
+    if not rows:
+        return velocity
+    transformer = extract_model_from_parallel(model)
+    transformer.disable_adapters()
+    with torch.no_grad():
+        some = batch.rows(rows)
+        taught = predict_velocity(transformer, some, pick(x_t, rows), pick(sigma, rows), config.guidance_scale)
+    transformer.enable_adapters()
+    targets = list(velocity)
+    for row, prediction in zip(rows, taught, strict=True):
+        targets[row] = torch.lerp(targets[row], prediction, config.teacher_weight)
+    return torch.stack(targets)
 
 
 def make_optimizer(config: TrainConfig, parameters: list[nn.Parameter]) -> Optimizer:

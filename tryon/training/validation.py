@@ -15,8 +15,8 @@ from tryon.console import progress_bar
 from tryon.data.category import Category
 from tryon.data.grid import draw_grid, pick_for_grid
 from tryon.data.sample import PromptEmbedding, SampleSource, TryOnSample, make_diptych, split_diptych, to_picture
-from tryon.flux.encode import collate, to_device
-from tryon.flux.flow_matching import draw_sigma_and_noise, fill_loss, interpolate
+from tryon.flux.encode import collate
+from tryon.flux.flow_matching import UNIFORM, draw_sigma_and_noise, fill_loss, interpolate
 from tryon.inference.pipeline import try_on_batch
 from tryon.inference.recipe import Recipe, save_picture, versions
 from tryon.signals import asked_to_stop
@@ -133,8 +133,8 @@ def validation_loss(
     losses: dict[str, list[float]] = {}
     for index in range(len(data)):
         latents = data[index]
-        batch = to_device(collate([latents], prompts), device)
-        sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], "none", 0.0, 1.0, [(seed, index)])
+        batch = collate([latents], prompts).to(device)
+        sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], UNIFORM, [(seed, index)])
         sigma, noise = sigma.to(device), noise.to(device)
         x_t, velocity = interpolate(batch.x0.float(), noise, sigma)
         loss = fill_loss(transformer, batch, x_t, velocity, sigma, guidance).item()

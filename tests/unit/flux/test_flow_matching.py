@@ -1,15 +1,32 @@
 """Noise levels, draws and the loss, against diffusers' scheduler and the formula written out."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux_fill import calculate_shift
 from diffusers.training_utils import compute_loss_weighting_for_sd3
 
 from conftest import make_sample
+from tryon.config import full, on_toy
 from tryon.data.category import CATEGORIES
 from tryon.data.sample import FillBatch, PromptEmbedding
 from tryon.flux.encode import collate, encode_sample
-from tryon.flux.flow_matching import draw_sigma_and_noise, fill_loss, interpolate, loss_weight, sigma_from_density
+from tryon.flux.flow_matching import (
+    UNIFORM,
+    NoiseLevels,
+    draw_sigma_and_noise,
+    fill_error,
+    fill_loss,
+    interpolate,
+    loss_weight,
+    noise_levels,
+    repainted_share,
+    sigma_from_density,
+    token_weights,
+)
+from tryon.flux.packing import count_tokens
 from tryon.toy.model import scheduler
 
 
@@ -37,19 +54,19 @@ def test_sigmas_are_those_of_the_scheduler() -> None:
 def test_a_draw_belongs_to_its_place_in_the_global_batch() -> None:
     """Two processes of one sample draw what one process of two draws; another step or seed draws something else."""
     draws = [(7, 3, 1, index) for index in range(2)]
-    sigma, noise = draw_sigma_and_noise((6, 64), "logit_normal", 0.0, 1.0, draws)
+    sigma, noise = draw_sigma_and_noise((6, 64), NoiseLevels("logit_normal"), draws)
     for index, draw in enumerate(draws):
-        alone_sigma, alone_noise = draw_sigma_and_noise((6, 64), "logit_normal", 0.0, 1.0, [draw])
+        alone_sigma, alone_noise = draw_sigma_and_noise((6, 64), NoiseLevels("logit_normal"), [draw])
         assert torch.equal(alone_sigma[0], sigma[index])
         assert torch.equal(alone_noise[0], noise[index])
     others = [(8, 3, 1, 0), (7, 4, 1, 0), (7, 3, 0, 0), (7, 3, 1, 1)]
     for other in others:
-        assert not torch.equal(draw_sigma_and_noise((6, 64), "none", 0.0, 1.0, [other])[1][0], noise[0])
+        assert not torch.equal(draw_sigma_and_noise((6, 64), UNIFORM, [other])[1][0], noise[0])
 
 
 @pytest.mark.parametrize("scheme", ["none", "logit_normal", "mode", "cosmap", "sigma_sqrt"])
 def test_every_scheme_draws_valid_sigmas(scheme: str) -> None:
-    sigma, noise = draw_sigma_and_noise((1, 64), scheme, 0.0, 1.0, [(0, step, 0, 0) for step in range(400)])
+    sigma, noise = draw_sigma_and_noise((1, 64), NoiseLevels(scheme), [(0, step, 0, 0) for step in range(400)])
     assert (sigma > 0).all() and (sigma <= 1).all()
     assert sigma.std() > 0.1
     assert abs(noise.mean()) < 0.02 and abs(noise.std() - 1) < 0.02
@@ -57,7 +74,7 @@ def test_every_scheme_draws_valid_sigmas(scheme: str) -> None:
 
 def test_a_positive_logit_mean_means_less_noise() -> None:
     draws = [(0, step, 0, 0) for step in range(200)]
-    assert draw_sigma_and_noise((1, 1), "logit_normal", 1.0, 1.0, draws)[0].mean() < 0.4
+    assert draw_sigma_and_noise((1, 1), NoiseLevels("logit_normal", logit_mean=1.0), draws)[0].mean() < 0.4
 
 
 @pytest.mark.parametrize("scheme", ["none", "cosmap", "sigma_sqrt"])
@@ -101,3 +118,45 @@ def test_interpolation_ends() -> None:
     x_t, velocity = interpolate(x0, noise, torch.tensor([0.5]))
     assert torch.equal(x_t, torch.full_like(x0, 2.0))
     assert torch.equal(velocity, torch.full_like(x0, 2.0))
+
+
+def test_a_mask_weight_of_one_is_the_plain_mean_and_others_keep_the_loss_of_an_even_error(
+    transformer: FluxTransformer2DModel, vae
+) -> None:
+    batch = random_batch(transformer, vae)
+    sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], UNIFORM, [(0, 0), (0, 1)])
+    x_t, velocity = interpolate(batch.x0, noise, sigma)
+    with torch.no_grad():
+        error = fill_error(transformer, batch, x_t, velocity, sigma, 1.0)
+        found = {weight: fill_loss(transformer, batch, x_t, velocity, sigma, 1.0, weight) for weight in (1.0, 4.0)}
+    assert torch.equal(found[1.0], error.mean(dim=(1, 2)))
+
+    # Of 6 x 8 tokens those of the right panel whose pixels are masked, the edges by their share.
+    share = repainted_share(batch)
+    mask = make_sample(0).mask[0]
+    pixels = torch.cat([torch.zeros_like(mask), mask], dim=1)
+    expected = pixels.unflatten(0, (-1, 16)).unflatten(2, (-1, 16)).mean(dim=(1, 3)).flatten()
+    torch.testing.assert_close(share[0], expected)
+    weights = token_weights(batch, 4.0)
+    torch.testing.assert_close(weights.mean(dim=1), torch.ones(2))
+    whole, none = share[0].argmax(), share[0].argmin()
+    assert share[0, whole] == 1 and share[0, none] == 0
+    torch.testing.assert_close(weights[0, whole], 4 * weights[0, none])
+    written_out = (weights[..., None] * error).sum(dim=(1, 2)) / (weights.sum(dim=1) * 64)
+    torch.testing.assert_close(found[4.0], written_out)
+
+
+def test_noise_levels_are_shifted_as_inference_shifts_them() -> None:
+    config = replace(on_toy(full()), timestep_shift="resolution")
+    reference = scheduler()
+    levels = noise_levels(config, reference)
+    tokens = count_tokens(config.height, config.width)
+    by = reference.config
+    mu = calculate_shift(tokens, by.base_image_seq_len, by.max_image_seq_len, by.base_shift, by.max_shift)
+    draws = [(0, step) for step in range(20)]
+    plain, noise = draw_sigma_and_noise((1, 64), NoiseLevels(), draws)
+    found, same = draw_sigma_and_noise((1, 64), levels, draws)
+    assert torch.equal(noise, same)
+    torch.testing.assert_close(found, reference.time_shift(mu, 1.0, plain))
+    assert (found > plain).all() and (found <= 1).all()
+    assert noise_levels(replace(config, timestep_shift="none"), reference) == UNIFORM

@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from test_flow_matching import random_batch
-from tryon.flux.flow_matching import draw_sigma_and_noise, fill_loss, interpolate
+from tryon.flux.flow_matching import UNIFORM, draw_sigma_and_noise, fill_loss, interpolate
 from tryon.flux.load import load_transformer
 from tryon.flux.lora import TARGET_MODULES, add_lora, attach_lora, fold_lora, load_lora, save_lora
 from tryon.flux.lora_header import LoraFacts, read_facts
@@ -30,7 +30,7 @@ LATER_FACTS = {"mask_offsets", "mask_parser", "num_inference_steps", "guidance_s
 def predict(transformer: FluxTransformer2DModel, vae) -> torch.Tensor:
     """The loss per sample: any change of the prediction shows in it."""
     batch = random_batch(transformer, vae)
-    sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], "none", 0.0, 1.0, [(0, 0), (0, 1)])
+    sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], UNIFORM, [(0, 0), (0, 1)])
     x_t, velocity = interpolate(batch.x0, noise, sigma)
     with torch.no_grad():
         return fill_loss(transformer, batch, x_t, velocity, sigma, 1.0)
@@ -49,7 +49,7 @@ def test_a_fresh_lora_changes_nothing_and_trains_alone(transformer: FluxTransfor
     assert torch.equal(predict(transformer, vae), before)
 
     batch = random_batch(transformer, vae)
-    sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], "none", 0.0, 1.0, [(0, 0), (0, 1)])
+    sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], UNIFORM, [(0, 0), (0, 1)])
     x_t, velocity = interpolate(batch.x0, noise, sigma)
     fill_loss(transformer, batch, x_t, velocity, sigma, 1.0).mean().backward()
     with_gradient = {name for name, p in transformer.named_parameters() if p.grad is not None}
@@ -63,7 +63,7 @@ def test_every_block_is_adapted_and_the_embedders_are_not(transformer: FluxTrans
     blocks, single_blocks = transformer.config.num_layers, transformer.config.num_single_layers
     assert len(adapted) == 12 * blocks + 4 * single_blocks
     assert not [name for name in adapted if "embedder" in name or name == "proj_out"]
-    assert all(any(name.endswith(target) for name in adapted) for target in TARGET_MODULES)
+    assert all(any(name.endswith(target) for name in adapted) for target in TARGET_MODULES["all"])
 
 
 def test_seed_decides_the_first_weights_without_touching_the_global_state(toy: ToyFolders) -> None:
@@ -81,7 +81,7 @@ def test_seed_decides_the_first_weights_without_touching_the_global_state(toy: T
 def test_one_batch_can_be_overfitted(transformer: FluxTransformer2DModel, vae) -> None:
     parameters = add_lora(transformer, rank=16, alpha=16, seed=0)
     batch = random_batch(transformer, vae)
-    sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], "none", 0.0, 1.0, [(0, 0), (0, 1)])
+    sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], UNIFORM, [(0, 0), (0, 1)])
     x_t, velocity = interpolate(batch.x0, noise, sigma)
     optimizer = torch.optim.AdamW(parameters, lr=1e-2)
     losses = []
@@ -187,7 +187,7 @@ def test_the_header_is_portable(transformer: FluxTransformer2DModel, tmp_path: P
     assert adapter == {
         "transformer.r": 4,
         "transformer.lora_alpha": 9,
-        "transformer.target_modules": sorted(TARGET_MODULES),
+        "transformer.target_modules": sorted(TARGET_MODULES["all"]),
     }
     assert read_facts(tmp_path / LORA_FILE) == FACTS
     old = {name: value for name, value in json.loads(metadata["tryon_lora"]).items() if name not in LATER_FACTS}

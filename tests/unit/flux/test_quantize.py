@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from test_flow_matching import random_batch
 from test_lora import FACTS, disturb, predict
-from tryon.flux.flow_matching import draw_sigma_and_noise, fill_loss, interpolate
+from tryon.flux.flow_matching import UNIFORM, draw_sigma_and_noise, fill_loss, interpolate
 from tryon.flux.load import load_transformer
 from tryon.flux.lora import add_lora, attach_lora, load_lora, save_lora
 from tryon.flux.quantize import FLUX_WIDTH, Kind, QuantizedLinear, dequantize, quantize_blocks, weight_bytes
@@ -40,7 +40,7 @@ def relative_error(value: Tensor, truth: Tensor) -> float:
 
 def train_loss(transformer: FluxTransformer2DModel, vae) -> Tensor:
     batch = random_batch(transformer, vae)
-    sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], "none", 0.0, 1.0, [(0, 0), (0, 1)])
+    sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], UNIFORM, [(0, 0), (0, 1)])
     x_t, velocity = interpolate(batch.x0, noise, sigma)
     return fill_loss(transformer, batch, x_t, velocity, sigma, 1.0).mean()
 

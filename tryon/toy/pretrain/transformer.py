@@ -14,8 +14,8 @@ from tryon.config import TOY_HEIGHT, TOY_MAX_SEQUENCE_LENGTH, TOY_WIDTH, TrainCo
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import FillBatch
 from tryon.evaluation.metrics import psnr
-from tryon.flux.encode import collate, to_device
-from tryon.flux.flow_matching import draw_sigma_and_noise, fill_error, interpolate
+from tryon.flux.encode import collate
+from tryon.flux.flow_matching import NoiseLevels, draw_sigma_and_noise, fill_error, interpolate
 from tryon.flux.load import ModelFiles, load_scheduler, load_vae
 from tryon.flux.packing import PIXELS_PER_TOKEN
 from tryon.flux.prompt_cache import cache_prompts
@@ -56,7 +56,7 @@ def transformer_stage(config: PretrainConfig, device: torch.device) -> Stage:
     def loss(step: int) -> Tensor:
         rng = np.random.default_rng([config.seed, 2, step])
         picked = rng.integers(len(latents), size=config.transformer_batch_size).tolist()
-        batch = to_device(collate([latents[index] for index in picked], prompts), device)
+        batch = collate([latents[index] for index in picked], prompts).to(device)
         draws = [(config.seed, step, index) for index in range(len(picked))]
         return repainting_loss(transformer, batch, draws, guidance=float(rng.uniform(*GUIDANCE)))
 
@@ -98,7 +98,7 @@ def repainting_loss(
     transformer: FluxTransformer2DModel, batch: FillBatch, draws: Sequence[tuple[int, int, int]], guidance: float
 ) -> Tensor:
     """The flow-matching loss, tokens outside the mask counting less: a scalar. draws: seeds of each sample's noise."""
-    drawn = draw_sigma_and_noise(batch.x0.shape[1:], "logit_normal", LOGIT_MEAN, 1.0, draws)
+    drawn = draw_sigma_and_noise(batch.x0.shape[1:], NoiseLevels("logit_normal", LOGIT_MEAN), draws)
     sigma, noise = (each.to(batch.x0.device) for each in drawn)
     x_t, velocity = interpolate(batch.x0, noise, sigma)
     with mixed_precision(batch.x0.device):
