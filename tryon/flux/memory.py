@@ -132,14 +132,14 @@ def transformer_costs(config: TrainConfig, transformer_config: dict[str, Any]) -
     tokens = count_tokens(config.height, config.width) + config.max_sequence_length
     inputs = config.train_batch_size * tokens * transformer.inner_dim * dtype_of(config).itemsize
 
-    def costs(block: nn.Module, compiled: float, work: float) -> BlockCosts:
-        saved = _saved(block, config, transformer.inner_dim)
+    def costs(block: nn.Module, compiled: float, work: float, reached: bool) -> BlockCosts:
+        saved = _saved(block, config, transformer.inner_dim, reached)
         if config.compile:
             saved, work = round(compiled * saved), COMPILED_WORK
         return BlockCosts(inputs, saved, round(work * saved))
 
-    double = costs(transformer.transformer_blocks[0], COMPILED_DOUBLE, WORK_DOUBLE)
-    single = costs(transformer.single_transformer_blocks[0], COMPILED_SINGLE, WORK_SINGLE)
+    double = costs(transformer.transformer_blocks[0], COMPILED_DOUBLE, WORK_DOUBLE, config.lora_blocks != "single")
+    single = costs(transformer.single_transformer_blocks[0], COMPILED_SINGLE, WORK_SINGLE, True)
     blocks = [double] * transformer_config["num_layers"] + [single] * transformer_config["num_single_layers"]
     return TransformerCosts(count_parameters(transformer_config, config.lora_rank, *where), blocks)
 
@@ -345,8 +345,9 @@ def empty_transformer(
     return transformer
 
 
-def _saved(block: nn.Module, config: TrainConfig, width: int) -> int:
-    """Runs the block forward on tensors that have shapes and no memory, and adds up what autograd would keep, bytes."""
+def _saved(block: nn.Module, config: TrainConfig, width: int, reached: bool) -> int:
+    """Runs the block forward on tensors that have shapes and no memory, and adds up what autograd would keep, bytes.
+    reached: whether its inputs need a gradient, as there are LoRAs before it."""
     dtype, batch = dtype_of(config), config.train_batch_size
     image, text, head = count_tokens(config.height, config.width), config.max_sequence_length, block.attn.head_dim
     saved: dict[int, int] = {}
@@ -360,8 +361,8 @@ def _saved(block: nn.Module, config: TrainConfig, width: int) -> int:
             for name, each in (*block.named_parameters(), *block.named_buffers())
         }
         inputs = {
-            "hidden_states": torch.empty(batch, image, width, dtype=dtype, requires_grad=True),
-            "encoder_hidden_states": torch.empty(batch, text, width, dtype=dtype, requires_grad=True),
+            "hidden_states": torch.empty(batch, image, width, dtype=dtype, requires_grad=reached),
+            "encoder_hidden_states": torch.empty(batch, text, width, dtype=dtype, requires_grad=reached),
             "temb": torch.empty(batch, width, dtype=dtype),
             "image_rotary_emb": (torch.empty(image + text, head), torch.empty(image + text, head)),
         }

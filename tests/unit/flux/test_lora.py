@@ -94,12 +94,26 @@ def test_one_batch_can_be_overfitted(transformer: FluxTransformer2DModel, vae) -
     assert losses[-1] < 0.2 * losses[0]
 
 
-@pytest.mark.parametrize(("rank", "alpha"), [(4, 4), (4, 9)])
+@pytest.mark.parametrize(
+    ("alpha", "targets", "blocks", "layers"),
+    [
+        (4, "all", "both", (12, 4)),
+        (9, "all", "both", (12, 4)),
+        (4, "attention", "both", (4, 3)),
+        (4, "attention_and_context", "single", (0, 3)),
+        (9, "all", "double", (12, 0)),
+    ],
+)
 def test_a_saved_lora_loads_in_plain_diffusers(
-    rank: int, alpha: int, toy: ToyFolders, transformer: FluxTransformer2DModel, vae, tmp_path: Path
-) -> None:
-    parameters = add_lora(transformer, rank, alpha, seed=0)
-    disturb(parameters)
+    alpha: int, targets: str, blocks: str, layers: tuple[int, int], toy: ToyFolders,
+    transformer: FluxTransformer2DModel, vae, tmp_path: Path,
+) -> None:  # fmt: skip
+    """layers: how many of a double and of a single block have one."""
+    disturb(add_lora(transformer, 4, alpha, seed=0, targets=targets, blocks=blocks))
+    adapted = [name for name, _ in transformer.named_parameters() if "lora_A" in name]
+    double = sum(name.startswith("transformer_blocks.") for name in adapted)
+    numbers = transformer.config.num_layers, transformer.config.num_single_layers
+    assert (double, len(adapted) - double) == tuple(each * number for each, number in zip(layers, numbers, strict=True))
     save_lora(tmp_path, transformer, FACTS)
     expected = predict(transformer, vae)
 
@@ -107,6 +121,9 @@ def test_a_saved_lora_loads_in_plain_diffusers(
     assert not torch.equal(predict(plain, vae), expected)
     build_pipeline(plain, vae, scheduler()).load_lora_weights(tmp_path, weight_name=LORA_FILE)
     assert torch.equal(predict(plain, vae), expected)
+    ours = load_transformer(toy.transformer, torch.float32)
+    attach_lora(ours, tmp_path / LORA_FILE, 1.0)
+    assert torch.equal(predict(ours, vae), expected)
 
 
 def test_an_exported_lora_needs_no_alpha(toy: ToyFolders, transformer: FluxTransformer2DModel, vae, tmp_path) -> None:

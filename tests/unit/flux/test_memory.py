@@ -71,19 +71,26 @@ def test_the_table_of_cards_is_the_plan() -> None:
         assert any(row.startswith(f"| {card},") and f"| {need} |" in row for row in table), (card, need)
 
 
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-@pytest.mark.parametrize("every", [None, 2, 1])
+@pytest.mark.parametrize(
+    ("every", "precision", "where"),
+    [
+        *((every, precision, {}) for every in (None, 2, 1) for precision in ("no", "bf16")),
+        (None, "bf16", {"lora_targets": "attention"}),
+        (None, "no", {"lora_blocks": "double"}),
+        (None, "bf16", {"lora_blocks": "single"}),
+    ],
+)
 def test_activations_are_counted_as_autograd_keeps_them(
-    toy: ToyFolders, precision: str, every: int | None, monkeypatch: pytest.MonkeyPatch
+    toy: ToyFolders, precision: str, every: int | None, where: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The toy on the CPU, where autocast leaves normalisation in bfloat16."""
     monkeypatch.setattr(memory, "_LikeCuda", nullcontext)
-    config = replace(on_toy(full()), lora_alpha=4, lora_rank=4, train_batch_size=2, mixed_precision=precision)
+    config = replace(on_toy(full()), lora_alpha=4, lora_rank=4, train_batch_size=2, mixed_precision=precision, **where)
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     transformer = load_transformer(toy.transformer, dtype)
     costs = transformer_costs(config, dict(transformer.config))
     planned = training_memory(replace(config, quantization="none"), costs, every)
-    add_lora(transformer, 4, 4, seed=0)
+    add_lora(transformer, 4, 4, 0, 0.0, config.lora_targets, config.lora_blocks)
     use_training_blocks(transformer)
     if casts_lora(config):
         cast_lora_together(transformer, dtype)

@@ -31,9 +31,18 @@ def trained(transformer: FluxTransformer2DModel, share: bool) -> FluxTransformer
     return transformer
 
 
-@pytest.mark.parametrize("share", [False, True])
-def test_loss_and_gradients_are_those_of_diffusers_blocks(share: bool, toy: ToyFolders, vae) -> None:
-    transformer = adapted(toy)
+@pytest.mark.parametrize(
+    ("share", "where"),
+    [(False, ("all", "both")), (True, ("all", "both")), (True, ("attention", "both")), (True, ("all", "single")),
+     (False, ("attention_and_context", "double"))],
+)  # fmt: skip
+def test_loss_and_gradients_are_those_of_diffusers_blocks(
+    share: bool, where: tuple[str, str], toy: ToyFolders, vae
+) -> None:
+    """where: the LoRA's targets and blocks."""
+    transformer = load_transformer(toy.transformer, torch.float32)
+    targets, blocks = where
+    disturb(add_lora(transformer, 4, 4, seed=0, targets=targets, blocks=blocks))
     loss, gradients = loss_and_gradients(transformer, vae)
     found, others = loss_and_gradients(trained(transformer, share), vae)
     assert found.item() == pytest.approx(loss.item(), rel=1e-6)
