@@ -147,9 +147,9 @@ def measured(case: Case, result: Tensor) -> Line:
     scores = {"changed_outside": float(outside.mean()) if outside.size else 0.0, "on_edges": on_edges}
     if case.truth is not None:
         both, mask = (result[None], case.truth[None]), sample.mask[None]
-        scores |= {"psnr": psnr(*both, mask).item(), "ssim": ssim(*both, mask).item()}
-        scores["psnr_whole"] = psnr(*both, torch.ones_like(mask)).item()
-        scores["ssim_whole"] = ssim(*both, interior(mask)).item()
+        inside, whole = ssim(*both, mask, interior(mask))
+        scores |= {"psnr": psnr(*both, mask).item(), "ssim": inside.item()}
+        scores |= {"psnr_whole": psnr(*both, torch.ones_like(mask)).item(), "ssim_whole": whole.item()}
     if case.ends_right:
         scores["length_right"] = float(case.ends_right(result))
     if case.leftovers:
