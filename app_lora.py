@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from tryon.cli import parse, run_script
 from tryon.config import TOY_NOTICE, TryOnConfig, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
-from tryon.flux.lora_header import LoraFacts, lora_on_disk, panel_size, read_facts
+from tryon.flux.lora_header import LoraFacts, is_for_toy, lora_on_disk, panel_size, read_facts
 from tryon.runs import all_loras, run_of, runs_folder
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def main(argv: list[str]) -> None:
     from tryon.app.train_page import TrainPage
     from tryon.inference.pipeline import load_try_on
     from tryon.toy.draw import write_pictures
-    from tryon.toy.model import is_for_toy, parser_for_try_on, use_toy_model_for_try_on
+    from tryon.toy.model import parser_for_try_on, use_toy_model_for_try_on
 
     def is_worth_a_line(record: logging.LogRecord) -> bool:
         """Not an upload that was broken off, for which the server would write a traceback of fifty lines."""

@@ -80,7 +80,7 @@ def test_a_photograph_of_any_size_is_dressed_and_the_lora_is_used(
     assert Image.open(grid).size == (24 + 5 * 68, 24 + 100) and not out.exists()
     said = capsys.readouterr().out
     assert "TOY MODEL, because the LoRA was trained on it" in said and "loading " in said
-    assert "dressing, 1 steps at guidance 30" in said, "as the LoRA was trained"
+    assert "dressing, 1 step at guidance 30" in said, "as the LoRA was trained"
     assert "this LoRA was trained for" not in said and "the mask is white over" not in said
 
     plain = pictures / "plain.png"

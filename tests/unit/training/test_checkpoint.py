@@ -309,7 +309,7 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, caplog: pytest.LogCaptu
     for changes, words in (
         ({}, f"{go_on} --resume_from_checkpoint '{run}/checkpoint-25'"),
         ({"init_lora": "other"}, f"{go_on} --init_lora none --resume_from_checkpoint"),
-        ({"max_train_steps": 25}, "all 25 steps are done and saved"),
+        ({"max_train_steps": 25}, "all is done up to step 25, and saved in "),
     ):
         stopped = resume_hint(replace(config, **changes), None)
         with caplog.at_level(logging.INFO), pytest.raises(SystemExit), stopped:

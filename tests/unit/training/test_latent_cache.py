@@ -151,7 +151,7 @@ def test_workers_encode_the_same_bits_and_name_what_they_cannot_read(
         for name in ("target", "masked", "mask"):
             assert torch.equal(getattr(data[index], name), getattr(alone[index], name)), name
     assert "skipped: row 4: broken" in caplog.text and "1 of 9 samples" in caplog.text
-    assert "encoded 8 samples: " in caplog.text
+    assert "samples encoded: 8, " in caplog.text
 
 
 def test_a_parser_reads_in_the_process_that_has_the_gpu(
