@@ -154,13 +154,13 @@ def test_on_other_data_the_unpaired_truth_is_not_known(run: Path, data_cache: Pa
     write_manifest(copy / "checkpoint-1")
     trained = {**asdict(on_toy(TrainConfig())), "dataset_name": name, "max_validation_samples": 2, "seed": 4}
     (copy / "config.json").write_text(json.dumps({**trained, "data_cache_dir": "gone"}))
-    main(["--lora", str(copy), "--data_cache_dir", str(data_cache)])
+    main(["--lora", str(copy / ".." / copy.name), "--data_cache_dir", str(data_cache)])
     report = (copy / "report.html").read_text()
     assert "Use checkpoint-1, the newest: on 2 paired pairs too few to say on" in report
     assert "<h2>Scores by evaluate_lora.py</h2>" in report and (copy / "evaluate_lora.json").is_file()
     result = result_of(copy / "scores")
     assert (result["settings"]["steps"], result["settings"]["guidance_scale"]) == (1, 5)
-    assert result["settings"]["data"].startswith(name)
+    assert result["settings"]["data"].startswith(name) and ".." not in str(result)
     scores = result["scores"]
     assert scores["paired"]["all"]["cases"] == 2, "those that the run held back"
     assert "psnr" in scores["paired"]["all"]["LoRA"] and "psnr" not in scores["unpaired"]["all"]["LoRA"]
