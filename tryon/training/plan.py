@@ -90,8 +90,8 @@ def plan_lines(
     checkpoint = checkpoint_bytes(config, costs.sizes.trained)
     models = costs.sizes.frozen * 2 + TEXT_ENCODERS_AND_VAE
     if pairs:
-        count = f"{plural(pairs, 'pair')}, in up to {plural(variants, 'variant')}"
-        cached = f"{gigabytes(pairs * variants * each)} at most: {count}"
+        several = f", in up to {variants} variants" if variants > 1 else ""
+        cached = f"{gigabytes(pairs * variants * each)} at most: {plural(pairs, 'pair')}{several}"
     else:
         cached = f"{gigabytes(1000 * each)} per 1,000 pairs and variants"
     hub = Path(config.cache_dir or constants.HF_HUB_CACHE)
