@@ -147,7 +147,8 @@ def _host_lines(config: TrainConfig, need: HostMemory, here: bool) -> list[str]:
     line = f"planned, host memory: {gigabytes(need.total)} for each process, one per GPU"
     if config.num_processes > 1:
         line += f", {gigabytes(together)} for {config.num_processes} on one machine"
-    reading = f"processes that read data, {config.dataloader_num_workers} of {gigabytes(DATA_WORKER)}"
+    workers = config.dataloader_num_workers
+    reading = f"{workers} {'process' if workers == 1 else 'processes'} reading data, {gigabytes(DATA_WORKER)} each"
     blocks = "the offloaded blocks, locked in place, " if config.offload else ""
     lines = [
         line + (f", of {gigabytes(free)} free" if here else ""),
