@@ -10,6 +10,7 @@ from tryon.cli import checked, parse_flags
 from tryon.config import DEFAULT_PARSER, PARSER_FILES, MaskConfig, TrainConfig, cuda_device_count, resolve, setting
 from tryon.data.category import CATEGORIES, Category, plain
 from tryon.data.split import split_by_item
+from tryon.files import full_path
 from tryon.runs import with_paths
 from tryon.units import plural
 
@@ -59,7 +60,7 @@ def read_settings(argv: list[str]) -> tuple[TrainConfig, FolderConfig, MaskConfi
     given, *rest = parse_flags(argv, "python train_flux_inpaint.py", description, TrainConfig, *others)
     folders, masks = checked(others, rest)
     config = resolve(given, cuda_device_count())
-    folders = with_lists(replace(folders, dataroot=str(Path(folders.dataroot).expanduser().absolute())))
+    folders = with_lists(replace(folders, dataroot=str(full_path(folders.dataroot))))
     root, dresscode = Path(folders.dataroot), is_dresscode(folders.dataroot)
     if has_masks(root) and (of_masks := rest[1]):
         raise ValueError(f"--{next(iter(of_masks))} was given, but VITON-HD folders have their own masks: leave it out")
@@ -118,7 +119,7 @@ def read_pairs(folders: FolderConfig, config: TrainConfig) -> tuple[list[FolderP
     validated = pairs_of(root, "test", folders.validation_data_list)[: limits[1]]
     if both := {pair.person for pair in trained} & {pair.person for pair in validated}:
         lists = f"{folders.train_data_list} and {folders.validation_data_list}"
-        raise ValueError(f"{lists} share {len(both)} persons: give lists that share none")
+        raise ValueError(f"{lists} share {plural(len(both), 'person')}: give lists that share none")
     return trained, validated
 
 
@@ -157,7 +158,8 @@ def pairs_of(dataroot: str, split: str, list_name: str | None) -> list[FolderPai
     pairs = _dresscode_pairs(root, list_name) if is_dresscode(dataroot) else _viton_hd_pairs(root, split, list_name)
     if all(map(_absent, pairs)):  # single ones are left out when they are read
         raise ValueError(
-            f"none of {len(pairs)} pairs is complete, {_absent(pairs[0])} is not there: see docs/data.md for the names"
+            f"none of {plural(len(pairs), 'pair')} is complete, {_absent(pairs[0])} is not there: see docs/data.md for "
+            "the names"
         )
     return pairs
 

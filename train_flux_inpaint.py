@@ -298,8 +298,9 @@ def start_accelerator(config: TrainConfig, run: Path, first_step: int) -> Accele
     )
     if accelerator.num_processes != config.num_processes:
         raise ValueError(
-            f"{accelerator.num_processes} processes run, --num_processes says {config.num_processes}: start the "
-            "training with train_deepfashion_lora.sh or with accelerate launch --num_processes"
+            f"--num_processes is {config.num_processes}, and the number of processes that run is "
+            f"{accelerator.num_processes}: start the training with train_deepfashion_lora.sh or with accelerate launch "
+            "--num_processes"
         )
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ from typing import Literal
 from tryon.cli import parse, parse_flags, run_script
 from tryon.config import MOST_DENOISING, MOST_GUIDANCE, MOST_SEED, TryOnConfig, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
-from tryon.flux.lora_header import denoising, lora_on_disk, panel_size, prompt_category, read_facts
+from tryon.flux.lora_header import denoising, is_for_toy, lora_on_disk, panel_size, prompt_category, read_facts
 from tryon.inference.pairs_file import Request, read_pairs, requests_of, results_of, unwritable
 from tryon.inference.recipe import (
     BASE,
@@ -35,6 +35,7 @@ from tryon.inference.recipe import (
     with_request,
     without,
 )
+from tryon.units import plural
 
 logger = logging.getLogger(__name__)
 
@@ -192,6 +193,7 @@ def main(argv: list[str]) -> None:
     steps, guidance = denoising(facts, pictures.steps, pictures.guidance_scale)
     config = replace(config, height=size[0], width=size[1])  # where LoRAs are compared, the first one's for all
     flags = asdict(config) | asdict(pictures) | {"steps": steps, "guidance_scale": guidance}
+    flags["toy"] = is_for_toy(config, facts)
     shared = recipe_of(loras, flags)
     if pairs:
         recipe = with_files(shared, {"pairs": pairs})
@@ -204,7 +206,7 @@ def main(argv: list[str]) -> None:
     if pairs:
         requests, failed = requests_of(lines, pairs.parent, pictures.category)
         made = {line for line, each in requests.items() if is_made(with_request(shared, each), each.output, seeds)}
-        logger.info("%d pairs, %d of them made already", len(lines), len(made))
+        logger.info("%s, %d of them made already", plural(len(lines), "pair"), len(made))
         if len(made) == len(requests) and not grid:
             check_all_dressed(failed, len(lines))
             return
@@ -218,7 +220,7 @@ def main(argv: list[str]) -> None:
     config = use_toy_model_for_try_on(config, facts)
     how, first = Denoising(steps, guidance, seeds), next(iter(loras.values()))
     make_mask = mask_maker(facts, pictures.parser, parser_for_try_on(config, facts), config.cache_dir)
-    words = f"{steps} steps at guidance {guidance:g}"
+    words = f"{plural(steps, 'step')} at guidance {guidance:g}"
     if pairs:
         model = load_try_on(config, first, fold=True)
         logger.info("dressing, %s", words)
@@ -232,7 +234,7 @@ def main(argv: list[str]) -> None:
             results = dress(model, opened, how, request, shared)
         else:
             compared = [(loras.get(name, first), 0 if name == BASE else config.lora_scale) for name in pictures.lora]
-            logger.info("comparing %s; %s", ", ".join(shared.loras), words)
+            logger.info("comparing, %s: %s", words, "; ".join(shared.loras))
             results = compare(config, compared, opened, how)
         rows = [grid_row(opened, results, size)]
     if grid and rows:

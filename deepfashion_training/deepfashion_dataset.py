@@ -33,6 +33,7 @@ from tryon.data.masks import MASK_VERSION, agnostic_mask, grown, mask_picture
 from tryon.data.sample import UNREADABLE, TryOnSample, UnreadablePicture, fitted_sample, read_mask, read_picture
 from tryon.data.split import split_by_item
 from tryon.hub import hub_or_folder
+from tryon.units import plural
 
 logger = logging.getLogger(__name__)
 
@@ -148,8 +149,8 @@ def load_deepfashion(
     if not kept:
         raise ValueError(f"no pair is left with --min_reference {data.min_reference}: give a weaker one")
     if len(kept) < len(pairs):
-        logger.info("%d of %d pairs dropped: their garment is shown worse than by %s", len(pairs) - len(kept),
-                    len(pairs), data.min_reference)  # fmt: skip
+        logger.info("%d of %s dropped: their garment is shown worse than by %s", len(pairs) - len(kept),
+                    plural(len(pairs), "pair"), data.min_reference)  # fmt: skip
     limits = config.max_train_samples, config.max_validation_samples
     if columns.held_back:
         train, validation = split_as_given(kept, column_of(table, columns.held_back), *limits)

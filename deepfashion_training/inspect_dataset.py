@@ -283,7 +283,7 @@ def _thumbnail(picture: "Image.Image") -> str:
 
 def _in_words(counter: Counter) -> str:
     shown = ", ".join(f"{value} ({count})" for value, count in counter.most_common(MOST_SHOWN))
-    return shown + (f", {len(counter) - MOST_SHOWN} others" if len(counter) > MOST_SHOWN else "")
+    return shown + (f", {len(counter) - MOST_SHOWN} more" if len(counter) > MOST_SHOWN else "")
 
 
 def main(argv: list[str]) -> None:
@@ -306,7 +306,7 @@ def main(argv: list[str]) -> None:
     settings = from_settings(TrainConfig, vars(config))
     train, validation = load_deepfashion(data, masks, settings, torch.device("cpu"))
     findings = describe(train, validation)
-    logger.info("looking at the pictures of %d rows", len(train.table))
+    logger.info("looking at the pictures of %s", plural(len(train.table), "row"))
     look, rows = partial(look_at_rows, train.table, train.columns), list(range(len(train.table)))
     judge_pictures(findings, train, validation, in_processes(look, rows, "looking at every picture"))
     log_findings(findings)

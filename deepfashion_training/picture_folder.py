@@ -3,6 +3,8 @@ before they are read. Imports nothing heavy."""
 
 from pathlib import Path
 
+from tryon.units import plural
+
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # What the hub calls the folders of other splits than the training's.
 HELD_BACK = {"validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
@@ -42,6 +44,6 @@ def check_metadata(file: Path) -> None:
         raise ValueError(f"{file} names {outside[0]}, which lies outside the folder: give names of files in it")
     if missing := [name for name in named if not (file.parent / name).is_file()]:
         raise ValueError(
-            f"{file} names {missing[0]}, which is not there, like {len(missing)} of its {len(named)} pictures: add "
-            "them, or take their rows out"
+            f"{file} names {missing[0]}, which is not there, like {len(missing)} of its "
+            f"{plural(len(named), 'picture')}: add them, or take their rows out"
         )

@@ -19,6 +19,7 @@ from tryon.files import file_hash, read_json
 from tryon.pages import TEMPLATES, jpeg_url, render
 from tryon.runs import find_lora, run_of
 from tryon.scores import INPUTS, LOWER_IS_BETTER, OF_CASES, input_path, picture_path, read_lines
+from tryon.units import plural
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ def problems_of(config: CompareConfig) -> Iterator[str]:
     if config.read and config.runs:
         yield "--read needs no runs: leave them out"
     if not config.read and len(config.runs) != 2:
-        yield f"{len(config.runs)} runs were given: name two runs or checkpoints, or --read a file of answers"
+        yield f"{plural(len(config.runs), 'run')} given: name two runs or checkpoints, or --read a file of answers"
 
 
 def pairs_to_compare(runs: tuple[str, ...], count: int, seed: int) -> list[dict[str, Any]]:
@@ -122,7 +123,7 @@ def main(argv: list[str]) -> None:
     page = Path(config.page).expanduser().absolute()
     names = dict(zip("ab", config.runs, strict=True))
     page.write_text(render(TEMPLATES / "compare_blind.html.j2", name="Which is better?", names=names, pairs=pairs))
-    print(f"{len(pairs)} pairs: open {page} in a browser")
+    print(f"{plural(len(pairs), 'pair')}: open {page} in a browser")
 
 
 if __name__ == "__main__":

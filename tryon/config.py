@@ -14,6 +14,8 @@ from os import environ
 from pathlib import Path
 from typing import Any, Literal
 
+from tryon.units import plural
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 FLUX_BASE = "black-forest-labs/FLUX.1-dev"
@@ -330,7 +332,7 @@ def resolve(given: dict[str, Any], cuda_devices: int, plan: PlanConfig = PlanCon
     here = int(environ.get("LOCAL_WORLD_SIZE", config.num_processes))  # on this machine, where there are several
     if not toy and here > cuda_devices:
         raise ValueError(
-            f"--num_processes {config.num_processes} was given, but there are {cuda_devices} CUDA devices: "
+            f"--num_processes {config.num_processes} was given for {plural(cuda_devices, 'CUDA device')}: "
             "ask for at most one process per device"
         )
     return config

@@ -55,7 +55,7 @@ def test_pairs_and_sides_are_drawn_by_lot(runs: tuple[str, str]) -> None:
 def test_what_cannot_be_compared_is_refused(runs: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="or are the same LoRA: first run python evaluate_lora.py --lora"):
         main([runs[0], runs[0]])
-    with pytest.raises(ValueError, match="1 runs were given: name two"):
+    with pytest.raises(ValueError, match="1 run given: name two"):
         main([runs[0]])
     with pytest.raises(ValueError, match="is no file of answers"):
         main(["--read", str(tmp_path / "nothing.json")])

@@ -57,7 +57,7 @@ def describe(facts: RunFacts, left: float | None) -> str:
     steps = f", step {facts.step:,}" + (f" of {facts.steps:,}" if facts.steps else "") if facts.step else ""
     lasts = facts.state == "going on" and left
     more = f"; about {timedelta(seconds=round(left))} of steps left, validation and scores aside" if lasts else ""
-    return f"**{facts.state.capitalize()}**{steps}{more}.\n\n`{facts.said or 'Its log is empty.'}`"
+    return f"**{facts.state.capitalize()}**{steps}{more}.\n\n`{facts.said or 'It has said nothing yet.'}`"
 
 
 def overview(facts: RunFacts) -> list[str]:

@@ -28,6 +28,7 @@ from tryon.runs import LAUNCH, LAUNCHER_LOCK, checkpoints, locked, process_of
 
 LAUNCHER = PROJECT / "train_deepfashion_lora.sh"
 NOTE = "note.txt"
+SETTING = re.compile(r"\d\d:\d\d:\d\d   \w+ ")  # how a line of the log begins that says a setting
 TAIL = 16 * 1024  # bytes at the end of a file that say how a run stands
 MOST_POINTS = 200  # of a curve
 RECENT = 50  # steps by whose median the time left is foretold
@@ -167,7 +168,7 @@ def all_runs(runs: Path) -> list[Path]:
 @dataclass(frozen=True)
 class RunFacts:
     """A run as its folder shows it. step: optimiser steps done; steps: in all, None: not known. score: in words. size:
-    bytes on the disk. said: the newest line of its log. resumable: whether `resume` lets it go on."""
+    bytes on the disk. said: the newest line of its log, but for settings. resumable: whether `resume` lets it go on."""
 
     name: str
     state: State
@@ -190,11 +191,12 @@ def read_run(run: Path) -> RunFacts:
     step = json.loads(rows[-1])["step"] if rows else 0
     log = [line for line in _tail(run / "train.log") if line.strip()]
     state = _state(run, log, step, steps)
+    said = (line for line in reversed(log) if not SETTING.match(line))
     note = run / NOTE
     return RunFacts(
         name=run.name, state=state, step=step, steps=steps, profile=config.get("profile", ""), score=_best_score(run),
         size=_size(run),
-        note=note.read_text() if note.is_file() else "", said=log[-1] if log else "",
+        note=note.read_text() if note.is_file() else "", said=next(said, ""),
         resumable=state in ("stopped", "failed") and (run / LAUNCH).is_file() and bool(checkpoints(run)),
     )  # fmt: skip
 

@@ -41,7 +41,7 @@ from tryon.training.speed import (
     remembered_speed,
     step_flops,
 )
-from tryon.units import gigabytes, gigabytes_that_add_up
+from tryon.units import gigabytes, gigabytes_that_add_up, plural
 
 TEXT_ENCODERS_AND_VAE = 9.9e9  # bytes of FLUX.1-dev's parts on the hub: T5 9.5 GB, CLIP 0.25 GB, VAE 0.17 GB
 # What each part of a step's memory is.
@@ -90,7 +90,8 @@ def plan_lines(
     checkpoint = checkpoint_bytes(config, costs.sizes.trained)
     models = costs.sizes.frozen * 2 + TEXT_ENCODERS_AND_VAE
     if pairs:
-        cached = f"{gigabytes(pairs * variants * each)} at most: {pairs:,} pairs, in up to {variants} variants"
+        several = f", in up to {variants} variants" if variants > 1 else ""
+        cached = f"{gigabytes(pairs * variants * each)} at most: {plural(pairs, 'pair')}{several}"
     else:
         cached = f"{gigabytes(1000 * each)} per 1,000 pairs and variants"
     hub = Path(config.cache_dir or constants.HF_HUB_CACHE)
@@ -109,7 +110,7 @@ def plan_lines(
     one, several = ("process", "processes") if device and device.type == "cpu" else ("GPU", "GPUs")
     devices = f"{config.num_processes} {one if config.num_processes == 1 else several}"
     batches = f"batches of {config.train_batch_size} x {config.gradient_accumulation_steps} accumulated"
-    lines.append(f"planned, time: {steps:,} steps of {per_step} samples: {devices} x {batches}")
+    lines.append(f"planned, time: {plural(steps, 'step')} of {plural(per_step, 'sample')}: {devices} x {batches}")
     if config.num_train_epochs and pairs:
         lines.append(f"  more {several} would take more samples per step, so that the epochs need fewer steps")
     else:
@@ -146,7 +147,8 @@ def _host_lines(config: TrainConfig, need: HostMemory, here: bool) -> list[str]:
     line = f"planned, host memory: {gigabytes(need.total)} for each process, one per GPU"
     if config.num_processes > 1:
         line += f", {gigabytes(together)} for {config.num_processes} on one machine"
-    reading = f"{config.dataloader_num_workers} processes that read data, {gigabytes(DATA_WORKER)} each"
+    workers = config.dataloader_num_workers
+    reading = f"{workers} {'process' if workers == 1 else 'processes'} reading data, {gigabytes(DATA_WORKER)} each"
     blocks = "the offloaded blocks, locked in place, " if config.offload else ""
     lines = [
         line + (f", of {gigabytes(free)} free" if here else ""),

@@ -103,7 +103,7 @@ def test_a_refusal_is_the_launchers_own_sentence_and_leaves_nothing(tmp_path: Pa
 @pytest.mark.parametrize(
     ("steps", "log", "state", "resumable"),
     [
-        (0, "10:00:00   seed   0\n", "stopped", False),
+        (0, "10:00:00 TOY MODEL\n10:00:00   seed   0\n", "stopped", False),
         (3, "stopped by SIGTERM\n", "stopped", True),
         (3, "10:00:00 saved up to step 3: go on\nerror: the disk is full\n", "failed", True),
         (3, "Traceback (most recent call last):\n  File ...\nKeyError: 3\n", "failed", True),
@@ -114,7 +114,7 @@ def test_a_refusal_is_the_launchers_own_sentence_and_leaves_nothing(tmp_path: Pa
 def test_how_a_run_has_ended(steps: int, log: str, state: str, resumable: bool, tmp_path: Path) -> None:
     facts = read_run(make_run(tmp_path / "run", steps, log))
     assert (facts.state, facts.step, facts.steps, facts.resumable) == (state, steps, 300, resumable)
-    assert facts.said == (log.splitlines() or [""])[-1]
+    assert facts.said == ["", *(line for line in log.splitlines() if "   seed" not in line)][-1], "no setting"
     assert facts.score == ("loss 0.250" if steps else "") and facts.size > 100
 
 

@@ -257,7 +257,7 @@ def test_folders_of_pictures_bring_their_split(tmp_path: Path) -> None:
 
     shutil.rmtree(tmp_path / "Test")
     write_pictures(tmp_path / "Test", [row(3, "front")])
-    with pytest.raises(ValueError, match=r"1 items \(pid\) are both in training and validation, such as id_00000003"):
+    with pytest.raises(ValueError, match=r"1 item \(pid\) both in training and validation, such as id_00000003"):
         load(name, settings)
 
 
