@@ -91,8 +91,8 @@ def page_of(name: str) -> Path:
 
 def said_by(answers: dict[str, Any]) -> list[str]:
     """Lines: who won how often, with a 95 % interval (Wilson), and how often each score agrees, where people and score
-    prefer one of the two; fewer than LEAST_CASES say nothing. answers: {"a", "b": names, "answers": [{"chosen": "a", "b"
-    or "same", "scores": {measure: [of a, of b]}}]}."""
+    prefer one of the two; fewer than LEAST_CASES say nothing. answers: {"a", "b": names, "answers": [{"chosen": "a",
+    "b" or "same", "scores": {measure: [of a, of b]}}]}."""
     a, b, given = answers["a"], answers["b"], answers["answers"]
     wins = Counter(each["chosen"] for each in given)
     lines = [f"A: {a}", f"B: {b}", f"A better: {wins['a']}, B better: {wins['b']}, same: {wins['same']}"]
