@@ -21,6 +21,7 @@ from tryon.flux.lora_header import LoraFacts, read_facts
 from tryon.inference.pipeline import usable_rule
 
 CLEANED_EVERY = 60 * 60  # seconds
+BEFORE_AND_AFTER = "4. Before and after"
 STRIP = {
     "show_label": False, "format": "png", "object_fit": "contain", "interactive": False, "allow_preview": False,
     "buttons": [], "fit_columns": False, "elem_classes": "strip",
@@ -40,6 +41,7 @@ STYLE = """
 .strip .caption-label {
   max-width: 100%; padding: 0 4px; font-size: 12px; white-space: normal; overflow-wrap: anywhere;
 }
+#results .selected { outline: 3px solid var(--color-accent); outline-offset: -3px; }
 #examples .thumbnail-item { aspect-ratio: 3 / 2; }
 """
 Example = tuple[Path, Path, Category]  # pictures of a person and of a garment to begin with
@@ -168,7 +170,7 @@ class Layout:
 
     def _show_results(self) -> None:
         self.slider = gr.ImageSlider(
-            label="4. Before and after", format="png", interactive=False, height=420, max_height=420, elem_id="result"
+            label=BEFORE_AND_AFTER, format="png", interactive=False, height=420, max_height=420, elem_id="result"
         )
         self.results = gr.Gallery(columns=MOST_RESULTS, visible=False, elem_id="results", **STRIP)
         with gr.Column(visible=False) as self.earlier:

@@ -18,7 +18,7 @@ from gradio.components import Component
 from PIL import Image
 
 from tryon.app.endpoints import add_endpoints
-from tryon.app.layout import Example, Layout
+from tryon.app.layout import BEFORE_AND_AFTER, Example, Layout
 from tryon.app.mask_layers import (
     PAINTED,
     MaskLayers,
@@ -91,6 +91,20 @@ def describe_results(row: Row) -> str:
     seeds = row[0].seeds
     which = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
     return f"{which}; {height} x {width} pixels (height x width)."
+
+
+def results_of(row: Row) -> list[tuple[str, str]]:
+    """A row's results, each with what it was made with."""
+    return [
+        (result, f"{made.version}, seed {seed}")
+        for made in row
+        for result, seed in zip(made.results, made.seeds, strict=True)
+    ]
+
+
+def beside(person: str, result: str, made_with: str) -> gr.ImageSlider:
+    """A person before and after, which says what the result was made with."""
+    return gr.ImageSlider((person, result), label=f"{BEFORE_AND_AFTER}: {made_with}")
 
 
 def refusal(page: "Page", error: Exception) -> dict:
@@ -398,14 +412,10 @@ class Page(Layout):
 
     def _compared(self, row: Row) -> dict:
         """Shows a row's results: the first beside the person, and all where there are several."""
-        results = [
-            (result, made.version if len(row) > 1 else str(seed))
-            for made in row
-            for result, seed in zip(made.results, made.seeds, strict=True)
-        ]
+        results = results_of(row)
         return {
-            self.slider: (row[0].person, row[0].results[0]),
-            self.results: gr.Gallery(results, visible=len(results) > 1, selected_index=None),
+            self.slider: beside(row[0].person, *results[0]),
+            self.results: gr.Gallery(results, visible=len(results) > 1, selected_index=0),
             self.compared: row,
             self.said: describe_results(row),
         }
@@ -413,8 +423,7 @@ class Page(Layout):
     def compare(self, values: Values, event: gr.SelectData) -> dict:
         """Shows the picked result beside the person."""
         row = values[self.compared]
-        results = [result for made in row for result in made.results]
-        return {self.slider: (row[0].person, results[event.index])}
+        return {self.slider: beside(row[0].person, *results_of(row)[event.index])}
 
     @refusing
     def restore(self, values: Values, event: gr.SelectData) -> dict:
