@@ -57,13 +57,6 @@ def test_a_training_outlives_the_page_is_stopped_and_goes_on(page_url: str, tmp_
         page.locator("#train-steps textarea, #train-steps input").fill("6")
         page.get_by_text("Further flags").click()
         page.locator("#more textarea").fill(" ".join(SLOW))
-        page.locator("#plan-button").click()
-        expect(page.locator("#plan table")).to_contain_text("steps")
-        page.locator("#name textarea, #name input").fill("../first")
-        page.locator("#start").click()
-        expect(page.locator("#train-said")).to_contain_text("Name ../first is no name of a folder")
-        expect(page.locator("#plan table")).to_have_count(0)
-        page.locator("#name textarea, #name input").fill("first")
         page.locator("#start").click()
         expect(page.locator("#train-said")).to_contain_text("Started: first.")
         page.close()
@@ -79,7 +72,7 @@ def test_a_training_outlives_the_page_is_stopped_and_goes_on(page_url: str, tmp_
         expect(state).not_to_contain_text("SIG")
         assert max(metrics(run)) < 6
         page.locator("#resume").click()
-        expect(state).to_have_text("Starting", timeout=1000)
+        expect(state).to_contain_text("Starting")
         expect(state).to_contain_text(re.compile("Loading, step [1-5] of 6"))
         expect(state).not_to_contain_text("left")
         expect(state).to_contain_text("Finished, step 6 of 6")
@@ -109,6 +102,8 @@ def test_the_try_on_is_the_other_tab_with_its_endpoints_and_new_loras(run: Path,
     alone = list(try_on.blocks.get_api_info()["named_endpoints"])
     page = TrainPage(try_on, runs, [])
     assert list(page.blocks.get_api_info()["named_endpoints"]) == alone and "/try_on" in alone
+    (first_of_start,) = (each for each in page.blocks.fns.values() if (page.start_button._id, "click") in each.targets)
+    assert first_of_start.fn()[page.plan] == "", "no plan stays below a refusal"
     shutil.copytree(run / "checkpoint-1", runs / "trained meanwhile" / "checkpoint-2")
     os.utime(find_lora(str(runs / "trained meanwhile")))
     offered = [name for name, _ in page.list_loras()[try_on.lora].choices]

@@ -39,7 +39,7 @@ STYLE = """
 #plan tr, #runs tr { border: 0; border-top: 1px solid var(--border-color-primary); }
 #plan td, #runs td { border: 0; padding: 2px 12px 2px 0; vertical-align: top; }
 #runs td { white-space: nowrap; }
-#runs tr:first-child { font-weight: bold; }
+#runs tr:first-child td { font-weight: bold; white-space: normal; vertical-align: bottom; }
 #run-state code { white-space: normal; }
 #plan td, #train-said, #run-state code, #question { overflow-wrap: anywhere; }
 """
