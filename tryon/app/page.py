@@ -18,7 +18,7 @@ from gradio.components import Component
 from PIL import Image
 
 from tryon.app.endpoints import add_endpoints
-from tryon.app.layout import BEFORE_AND_AFTER, Example, Layout
+from tryon.app.layout import Example, Layout
 from tryon.app.mask_layers import (
     PAINTED,
     MaskLayers,
@@ -102,11 +102,6 @@ def results_of(row: Row) -> list[tuple[str, str]]:
     ]
 
 
-def beside(person: str, result: str, made_with: str) -> gr.ImageSlider:
-    """A person before and after, which says what the result was made with."""
-    return gr.ImageSlider((person, result), label=f"{BEFORE_AND_AFTER}: {made_with}")
-
-
 def refusal(page: "Page", error: Exception) -> dict:
     """Says on the page what was wrong."""
     logger.warning("%s", error)
@@ -180,7 +175,8 @@ class Page(Layout):
             self.category, self.size, self.steps, self.guidance, self.count, self.seed, self.is_random, self.strength,
             self.others,
         }  # fmt: skip
-        buttons, compared = {self.button, self.stop_button}, {self.slider, self.results, self.compared, self.said}
+        buttons = {self.button, self.stop_button}
+        compared = {self.slider, self.shown, self.results, self.compared, self.said}
         dressing = (
             self.button.click(None, None, self.uploaded, js=UPLOADED_NAME, **PRIVATE)
             .then(self.begin, outputs=buttons, queue=False, **PRIVATE)
@@ -194,7 +190,7 @@ class Page(Layout):
         )
         dressing.then(self.end, outputs=buttons, queue=False, **PRIVATE)
         self.stop_button.click(self.stop, queue=False, **PRIVATE)
-        self.results.select(self.compare, {self.compared}, {self.slider}, **PRIVATE)
+        self.results.select(self.compare, {self.compared}, {self.slider, self.shown}, **PRIVATE)
         restored = {self.lora, self.about, self.person, self.garment, self.masks, *settings, *compared}
         self.past.select(self.restore, {self.history, self.person, self.masks}, restored, **QUIETLY)
         taken = {self.lora, self.about, self.said, *settings - {self.others}}
@@ -414,16 +410,23 @@ class Page(Layout):
         """Shows a row's results: the first beside the person, and all where there are several."""
         results = results_of(row)
         return {
-            self.slider: beside(row[0].person, *results[0]),
-            self.results: gr.Gallery(results, visible=len(results) > 1, selected_index=0),
+            **self._beside(row, 0),
+            self.results: gr.Gallery(results, columns=len(results), visible=len(results) > 1, selected_index=0),
             self.compared: row,
             self.said: describe_results(row),
         }
 
     def compare(self, values: Values, event: gr.SelectData) -> dict:
         """Shows the picked result beside the person."""
-        row = values[self.compared]
-        return {self.slider: beside(row[0].person, *results_of(row)[event.index])}
+        return self._beside(values[self.compared], event.index)
+
+    def _beside(self, row: Row, index: int) -> dict:
+        """One of a row's results beside the person, and what it was made with."""
+        result, made_with = results_of(row)[index]
+        return {
+            self.slider: (row[0].person, result),
+            self.shown: gr.Markdown(f"After: {made_with}", visible=True),
+        }
 
     @refusing
     def restore(self, values: Values, event: gr.SelectData) -> dict:
