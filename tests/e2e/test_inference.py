@@ -231,6 +231,7 @@ def test_a_picture_is_made_again_from_what_it_carries(run: Path, pictures: Path,
     main([*flags, "--output_tryon", str(out), "--lora_scale", "0.5", "--quantization", "int8"])
     main(["--again", str(out), *cache])
     assert (pixels(pictures / "out-again.png") == pixels(out)).all()
+    (pictures / "out-again.png").unlink()
     other = pictures / "other.webp"
     main(["--again", str(out), *cache, "--lora_scale", "1.5", "--output_tryon", str(other)])
     assert (pixels(other) != pixels(out)).any()
