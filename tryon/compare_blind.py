@@ -113,9 +113,9 @@ def _share(count: int, total: int) -> str:
     from scipy.stats import binomtest  # a second, and not before it is needed
 
     interval = binomtest(count, total).proportion_ci(method="wilson")
-    chance = "no more than chance" if interval.low <= 0.5 <= interval.high else ""
-    doubt = FEW if total < LEAST_CASES else chance
-    return f"{count} of {total}, {count / total:.0%} [{interval.low:.0%}, {interval.high:.0%}]{doubt and f': {doubt}'}"
+    chance = ": no more than chance" if interval.low <= 0.5 <= interval.high else ""
+    doubt = f": {FEW}" if total < LEAST_CASES else chance
+    return f"{count} of {total}, {count / total:.0%} [{interval.low:.0%}, {interval.high:.0%}]{doubt}"
 
 
 def main(argv: list[str]) -> None:

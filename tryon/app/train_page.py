@@ -169,10 +169,8 @@ class TrainPage:
         shown = {self.run, self.seen}
         directly = {"queue": False, **QUIETLY}
         self.source.change(self.name_data, {self.source}, {self.data}, **directly)
-        starting, resuming = (
-            {self.said: STARTING, self.plan: ""},  # the plan may be another training's
-            {self.state: STARTING},
-        )
+        # Said at once, as the launcher takes seconds to answer. A plan that is shown may be another training's.
+        starting, resuming = {self.said: STARTING, self.plan: ""}, {self.state: STARTING}
         started = self.start_button.click(lambda: starting, outputs={*starting}, **directly).then(
             self.start, of_request, {self.said, self.run}, **PRIVATE
         )

@@ -226,9 +226,11 @@ def _steps_now(run: Path, settings: Path, step: int) -> bool:
 
 
 def _said(run: Path, log: list[str], rows: list[dict[str, Any]]) -> str:
-    """The newest line of the log or, where there is none, of the metrics."""
-    if log or (run / "train.log").is_file():
-        return SIGNAL.sub("", log[-1]) if log else ""
+    """The newest line of the log; of a run without a log, started by no launcher, the newest step."""
+    if log:
+        return SIGNAL.sub("", log[-1])
+    if (run / "train.log").is_file():
+        return ""
     words = "step {step}: loss {train/loss:.4f}, {train/seconds:.2f} s/step; "
     step = next((words.format_map(row) for row in reversed(rows) if "train/loss" in row), "")
     return f"{step}its log went to the terminal that started it"
