@@ -38,7 +38,7 @@ STYLE = """
 #plan table, #runs table { width: 100%; margin: 0; border: 0; }
 #plan tr, #runs tr { border: 0; border-top: 1px solid var(--border-color-primary); }
 #plan td, #runs td { border: 0; padding: 2px 12px 2px 0; vertical-align: top; }
-#runs td { white-space: nowrap; }
+#runs td, #plan td:not(:last-child) { white-space: nowrap; }
 #runs tr:first-child td { font-weight: bold; white-space: normal; vertical-align: bottom; }
 #run-state code { white-space: normal; }
 #plan td, #train-said, #run-state code, #question { overflow-wrap: anywhere; }
