@@ -152,7 +152,7 @@ def request_of_flags(pictures: PictureConfig) -> Request:
 def read_settings(argv: list[str]) -> tuple[TryOnConfig, PictureConfig, dict[str, str]]:
     """The flags, checked, among them those of --again, where no others are given, its output beside the picture; and
     what the fingerprints of the files that these name have to be. Raises ValueError, in one sentence, for everything
-    that is missing or wrong."""
+    that is missing or wrong, and where the output beside the picture is there already."""
     command = *COMMAND, TryOnConfig, PictureConfig
     given = {name: value for flags in parse_flags(argv, *command) for name, value in flags.items()}
     if not given.get("again"):
@@ -160,10 +160,16 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, PictureConfig, dict[str
     again = Path(given["again"]).expanduser()
     if (recipe := read_recipe(again)) is None:
         raise ValueError(f"--again {again} does not say how it was made: give a picture that was written here")
-    is_grid = "output_grid" in recipe.flags or len(given.get("lora", ())) > 1
-    beside = {"output_grid" if is_grid else "output_tryon": str(again.with_stem(f"{again.stem}-again"))}
-    recipe = without(replace(recipe, flags=without(recipe, OUTPUTS).flags | beside), given)
-    return *parse([*as_arguments(recipe.flags), *argv], *command, problems=problems_of), recipe.fingerprints
+    compares = len(given.get("lora", ())) > 1
+    output = "output_grid" if compares or "output_grid" in recipe.flags else "output_tryon"
+    beside = again.with_stem(f"{again.stem}-{'compared' if compares else 'again'}")
+    recipe = without(replace(recipe, flags=without(recipe, OUTPUTS).flags | {output: str(beside)}), given)
+    config, pictures = parse([*as_arguments(recipe.flags), *argv], *command, problems=problems_of)
+    if output in recipe.flags:  # its name was not given
+        files = [beside] if output == "output_grid" else results_of(beside, seeds_of(pictures))
+        if there := [file for file in files if file.exists()]:
+            raise ValueError(f"{there[0]} is there already: name another file with --{output}")
+    return config, pictures, recipe.fingerprints
 
 
 def columns_of(loras: Sequence[str], seeds: range) -> list[str]:

@@ -119,8 +119,10 @@ def start_log(config: TrainConfig, argv: list[str]) -> Path:
     folder = Path(config.output_dir)
     try:
         with locked(folder):
-            save_json(folder / LAUNCH, {"flags": argv, "folder": str(Path.cwd())})
-            (folder / "train.log").touch()
+            log = folder / "train.log"
+            log.touch()
+            begins = log.stat().st_size  # what earlier starts said comes before
+            save_json(folder / LAUNCH, {"flags": argv, "folder": str(Path.cwd()), "log_begins": begins})
     except OSError as error:
         raise ValueError(f"the run's folder {folder} cannot be written ({error.strerror}): choose another") from error
-    return folder / "train.log"
+    return log

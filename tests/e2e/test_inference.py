@@ -232,6 +232,7 @@ def test_a_picture_is_made_again_from_what_it_carries(run: Path, pictures: Path,
     assert read_recipe(out).flags["toy"], "as the LoRA was trained on it"
     main(["--again", str(out), *cache])
     assert (pixels(pictures / "out-again.png") == pixels(out)).all()
+    (pictures / "out-again.png").unlink()
     other = pictures / "other.webp"
     main(["--again", str(out), *cache, "--lora_scale", "1.5", "--output_tryon", str(other)])
     assert (pixels(other) != pixels(out)).any()

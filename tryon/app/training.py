@@ -33,7 +33,9 @@ TAIL = 16 * 1024  # bytes at the end of a file that say how a run stands
 MOST_POINTS = 200  # of a curve
 RECENT = 50  # steps by whose median the time left is foretold
 Source = Literal["toy", "photographs", "folders", "hub"]
-State = Literal["starting", "going on", "stopping", "finished", "stopped", "failed"]
+State = Literal["starting", "loading", "running", "stopping", "finished", "stopped", "failed"]
+FIELDS = {"--run_name": "Name", "--max_train_steps": "Steps"}  # what the page calls what refusals name by flag
+SIGNAL = re.compile(r"SIG\w+: | by SIG\w+|; a second one stops at once")  # says nothing to who presses Stop
 
 
 @dataclass(frozen=True)
@@ -95,7 +97,7 @@ def resume(run: Path) -> None:
     if not launch:
         raise ValueError(f"{run.name} was not started by {LAUNCHER.name}: resume it in a terminal.")
     if process_of(run) is not None:
-        raise ValueError(f"{run.name} is going on already.")
+        raise ValueError(f"{run.name} is running already.")
     resuming = ["--init_lora", "none", "--resume_from_checkpoint", str(run)]
     _launch([*launch["flags"], *resuming], Path(launch["folder"]), run)
 
@@ -127,9 +129,9 @@ def stop(run: Path) -> None:
 
 
 def delete(run: Path) -> None:
-    """Removes a run's folder and all that is in it. Raises ValueError while the run goes on."""
+    """Removes a run's folder and all that is in it. Raises ValueError while it runs."""
     if process_of(run) is not None:
-        raise ValueError(f"{run.name} is going on: stop it first.")
+        raise ValueError(f"{run.name} is running: stop it first.")
     try:
         with locked(run, LAUNCHER_LOCK), locked(run):
             shutil.rmtree(run)
@@ -155,27 +157,35 @@ def ask(request: TrainingRequest, flag: Literal["--plan", "--check"]) -> Iterato
 def _last_words(said: str) -> str:
     """The launcher's last line, as a sentence of the page."""
     lines = [line for line in said.splitlines() if line.strip()]
-    return lines[-1].removeprefix("error: ") if lines else "The training ended before it began, and said nothing."
+    if not lines:
+        return "The training ended before it began, and said nothing."
+    return re.sub("|".join(FIELDS), lambda flag: FIELDS[flag[0]], lines[-1].removeprefix("error: "))
 
 
 def all_runs(runs: Path) -> list[Path]:
-    """The folders of runs, those that go on first, then the newest first."""
+    """The folders of runs, the one that was begun last first."""
     folders = [path for path in runs.iterdir() if path.is_dir()] if runs.is_dir() else []
-    found = [path for path in folders if any((path / name).is_file() for name in (LAUNCH, "config.json"))]
-    return sorted(found, key=lambda run: (process_of(run) is not None, run.stat().st_mtime), reverse=True)
+    begun = {}
+    for folder in folders:
+        for name in ("config.json", LAUNCH):  # the first stays as it is where a run goes on
+            with suppress(FileNotFoundError):
+                begun.setdefault(folder, (folder / name).stat().st_mtime)
+    return sorted(begun, key=begun.get, reverse=True)
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run as its folder shows it. step: optimiser steps done; steps: in all, None: not known. score: in words. size:
-    bytes on the disk. said: the newest line of its log, but for settings. resumable: whether `resume` lets it go on."""
+    """A run as its folder shows it. step: optimiser steps done; steps: in all, None: not known. loss, psnr: the lowest
+    of its validations, the highest of its LoRAs, in words, empty before there is one. size: bytes on the disk. said:
+    the newest line of its log, but for settings. resumable: whether `resume` lets it go on."""
 
     name: str
     state: State
     step: int
     steps: int | None
     profile: str
-    score: str
+    loss: str
+    psnr: str
     size: int
     note: str
     said: str
@@ -187,16 +197,15 @@ def read_run(run: Path) -> RunFacts:
     settings = max(run.glob("config*.json"), key=lambda file: file.stat().st_mtime, default=run / "config.json")
     config = read_json(settings)
     steps = None if config.get("num_train_epochs") else config.get("max_train_steps")
-    rows = [line for line in _tail(run / "metrics.jsonl") if line.endswith("}")]
-    step = json.loads(rows[-1])["step"] if rows else 0
-    log = [line for line in _tail(run / "train.log") if line.strip()]
-    state = _state(run, log, step, steps)
-    said = (line for line in reversed(log) if not SETTING.match(line))
+    rows = [json.loads(line) for line in _tail(run / "metrics.jsonl") if line.endswith("}")]
+    step = rows[-1]["step"] if rows else 0
+    log = [line for line in _tail(run / "train.log", read_json(run / LAUNCH).get("log_begins", 0)) if line.strip()]
+    state = _state(run, log, step, steps, _steps_now(run, settings, step))
     note = run / NOTE
     return RunFacts(
-        name=run.name, state=state, step=step, steps=steps, profile=config.get("profile", ""), score=_best_score(run),
-        size=_size(run),
-        note=note.read_text() if note.is_file() else "", said=next(said, ""),
+        name=run.name, state=state, step=step, steps=steps, profile=config.get("profile", ""),
+        loss=_lowest_loss(run), psnr=_highest_psnr(run), size=_size(run),
+        note=note.read_text() if note.is_file() else "", said=_said(run, log, rows),
         resumable=state in ("stopped", "failed") and (run / LAUNCH).is_file() and bool(checkpoints(run)),
     )  # fmt: skip
 
@@ -209,38 +218,61 @@ def _size(run: Path) -> int:
     return total
 
 
-def _state(run: Path, log: list[str], step: int, steps: int | None) -> State:
+def _steps_now(run: Path, settings: Path, step: int) -> bool:
+    """Whether a step was done since the run was started the last time. settings: those that it was started with."""
+    files = [file for file in (run / LAUNCH, settings, run / "metrics.jsonl") if file.is_file()]
+    written = [file.stat().st_mtime for file in files]  # in this order by each start
+    first = int(re.sub(r"\D", "", settings.stem) or 0)  # config-from-<step>.json
+    return written == sorted(written) and step > first
+
+
+def _said(run: Path, log: list[str], rows: list[dict[str, Any]]) -> str:
+    """The newest line of the log that says no setting; of a run that no launcher started, which has no log, the newest
+    step."""
+    if log:
+        return SIGNAL.sub("", next((line for line in reversed(log) if not SETTING.match(line)), ""))
+    if (run / "train.log").is_file():
+        return ""
+    words = "step {step}: loss {train/loss:.4f}, {train/seconds:.2f} s/step; "
+    step = next((words.format_map(row) for row in reversed(rows) if "train/loss" in row), "")
+    return f"{step}its log went to the terminal that started it"
+
+
+def _state(run: Path, log: list[str], step: int, steps: int | None, steps_now: bool) -> State:
+    """log: since the last start."""
     newest = log[-1] if log else ""
     if process_of(run) is not None:
-        since_last_stop = "\n".join(log[:-1]).rpartition("stopped by SIG")[2]
-        if "saving after this step" in f"{since_last_stop}\n{newest}" or newest.startswith("stopped by SIG"):
+        if any("saving after this step" in line or line.startswith("stopped by SIG") for line in log):
             return "stopping"
-        return "going on" if step else "starting"
+        return "running" if steps_now else "loading" if log else "starting"
     if " finished: " in newest or (not log and steps and step >= steps):
         return "finished"
     return "failed" if newest.startswith("error: ") or "Traceback (most recent call last):" in log else "stopped"
 
 
-def _best_score(run: Path) -> str:
-    """The best LoRA's mean PSNR over all kinds of pairs; before there are scores, the lowest validation loss."""
+def _lowest_loss(run: Path) -> str:
+    """That of step 0 does not count: nothing is trained then."""
+    losses = [row["validation/loss"] for row in read_metrics(run) if row["step"] and "validation/loss" in row]
+    return f"{min(losses):.4f}" if losses else ""
+
+
+def _highest_psnr(run: Path) -> str:
+    """The best LoRA's mean over all kinds of pairs, as the run scored it at its end."""
     rows = [scores for _, scores in read_scores(run)]
-    if rows:
-        loras = rows[0].keys() - {"base", "fill", "vae"}
-        best = max(sum(row[lora]["psnr"] for row in rows) / len(rows) for lora in loras)
-        return f"{best:.1f} dB"
-    losses = [row["validation/loss"] for row in read_metrics(run) if "validation/loss" in row]
-    return f"loss {min(losses):.3f}" if losses else ""
+    loras = rows[0].keys() - {"base", "fill", "vae"} if rows else set()
+    means = [sum(row[lora]["psnr"] for row in rows) / len(rows) for lora in loras]
+    return f"{max(means):.1f} dB" if means else ""
 
 
-def _tail(file: Path) -> list[str]:
-    """The file's last whole lines; none where there is no file."""
+def _tail(file: Path, begin: int = 0) -> list[str]:
+    """The file's last whole lines, from a byte on; none where there is no file."""
     if not file.is_file():
         return []
     with file.open("rb") as opened:
-        cut = max(0, file.stat().st_size - TAIL)
+        cut = max(begin, file.stat().st_size - TAIL)
         opened.seek(cut)
         lines = opened.read().decode(errors="replace").splitlines()
-    return lines[1:] if cut else lines
+    return lines[1:] if cut > begin else lines
 
 
 def seconds_left(facts: RunFacts, rows: list[dict[str, Any]]) -> float | None:
@@ -265,5 +297,5 @@ def newest_grid(run: Path) -> Path | None:
 
 def marks(runs: list[Path]) -> tuple[Any, ...]:
     """What changes whenever these runs have something else to show."""
-    files = [run / name for run in runs for name in ("metrics.jsonl", "train.log", "evaluation.json", NOTE)]
+    files = [run / name for run in runs for name in (LAUNCH, "metrics.jsonl", "train.log", "evaluation.json", NOTE)]
     return *map(process_of, runs), *(file.is_file() and file.stat().st_mtime for file in files)

@@ -76,10 +76,22 @@ def test_a_recipe_is_read_as_flags_among_which_those_given_count(
     config, flags, fingerprints = read_settings(["--again", str(again), *other])
     assert not config.toy, "that follows from the LoRA"
     assert (flags.lora, flags.seed, flags.garment, flags.output_tryon) == (("a", "base", "b"), 8, person, None)
-    assert flags.output_grid == str(pictures / "seed 5-again.png"), "several are compared"
+    assert flags.output_grid == str(pictures / "seed 5-compared.png"), "several are compared"
     assert fingerprints.keys() == {"image"}, "what is given may be anything"
     _, flags, _ = read_settings(["--again", str(again), "--pairs", "pairs.csv"])
     assert (flags.image, flags.garment, flags.output_tryon, flags.steps) == (None, None, None, 4)
+
+    for name, asked, output in (
+        ("again", [], "output_tryon"),
+        ("again-seed6", ["--num_results", "2"], "output_tryon"),
+        ("compared", other, "output_grid"),
+    ):
+        taken = pictures / f"seed 5-{name}.png"
+        taken.touch()
+        with pytest.raises(ValueError, match=f"{taken.name} is there already: name another file with --{output}"):
+            read_settings(["--again", str(again), *asked])
+        read_settings(["--again", str(again), *asked, f"--{output}", str(taken)])
+        taken.unlink()
 
     request.person.unlink()
     with pytest.raises(ValueError, match="--image .*person.png is no file"):
