@@ -33,10 +33,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from folder_lists import FolderConfig, FolderPair, garment_of, has_masks, has_validation, is_dresscode, read_pairs
+from folder_lists import FolderConfig, FolderPair, garment_of, has_masks, has_validation, needs_parser, read_pairs
 from tryon.config import DEFAULT_PARSER, MaskConfig, TrainConfig, TryOnConfig
 from tryon.data.category import CATEGORIES, Category, MaskRule, mask_rule_of
 from tryon.data.human_parser import cached_label_maps, mask_of_labels, read_label_map
+from tryon.data.layout import is_dresscode
 from tryon.data.masks import MASK_VERSION, agnostic_mask, among, grown, mask_picture
 from tryon.data.sample import UNREADABLE, TryOnSample, UnreadablePicture, fitted_sample, read_mask, read_picture
 from tryon.toy.model import toy_parser
@@ -134,7 +135,7 @@ def folder_samples(
     size = config.height, config.width
     if has_masks(Path(folders.dataroot).expanduser()):
         return FolderData(pairs, *size)
-    rule, parsed = mask_rule_of(masks, folders.parser), not is_dresscode(folders.dataroot)
+    rule, parsed = mask_rule_of(masks, folders.parser), needs_parser(folders)
     if parsed:
         cache = Path(config.data_cache_dir).expanduser()
         parser = folders.parser or (str(toy_parser(cache)) if config.toy else DEFAULT_PARSER)
