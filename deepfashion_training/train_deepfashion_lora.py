@@ -30,7 +30,8 @@ def main(argv: list[str]) -> None:
     load_libraries(*MODEL_LIBRARIES)
 
     from deepfashion_training.deepfashion_dataset import load_deepfashion, pairs_by_reference
-    from deepfashion_training.inspect_dataset import describe, log_findings
+    from deepfashion_training.inspect_dataset import describe
+    from deepfashion_training.inspection import log_findings
     from train_flux_inpaint import PairCounts, answer, evaluate_on, run_training
     from tryon.training.tracking import start_processes
 
