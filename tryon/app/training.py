@@ -136,8 +136,8 @@ def delete(run: Path) -> None:
 
 
 def ask(request: TrainingRequest, flag: Literal["--plan", "--check"], runs: Path) -> Iterator[list[str]]:
-    """What the launcher answers to a flag, for a run below the folder of runs: each line as cells, as soon as it comes; indented ones begin with an empty
-    cell. Raises ValueError where it refuses."""
+    """What the launcher answers to a flag, for a run below the folder of runs: each line as cells, as soon as it comes;
+    indented ones begin with an empty cell. Raises ValueError where it refuses."""
     command = ["bash", str(LAUNCHER), *request.flags(), f"--run_name={request.run_name()}", flag]
     variables = {**os.environ, "RUNS_DIR": str(runs)}
     with Popen(command, cwd=PROJECT, env=variables, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True) as launcher:
