@@ -77,6 +77,10 @@ class TrainingMemory:
         """Tensors and reserve: what the GPU must have free."""
         return self.tensors + self.reserve
 
+    def on(self, device: torch.device) -> int:
+        """What the device must have free: a CPU has no reserve for CUDA and its allocator."""
+        return self.total if device.type == "cuda" else self.tensors
+
 
 @dataclass(frozen=True)
 class HostMemory:

@@ -89,7 +89,7 @@ def plan_row(config: TrainConfig, transformer_config: dict[str, Any], device: to
     """Whether the whole model is planned to fit."""
     collect(device)
     costs, free = transformer_costs(config, transformer_config), free_memory(device)
-    need = training_memory(config, costs, recomputed_every(config, costs, free)).total
+    need = training_memory(config, costs, recomputed_every(config, costs, free)).on(device)
     return Row("memory of the whole model, planned", f"{need / GB:.1f} GB", f"{free / GB:.1f} GB free", need <= free)
 
 
