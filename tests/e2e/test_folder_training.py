@@ -13,6 +13,7 @@ from conftest import PROJECT
 from launch import environment, launch, metrics
 from test_folders import write_dresscode, write_own, write_viton_hd
 from train_flux_inpaint import main
+from tryon.config import TOY_NOTICE
 from tryon.flux.lora_header import read_facts
 
 pytestmark = pytest.mark.e2e
@@ -26,7 +27,8 @@ def test_the_launcher_trains_on_a_viton_hd_folder(tmp_path: Path, data_cache: Pa
         "--run_name", "run", "--num_evaluation_samples", "1", runs=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"finished: {run}" in (run / "train.log").read_text()
+    log = (run / "train.log").read_text()
+    assert f"finished: {run}" in log and log.count(TOY_NOTICE) == 1
     scores = json.loads((run / "evaluation.json").read_text())["scores"]
     assert list(scores) == ["paired"] and list(scores["paired"]) == ["upper", "all"]
     assert (run / "evaluation-paired.png").is_file() and not (run / "evaluation-unpaired.png").exists()
