@@ -22,8 +22,8 @@ RARE = 0.05  # of all pairs; a category with fewer is rare
 GREY = (8, 247)  # values of a mask between these are noise or soft edges
 NOISY = 0.01  # a mask with a larger share of grey pixels counts as noisy
 CENTRES = {"upper": (0.0, 0.7), "lower": (0.3, 1.0), "full": (0.2, 0.8)}  # heights in which a garment's middle may be
-SHORTEST = {"upper": 0.1, "lower": 0.1, "full": 0.25}  # height of a garment that a mask shows, of the picture's
-SMALLEST = 0.01  # area of a garment that a mask shows, of the picture's
+# A mask with a smaller share of the picture's height, or of its area, shows no such garment.
+SHORTEST, SMALLEST = {"upper": 0.1, "lower": 0.1, "full": 0.25}, 0.01
 TOO_LARGE = 0.25  # a mask with a larger share of its outline in even colour is larger than its garment
 PAIRS_SHOWN = 8  # of each category, on the page
 MOST_SHOWN = 8  # rows or values that a line names
@@ -67,9 +67,8 @@ def few_or_rare(categories: list[Category]) -> list[str]:
 def measure(person: "Image.Image", worn: "Image.Image") -> dict[str, Any]:
     """Measures a picture and its mask, "L" of 0 and 255.
 
-    area, height, middle: the garment's share of the picture and of its height, and where
-    its middle is, 0..1.
-    still: share of the mask's outline around which no colour changes.
+    area, height, middle: the garment's share of the picture and of its height, and where its middle is, 0..1. still:
+    share of the mask's outline around which no colour changes.
     """
     import numpy as np
 
