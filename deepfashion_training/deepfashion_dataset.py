@@ -23,12 +23,13 @@ from PIL import Image
 from pyarrow.parquet import read_metadata
 
 from deepfashion_training.pairing import Columns, Pair, column_of, content, make_pairs, split_as_given
-from deepfashion_training.picture_folder import METADATA, check_metadata, is_held_back, metadata_files
+from deepfashion_training.picture_folder import check_metadata, is_held_back
 from deepfashion_training.preflight import REFERENCES, DataConfig
 from deepfashion_training.references import cut_out, moved
 from tryon.config import MaskConfig, TrainConfig
 from tryon.data.category import CATEGORIES, Category, MaskRule, mask_rule_of
 from tryon.data.human_parser import Parser, load_parser, parse
+from tryon.data.layout import METADATA, is_saved, metadata_files
 from tryon.data.masks import MASK_VERSION, agnostic_mask, grown, mask_picture
 from tryon.data.sample import UNREADABLE, TryOnSample, UnreadablePicture, fitted_sample, read_mask, read_picture
 from tryon.data.split import split_by_item
@@ -213,6 +214,13 @@ def load_table(name: str, cache_dir: str | None) -> Dataset:
         if isinstance(feature, datasets.Image):
             table = table.cast_column(column, datasets.Image(decode=False))
     return table
+
+
+def count_rows(folder: Path, cache_dir: str | None) -> int:
+    """Rows of a data set's folder, without reading their pictures."""
+    if is_saved(folder) or metadata_files(folder):
+        return len(load_table(str(folder), cache_dir))
+    return sum(read_metadata(file).num_rows for file in folder.rglob("*.parquet"))
 
 
 def load_pictures(folder: Path, tables: list[Path], cache_dir: str | None) -> Dataset:

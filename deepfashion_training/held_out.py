@@ -11,6 +11,7 @@ from deepfashion_training.preflight import DATA_SET, DataConfig, from_settings, 
 from folder_lists import FolderConfig, FolderPair, has_validation, keeps_tests_apart, pairs_of, read_pairs, with_lists
 from tryon.config import MOST, MaskConfig, TrainConfig, TryOnConfig, setting
 from tryon.data.category import MaskRule
+from tryon.data.layout import LAYOUTS
 from tryon.files import full_path
 from tryon.runs import run_of
 from tryon.units import plural
@@ -36,7 +37,7 @@ class HeldOutConfig:
     """Which pairs are scored on."""
 
     dataset_name: str | None = setting(None, f"{DATA_SET}; what the first LoRA was trained on if not given")
-    dataroot: str | None = setting(None, "folder laid out as VITON-HD or DressCode is, instead of --dataset_name")
+    dataroot: str | None = setting(None, f"folder laid out as {LAYOUTS}, instead of --dataset_name")
     validation_data_list: str | None = setting(None, "list of pairs in --dataroot; as trained, or that of the test")
     num_samples: int | None = setting(32, "score on the first N pairs of each category; 'none': on all", 1, MOST)
 

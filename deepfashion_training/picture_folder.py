@@ -5,17 +5,8 @@ from pathlib import Path
 
 from tryon.units import plural
 
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 # What the hub calls the folders of other splits than the training's.
 HELD_BACK = {"validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
-
-
-def metadata_files(folder: Path) -> list[Path]:
-    """The tables of a folder of pictures; none where it is a data set of another kind: saved, or in parquet files."""
-    saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    if saved or any(file.name not in METADATA for file in folder.rglob("*.parquet")):
-        return []
-    return sorted(file for file in folder.rglob("metadata.*") if file.name in METADATA)
 
 
 def is_held_back(file: Path, folder: Path) -> bool:

@@ -38,7 +38,7 @@ TRACKERS = ("tensorboard", "wandb", "comet_ml", "mlflow", "aim", "clearml", "dvc
 # The toy's panel: the smallest at which a texture survives the VAE's 8x compression.
 TOY_HEIGHT, TOY_WIDTH = 192, 144
 TOY_MAX_SEQUENCE_LENGTH = 16
-TOY_NOTICE = "it dresses drawn people, not people in photographs"
+TOY_NOTICE = "it was trained on drawings, and on photographs its masks and results only show that the steps work"
 
 # Bounds of numbers, where no nearer one is known.
 MOST = 10**9  # of what is counted: samples, steps, pictures

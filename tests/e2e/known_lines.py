@@ -2,12 +2,14 @@
 
 import re
 
+from tryon.config import TOY_NOTICE
+
 NUMBER = r"[\d.e+-]+"
 LOADING = r"loading torch, diffusers and transformers \.\.\."
 COUNTS = r"\d+ (upper|lower|full)(, \d+ (lower|full))*"
 QUICK_TEST = [
     LOADING,
-    r"TOY MODEL, because no GPU was found: a tiny model stands in for FLUX and CatVTON-Flux",
+    rf"TOY MODEL, because no GPU was found: a tiny model stands in for FLUX and CatVTON-Flux; {TOY_NOTICE}",
     r"  \w+ +\S.*",  # a setting and its value
     r"drawing the toy's data into \S.*",
     r"drawing: \d+ of \d+, [\d:]+ left",

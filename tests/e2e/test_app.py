@@ -28,7 +28,7 @@ from tryon.app.layout import describe
 from tryon.app.mask_layers import as_paint
 from tryon.app.page import Page
 from tryon.app.session import Session, panel_sizes
-from tryon.config import TryOnConfig
+from tryon.config import TOY_NOTICE, TryOnConfig
 from tryon.data.category import MaskRule
 from tryon.flux.lora_header import read_facts
 from tryon.inference.pipeline import usable_rule
@@ -90,7 +90,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(page_url)
         dress, said = page.locator("#dress"), page.locator("#said")
-        expect(page.locator("#about")).to_contain_text("Toy model: it dresses drawn people, not people in photographs.")
+        expect(page.locator("#about")).to_contain_text(f"Toy model: {TOY_NOTICE}.")
 
         def slide(name: str, value: int) -> None:
             """Sets a slider by its number, again where the page, still unfolding, has put the old one back."""

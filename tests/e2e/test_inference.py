@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from test_human_parser import write_parser
+from tryon.config import TOY_NOTICE
 from tryon.data.human_parser import ATR, UNSURE
 from tryon.data.masks import agnostic_mask
 from tryon.data.sample import to_picture
@@ -80,6 +81,7 @@ def test_a_photograph_of_any_size_is_dressed_and_the_lora_is_used(
     assert Image.open(grid).size == (24 + 5 * 68, 24 + 100) and not out.exists()
     said = capsys.readouterr().out
     assert "TOY MODEL, because the LoRA was trained on it" in said and "loading " in said
+    assert said.count(TOY_NOTICE) == 1, "not for each picture"
     assert "dressing, 1 step at guidance 30" in said, "as the LoRA was trained"
     assert "this LoRA was trained for" not in said and "the mask is white over" not in said
 

@@ -11,7 +11,7 @@ import pytest
 from launch import SMALL, environment, metrics, served_app, wait_for_no_process_with
 from tryon.app.page import Page
 from tryon.app.session import Session
-from tryon.app.train_page import TrainPage
+from tryon.app.train_page import SOURCES, TrainPage
 from tryon.config import TryOnConfig
 from tryon.runs import find_lora, process_of
 
@@ -109,3 +109,8 @@ def test_the_try_on_is_the_other_tab_with_its_endpoints_and_new_loras(run: Path,
     offered = [name for name, _ in page.list_loras()[try_on.lora].choices]
     assert offered == [name for name, _ in try_on.refresh()[try_on.lora].choices]
     assert any(name.startswith("trained meanwhile, step 2") for name in offered)
+    labels = {name: page.name_data({page.source: name})[page.data] for name in SOURCES}
+    assert [(box.visible, box.label) for box in labels.values()] == [
+        (False, ""), (True, "Folder"), (True, "Name on the hub")
+    ]  # fmt: skip
+    assert "VITON-HD, DressCode, or image/ and cloth/ alone" in labels["a folder of photographs"].info

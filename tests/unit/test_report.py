@@ -13,7 +13,7 @@ from PIL import Image
 
 from deepfashion_training.preflight import DataConfig
 from folder_lists import FolderConfig
-from tryon.config import MaskConfig, on_toy, quick_test
+from tryon.config import TOY_NOTICE, MaskConfig, on_toy, quick_test
 from tryon.files import file_hash, save_json, write_manifest
 from tryon.report import DATA_DEFAULTS, add_evaluation, write_data, write_environment, write_report
 from tryon.runs import lora_file, own_run
@@ -243,7 +243,7 @@ def test_pictures_of_scored_pairs_and_of_the_newest_validation_are_shown(run: Pa
 
 
 def test_a_toys_page_says_so(run: Path) -> None:
-    words = "<strong>Toy model</strong>: it dresses drawn people, not people in photographs."
+    words = f"<strong>Toy model</strong>: {TOY_NOTICE}."
     assert words in write_report(run).read_text()
     settings = json.loads((run / "config.json").read_text())
     save_json(run / "config.json", {**settings, "toy": False})

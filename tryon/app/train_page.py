@@ -18,15 +18,20 @@ from tryon.app.page import PRIVATE, QUIETLY, Page, Values, refusal, refusing
 from tryon.app.session import KEPT_SECONDS
 from tryon.app.training import RunFacts, Source, TrainingRequest
 from tryon.config import PROFILES
+from tryon.data.layout import LAYOUTS
 from tryon.runs import process_of
 from tryon.units import gigabytes
 
 LOOKED_EVERY = 2  # seconds between two looks at the runs
 SOURCES: dict[str, Source] = {
     "drawn people (toy)": "toy",
-    "my photographs": "photographs",
-    "VITON-HD, DressCode": "folders",
+    "a folder of photographs": "folder",
     "from the hub": "hub",
+}
+# What is asked of each source but the toy, and what it may be.
+ASKED: dict[Source, tuple[str, str]] = {
+    "folder": ("Folder", f"Laid out as {LAYOUTS}; or with a table of its pictures, or parquet files (docs/data.md)."),
+    "hub": ("Name on the hub", "user/name"),
 }
 COLUMNS = ["Run", "State", "Step", "Profile", "Lowest validation loss", "PSNR", "Size", "Note"]
 STARTING = "**Starting**"
@@ -118,11 +123,11 @@ class TrainPage:
     def _show_request(self) -> None:
         gr.Markdown("### 1. Train a LoRA")
         self.source = gr.Radio(list(SOURCES), value=next(iter(SOURCES)), label="Data", elem_id="source")
-        self.data = gr.Textbox("", label="Folder, or name on the hub", visible=False, elem_id="data")
+        self.data = gr.Textbox("", visible=False, elem_id="data")
         profiles = [(name.replace("_", " "), name) for name in PROFILES]
         self.profile = gr.Radio(profiles, value="quick_test", label="Profile", elem_id="profile")
         with gr.Row():
-            self.name = gr.Textbox("", label="Name", placeholder="profile and time", elem_id="name", min_width=120)
+            self.name = gr.Textbox("", label="Name", placeholder="data, profile, time", elem_id="name", min_width=120)
             self.steps = gr.Textbox(
                 "", label="Steps", placeholder="the profile's", elem_id="train-steps", min_width=120
             )
@@ -212,7 +217,8 @@ class TrainPage:
 
     def name_data(self, values: Values) -> dict:
         """Asks for the data's place, but for the toy's."""
-        return {self.data: gr.Textbox(visible=SOURCES[values[self.source]] != "toy")}
+        label, info = ASKED.get(SOURCES[values[self.source]], ("", ""))
+        return {self.data: gr.Textbox(label=label, info=info, visible=bool(label))}
 
     def list_loras(self) -> dict:
         """When the other tab is opened: offers the LoRAs that were trained meanwhile."""
@@ -247,7 +253,7 @@ class TrainPage:
         rows = [["Looking; this takes seconds for a plan, and minutes for a check."]]
         yield {self.said: "", self.plan: table(rows)}
         try:
-            for row in training.ask(self._request(values), flag):
+            for row in training.ask(self._request(values), flag, self.runs):
                 rows.append(row)
                 yield {self.plan: table(rows[1:])}
         except ValueError as error:

@@ -22,6 +22,7 @@ from subprocess import DEVNULL, PIPE, STDOUT, Popen
 from typing import Any, Literal
 
 from tryon.config import PROJECT
+from tryon.data.layout import holds_pairs, run_prefix
 from tryon.files import read_json
 from tryon.report import read_metrics, read_scores
 from tryon.runs import LAUNCH, LAUNCHER_LOCK, checkpoints, locked, process_of
@@ -32,7 +33,7 @@ SETTING = re.compile(r"\d\d:\d\d:\d\d   \w+ ")  # how a line of the log begins t
 TAIL = 16 * 1024  # bytes at the end of a file that say how a run stands
 MOST_POINTS = 200  # of a curve
 RECENT = 50  # steps by whose median the time left is foretold
-Source = Literal["toy", "photographs", "folders", "hub"]
+Source = Literal["toy", "folder", "hub"]
 State = Literal["starting", "loading", "running", "stopping", "finished", "stopped", "failed"]
 FIELDS = {"--run_name": "Name", "--max_train_steps": "Steps"}  # what the page calls what refusals name by flag
 SIGNAL = re.compile(r"SIG\w+: | by SIG\w+|; a second one stops at once")  # says nothing to who presses Stop
@@ -42,8 +43,8 @@ SIGNAL = re.compile(r"SIG\w+: | by SIG\w+|; a second one stops at once")  # says
 class TrainingRequest:
     """A training to be planned or started.
 
-    data: a folder, or a name on the hub; nothing for the toy. name: of the run's folder; empty: one after profile and
-    time. steps: optimiser steps; empty: the profile's. more: flags as in a terminal.
+    data: a folder, or a name on the hub; nothing for the toy. name: of the run's folder; empty: one after data, profile
+    and time. steps: optimiser steps; empty: the profile's. more: flags as in a terminal.
     """
 
     source: Source
@@ -60,7 +61,7 @@ class TrainingRequest:
         elif not self.data.strip():
             raise ValueError("Name the data: a folder, or a data set of the hub.")
         else:
-            data = [f"--{'dataroot' if self.source == 'folders' else 'dataset_name'}={self.data.strip()}"]
+            data = [f"--{'dataroot' if self.is_laid_out() else 'dataset_name'}={self.data.strip()}"]
         steps = [f"--max_train_steps={self.steps.strip()}"] if self.steps.strip() else []
         try:
             more = shlex.split(self.more)
@@ -68,22 +69,20 @@ class TrainingRequest:
             raise ValueError(f"The further flags cannot be read ({error}): write them as in a terminal.") from error
         return [f"--{self.profile.replace('_', '-')}", *data, *steps, *more]
 
-    def flags_to_ask(self) -> list[str]:
-        """The flags with which --plan and --check answer: of VITON-HD and DressCode they only need to know how many
-        pairs there are."""
-        if self.source != "folders":
-            return self.flags()
-        root = Path(self.data.strip()).expanduser()
-        lists = [*root.glob("train_pairs.txt"), *root.glob("*/train_pairs.txt")]
-        pairs = sum(len(file.read_text().splitlines()) for file in lists)
-        known = [f"--max_train_samples={pairs}"] if pairs else []
-        return [*known, *(flag for flag in self.flags() if not flag.startswith("--dataroot="))]
+    def is_laid_out(self) -> bool:
+        """Whether the data are a folder of pairs, without a table of them."""
+        return self.source == "folder" and holds_pairs(Path(self.data.strip()).expanduser())
+
+    def run_name(self) -> str:
+        """The run's name: the one given, or one as the launcher would give it now."""
+        prefix = run_prefix(self.data.strip()) if self.is_laid_out() else "deepfashion_lora"
+        return self.name.strip() or f"{prefix}_{self.profile}_{time.strftime('%Y%m%d_%H%M%S')}"
 
 
 def start(request: TrainingRequest, runs: Path) -> Path:
     """Starts a training below the folder of runs, and returns its folder. Raises ValueError with the launcher's words
     where it refuses."""
-    name = request.name.strip() or f"deepfashion_lora_{request.profile}_{time.strftime('%Y%m%d_%H%M%S')}"
+    name = request.run_name()
     if (runs / name).exists():
         raise ValueError(f"There is a run {name} already: give another name.")
     _launch([*request.flags(), f"--run_name={name}"], PROJECT, runs / name)
@@ -139,11 +138,12 @@ def delete(run: Path) -> None:
         raise ValueError(f"{run} cannot be deleted ({error}): delete it by hand.") from error
 
 
-def ask(request: TrainingRequest, flag: Literal["--plan", "--check"]) -> Iterator[list[str]]:
-    """What the launcher answers to a flag: each line as cells, as soon as it comes; indented ones begin with an empty
-    cell. Raises ValueError where it refuses."""
-    command = ["bash", str(LAUNCHER), *request.flags_to_ask(), flag]
-    with Popen(command, cwd=PROJECT, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True) as launcher:
+def ask(request: TrainingRequest, flag: Literal["--plan", "--check"], runs: Path) -> Iterator[list[str]]:
+    """What the launcher answers to a flag, for a run below the folder of runs: each line as cells, as soon as it comes;
+    indented ones begin with an empty cell. Raises ValueError where it refuses."""
+    command = ["bash", str(LAUNCHER), *request.flags(), f"--run_name={request.run_name()}", flag]
+    variables = {**os.environ, "RUNS_DIR": str(runs)}
+    with Popen(command, cwd=PROJECT, env=variables, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True) as launcher:
         try:
             for line in launcher.stdout:
                 if line.startswith("error: "):

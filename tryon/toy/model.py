@@ -29,7 +29,7 @@ from transformers import (
     T5Tokenizer,
 )
 
-from tryon.config import TrainConfig, TryOnConfig
+from tryon.config import TOY_NOTICE, TrainConfig, TryOnConfig
 from tryon.data.category import CATEGORIES
 from tryon.files import MANIFEST, files_fingerprint, replacing, save_json
 from tryon.flux.lora_header import TOY, LoraFacts, is_for_toy
@@ -37,7 +37,7 @@ from tryon.flux.prompts import FIXED_PROMPT, prompt_for
 
 logger = logging.getLogger(__name__)
 
-NOTICE = "a tiny model stands in for FLUX and CatVTON-Flux"
+NOTICE = f"a tiny model stands in for FLUX and CatVTON-Flux; {TOY_NOTICE}"
 MODEL_VERSION = 5
 MODEL_SEED = 0
 WEIGHTS = Path(__file__).parent / "weights"

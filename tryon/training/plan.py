@@ -12,6 +12,7 @@ from tryon.config import TrainConfig
 from tryon.files import free_disk, nearest_existing
 from tryon.flux.memory import (
     CONTEXT,
+    CPU_ADVICE,
     DATA_WORKER,
     SLACK,
     USABLE,
@@ -28,6 +29,7 @@ from tryon.flux.memory import (
     resolved,
     training_memory,
     transformer_costs,
+    weights_kept,
     which_recompute,
 )
 from tryon.training.check import remembered_check
@@ -86,7 +88,8 @@ def plan_lines(
     if config.num_train_epochs and pairs:
         steps = -(-config.num_train_epochs * pairs // per_step)
     each = latents_bytes(config.height, 2 * config.width, dtype_of(config).itemsize)
-    kept = (config.checkpoints_total_limit or steps // config.checkpointing_steps) + 1
+    saved, limit = -(-steps // config.checkpointing_steps), config.checkpoints_total_limit
+    kept = min(saved, limit + 1) if limit else saved  # an older one goes when the newest is there
     checkpoint = checkpoint_bytes(config, costs.sizes.trained)
     models = costs.sizes.frozen * 2 + TEXT_ENCODERS_AND_VAE
     if pairs:
@@ -126,18 +129,22 @@ def _memory_lines(
     config: TrainConfig, need: TrainingMemory, free: int, every: int | None, device: torch.device | None,
     card: float | None,
 ) -> list[str]:  # fmt: skip
-    parts = {**vars(need), "reserve": need.reserve}
+    on_cpu = device is not None and device.type == "cpu"
+    parts = vars(need) if on_cpu else {**vars(need), "reserve": need.reserve}
     *sizes, total = gigabytes_that_add_up(parts.values())
-    where = "memory" if device and device.type == "cpu" else "GPU memory"
+    where = "memory" if on_cpu else "GPU memory"
     lines = [f"planned, {where}: {total} of {gigabytes(free)} {'free' if device else 'usable'}"]
+    if on_cpu:
+        lines.append("  Python's libraries come on top")
     if card:
         taken = f"the plan leaves {100 * (1 - USABLE):.0f} % to the driver and the screen"
         lines.append(f"  a card sold as {card:g} GB has {gigabytes(card * 2**30)}; {taken}")
     lines += [f"  {name:12} {size:>8}  {MEANS[name]}" for name, size in zip(parts, sizes, strict=True)]
-    kept = f"{config.quantization}, in the host's memory" if config.offload else config.quantization
+    kept = weights_kept(config) + (", in the host's memory" if config.offload else "")
     lines.append(f"  frozen weights: {kept}; {which_recompute(every)} recomputes its activations")
-    if need.total > free:
-        lines.append(f"  it does not fit: {', or '.join(memory_advice(config, every)) or 'use a GPU with more'}")
+    if sum(parts.values()) > free:
+        helps = CPU_ADVICE if on_cpu else ", or ".join(memory_advice(config, every)) or "use a GPU with more"
+        lines.append(f"  it does not fit: {helps}")
     return lines
 
 

@@ -1,6 +1,7 @@
 """Trainings as the page shows them: what is asked of the launcher, how a run stands, what may be deleted."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ import pytest
 
 from app_lora import first_lora, read_settings
 from conftest import PROJECT
+from test_folders import write_own
 from tryon.app import training
 from tryon.app.training import TrainingRequest, all_runs, read_run
 from tryon.config import TryOnConfig
@@ -56,11 +58,11 @@ def make_run(folder: Path, steps: int = 0, log: str = "") -> Path:
     ("asked", "flags"),
     [
         (TrainingRequest("toy", "ignored", "quick_test"), ["--quick-test", "--toy"]),
-        (TrainingRequest("photographs", " my photos ", "full"), ["--full", "--dataset_name=my photos"]),
+        (TrainingRequest("folder", " my photos ", "full"), ["--full", "--dataset_name=my photos"]),
         (TrainingRequest("hub", "--push_to_hub", "h100"), ["--h100", "--dataset_name=--push_to_hub"]),
         (
-            TrainingRequest("folders", "/viton", "full", steps=" 7", more="--prompt 'category' --seed 1"),
-            ["--full", "--dataroot=/viton", "--max_train_steps=7", "--prompt", "category", "--seed", "1"],
+            TrainingRequest("hub", "a/b", "full", steps=" 7", more="--prompt 'category' --seed 1"),
+            ["--full", "--dataset_name=a/b", "--max_train_steps=7", "--prompt", "category", "--seed", "1"],
         ),
     ],
 )
@@ -75,12 +77,34 @@ def test_what_is_missing_or_cannot_be_read_is_said() -> None:
         TrainingRequest("toy", "", "full", more="--note 'never closed").flags()
 
 
-def test_a_plan_for_folders_knows_how_many_pairs_there_are(tmp_path: Path) -> None:
-    for part in ("upper_body", "dresses"):
-        (tmp_path / part).mkdir()
-        (tmp_path / part / "train_pairs.txt").write_text("a.jpg b.jpg\nc.jpg d.jpg\n")
-    asked = TrainingRequest("folders", str(tmp_path), "full")
-    assert asked.flags_to_ask() == ["--max_train_samples=4", "--full"]
+@pytest.mark.parametrize(
+    ("folders", "flag", "prefix"),
+    [
+        (("image", "cloth"), "dataroot", "viton_hd_lora"),
+        (("train/image", "train/cloth"), "dataroot", "viton_hd_lora"),
+        (("upper_body/images",), "dataroot", "dresscode_lora"),
+        (("pictures",), "dataset_name", "deepfashion_lora"),
+    ],
+)
+def test_a_folder_is_given_to_the_launcher_as_what_it_is(
+    folders: tuple[str, ...], flag: str, prefix: str, tmp_path: Path
+) -> None:
+    for name in folders:
+        (tmp_path / name).mkdir(parents=True)
+    asked = TrainingRequest("folder", f" {tmp_path}", "h100")
+    assert asked.flags() == ["--h100", f"--{flag}={tmp_path}"]
+    assert re.fullmatch(rf"{prefix}_h100_\d{{8}}_\d{{6}}", asked.run_name())
+    (tmp_path / "metadata.jsonl").write_text("{}")
+    assert asked.flags() == ["--h100", f"--dataset_name={tmp_path}"], "a table counts for more"
+
+
+def test_a_plan_of_a_persons_own_folder_is_of_its_pairs_and_names_its_run(tmp_path: Path, data_cache: Path) -> None:
+    write_own(tmp_path / "own")
+    asked = TrainingRequest("folder", str(tmp_path / "own"), "quick_test", more=f"--toy --data_cache_dir {data_cache}")
+    shown = [" ".join(cells) for cells in training.ask(asked, "--plan", tmp_path / "runs")]
+    assert shown[0] == "this plans the toy, as asked"
+    assert any(re.search("at most: [45] pairs; ", line) for line in shown), shown
+    assert any(f"{tmp_path}/runs/viton_hd_lora_quick_test_" in line for line in shown), shown
 
 
 def test_a_refusal_is_the_launchers_own_sentence_and_leaves_nothing(tmp_path: Path) -> None:
@@ -88,13 +112,13 @@ def test_a_refusal_is_the_launchers_own_sentence_and_leaves_nothing(tmp_path: Pa
         (TrainingRequest("toy", "", "quick_test", more="--learning_rat 1"), "did you mean --learning_rate"),
         (TrainingRequest("toy", "", "quick_test", name="../escaped"), "^Name ../escaped is no name of a folder"),
         (TrainingRequest("toy", "", "quick_test", steps="0"), "^Steps 0 is too small"),
-        (TrainingRequest("folders", str(tmp_path / "none"), "quick_test", more="--toy"), "none lacks "),
+        (TrainingRequest("folder", str(tmp_path / "none"), "quick_test", more="--toy"), "none is neither a folder nor"),
     ):
         with pytest.raises(ValueError, match=message) as refused:
             training.start(asked, tmp_path / "runs")
         assert not str(refused.value).startswith("error")
     with pytest.raises(ValueError, match="unknown flag --frobnicate"):
-        list(training.ask(TrainingRequest("toy", "", "quick_test", more="--frobnicate"), "--plan"))
+        list(training.ask(TrainingRequest("toy", "", "quick_test", more="--frobnicate"), "--plan", tmp_path / "runs"))
     assert not (tmp_path / "runs").exists() and not (tmp_path / "escaped").exists()
     make_run(tmp_path / "runs" / "taken")
     with pytest.raises(ValueError, match="There is a run taken already"):
