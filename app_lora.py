@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from tryon.cli import parse, run_script
 from tryon.config import TOY_NOTICE, TryOnConfig, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
-from tryon.flux.lora_header import LoraFacts, lora_on_disk, panel_size, read_facts
+from tryon.files import full_path
+from tryon.flux.lora_header import LoraFacts, is_for_toy, lora_on_disk, panel_size, read_facts
 from tryon.runs import all_loras, run_of, runs_folder
 
 if TYPE_CHECKING:
@@ -102,9 +103,9 @@ def first_lora(config: TryOnConfig, train: bool = False) -> tuple[Path | None, P
     besides. train: the folder that trainings are kept in need not have one yet. Raises ValueError where there is
     none."""
     runs = runs_folder()
-    if train and Path(config.lora).expanduser().absolute() == runs and not all_loras(runs):
+    if train and full_path(config.lora) == runs and not all_loras(runs):
         return None, runs
-    file = lora_on_disk(config.lora, config.cache_dir).absolute()
+    file = full_path(lora_on_disk(config.lora, config.cache_dir))
     return file, run.parent if (run := run_of(file)) else runs
 
 
@@ -131,7 +132,7 @@ def main(argv: list[str]) -> None:
     from tryon.app.train_page import TrainPage
     from tryon.inference.pipeline import load_try_on
     from tryon.toy.draw import write_pictures
-    from tryon.toy.model import is_for_toy, parser_for_try_on, use_toy_model_for_try_on
+    from tryon.toy.model import parser_for_try_on, use_toy_model_for_try_on
 
     def is_worth_a_line(record: logging.LogRecord) -> bool:
         """Not an upload that was broken off, for which the server would write a traceback of fifty lines."""
@@ -160,7 +161,7 @@ def main(argv: list[str]) -> None:
                 session.take(lora, config.lora_scale)
             try_on = Page(session, write_pictures(Path(name) / "examples"), notice)
         kept = {name: getattr(config, name) for name in ("data_cache_dir", "cache_dir")}
-        flags = [f"--{name}={Path(place).expanduser().absolute()}" for name, place in kept.items() if place]
+        flags = [f"--{name}={full_path(place)}" for name, place in kept.items() if place]
         blocks = TrainPage(try_on, runs, flags).blocks if page.train else try_on.blocks
         blocks.queue(max_size=LONGEST_QUEUE)
         _, _, public = blocks.launch(

@@ -24,11 +24,12 @@ from tryon.config import (
     setting,
 )
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
-from tryon.files import file_hash
+from tryon.files import file_hash, full_path
 from tryon.flux.lora_header import LoraFacts, denoising, lora_on_disk, panel_size, read_facts
 from tryon.report import REPORT, add_evaluation
 from tryon.runs import run_of, runs_folder
 from tryon.scores import read_lines
+from tryon.units import plural
 
 logger = logging.getLogger(__name__)
 
@@ -67,7 +68,7 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, EvaluateConfig]:
     if asked.dataset_name:
         asked = replace(asked, dataset_name=checked_data_path(asked.dataset_name))
     if asked.dataroot:
-        asked = replace(asked, dataroot=str(Path(asked.dataroot).expanduser().absolute()))
+        asked = replace(asked, dataroot=str(full_path(asked.dataroot)))
     return config, asked
 
 
@@ -131,7 +132,7 @@ def main(argv: list[str]) -> None:
             free_memory()
             model = load_try_on(loaded, file)
         place = f"{file} ({number} of {len(loras)})" if len(loras) > 1 else file
-        logger.info("trying on with %s, %d steps at guidance %g", place, how.steps, how.guidance_scale)
+        logger.info("trying on with %s, %s at guidance %g", place, plural(how.steps, "step"), how.guidance_scale)
         score.measure(folder, model, names, cases, how)
 
     # What all that says of them.
@@ -155,7 +156,7 @@ def open_loras(names: tuple[str, ...], hub_cache: str | None) -> dict[str, Path]
     """The files that the names mean, by their hashes. Raises ValueError where two are the same."""
     files: dict[str, Path] = {}
     for name in names:
-        file = lora_on_disk(name, hub_cache)
+        file = full_path(lora_on_disk(name, hub_cache))
         digest = file_hash(file)[:16]
         if digest in files:
             raise ValueError(f"--lora {name} is the same file as {files[digest]}: name each LoRA once")
@@ -185,7 +186,7 @@ def check_alike(files: list[Path], facts: list[LoraFacts], config: TryOnConfig) 
 def scores_folder(asked: EvaluateConfig, lora: Path, digest: str) -> Path:
     """Where the scores go: the same for the same command, so that it goes on. lora, digest: of the first LoRA."""
     if asked.output_dir:
-        return Path(asked.output_dir).expanduser().absolute()
+        return full_path(asked.output_dir)
     run = run_of(lora)
     return run / "scores" if run else runs_folder() / f"scores_{digest}"
 

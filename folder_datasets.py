@@ -32,11 +32,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image
 
-from folder_lists import FolderConfig, FolderPair, garment_of, has_masks, has_validation, is_dresscode, read_pairs
+from folder_lists import FolderConfig, FolderPair, garment_of, has_masks, has_validation, needs_parser, read_pairs
 from tryon.config import DEFAULT_PARSER, MaskConfig, TrainConfig, TryOnConfig
 from tryon.data.category import CATEGORIES, Category, MaskRule, mask_rule_of
 from tryon.data.human_parser import cached_label_maps, mask_of_labels, read_label_map
+from tryon.data.layout import is_dresscode
 from tryon.data.masks import MASK_VERSION, agnostic_mask, among, grown, mask_picture
 from tryon.data.sample import UNREADABLE, TryOnSample, UnreadablePicture, fitted_sample, read_mask, read_picture
 from tryon.toy.model import toy_parser
@@ -87,14 +89,20 @@ class FolderData:
             digest.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
         return digest.hexdigest()
 
-    def __getitem__(self, index: int) -> TryOnSample:
-        pair, key = self.pair(index), self.key(index)
+    def pictures(self, index: int) -> tuple[Image.Image, Image.Image, Image.Image]:
+        """Garment and person as RGB, and what is hidden of the person as "L" of 0 and 255, in their own sizes.
+
+        Raises UnreadablePicture where one cannot be used.
+        """
+        pair = self.pair(index)
         try:
             person, garment = read_picture(pair.person), read_picture(pair.garment)
             if self.mask_rule:
                 labels = read_label_map(pair.mask, person.size)
-                rng = np.random.default_rng(list(bytes.fromhex(key)[:16]))  # the same whenever it is built
-                rule = grown(self.mask_rule, self.mask_growth, rng)
+                rule = self.mask_rule
+                if self.mask_growth:  # the same whenever it is built
+                    rng = np.random.default_rng(list(bytes.fromhex(self.key(index))[:16]))
+                    rule = grown(rule, self.mask_growth, rng)
                 if self.parsed:
                     mask = mask_of_labels(labels, pair.category, rule)
                 else:
@@ -103,7 +111,11 @@ class FolderData:
                 mask = read_mask(pair.mask, person.size)
         except UNREADABLE as error:
             raise UnreadablePicture(f"{pair.name}: {error}") from error
-        return fitted_sample(key, (garment, person, mask), pair.category, (self.height, self.width), pair.mask)
+        return garment, person, mask
+
+    def __getitem__(self, index: int) -> TryOnSample:
+        pictures, size = self.pictures(index), (self.height, self.width)
+        return fitted_sample(self.key(index), pictures, self.category(index), size, self.pair(index).mask)
 
 
 def load_folder(
@@ -111,19 +123,26 @@ def load_folder(
 ) -> tuple[FolderData, FolderData]:
     """Training and validation data of the folder. Raises ValueError as read_pairs and cached_label_maps do."""
     train, validation = read_pairs(folders, config)
+    for line in describe_pairs(folders, train, validation):
+        logger.info("%s", line)
+    train_data = folder_samples(train, folders, masks, config, device)
+    return train_data, folder_samples(validation, folders, replace(masks, mask_growth=0.0), config, device)
+
+
+def describe_pairs(folders: FolderConfig, train: list[FolderPair], validation: list[FolderPair]) -> list[str]:
+    """How many pairs of each category there are, and why, in lines."""
     root = Path(folders.dataroot)
     categories = [folder / "categories.txt" for folder in (root, root / "train", root / "test")]
     known = is_dresscode(folders.dataroot) or any(file.is_file() for file in categories)
     why = "" if known else "; all upper, because there is no categories.txt"
-    for what, pairs in (("training", train), ("validation", validation)):
-        logger.info("%s pairs: %d  (%s%s)", what, len(pairs), _counts(pairs), why)
+    both = (("training", train), ("validation", validation))
+    lines = [f"{what} pairs: {len(pairs)}  ({_counts(pairs)}{why})" for what, pairs in both]
     if not folders.train_data_list:
-        logger.info("no list of training pairs: every picture is taken")
+        lines.append("no list of training pairs: every picture is taken")
     if not has_validation(folders):
-        garments = len(set(map(garment_of, validation)))
-        logger.info("no list of pairs to validate on: %s held back from the training", plural(garments, "garment"))
-    train_data = folder_samples(train, folders, masks, config, device)
-    return train_data, folder_samples(validation, folders, replace(masks, mask_growth=0.0), config, device)
+        garments = plural(len(set(map(garment_of, validation))), "garment")
+        lines.append(f"no list of pairs to validate on: {garments} held back from the training")
+    return lines
 
 
 def folder_samples(
@@ -134,7 +153,7 @@ def folder_samples(
     size = config.height, config.width
     if has_masks(Path(folders.dataroot).expanduser()):
         return FolderData(pairs, *size)
-    rule, parsed = mask_rule_of(masks, folders.parser), not is_dresscode(folders.dataroot)
+    rule, parsed = mask_rule_of(masks, folders.parser), needs_parser(folders)
     if parsed:
         cache = Path(config.data_cache_dir).expanduser()
         parser = folders.parser or (str(toy_parser(cache)) if config.toy else DEFAULT_PARSER)

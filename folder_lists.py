@@ -5,16 +5,27 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from tryon.cli import checked, parse_flags
-from tryon.config import DEFAULT_PARSER, PARSER_FILES, MaskConfig, TrainConfig, cuda_device_count, resolve, setting
+from tryon.config import (
+    DEFAULT_PARSER,
+    PARSER_FILES,
+    MaskConfig,
+    PlanConfig,
+    TrainConfig,
+    cuda_device_count,
+    resolve,
+    setting,
+)
 from tryon.data.category import CATEGORIES, Category, plain
+from tryon.data.layout import DRESSCODE_FOLDERS, LAYOUTS, is_dresscode, run_prefix
 from tryon.data.split import split_by_item
+from tryon.files import full_path
 from tryon.runs import with_paths
 from tryon.units import plural
 
 MASKS = "agnostic-mask"  # the folder of each split of VITON-HD that a person's own folder may lack
-DRESSCODE_FOLDERS: dict[str, Category] = {"upper_body": "upper", "lower_body": "lower", "dresses": "full"}
 CATEGORY_OF = {category: category for category in CATEGORIES} | {plain(n): c for n, c in DRESSCODE_FOLDERS.items()}
 
 
@@ -32,9 +43,9 @@ class FolderPair:
 
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig:
-    """Which folder train_flux_inpaint.py trains on."""
+    """Which folder is trained on."""
 
-    dataroot: str | None = setting(None, "a folder laid out as VITON-HD or DressCode is", needed=True)
+    dataroot: str | None = setting(None, f"a folder laid out as {LAYOUTS}", needed=True)
     train_data_list: str | None = setting(
         None,
         "list of training pairs, in dataroot or in each of its folders (default train_pairs.txt, or all pictures where "
@@ -52,23 +63,35 @@ class FolderConfig:
     )
 
 
-def read_settings(argv: list[str]) -> tuple[TrainConfig, FolderConfig, MaskConfig]:
+def read_settings(argv: list[str]) -> tuple[TrainConfig, FolderConfig, MaskConfig, PlanConfig]:
     """The run's resolved configuration and folder. Raises ValueError, in one sentence, for every mistake."""
-    description = "Trains a try-on LoRA on VITON-HD or DressCode. Defaults shown are the full profile's."
-    others = (FolderConfig, MaskConfig)
+    description = f"Trains a try-on LoRA on a folder laid out as {LAYOUTS}. Defaults shown are the full profile's."
+    others = (FolderConfig, MaskConfig, PlanConfig)
     given, *rest = parse_flags(argv, "python train_flux_inpaint.py", description, TrainConfig, *others)
-    folders, masks = checked(others, rest)
-    config = resolve(given, cuda_device_count())
-    folders = with_lists(replace(folders, dataroot=str(Path(folders.dataroot).expanduser().absolute())))
-    root, dresscode = Path(folders.dataroot), is_dresscode(folders.dataroot)
-    if has_masks(root) and (of_masks := rest[1]):
-        raise ValueError(f"--{next(iter(of_masks))} was given, but VITON-HD folders have their own masks: leave it out")
-    if folders.parser and (dresscode or has_masks(root)):
-        raise ValueError(f"--parser was given, but {root} has masks or label maps of its own: leave it out")
+    folders, masks, plan = checked(others, rest)
+    config = resolve(given, cuda_device_count(), plan)
+    folders = checked_folder(folders, rest[1])
     read_pairs(folders, config)
-    if not (dresscode or has_masks(root)):
+    if needs_parser(folders) and not (plan.plan or plan.check):  # which download nothing
         folders = with_parser(folders, config)
-    return with_paths(config, "dresscode_lora" if dresscode else "viton_hd_lora"), folders, masks
+    return with_paths(config, run_prefix(folders.dataroot)), folders, masks, plan
+
+
+def checked_folder(folders: FolderConfig, of_masks: dict[str, Any]) -> FolderConfig:
+    """The folder by its whole path, with its usual lists. of_masks: the flags of masks that were given. Raises
+    ValueError where it has masks or label maps, and flags say how to make some."""
+    folders = with_lists(replace(folders, dataroot=str(full_path(folders.dataroot))))
+    root = Path(folders.dataroot)
+    if has_masks(root) and of_masks:
+        raise ValueError(f"--{next(iter(of_masks))} was given, but VITON-HD folders have their own masks: leave it out")
+    if folders.parser and not needs_parser(folders):
+        raise ValueError(f"--parser was given, but {root} has masks or label maps of its own: leave it out")
+    return folders
+
+
+def needs_parser(folders: FolderConfig) -> bool:
+    """Whether masks can only be made with a human parser."""
+    return not (is_dresscode(folders.dataroot) or has_masks(Path(folders.dataroot).expanduser()))
 
 
 def with_lists(folders: FolderConfig) -> FolderConfig:
@@ -118,7 +141,7 @@ def read_pairs(folders: FolderConfig, config: TrainConfig) -> tuple[list[FolderP
     validated = pairs_of(root, "test", folders.validation_data_list)[: limits[1]]
     if both := {pair.person for pair in trained} & {pair.person for pair in validated}:
         lists = f"{folders.train_data_list} and {folders.validation_data_list}"
-        raise ValueError(f"{lists} share {len(both)} persons: give lists that share none")
+        raise ValueError(f"{lists} share {plural(len(both), 'person')}: give lists that share none")
     return trained, validated
 
 
@@ -137,11 +160,6 @@ def garment_of(pair: FolderPair) -> str:
     return sha256(pair.garment.read_bytes() if pair.garment.is_file() else b"").hexdigest()
 
 
-def is_dresscode(dataroot: str) -> bool:
-    """Whether the folder is laid out as DressCode is: with a folder for each part of the body."""
-    return any((Path(dataroot).expanduser() / part).is_dir() for part in DRESSCODE_FOLDERS)
-
-
 def has_masks(root: Path) -> bool:
     """Whether a folder like VITON-HD brings masks."""
     return any((folder / MASKS).is_dir() for folder in (root, root / "train", root / "test"))
@@ -157,7 +175,8 @@ def pairs_of(dataroot: str, split: str, list_name: str | None) -> list[FolderPai
     pairs = _dresscode_pairs(root, list_name) if is_dresscode(dataroot) else _viton_hd_pairs(root, split, list_name)
     if all(map(_absent, pairs)):  # single ones are left out when they are read
         raise ValueError(
-            f"none of {len(pairs)} pairs is complete, {_absent(pairs[0])} is not there: see docs/data.md for the names"
+            f"none of {plural(len(pairs), 'pair')} is complete, {_absent(pairs[0])} is not there: see docs/data.md for "
+            "the names"
         )
     return pairs
 

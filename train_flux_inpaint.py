@@ -1,7 +1,7 @@
 """The inpaint training loop: LoRA fine-tuning of a FLUX-Fill transformer on garment | person diptychs.
 
 `train(config, train_data, val_data)` is all there is to call; any data set that gives TryOnSamples will do. Run as a
-script it trains on a folder laid out as VITON-HD or DressCode is:
+script it trains on a folder: VITON-HD, DressCode, or a person's own with image/ and cloth/:
 
     python train_flux_inpaint.py --dataroot <folder> --train_data_list train_pairs.txt
 
@@ -9,7 +9,7 @@ Every random draw follows from (seed, optimiser step, accumulation index, index 
 the samples from (seed, epoch): neither the number of processes nor an interruption changes what is trained on.
 """
 
-from folder_lists import has_masks, read_settings
+from folder_lists import has_masks, read_pairs, read_settings
 from tryon.cli import check_first, run_script
 
 if __name__ == "__main__":
@@ -35,7 +35,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from folder_datasets import load_folder
-from tryon.config import TrainConfig, seconds_of
+from tryon.config import PlanConfig, TrainConfig, seconds_of
 from tryon.console import on_terminal, progress_bar, set_up_logging
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import PromptEmbedding, SampleSource
@@ -44,7 +44,16 @@ from tryon.evaluation.score import score_run
 from tryon.files import files_fingerprint
 from tryon.flux.attention import fall_back, uses_safest
 from tryon.flux.flow_matching import NoiseLevels, noise_levels
-from tryon.flux.load import TEXT_PARTS, ModelFiles, fetch_training_models, load_scheduler, load_transformer, load_vae
+from tryon.flux.load import (
+    FILL_CONFIG,
+    TEXT_PARTS,
+    ModelFiles,
+    fetch_training_models,
+    load_scheduler,
+    load_transformer,
+    load_vae,
+    read_transformer_config,
+)
 from tryon.flux.lora import read_lora
 from tryon.flux.lora_header import LoraFacts, verify_lora
 from tryon.flux.memory import check_panel_fits, dtype_of, resolved
@@ -59,8 +68,10 @@ from tryon.share import ShareConfig, push
 from tryon.signals import TIME_IS_UP, asked_to_stop, finishing_steps, stop_after
 from tryon.toy.model import toy_name, use_toy_model
 from tryon.training.batches import count_sampled, load_batches, sampled_in_step
+from tryon.training.check import check
 from tryon.training.checkpoint import CheckpointWriter, TrainerState, load_checkpoint, tidy, verify
 from tryon.training.latent_cache import LatentData, cache_latents, latent_files
+from tryon.training.plan import plan_lines
 from tryon.training.progress import Progress
 from tryon.training.speed import device_name
 from tryon.training.step import make_lr_scheduler, make_optimizer, optimiser_step
@@ -301,8 +312,9 @@ def start_accelerator(config: TrainConfig, run: Path, first_step: int) -> Accele
     )
     if accelerator.num_processes != config.num_processes:
         raise ValueError(
-            f"{accelerator.num_processes} processes run, --num_processes says {config.num_processes}: start the "
-            "training with train_deepfashion_lora.sh or with accelerate launch --num_processes"
+            f"--num_processes is {config.num_processes}, and the number of processes that run is "
+            f"{accelerator.num_processes}: start the training with train_deepfashion_lora.sh or with accelerate launch "
+            "--num_processes"
         )
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
@@ -387,20 +399,58 @@ def run_training(
     logger.info("finished: %s", run)
 
 
+def answer(config: TrainConfig, plan: PlanConfig, pairs: int | None, variants: int, *, toy_asked_for: bool) -> None:
+    """Prints what --plan or --check asks for. Of the models only the transformer's config.json is read.
+
+    pairs, variants: see plan_lines. toy_asked_for: see use_toy_model. Raises SystemExit where --check finds that this
+    machine is not fit for the run.
+    """
+    if plan.check:
+        set_up_logging(is_main_process=True)
+    if plan.plan and config.toy:
+        if toy_asked_for:
+            print("this plans the toy, as asked")
+        else:
+            print("no GPU was found: this plans the toy, which would be trained; --gpu_memory 24 plans the real model")
+    if config.toy:
+        config = use_toy_model(config, toy_asked_for)
+    name, price = config.pretrained_inpaint_model_name_or_path, plan.price_per_hour
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if plan.check:
+        if not config.toy and device.type != "cuda":
+            raise ValueError("there is a GPU that torch cannot use: update the NVIDIA driver, or add --toy")
+        shapes = read_transformer_config(name, None) if Path(name).exists() else FILL_CONFIG
+        if not check(config, shapes, device, Path(config.output_dir).parent, price):
+            raise SystemExit(1)
+        return
+    try:
+        shapes = read_transformer_config(name, config.cache_dir)
+    except ValueError as error:
+        print(f"the size of FLUX-Fill is assumed, because {error}")
+        shapes = FILL_CONFIG
+    here = None if plan.gpu_memory else device
+    print("\n".join(plan_lines(config, shapes, pairs, variants, here, plan.gpu_memory, price)))
+
+
 def pairs_of(data: SampleSource) -> dict[Category, int]:
     """How many pairs of each category there are; a pair's variants are one."""
     return dict(Counter(data.category(index) for index in range(len(data) // data.variants)))
 
 
 def main(argv: list[str]) -> None:
-    config, folders, masks = read_settings(argv)
+    config, folders, masks, plan = read_settings(argv)
+    toy_asked_for = "--toy" in argv
+    if plan.plan or plan.check:
+        pairs, variants = len(read_pairs(folders, config)[0]), masks.variants if masks.mask_growth else 1
+        answer(config, plan, pairs, variants, toy_asked_for=toy_asked_for)
+        return
 
     def load_data(config: TrainConfig, device: torch.device) -> tuple[SampleSource, SampleSource, PairCounts]:
         train_data, val_data = load_folder(folders, masks, config, device)
         return train_data, val_data, {"training": pairs_of(train_data), "validation": pairs_of(val_data)}
 
     settings = (folders,) if has_masks(Path(folders.dataroot)) else (folders, masks)
-    run_training(config, settings, load_data, evaluate_on, toy_asked_for="--toy" in argv)
+    run_training(config, settings, load_data, evaluate_on, toy_asked_for=toy_asked_for)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from typing import Literal
 from tryon.cli import parse, parse_flags, run_script
 from tryon.config import MOST_DENOISING, MOST_GUIDANCE, MOST_SEED, TryOnConfig, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
-from tryon.flux.lora_header import denoising, lora_on_disk, panel_size, prompt_category, read_facts
+from tryon.flux.lora_header import denoising, is_for_toy, lora_on_disk, panel_size, prompt_category, read_facts
 from tryon.inference.pairs_file import Request, read_pairs, requests_of, results_of, unwritable
 from tryon.inference.recipe import (
     BASE,
@@ -35,6 +35,7 @@ from tryon.inference.recipe import (
     with_request,
     without,
 )
+from tryon.units import plural
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ def request_of_flags(pictures: PictureConfig) -> Request:
 def read_settings(argv: list[str]) -> tuple[TryOnConfig, PictureConfig, dict[str, str]]:
     """The flags, checked, among them those of --again, where no others are given, its output beside the picture; and
     what the fingerprints of the files that these name have to be. Raises ValueError, in one sentence, for everything
-    that is missing or wrong."""
+    that is missing or wrong, and where the output beside the picture is there already."""
     command = *COMMAND, TryOnConfig, PictureConfig
     given = {name: value for flags in parse_flags(argv, *command) for name, value in flags.items()}
     if not given.get("again"):
@@ -159,10 +160,16 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, PictureConfig, dict[str
     again = Path(given["again"]).expanduser()
     if (recipe := read_recipe(again)) is None:
         raise ValueError(f"--again {again} does not say how it was made: give a picture that was written here")
-    is_grid = "output_grid" in recipe.flags or len(given.get("lora", ())) > 1
-    beside = {"output_grid" if is_grid else "output_tryon": str(again.with_stem(f"{again.stem}-again"))}
-    recipe = without(replace(recipe, flags=without(recipe, OUTPUTS).flags | beside), given)
-    return *parse([*as_arguments(recipe.flags), *argv], *command, problems=problems_of), recipe.fingerprints
+    compares = len(given.get("lora", ())) > 1
+    output = "output_grid" if compares or "output_grid" in recipe.flags else "output_tryon"
+    beside = again.with_stem(f"{again.stem}-{'compared' if compares else 'again'}")
+    recipe = without(replace(recipe, flags=without(recipe, OUTPUTS).flags | {output: str(beside)}), given)
+    config, pictures = parse([*as_arguments(recipe.flags), *argv], *command, problems=problems_of)
+    if output in recipe.flags:  # its name was not given
+        files = [beside] if output == "output_grid" else results_of(beside, seeds_of(pictures))
+        if there := [file for file in files if file.exists()]:
+            raise ValueError(f"{there[0]} is there already: name another file with --{output}")
+    return config, pictures, recipe.fingerprints
 
 
 def columns_of(loras: Sequence[str], seeds: range) -> list[str]:
@@ -192,6 +199,7 @@ def main(argv: list[str]) -> None:
     steps, guidance = denoising(facts, pictures.steps, pictures.guidance_scale)
     config = replace(config, height=size[0], width=size[1])  # where LoRAs are compared, the first one's for all
     flags = asdict(config) | asdict(pictures) | {"steps": steps, "guidance_scale": guidance}
+    flags["toy"] = is_for_toy(config, facts)
     shared = recipe_of(loras, flags)
     if pairs:
         recipe = with_files(shared, {"pairs": pairs})
@@ -204,7 +212,7 @@ def main(argv: list[str]) -> None:
     if pairs:
         requests, failed = requests_of(lines, pairs.parent, pictures.category)
         made = {line for line, each in requests.items() if is_made(with_request(shared, each), each.output, seeds)}
-        logger.info("%d pairs, %d of them made already", len(lines), len(made))
+        logger.info("%s, %d of them made already", plural(len(lines), "pair"), len(made))
         if len(made) == len(requests) and not grid:
             check_all_dressed(failed, len(lines))
             return
@@ -218,7 +226,7 @@ def main(argv: list[str]) -> None:
     config = use_toy_model_for_try_on(config, facts)
     how, first = Denoising(steps, guidance, seeds), next(iter(loras.values()))
     make_mask = mask_maker(facts, pictures.parser, parser_for_try_on(config, facts), config.cache_dir)
-    words = f"{steps} steps at guidance {guidance:g}"
+    words = f"{plural(steps, 'step')} at guidance {guidance:g}"
     if pairs:
         model = load_try_on(config, first, fold=True)
         logger.info("dressing, %s", words)
@@ -232,7 +240,7 @@ def main(argv: list[str]) -> None:
             results = dress(model, opened, how, request, shared)
         else:
             compared = [(loras.get(name, first), 0 if name == BASE else config.lora_scale) for name in pictures.lora]
-            logger.info("comparing %s; %s", ", ".join(shared.loras), words)
+            logger.info("comparing, %s: %s", words, "; ".join(shared.loras))
             results = compare(config, compared, opened, how)
         rows = [grid_row(opened, results, size)]
     if grid and rows:

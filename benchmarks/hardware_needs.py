@@ -19,6 +19,7 @@ from tryon.flux.memory import (
     recomputed_every,
     training_memory,
     transformer_costs,
+    weights_kept,
     which_recompute,
 )
 from tryon.units import GB
@@ -45,7 +46,7 @@ def _cell(config: TrainConfig, costs: TransformerCosts, memory: int) -> str:
         every = recomputed_every(config, costs, memory)
         need = training_memory(config, costs, every).total
         if need <= memory:
-            kept = {"none": "bf16"}.get(config.quantization, config.quantization) + (" `--offload`" if offload else "")
+            kept = weights_kept(config) + (" `--offload`" if offload else "")
             return f"{need / GB:.0f} GB: {kept}, {which_recompute(every)} recomputes"
     return "does not fit"
 

@@ -23,16 +23,18 @@ from PIL import Image
 from pyarrow.parquet import read_metadata
 
 from deepfashion_training.pairing import Columns, Pair, column_of, content, make_pairs, split_as_given
-from deepfashion_training.picture_folder import METADATA, check_metadata, is_held_back, metadata_files
+from deepfashion_training.picture_folder import check_metadata, is_held_back
 from deepfashion_training.preflight import REFERENCES, DataConfig
 from deepfashion_training.references import cut_out, moved
 from tryon.config import MaskConfig, TrainConfig
 from tryon.data.category import CATEGORIES, Category, MaskRule, mask_rule_of
 from tryon.data.human_parser import Parser, load_parser, parse
+from tryon.data.layout import METADATA, is_saved, metadata_files
 from tryon.data.masks import MASK_VERSION, agnostic_mask, grown, mask_picture
 from tryon.data.sample import UNREADABLE, TryOnSample, UnreadablePicture, fitted_sample, read_mask, read_picture
 from tryon.data.split import split_by_item
 from tryon.hub import hub_or_folder
+from tryon.units import plural
 
 logger = logging.getLogger(__name__)
 
@@ -148,8 +150,8 @@ def load_deepfashion(
     if not kept:
         raise ValueError(f"no pair is left with --min_reference {data.min_reference}: give a weaker one")
     if len(kept) < len(pairs):
-        logger.info("%d of %d pairs dropped: their garment is shown worse than by %s", len(pairs) - len(kept),
-                    len(pairs), data.min_reference)  # fmt: skip
+        logger.info("%d of %s dropped: their garment is shown worse than by %s", len(pairs) - len(kept),
+                    plural(len(pairs), "pair"), data.min_reference)  # fmt: skip
     limits = config.max_train_samples, config.max_validation_samples
     if columns.held_back:
         train, validation = split_as_given(kept, column_of(table, columns.held_back), *limits)
@@ -212,6 +214,13 @@ def load_table(name: str, cache_dir: str | None) -> Dataset:
         if isinstance(feature, datasets.Image):
             table = table.cast_column(column, datasets.Image(decode=False))
     return table
+
+
+def count_rows(folder: Path, cache_dir: str | None) -> int:
+    """Rows of a data set's folder, without reading their pictures."""
+    if is_saved(folder) or metadata_files(folder):
+        return len(load_table(str(folder), cache_dir))
+    return sum(read_metadata(file).num_rows for file in folder.rglob("*.parquet"))
 
 
 def load_pictures(folder: Path, tables: list[Path], cache_dir: str | None) -> Dataset:

@@ -11,7 +11,10 @@ from deepfashion_training.preflight import DATA_SET, DataConfig, from_settings, 
 from folder_lists import FolderConfig, FolderPair, has_validation, keeps_tests_apart, pairs_of, read_pairs, with_lists
 from tryon.config import MOST, MaskConfig, TrainConfig, TryOnConfig, setting
 from tryon.data.category import MaskRule
+from tryon.data.layout import LAYOUTS
+from tryon.files import full_path
 from tryon.runs import run_of
+from tryon.units import plural
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +37,7 @@ class HeldOutConfig:
     """Which pairs are scored on."""
 
     dataset_name: str | None = setting(None, f"{DATA_SET}; what the first LoRA was trained on if not given")
-    dataroot: str | None = setting(None, "folder laid out as VITON-HD or DressCode is, instead of --dataset_name")
+    dataroot: str | None = setting(None, f"folder laid out as {LAYOUTS}, instead of --dataset_name")
     validation_data_list: str | None = setting(None, "list of pairs in --dataroot; as trained, or that of the test")
     num_samples: int | None = setting(32, "score on the first N pairs of each category; 'none': on all", 1, MOST)
 
@@ -62,6 +65,8 @@ def training_settings(files: list[Path]) -> TrainingSettings:
             run = run_of(file)
             config = run / "config.json" if run else None
             found[file] = json.loads(config.read_text()) if config and config.is_file() else {}
+            if root := found[file].get("dataroot"):
+                found[file]["dataroot"] = str(full_path(root))  # older runs keep a `..` as it was given
             if origin := found[file].get("init_lora"):
                 waiting.append(Path(origin))
     return found
@@ -76,7 +81,7 @@ def named_data(asked: HeldOutConfig, trained: TrainingSettings) -> HeldOutConfig
     first = next(iter(trained.values()))
     name = None if asked.dataroot else asked.dataset_name or first.get("dataset_name")
     root = None if name else asked.dataroot or first.get("dataroot")
-    asked = replace(asked, dataset_name=name, dataroot=root and str(Path(root).expanduser().absolute()))
+    asked = replace(asked, dataset_name=name, dataroot=root and str(full_path(root)))
     if root:
         scored_pairs(asked, trained)
     elif asked.validation_data_list:
@@ -133,7 +138,7 @@ def choose_cases(
     chosen = replace(from_settings(DataConfig, settings), dataset_name=name, parser=rule.parser)
     split = replace(
         from_settings(TrainConfig, settings), height=config.height, width=config.width, cache_dir=config.cache_dir,
-        data_cache_dir=str(Path(config.data_cache_dir).expanduser().absolute()),
+        data_cache_dir=str(full_path(config.data_cache_dir)),
     )  # fmt: skip
     check_split(trained, name, {**vars(chosen), **vars(split)})
     _, data = load_deepfashion(chosen, mask_config(rule), split, device)
@@ -162,8 +167,8 @@ def check_persons(trained: TrainingSettings, dataroot: str, pairs: list[FolderPa
             learnt, _ = read_pairs(folders, from_settings(TrainConfig, settings))
             if both := {pair.person for pair in learnt} & {pair.person for pair in pairs}:
                 raise ValueError(
-                    f"{file} was trained on {folders.train_data_list or dataroot}, which has {len(both)} persons of "
-                    "those that are scored: give another --validation_data_list"
+                    f"{file} was trained on {folders.train_data_list or dataroot}, which has "
+                    f"{plural(len(both), 'person')} of those that are scored: give another --validation_data_list"
                 )
 
 

@@ -9,19 +9,32 @@ decoded once, and its mask measured. The exit code is 0 where training can begin
 import io
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from deepfashion_training.inspection import (
+    Findings,
+    Inspected,
+    Look,
+    few_or_rare,
+    in_words,
+    judge_pictures,
+    log_findings,
+    measure,
+    measure_stored,
+    shaded,
+    write_page,
+)
 from deepfashion_training.preflight import DATA_SET, REFERENCES, DataConfig, checked_data, from_settings
-from tryon.cli import parse, run_script
+from folder_lists import FolderConfig, checked_folder, needs_parser, read_pairs, with_parser
+from tryon.cli import checked, parse_flags, run_script
 from tryon.config import MOST, MOST_SEED, PROJECT, MaskConfig, TrainConfig, setting
-from tryon.console import load_libraries, set_up_logging
-from tryon.pages import jpeg_url, render
+from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
+from tryon.data.layout import LAYOUTS, holds_pairs
 from tryon.units import plural
 
 if TYPE_CHECKING:
@@ -33,22 +46,12 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SMALL = 100  # pairs; with fewer a training learns little
-RARE = 0.05  # of all pairs; a category with fewer is rare
-GREY = (8, 247)  # values of a mask between these are noise or soft edges
-NOISY = 0.01  # a mask with a larger share of grey pixels counts as noisy
-CENTRES = {"upper": (0.0, 0.7), "lower": (0.3, 1.0), "full": (0.2, 0.8)}  # heights in which a garment's middle may be
-TOO_LARGE = 0.25  # a mask with a larger share of its outline in even colour is larger than its garment
-PAIRS_SHOWN = 8  # of each category, on the page
-MOST_SHOWN = 8  # rows or values that a line names
-THUMBNAIL = 240  # pixels of height
-
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
     """What is inspected, and where the page is written. Seed and limits have to be those of the training."""
 
-    data_set: str = setting(None, DATA_SET, positional=True)
+    data_set: str = setting(None, f"{DATA_SET}, or laid out as {LAYOUTS}", positional=True)
     page: str | None = setting(None, "where the page is written (default runs/inspection_<name>.html)")
     seed: int = setting(TrainConfig.seed, "seed of the split", 0, MOST_SEED)
     max_train_samples: int | None = setting(None, "train on the first N samples only", 1, MOST)
@@ -57,21 +60,27 @@ class InspectConfig:
     cache_dir: str | None = setting(None, "where the hub's files are kept; the hub's own default if not given")
 
 
-@dataclass(frozen=True)
-class Findings:
-    """lines: what the data hold. warnings: what may harm the training. faults: why it cannot begin."""
-
-    lines: list[str]
-    warnings: list[str]
-    faults: list[str]
-
-
-def read_settings(argv: list[str]) -> tuple[InspectConfig, DataConfig, MaskConfig]:
+def read_settings(argv: list[str]) -> tuple[InspectConfig, DataConfig | FolderConfig, MaskConfig]:
     """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
     command = "python -m deepfashion_training.inspect_dataset <data set>"
-    description = "Reports what a data set holds, and whether training can begin."
-    config, data, masks = parse(argv, command, description, InspectConfig, DataConfig, MaskConfig, problems=problems_of)
-    return config, checked_data(replace(data, dataset_name=config.data_set), masks, toy=False), masks
+    description = f"Reports what a data set, or a folder laid out as {LAYOUTS}, holds, and whether training can begin."
+    shapes = InspectConfig, DataConfig, MaskConfig
+    _, of_data, of_masks = given = parse_flags(argv, command, description, *shapes)
+    config, data, masks = checked(shapes, given, problems_of)
+    if not holds_pairs(Path(config.data_set).expanduser()):
+        return config, checked_data(replace(data, dataset_name=config.data_set), masks, toy=False), masks
+    if "min_reference" in of_data:
+        raise ValueError("--min_reference was given, but a folder has a picture of each garment: leave it out")
+    folders = checked_folder(FolderConfig(dataroot=config.data_set, parser=data.parser), of_masks)
+    if needs_parser(folders) and of_masks and not folders.parser:
+        raise ValueError(f"--{next(iter(of_masks))} was given, but there are no masks without a --parser: name one")
+    settings = training_settings(config)
+    read_pairs(folders, settings)
+    return config, with_parser(folders, settings) if folders.parser else folders, masks
+
+
+def training_settings(config: InspectConfig) -> TrainConfig:
+    return from_settings(TrainConfig, vars(config))
 
 
 def problems_of(config: InspectConfig, data: DataConfig, masks: MaskConfig) -> Iterator[str]:
@@ -84,7 +93,6 @@ def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Finding
     """The findings that need no picture decoded."""
     from deepfashion_training.deepfashion_dataset import counts
     from deepfashion_training.pairing import CAPTION_RULES, cloth_types, column_of, is_flat, known_type
-    from tryon.data.category import CATEGORIES
 
     table, columns, pairs = train.table, train.columns, [*train.pairs, *validation.pairs]
     poses = column_of(table, columns.pose) if columns.pose else [None] * len(table)
@@ -92,7 +100,7 @@ def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Finding
     uses = ", ".join(f"{name} as {use}" for use, name in vars(columns).items() if name)
     lines = [f"rows: {len(table)}, columns: {uses}"]
     if columns.pose:
-        lines.append("poses: " + _in_words(Counter(poses)))
+        lines.append("poses: " + in_words(Counter(poses)))
     settled: dict[Any, Counter] = defaultdict(Counter)
     for pair in pairs:
         settled[kinds[pair.row]][pair.category] += 1
@@ -109,10 +117,7 @@ def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Finding
         found = Counter(pair.category for pair in data.pairs)
         lines.append(f"{what}: {plural(len(data.pairs), 'pair')} ({counts(found)})")
 
-    warnings = [f"only {plural(len(train.pairs), 'pair')} to train on"] if len(train.pairs) < SMALL else []
-    found = Counter(pair.category for pair in train.pairs)
-    rare = [category for category in CATEGORIES if found[category] < RARE * len(train.pairs)]
-    warnings += [f"{found[category]} of {len(train.pairs)} training pairs are {category}" for category in rare]
+    warnings = few_or_rare([pair.category for pair in train.pairs])
     faults = [] if validation.pairs else ["there is nothing to validate on"]
     return Findings(lines, warnings, faults)
 
@@ -143,32 +148,9 @@ def look_at_rows(table: "Dataset", columns: "Columns", rows: list[int]) -> list[
         if not row["person"] and not row["mask"]:
             row["digest"] = sha256(files["person"]).hexdigest()
             row["resized"] = upright_size(io.BytesIO(files["mask"])) != person.size
-            row |= measure(person, worn, open_picture(io.BytesIO(files["mask"])))
+            row |= measure(person, worn) | measure_stored(open_picture(io.BytesIO(files["mask"])))
         found.append(row)
     return found
-
-
-def measure(person: "Image.Image", worn: "Image.Image", raw: "Image.Image") -> dict[str, Any]:
-    """Measures a picture and its mask. worn: the mask as it is used, "L" of 0 and 255; raw: as it is stored.
-
-    noise: share of grey pixels. area, middle: the garment's share of the picture, and height of its middle, 0..1.
-    still: share of the mask's outline around which no colour changes.
-    """
-    import numpy as np
-
-    from tryon.data.outline import outline_on_edges
-
-    values, inside = np.asarray(raw.convert("L")), np.asarray(worn) > 0
-    rows = np.flatnonzero(inside.any(1))
-    on_edges = outline_on_edges(person, worn)
-    return {
-        "size": person.size,
-        "mask_mode": raw.mode,
-        "noise": float(((values > GREY[0]) & (values < GREY[1])).mean()),
-        "area": float(inside.mean()),
-        "middle": float((rows[0] + rows[-1] + 1) / 2 / len(inside)),
-        "still": 0.0 if on_edges is None else 1 - on_edges,
-    }
 
 
 def problem_of(pair: "Pair", found: list[dict[str, Any]]) -> str:
@@ -179,80 +161,13 @@ def problem_of(pair: "Pair", found: list[dict[str, Any]]) -> str:
     return next(filter(None, faults), "")
 
 
-def judge_pictures(
-    findings: Findings, train: "DeepFashionData", validation: "DeepFashionData", found: list[dict[str, Any]]
-) -> None:
-    """Adds the findings that need the decoded pictures. found: what `look_at_rows` returns."""
-    from tryon.data.sample import check_unreadable
-
-    pairs = [*train.pairs, *validation.pairs]
-    measured = [pair for pair in pairs if "area" in found[pair.row]]
-    seen = [found[pair.row] for pair in measured]
-    noisy = sum(row["noise"] > NOISY for row in seen)
-    findings.lines.extend((
-        "picture sizes: " + _in_words(Counter("{} x {}".format(*row["size"]) for row in seen)),
-        "mask modes: " + _in_words(Counter(row["mask_mode"] for row in seen)),
-        f"masks: {len(seen) - noisy} binary, {noisy} noisy or soft (thresholded)",
-    ))  # fmt: skip
-
-    def warn(what: str, rows: Iterable[int]) -> None:
-        if rows := sorted(rows):
-            shown = ", ".join(map(str, rows[:MOST_SHOWN])) + (", ..." if len(rows) > MOST_SHOWN else "")
-            findings.warnings.append(f"{what}: {plural(len(rows), 'row')} ({shown})")
-
-    resized = [pair.row for pair in measured if found[pair.row]["resized"]]
-    warn("masks that do not have their picture's size, and are resized", resized)
-    for category, (low, high) in CENTRES.items():
-        of_category = [pair.row for pair in measured if pair.category == category]
-        if areas := sorted(found[row]["area"] for row in of_category):
-            findings.lines.append(f"area of {category} garments: {areas[0]:.0%} to {areas[-1]:.0%} of the picture, "
-                                  f"median {areas[len(areas) // 2]:.0%}")  # fmt: skip
-        warn(f"masks of {category} garments are too large: their outlines run through even colour",
-             (row for row in of_category if found[row]["still"] > TOO_LARGE))  # fmt: skip
-        warn(f"masks of {category} garments are where on a picture no such garment is",
-             (row for row in of_category if not low <= found[row]["middle"] <= high))  # fmt: skip
-    rows_of: dict[str, list[int]] = defaultdict(list)
-    for pair in measured:
-        rows_of[found[pair.row]["digest"]].append(pair.row)
-    warn("pictures that are there more than once", (row for rows in rows_of.values() for row in sorted(rows)[1:]))
-    held_back = {found[pair.row].get("digest") for pair in validation.pairs} - {None}
-    warn("training pictures that are in the validation too",
-         (pair.row for pair in train.pairs if found[pair.row].get("digest") in held_back))  # fmt: skip
-
-    problems = {pair.row: problem for pair in pairs if (problem := problem_of(pair, found))}
-    warn("cannot be used and are left out", problems)
-    for why, count in Counter(problems.values()).most_common(5):
-        findings.lines.append(f"{plural(count, 'row')} cannot be used: {why}")
-    for what, data in (("training pairs", train), ("validation pairs", validation)):
-        try:
-            check_unreadable(sum(pair.row in problems for pair in data.pairs), len(data.pairs), what)
-        except ValueError as error:
-            findings.faults.append(str(error))
+def looks_at(data: "DeepFashionData", found: list[dict[str, Any]]) -> list[Look]:
+    """What was seen of the data's pairs. found: what `look_at_rows` returns."""
+    return [Look(pair.row, pair.category, problem_of(pair, found), found[pair.row]) for pair in data.pairs]
 
 
-def log_findings(findings: Findings, indent: str = "") -> None:
-    """Writes lines and warnings to the log."""
-    for line in findings.lines:
-        logger.info("%s%s", indent, line)
-    for line in findings.warnings:
-        logger.warning("warning: %s", line)
-
-
-def write_page(
-    file: Path, name: str, findings: Findings, verdict: str, train: "DeepFashionData", validation: "DeepFashionData"
-) -> None:
-    """Writes the findings and some pairs of each category, with garment, person, mask and hidden region, as one HTML
-    file."""
-    from tryon.data.category import CATEGORIES
-
-    shown = {category: list(islice(_shown_pairs(category, validation, train), PAIRS_SHOWN)) for category in CATEGORIES}
-    template = Path(__file__).with_name("inspection.html.j2")
-    file.write_text(render(template, name=name, verdict=verdict, shown=shown, thumbnail=THUMBNAIL, **vars(findings)))
-
-
-def _shown_pairs(category: str, *sources: "DeepFashionData") -> Iterator[tuple[str, list[str]]]:
-    """For each pair of the category that can be read a caption and, as `data:` URLs, garment, person, mask and hidden
-    region."""
+def pictures_of(category: str, *sources: "DeepFashionData") -> Iterator[tuple[str, list["Image.Image"]]]:
+    """For each pair of the category that can be read a caption, garment, person, mask and hidden region."""
     from tryon.data.sample import UnreadablePicture, read_mask
 
     for data in sources:
@@ -264,26 +179,8 @@ def _shown_pairs(category: str, *sources: "DeepFashionData") -> Iterator[tuple[s
             except UnreadablePicture:
                 continue
             worn = read_mask(io.BytesIO(data.files(index)[1]), person.size)
-            pictures = (garment, person, _shaded(person, worn), _shaded(person, hidden))
-            yield f"row {pair.row} ({pair.pid}), garment by {pair.reference}", list(map(_thumbnail, pictures))
-
-
-def _shaded(person: "Image.Image", mask: "Image.Image") -> "Image.Image":
-    """The person with the masked region in magenta."""
-    shaded = person.copy()
-    shaded.paste((255, 0, 200), mask=mask.point(lambda value: 150 if value else 0))
-    return shaded
-
-
-def _thumbnail(picture: "Image.Image") -> str:
-    small = picture.copy()
-    small.thumbnail((2 * THUMBNAIL, THUMBNAIL))
-    return jpeg_url(small, quality=85)
-
-
-def _in_words(counter: Counter) -> str:
-    shown = ", ".join(f"{value} ({count})" for value, count in counter.most_common(MOST_SHOWN))
-    return shown + (f", {len(counter) - MOST_SHOWN} others" if len(counter) > MOST_SHOWN else "")
+            pictures = [garment, person, shaded(person, worn), shaded(person, hidden)]
+            yield f"row {pair.row} ({pair.pid}), garment by {pair.reference}", pictures
 
 
 def main(argv: list[str]) -> None:
@@ -297,27 +194,41 @@ def main(argv: list[str]) -> None:
     except OSError as error:
         raise ValueError(f"the page {page} cannot be written ({error.strerror}): name another") from error
 
-    load_libraries("torch", "datasets", *(["transformers"] if data.parser else []))
+    settings = training_settings(config)
+    if isinstance(data, FolderConfig):
+        load_libraries(*MODEL_LIBRARIES)
+        from deepfashion_training.inspect_folder import inspect
+
+        what, (findings, columns, pictures) = "pairs", inspect(data, masks, settings)
+    else:
+        load_libraries("torch", "datasets", *(["transformers"] if data.parser else []))
+        what, (findings, columns, pictures) = "rows", inspect_rows(data, masks, settings)
+    log_findings(findings)
+    verdict = f"ready: all {what} that are kept can be used"
+    if findings.faults:
+        verdict = f"not ready: {'; '.join(findings.faults)}"
+    write_page(page, config.data_set, findings, verdict, columns, pictures)
+    logger.info("pictures: %s", page)
+    if findings.faults:
+        raise ValueError(verdict)
+    logger.info("%s", verdict)
+
+
+def inspect_rows(data: DataConfig, masks: MaskConfig, settings: TrainConfig) -> Inspected:
+    """What there is to say of a data set of rows, and to see."""
     import torch
 
     from deepfashion_training.deepfashion_dataset import load_deepfashion
     from deepfashion_training.pairing import in_processes
 
-    settings = from_settings(TrainConfig, vars(config))
     train, validation = load_deepfashion(data, masks, settings, torch.device("cpu"))
     findings = describe(train, validation)
     logger.info("looking at the pictures of %d rows", len(train.table))
     look, rows = partial(look_at_rows, train.table, train.columns), list(range(len(train.table)))
-    judge_pictures(findings, train, validation, in_processes(look, rows, "looking at every picture"))
-    log_findings(findings)
-    verdict = "ready: all rows that are kept can be used"
-    if findings.faults:
-        verdict = f"not ready: {'; '.join(findings.faults)}"
-    write_page(page, config.data_set, findings, verdict, train, validation)
-    logger.info("pictures: %s", page)
-    if findings.faults:
-        raise ValueError(verdict)
-    logger.info("%s", verdict)
+    found = in_processes(look, rows, "looking at every picture")
+    judge_pictures(findings, "row", looks_at(train, found), looks_at(validation, found))
+    columns = ["garment", "person", "mask", "hidden from the model"]
+    return findings, columns, lambda category: pictures_of(category, validation, train)
 
 
 if __name__ == "__main__":

@@ -32,11 +32,11 @@ IGNORED = [number for number in SIGNALS if signal.getsignal(number) == signal.SI
 
 def main(argv: list[str]) -> None:
     if any(flag.partition("=")[0] == "--dataroot" for flag in argv):
-        driver, (config, *_) = FOLDER_DRIVER, folder_lists.read_settings(argv)
+        driver, (config, _, _, plan) = FOLDER_DRIVER, folder_lists.read_settings(argv)
     else:
         driver, (config, _, _, plan) = DRIVER, read_settings(argv)
-        if plan.plan or plan.check:  # the driver alone answers: there is no run to supervise
-            os.execv(sys.executable, [sys.executable, "-m", driver, *argv])
+    if plan.plan or plan.check:  # the driver alone answers: there is no run to supervise
+        os.execv(sys.executable, [sys.executable, "-m", driver, *argv])
     log = start_log(config, argv)
     with locked(log.parent, LAUNCHER_LOCK):
         raise SystemExit(supervise(accelerate_command(config, driver, argv), log, config.num_processes))

@@ -26,6 +26,7 @@ from tryon.console import progress_bar
 from tryon.data.category import Category, plain
 from tryon.data.sample import UNREADABLE, read_mask, read_picture
 from tryon.tensor_files import drop_damaged, read_whole, write_whole
+from tryon.units import plural
 
 logger = logging.getLogger(__name__)
 
@@ -180,7 +181,7 @@ def cached_colours(table: Dataset, columns: Columns, rows: list[int], data_cache
     file = data_cache / "colours" / f"{digest.hexdigest()}.safetensors"
     drop_damaged([file], "colours")
     if not file.is_file():
-        logger.info("comparing the colours of %d pictures", len(rows))
+        logger.info("comparing the colours of %s", plural(len(rows), "picture"))
         found = np.stack(in_processes(partial(colours_of_rows, table, columns), rows, "comparing colours"))
         write_whole(file, {"colours": torch.from_numpy(found).contiguous()})
     return read_whole(file)[0]["colours"].numpy()
@@ -274,8 +275,8 @@ def split_as_given(
         raise ValueError(f"the data set has no pair to {what} on: see docs/data.md for its folders")
     if both := {pair.pid for pair in train} & {pair.pid for pair in validation}:
         raise ValueError(
-            f"{len(both)} items (pid) are both in training and validation, such as {min(both)}: move all rows of an "
-            "item into one of the folders"
+            f"{plural(len(both), 'item')} (pid) both in training and validation, such as {min(both)}: move all rows of "
+            "an item into one of the folders"
         )
     return train[:max_train], validation[:max_validation]
 

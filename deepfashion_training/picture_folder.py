@@ -3,17 +3,10 @@ before they are read. Imports nothing heavy."""
 
 from pathlib import Path
 
-METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+from tryon.units import plural
+
 # What the hub calls the folders of other splits than the training's.
 HELD_BACK = {"validation", "valid", "val", "dev", "test", "testing", "eval", "evaluation"}
-
-
-def metadata_files(folder: Path) -> list[Path]:
-    """The tables of a folder of pictures; none where it is a data set of another kind: saved, or in parquet files."""
-    saved = any((folder / name).is_file() for name in ("state.json", "dataset_dict.json"))
-    if saved or any(file.name not in METADATA for file in folder.rglob("*.parquet")):
-        return []
-    return sorted(file for file in folder.rglob("metadata.*") if file.name in METADATA)
 
 
 def is_held_back(file: Path, folder: Path) -> bool:
@@ -42,6 +35,6 @@ def check_metadata(file: Path) -> None:
         raise ValueError(f"{file} names {outside[0]}, which lies outside the folder: give names of files in it")
     if missing := [name for name in named if not (file.parent / name).is_file()]:
         raise ValueError(
-            f"{file} names {missing[0]}, which is not there, like {len(missing)} of its {len(named)} pictures: add "
-            "them, or take their rows out"
+            f"{file} names {missing[0]}, which is not there, like {len(missing)} of its "
+            f"{plural(len(named), 'picture')}: add them, or take their rows out"
         )

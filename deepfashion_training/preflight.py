@@ -4,8 +4,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from deepfashion_training.picture_folder import check_metadata, metadata_files
-from folder_lists import is_dresscode
+from deepfashion_training.picture_folder import check_metadata
 from tryon.cli import checked, parse_flags
 from tryon.config import (
     DEFAULT_PARSER,
@@ -17,6 +16,7 @@ from tryon.config import (
     resolve,
     setting,
 )
+from tryon.data.layout import holds_pairs, holds_rows, metadata_files
 from tryon.files import save_json
 from tryon.runs import LAUNCH, locked, with_paths
 
@@ -80,16 +80,14 @@ def checked_data_path(name: str) -> str:
     """A folder's absolute path, or the hub name as it is. Raises ValueError where it can be neither."""
     folder = Path(name).expanduser()
     if folder.is_dir():
-        saved = any((folder / file).is_file() for file in ("state.json", "dataset_dict.json"))
-        tables = metadata_files(folder)
-        if not (saved or tables) and next(folder.rglob("*.parquet"), None) is None:
-            if is_dresscode(name) or next(folder.rglob("cloth"), None):
-                raise ValueError(f"{name} is laid out as VITON-HD or DressCode: use train_flux_inpaint.py --dataroot")
+        if holds_pairs(folder):
+            raise ValueError(f"{name} is laid out as VITON-HD, DressCode or image/ and cloth/: give it as --dataroot")
+        if not holds_rows(folder):
             raise ValueError(
                 f"the data set {name} holds neither parquet files nor a saved data set nor pictures with "
                 "metadata.jsonl, .csv or .parquet: name another"
             )
-        for file in tables:
+        for file in metadata_files(folder):
             check_metadata(file)
         return str(folder.resolve())
     if folder.exists():
@@ -119,8 +117,10 @@ def start_log(config: TrainConfig, argv: list[str]) -> Path:
     folder = Path(config.output_dir)
     try:
         with locked(folder):
-            save_json(folder / LAUNCH, {"flags": argv, "folder": str(Path.cwd())})
-            (folder / "train.log").touch()
+            log = folder / "train.log"
+            log.touch()
+            begins = log.stat().st_size  # what earlier starts said comes before
+            save_json(folder / LAUNCH, {"flags": argv, "folder": str(Path.cwd()), "log_begins": begins})
     except OSError as error:
         raise ValueError(f"the run's folder {folder} cannot be written ({error.strerror}): choose another") from error
-    return folder / "train.log"
+    return log

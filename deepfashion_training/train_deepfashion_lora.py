@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from deepfashion_training.preflight import KNOWN_ROWS, TOY_ITEMS, DataConfig, read_settings, toy_data_folder
 from tryon.cli import run_script
-from tryon.config import MaskConfig, PlanConfig, TrainConfig
-from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
+from tryon.config import TrainConfig
+from tryon.console import MODEL_LIBRARIES, load_libraries
 
 if TYPE_CHECKING:
     import torch
@@ -28,18 +28,18 @@ TOY_VIEWS = ("front",)
 def main(argv: list[str]) -> None:
     config, data, masks, plan = read_settings(argv)
     load_libraries(*MODEL_LIBRARIES)
-    if plan.plan:
-        print("\n".join(plan_of(config, data, masks, plan)))
-        return
-    if plan.check:
-        if not check_for(config, plan):
-            raise SystemExit(1)
-        return
 
     from deepfashion_training.deepfashion_dataset import load_deepfashion, pairs_by_reference
-    from deepfashion_training.inspect_dataset import describe, log_findings
-    from train_flux_inpaint import PairCounts, evaluate_on, run_training
+    from deepfashion_training.inspect_dataset import describe
+    from deepfashion_training.inspection import log_findings
+    from train_flux_inpaint import PairCounts, answer, evaluate_on, run_training
     from tryon.training.tracking import start_processes
+
+    toy_asked_for = "--toy" in argv
+    if plan.plan or plan.check:
+        pairs = count_pairs(config, data) if plan.plan else None
+        answer(config, plan, pairs, masks.variants, toy_asked_for=toy_asked_for)
+        return
 
     drawn = data.dataset_name is None  # the toy's own data
     if drawn:
@@ -54,48 +54,17 @@ def main(argv: list[str]) -> None:
         return train_data, val_data, pairs_by_reference(train_data, val_data)
 
     score = evaluate_on_drawings if drawn else evaluate_on
-    run_training(config, (data, masks), load_data, score, toy_asked_for="--toy" in argv)
+    run_training(config, (data, masks), load_data, score, toy_asked_for=toy_asked_for)
 
 
-def check_for(config: TrainConfig, plan: PlanConfig) -> bool:
-    """Prints whether this machine is fit for the run, and why; returns whether it is. Nothing is downloaded."""
-    import torch
+def count_pairs(config: TrainConfig, data: DataConfig) -> int | None:
+    """At most how many pairs are trained on; None where that is not known without a download."""
+    from deepfashion_training.deepfashion_dataset import count_rows
 
-    from tryon.flux.load import FILL_CONFIG, read_transformer_config
-    from tryon.toy.model import use_toy_model
-    from tryon.training.check import check
-
-    set_up_logging(is_main_process=True)
-    if config.toy:
-        config = use_toy_model(config, asked_for=True)
-    elif not torch.cuda.is_available():
-        raise ValueError("there is a GPU that torch cannot use: update the NVIDIA driver, or add --toy")
-    transformer = config.pretrained_inpaint_model_name_or_path
-    shapes = read_transformer_config(transformer, None) if Path(transformer).exists() else FILL_CONFIG
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return check(config, shapes, device, Path(config.output_dir).parent, plan.price_per_hour)
-
-
-def plan_of(config: TrainConfig, data: DataConfig, masks: MaskConfig, plan: PlanConfig) -> list[str]:
-    """What the run will need and take, in lines. Of the models only the transformer's config.json is read."""
-    import torch
-
-    from tryon.flux.load import FILL_CONFIG, read_transformer_config
-    from tryon.toy.model import use_toy_model
-    from tryon.training.plan import plan_lines
-
-    lines = []
-    if config.toy:
-        config = use_toy_model(config, asked_for=True)
-    try:
-        transformer = read_transformer_config(config.pretrained_inpaint_model_name_or_path, config.cache_dir)
-    except ValueError as error:
-        lines.append(f"the size of FLUX-Fill is assumed, because {error}")
-        transformer = FILL_CONFIG
-    rows = KNOWN_ROWS.get(data.dataset_name), config.max_train_samples
-    pairs = min(filter(None, rows), default=None)
-    device = None if plan.gpu_memory else torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return lines + plan_lines(config, transformer, pairs, masks.variants, device, plan.gpu_memory, plan.price_per_hour)
+    rows = KNOWN_ROWS.get(data.dataset_name)
+    if rows is None and Path(data.dataset_name).is_dir():
+        rows = count_rows(Path(data.dataset_name), config.cache_dir)
+    return min(filter(None, (rows, config.max_train_samples)), default=None)
 
 
 def evaluate_on_drawings(val_data: "SampleSource", run: Path, config: TrainConfig) -> None:

@@ -18,7 +18,10 @@ from tryon.config import MOST_SEED, setting
 from tryon.files import file_hash, read_json
 from tryon.pages import TEMPLATES, jpeg_url, render
 from tryon.runs import find_lora, run_of
-from tryon.scores import INPUTS, LOWER_IS_BETTER, OF_CASES, input_path, picture_path, read_lines
+from tryon.scores import FEW, INPUTS, LEAST_CASES, LOWER_IS_BETTER, OF_CASES, input_path, picture_path, read_lines
+from tryon.units import plural
+
+PAGE = "compare_blind.html"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class CompareConfig:
     """Which LoRAs are compared, on how many pairs; or which answers are read."""
 
     runs: tuple[str, ...] = setting((), "two runs or checkpoints", positional=True)
-    page: str = setting("compare_blind.html", "where the page is written")
+    page: str | None = setting(None, f"where the page is written; {PAGE} in the first run's folder if not given")
     count: int = setting(40, "pairs on the page", 1, 1000)
     seed: int = setting(0, "seed of the pairs, their order, and the sides", 0, MOST_SEED)
     read: str | None = setting(None, "say what the answers in this file mean, which the page's button saved")
@@ -37,7 +40,7 @@ def problems_of(config: CompareConfig) -> Iterator[str]:
     if config.read and config.runs:
         yield "--read needs no runs: leave them out"
     if not config.read and len(config.runs) != 2:
-        yield f"{len(config.runs)} runs were given: name two runs or checkpoints, or --read a file of answers"
+        yield f"{plural(len(config.runs), 'run')} given: name two runs or checkpoints, or --read a file of answers"
 
 
 def pairs_to_compare(runs: tuple[str, ...], count: int, seed: int) -> list[dict[str, Any]]:
@@ -81,10 +84,16 @@ def pairs_to_compare(runs: tuple[str, ...], count: int, seed: int) -> list[dict[
     return pairs
 
 
+def page_of(name: str) -> Path:
+    """Where the page is written unless another place is named: the folder of the run, else of the LoRA's file."""
+    file = find_lora(name).absolute()
+    return (run_of(file) or file.parent) / PAGE
+
+
 def said_by(answers: dict[str, Any]) -> list[str]:
     """Lines: who won how often, with a 95 % interval (Wilson), and how often each score agrees, where people and score
-    prefer one of the two. answers: {"a", "b": names, "answers": [{"chosen": "a", "b" or "same", "scores": {measure: [of
-    a, of b]}}]}."""
+    prefer one of the two; fewer than LEAST_CASES say nothing. answers: {"a", "b": names, "answers": [{"chosen": "a",
+    "b" or "same", "scores": {measure: [of a, of b]}}]}."""
     a, b, given = answers["a"], answers["b"], answers["answers"]
     wins = Counter(each["chosen"] for each in given)
     lines = [f"A: {a}", f"B: {b}", f"A better: {wins['a']}, B better: {wins['b']}, same: {wins['same']}"]
@@ -105,7 +114,8 @@ def _share(count: int, total: int) -> str:
     from scipy.stats import binomtest  # a second, and not before it is needed
 
     interval = binomtest(count, total).proportion_ci(method="wilson")
-    doubt = ": no more than chance" if interval.low <= 0.5 <= interval.high else ""
+    chance = ": no more than chance" if interval.low <= 0.5 <= interval.high else ""
+    doubt = f": {FEW}" if total < LEAST_CASES else chance
     return f"{count} of {total}, {count / total:.0%} [{interval.low:.0%}, {interval.high:.0%}]{doubt}"
 
 
@@ -119,10 +129,10 @@ def main(argv: list[str]) -> None:
         print("\n".join(said_by(answers)))
         return
     pairs = pairs_to_compare(config.runs, config.count, config.seed)
-    page = Path(config.page).expanduser().absolute()
+    page = Path(config.page).expanduser().absolute() if config.page else page_of(config.runs[0])
     names = dict(zip("ab", config.runs, strict=True))
     page.write_text(render(TEMPLATES / "compare_blind.html.j2", name="Which is better?", names=names, pairs=pairs))
-    print(f"{len(pairs)} pairs: open {page} in a browser")
+    print(f"{plural(len(pairs), 'pair')}: open {page} in a browser")
 
 
 if __name__ == "__main__":

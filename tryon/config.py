@@ -14,6 +14,8 @@ from os import environ
 from pathlib import Path
 from typing import Any, Literal
 
+from tryon.units import plural
+
 PROJECT = Path(__file__).resolve().parent.parent
 
 FLUX_BASE = "black-forest-labs/FLUX.1-dev"
@@ -39,7 +41,7 @@ TRACKERS = ("tensorboard", "wandb", "comet_ml", "mlflow", "aim", "clearml", "dvc
 # The toy's panel: the smallest at which a texture survives the VAE's 8x compression.
 TOY_HEIGHT, TOY_WIDTH = 192, 144
 TOY_MAX_SEQUENCE_LENGTH = 16
-TOY_NOTICE = "it dresses drawn people, not people in photographs"
+TOY_NOTICE = "it was trained on drawings, and on photographs its masks and results only show that the steps work"
 
 # Bounds of numbers, where no nearer one is known.
 MOST = 10**9  # of what is counted: samples, steps, pictures
@@ -347,7 +349,7 @@ def resolve(given: dict[str, Any], cuda_devices: int, plan: PlanConfig = PlanCon
     here = int(environ.get("LOCAL_WORLD_SIZE", config.num_processes))  # on this machine, where there are several
     if not toy and here > cuda_devices:
         raise ValueError(
-            f"--num_processes {config.num_processes} was given, but there are {cuda_devices} CUDA devices: "
+            f"--num_processes {config.num_processes} was given for {plural(cuda_devices, 'CUDA device')}: "
             "ask for at most one process per device"
         )
     return config

@@ -58,6 +58,12 @@ def read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
+def full_path(name: str | Path) -> Path:
+    """The path from the root: without `~`, and where it has a `..`, without that and without links."""
+    path = Path(name).expanduser().absolute()
+    return path.resolve() if ".." in path.parts else path
+
+
 def free_disk(folder: Path) -> int:
     """Bytes that are free on the disk where the folder lies, or would lie."""
     return shutil.disk_usage(nearest_existing(folder)).free

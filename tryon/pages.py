@@ -2,10 +2,12 @@
 
 import base64
 import io
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,7 +27,13 @@ def render(template: Path, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["flags"] = unbroken_flags
     return environment.get_template(template.name).render(values)
+
+
+def unbroken_flags(text: str) -> Markup:
+    """A text whose flags, such as --lora, browsers break into no two lines. In templates: the filter `flags`."""
+    return Markup(re.sub(r"(?<!\S)--?\w+", r'<span class="flag">\g<0></span>', str(escape(text))))
 
 
 def data_url(picture: bytes, kind: str) -> str:

@@ -18,7 +18,8 @@ from tryon.data.category import CATEGORIES
 from tryon.files import MANIFEST, read_json, replace_json, replacing, save_json
 from tryon.pages import TEMPLATES, data_url, render
 from tryon.runs import OCCASIONAL_PARTS, STEP_PARTS, WARNINGS, checkpoints, lora_file, step_of
-from tryon.scores import ALL, BASE, LEAST_CASES, Rows, judged_kind, short_tables, verdict
+from tryon.scores import ALL, BASE, LEAST_CASES, Rows, has_stars, judged_kind, short_tables, verdict
+from tryon.units import plural
 
 Scores = dict[str, dict[str, float]]
 ENVIRONMENT = "environment.json"
@@ -69,6 +70,9 @@ def write_report(run: Path) -> Path:
     rows = read_metrics(run)
     steps = [row for row in rows if "train/loss" in row]
     saved = checkpoints(run)
+    advised = advised_checkpoint(run, saved)
+    pictures = {f"Held-out pairs, scored at the end: {path.name}": path for path in scored_pictures(run)}
+    pictures |= {f"Newest validation: {path.name}": path for path in validation_grids(run)[-1:]}
     page = render(
         TEMPLATES / "report.html.j2",
         name=run.name,
@@ -83,10 +87,11 @@ def write_report(run: Path) -> Path:
         length_ok=read_length(run),
         length_in_words=LENGTH_IN_WORDS,
         curves=_curves(rows, steps),
-        pictures={path.stem: data_url(path.read_bytes(), "png") for path in sample_pictures(run)},
+        pictures={title: data_url(path.read_bytes(), "png") for title, path in pictures.items()},
         pairs=_pair_table(run, rows),
         times=_times(rows, steps),
-        lora=lora_file(saved[-1]) if saved else None,
+        lora=lora_file(advised or saved[-1]) if saved else None,
+        used=advised or run,
         changed=_changed(settings),
         environment=read_json(run / ENVIRONMENT),
     )
@@ -120,9 +125,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 def _summary(settings: dict[str, Any], steps: Sequence[dict[str, Any]], saved: Sequence[Path]) -> dict[str, str]:
     per_step = settings["train_batch_size"] * settings["gradient_accumulation_steps"] * settings["num_processes"]
     done, epochs = steps[-1]["step"] if steps else 0, settings.get("num_train_epochs")
-    asked = f"those of {epochs} epochs" if epochs else f"{settings['max_train_steps']:,}"
+    asked = f"those of {plural(epochs, 'epoch')}" if epochs else f"{settings['max_train_steps']:,}"
     return {
-        "steps": f"{done:,} of {asked}, {per_step} samples each",
+        "steps": f"{done:,} of {asked}, {plural(per_step, 'sample')} each",
         "panel": f"{settings['height']} x {settings['width']} pixels",
         "LoRA": f"rank {settings['lora_rank']}, alpha {settings['lora_alpha']}",
         "model": settings["pretrained_inpaint_model_name_or_path"],
@@ -131,10 +136,25 @@ def _summary(settings: dict[str, Any], steps: Sequence[dict[str, Any]], saved: S
     }
 
 
-def sample_pictures(run: Path) -> list[Path]:
-    """The run's pictures: of the scored pairs where there are some, else of the newest validation."""
-    scored = [path for path in (run / "evaluation-unpaired.png", run / "evaluation-paired.png") if path.is_file()]
-    return scored or sorted((run / "validation").glob("step-*.png"))[-1:]
+def scored_pictures(run: Path) -> list[Path]:
+    """Pictures of the pairs that the run scored at its end."""
+    return [path for path in (run / "evaluation-unpaired.png", run / "evaluation-paired.png") if path.is_file()]
+
+
+def validation_grids(run: Path) -> list[Path]:
+    """Pictures of the run's validations, the oldest first."""
+    return sorted((run / "validation").glob("step-*.png"))
+
+
+def scored_step(run: Path) -> int | None:
+    """The step whose LoRA the run scored at its end; None where that is not known."""
+    return next((lora["step"] for lora in read_json(run / EVALUATION).get("loras", {}).values()), None)
+
+
+def own_verdict(run: Path) -> str:
+    """What the run's own scores say of its LoRA, see tryon.scores.verdict."""
+    found = read_json(run / EVALUATION)
+    return next((verdict(found["scores"], heading) for heading in found.get("loras", {})), "")
 
 
 def read_scores(run: Path) -> list[tuple[str, Scores]]:
@@ -184,10 +204,11 @@ def score_table(run: Path) -> Rows:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What evaluate_lora.py came to. tables: see tryon.scores.short_tables."""
+    """What evaluate_lora.py came to. tables: see tryon.scores.short_tables. stars: whether they have some."""
 
     loras: dict[str, str]
     tables: dict[str, Rows]
+    stars: bool
 
 
 def read_evaluated(run: Path) -> Evaluated | None:
@@ -195,7 +216,8 @@ def read_evaluated(run: Path) -> Evaluated | None:
     if not (found := read_json(run / EVALUATED)):
         return None
     loras = {heading: f"{each['file']}, step {each['step'] or 'unknown'}" for heading, each in found["loras"].items()}
-    return Evaluated(loras, short_tables(found["scores"], [BASE, *loras]))
+    tables = short_tables(found["scores"], [BASE, *loras])
+    return Evaluated(loras, tables, has_stars(tables))
 
 
 @dataclass(frozen=True)
@@ -218,19 +240,32 @@ def run_verdict(run: Path, saved: Sequence[Path], rows: Sequence[dict[str, Any]]
     """
     if not saved:
         return "Nothing can be said yet: no checkpoint is saved"
-    newest, by_digest = saved[-1], {_lora_digest(checkpoint): checkpoint for checkpoint in saved}
+    if not (scored := _judging(run, saved)):
+        return f"{_newest(saved, rows)}; it is not scored yet: python evaluate_lora.py --lora {run} does it"
+    best = scored[0]
+    name = best.checkpoint.name
+    if advised_checkpoint(run, saved):
+        return f"Use {name}, whose PSNR is the highest of the {len(scored)} checkpoints scored: {best.said}"
+    return f"{_newest(saved, rows)}{':' if best.checkpoint == saved[-1] else f'; {name}:'} {best.said}"
+
+
+def advised_checkpoint(run: Path, saved: Sequence[Path]) -> Path | None:
+    """The checkpoint that run_verdict advises for its scores; None where it advises the newest one for its age."""
+    scored = _judging(run, saved)
+    return scored[0].checkpoint if len(scored) > 1 and scored[0].pairs >= LEAST_CASES else None
+
+
+def _judging(run: Path, saved: Sequence[Path]) -> list[Scored]:
+    """The scores that count, see run_verdict, the highest PSNR first."""
+    if not saved:
+        return []
+    by_digest = {_lora_digest(checkpoint): checkpoint for checkpoint in saved}
 
     def weight(scored: list[Scored]) -> tuple[bool, int, int]:
-        return newest in [each.checkpoint for each in scored], len(scored), sum(each.pairs for each in scored)
+        return saved[-1] in [each.checkpoint for each in scored], len(scored), sum(each.pairs for each in scored)
 
-    scored = max((_scored(run / file, by_digest) for file in (EVALUATION, EVALUATED)), key=weight)
-    if not scored:
-        return f"{_newest(saved, rows)}; it is not scored yet: python evaluate_lora.py --lora {run} does it"
-    best = max(scored, key=lambda each: each.psnr)
-    name = best.checkpoint.name
-    if len(scored) > 1 and best.pairs >= LEAST_CASES:
-        return f"Use {name}, whose PSNR is the highest of the {len(scored)} checkpoints scored: {best.said}"
-    return f"{_newest(saved, rows)}{':' if best.checkpoint == newest else f'; {name}:'} {best.said}"
+    found = max((_scored(run / file, by_digest) for file in (EVALUATION, EVALUATED)), key=weight)
+    return sorted(found, key=lambda each: each.psnr, reverse=True)
 
 
 def _scored(file: Path, by_digest: Mapping[str, Path]) -> list[Scored]:
@@ -275,13 +310,15 @@ def _curves(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> 
     parts = [steps[start : start + size] for start in range(0, len(steps), size)]
     means = [sum(row["train/loss"] for row in part) / len(part) for part in parts]
     training.plot([part[-1]["step"] for part in parts], means)
-    training.set_title(f"training loss, means of {size} steps")
-    names = sorted({name for row in rows for name in row if name.startswith("validation/")})
-    for name in names:
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        validation.plot(*zip(*points, strict=True), marker=".", label=name.removeprefix("validation/"))
+    training.set_title(f"training loss, means of {plural(size, 'step')}")
+    curves: dict[tuple[tuple[int, float], ...], list[str]] = {}  # of one category, the loss of all is its own
+    for name in sorted({name for row in rows for name in row if name.startswith("validation/")}):
+        points = tuple((row["step"], row[name]) for row in rows if name in row)
+        curves.setdefault(points, []).append(name.removeprefix("validation/"))
+    for points, names in curves.items():
+        validation.plot(*zip(*points, strict=True), marker=".", label=" = ".join(names))
     validation.set_title("validation loss")
-    if names:
+    if curves:
         validation.legend(labelcolor=GREY, framealpha=0)
     for chart in (training, validation):
         chart.set_xlabel("step", color=GREY)

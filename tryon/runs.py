@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from tryon.config import MODELS, PROJECT, TrainConfig
-from tryon.files import MANIFEST, damage, read_json, save_json
+from tryon.files import MANIFEST, damage, full_path, read_json, save_json
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +34,7 @@ STATE_FILE = "trainer_state.json"
 LOCK_FILE = ".lock"
 LAUNCHER_LOCK = ".launcher.lock"  # kept from the first checks to the last scores
 FLOCK = "hhqqi"  # Linux's struct flock: type, whence, start, length, process
-LAUNCH = "launch.json"  # the launcher's flags, and the folder that it was called from
+LAUNCH = "launch.json"  # the launcher's flags, the folder that it was called from, and where in the log it begins
 WARNINGS = "warnings.log"
 LISTED = 6  # LoRAs that the log names where several could be meant
 _held: set[Path] = set()  # lock files that this process keeps
@@ -58,20 +58,20 @@ class Refused(ValueError):
 def with_paths(config: TrainConfig, prefix: str) -> TrainConfig:
     """The configuration with the run's folder, and with paths that hold from anywhere. Nothing is created. Raises
     ValueError as run_folder does, and where a run cannot be resumed with these settings or has nothing left to do."""
-    cache, run = Path(config.data_cache_dir).expanduser().absolute(), run_folder(config, prefix)
+    cache, run = full_path(config.data_cache_dir), run_folder(config, prefix)
     if config.resume_from_checkpoint:
         checkpoint = find_checkpoint(config.resume_from_checkpoint, run)
         check_identity(checkpoint, {name: getattr(config, name) for name in SAME_WHEN_RESUMED})
         step, steps = step_of(checkpoint), config.max_train_steps
         if not config.num_train_epochs and step >= steps:
             raise ValueError(f"{checkpoint} is at step {step} of {steps} already: give more --max_train_steps to go on")
-        config = replace(config, resume_from_checkpoint=str(checkpoint.absolute()))  # looked for once
+        config = replace(config, resume_from_checkpoint=str(full_path(checkpoint)))  # looked for once
     if config.init_lora and Path(config.init_lora).expanduser().exists():
-        config = replace(config, init_lora=str(find_lora(config.init_lora).absolute()))  # a run may go on meanwhile
+        config = replace(config, init_lora=str(full_path(find_lora(config.init_lora))))  # a run may go on meanwhile
     elif config.init_lora:
         raise ValueError(f"--init_lora {config.init_lora} does not exist: name a run, a checkpoint, a folder or a file")
-    paths = {name: Path(getattr(config, name)).expanduser() for name in MODELS}
-    models = {name: str(path.absolute()) for name, path in paths.items() if path.exists()}
+    paths = {name: full_path(getattr(config, name)) for name in MODELS}
+    models = {name: str(path) for name, path in paths.items() if path.exists()}
     return replace(config, data_cache_dir=str(cache), output_dir=str(run), **models)
 
 
@@ -158,7 +158,7 @@ def resume_hint(config: TrainConfig, settings: Path | None) -> Iterator[None]:
             if config.num_train_epochs or step < config.max_train_steps:
                 logger.info("saved up to step %d: go on with the same flags and %s", step, flags)
             else:
-                logger.info("all %d steps are done and saved in %s", step, saved[-1])
+                logger.info("all is done up to step %d, and saved in %s", step, saved[-1])
         elif settings and settings.name != "config.json":
             settings.unlink(missing_ok=True)
         raise
@@ -166,7 +166,7 @@ def resume_hint(config: TrainConfig, settings: Path | None) -> Iterator[None]:
 
 def runs_folder() -> Path:
     """Where runs lie unless another folder is named."""
-    return Path(os.environ.get("RUNS_DIR") or PROJECT / "runs").expanduser().absolute()
+    return full_path(os.environ.get("RUNS_DIR") or PROJECT / "runs")
 
 
 def run_folder(config: TrainConfig, prefix: str) -> Path:
@@ -174,7 +174,7 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
     name below RUNS_DIR. Nothing is created. Raises ValueError where a new run would mix with an old one's checkpoints,
     or there is nothing to resume."""
     parent, prefix, resume = runs_folder(), f"{prefix}_{config.profile}_", config.resume_from_checkpoint
-    folder = Path(config.output_dir).expanduser().absolute() if config.output_dir is not None else None
+    folder = full_path(config.output_dir) if config.output_dir is not None else None
     if config.run_name:
         named = parent / config.run_name
         if folder not in (None, named):  # the launcher gives both, of the same folder
@@ -183,7 +183,7 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
             raise ValueError(f"{named} is there already: give another --run_name")
         folder = named
     if resume not in (None, "latest"):
-        checkpoint = find_checkpoint(resume, parent).absolute()
+        checkpoint = full_path(find_checkpoint(resume, parent))
         if problem := damage(checkpoint):
             raise ValueError(f"{problem}: name a run or another checkpoint-<step> folder")
         if folder in (None, checkpoint.parent):

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tryon.units import plural
+
 LINES = "measured.jsonl"
 INPUTS = "person", "garment"  # of a case, which are saved too
 BASE = "base"  # the heading of the model without a LoRA
 ALL = "all"  # the categories together: every case counts the same
+STAR = "*"  # before a difference that is marked
 LEAST_CASES = 6  # for a difference to be marked: of five cases all may well have one sign by chance
 VERDICTS = "better than the base", "worse than the base", "mixed", "no difference beyond the spread", "too few to say"
 BETTER, WORSE, MIXED, NEITHER, FEW = VERDICTS
@@ -84,8 +87,13 @@ def short_tables(results: Results, headings: list[str]) -> dict[str, Rows]:
                 label = "" if number else f"{category} ({result['cases']})"
                 values = (result[column].get(name) for column in columns)
                 shown = (each if each is None or "marked" in each else {**each, "low": None} for each in values)
-                found[kind].append([label, how.heading, *(cell(each, how, result["cases"], "*") for each in shown)])
+                found[kind].append([label, how.heading, *(cell(each, how, result["cases"], STAR) for each in shown)])
     return found
+
+
+def has_stars(tables: dict[str, Rows]) -> bool:
+    """Whether a difference is marked in any of short_tables."""
+    return any(each.startswith(STAR) for rows in tables.values() for row in rows for each in row)
 
 
 def aligned(rows: Rows, texts: int = 1) -> list[str]:
@@ -146,7 +154,7 @@ def verdict(results: Results, lora: str) -> str:
         words = ", ".join(" ".join(each) for each in (shown if judgement == MIXED else shown[:1]))
         found[judgement].append(f"{category} ({words})")
     clauses = [f"{judgement} on {', '.join(each)}" for judgement, each in found.items() if each]
-    return f"on {results[kind][ALL]['cases']} {kind} pairs {'; '.join(clauses)}"
+    return f"on {plural(results[kind][ALL]['cases'], f'{kind} pair')} {'; '.join(clauses)}"
 
 
 def judged_kind(results: Results) -> str:

@@ -24,7 +24,7 @@ from tryon.cli import parse, run_script
 from tryon.config import HUB_NAME, mistaken_upload, setting
 from tryon.console import set_up_logging
 from tryon.data.category import CATEGORIES
-from tryon.files import read_json
+from tryon.files import damage, read_json
 from tryon.flux.lora_check import check_lora
 from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, read_adapter, read_facts, read_header
 from tryon.flux.prompts import prompt_for
@@ -35,13 +35,17 @@ from tryon.report import (
     ENVIRONMENT,
     LENGTH_IN_WORDS,
     MEANINGS,
+    advised_checkpoint,
+    own_verdict,
     read_length,
     read_metrics,
-    sample_pictures,
     score_table,
+    scored_pictures,
+    scored_step,
+    validation_grids,
 )  # fmt: skip
-from tryon.runs import LORA_FILE, identity_of, lora_file, newest_checkpoint
-from tryon.units import gigabytes
+from tryon.runs import CHECKPOINT, LORA_FILE, checkpoints, find_checkpoint, identity_of, lora_file, step_of
+from tryon.units import gigabytes, plural
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +59,7 @@ FLUX_LICENCE = "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LI
 class ShareConfig:
     """Which run is shared, and where."""
 
-    run: str = setting(None, "the run's folder", positional=True)
+    run: str = setting(None, "the run's folder, whose newest checkpoint is shared, or a checkpoint", positional=True)
     push_to_hub: str | None = setting(None, "upload to this repository of the hub, user/name; without it, only show")
     private: bool = setting(False, "make that repository a private one; one that is public already is refused")
     format: Literal["diffusers", "comfyui"] = setting(
@@ -67,16 +71,21 @@ class ShareConfig:
 
 
 def write_share(config: ShareConfig) -> Path:
-    """Writes the LoRA of the run's newest valid checkpoint and its card into the run's folder share, and returns that.
+    """Writes the LoRA of a checkpoint, the run's newest valid one unless another is given, and its card into the run's
+    folder share, and returns that.
 
-    Raises ValueError where the folder is no run, has no checkpoint or no pictures that were asked for, or cannot be
-    written into.
+    Raises ValueError where the folder is no run, the checkpoint is damaged, there is none, or no pictures that were
+    asked for, or the folder cannot be written into.
     """
-    run = Path(config.run).expanduser()
+    given = Path(config.run).expanduser()
+    run = given.parent if CHECKPOINT.fullmatch(given.name) else given
     if not (settings := read_json(run / "config.json")):
         raise ValueError(f"{run} holds no config.json: name the folder of a run")
-    checkpoint, folder = newest_checkpoint(run), run / "share"
-    pictures = sample_pictures(run) if config.with_pictures or _is_drawn(settings) else []
+    checkpoint, folder = find_checkpoint(config.run, run), run / "share"
+    if checkpoint == given and (problem := damage(checkpoint)):
+        raise ValueError(f"{problem}: name the run or another of its checkpoints")
+    advise(run, checkpoint, "as given" if checkpoint == given else "the newest")
+    pictures = _pictures(run, step_of(checkpoint)) if config.with_pictures or _is_drawn(settings) else []
     if config.with_pictures and not pictures:
         raise ValueError(f"{run} has no sample pictures: leave --with_pictures out")
     try:
@@ -90,11 +99,30 @@ def write_share(config: ShareConfig) -> Path:
         facts = read_facts(folder / LORA_FILE)
         assert facts.known, "a run's LoRA says what it was trained for"
         settings["quantization"] = identity_of(checkpoint)["quantization"]  # what "auto" meant
-        metadata, values = _metadata(settings, facts), card_values(config, settings, facts, pictures)
+        metadata, values = _metadata(settings, facts), card_values(run, config.push_to_hub, settings, facts, pictures)
         ModelCard.from_template(metadata, template_path=str(CARD_TEMPLATE), **values).save(folder / CARD)
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error}): make room on the disk, then share again") from error
     return folder
+
+
+def advise(run: Path, checkpoint: Path, why: str) -> None:
+    """Says which checkpoint is shared and why, and where the report's verdict advises another, how to share that."""
+    logger.info("%s is shared: %s", checkpoint.name, why)
+    if (advised := advised_checkpoint(run, checkpoints(run))) and advised != checkpoint:
+        words = "the run's report advises %s, whose scores are higher: python -m tryon.share %s shares that"
+        logger.warning(words, advised.name, shlex.quote(str(advised)))
+
+
+def _pictures(run: Path, step: int) -> list[Path]:
+    """Sample pictures of the step: of the pairs that were scored where there are some, else of the last validation."""
+    scored = scored_pictures(run) if _is_scored(run, step) else []
+    return scored or [path for path in validation_grids(run) if int(path.stem.removeprefix("step-")) <= step][-1:]
+
+
+def _is_scored(run: Path, step: int) -> bool:
+    """Whether the run's own scores, if there are some, are those of this step."""
+    return scored_step(run) in (None, step)
 
 
 def push(config: ShareConfig) -> None:
@@ -169,10 +197,11 @@ def listed(folder: Path) -> list[str]:
 
 
 def card_values(
-    config: ShareConfig, settings: dict[str, Any], facts: LoraFacts, pictures: Sequence[Path]
+    run: Path, name: str | None, settings: dict[str, Any], facts: LoraFacts, pictures: Sequence[Path]
 ) -> dict[str, Any]:
-    """The values that the card's template names. jinja2 would leave a missing one out without a word."""
-    run, name = Path(config.run).expanduser(), config.push_to_hub
+    """The values that the card's template names. jinja2 would leave a missing one out without a word. name: of the
+    hub's repository, if that is known."""
+    is_scored = _is_scored(run, facts.step)
     return {
         "title": name.rpartition("/")[2] if name else "Try-on LoRA",
         "name": name or "<user>/<name>",
@@ -189,15 +218,17 @@ def card_values(
         "pictures": {picture.stem: f"{PICTURES}/{picture.name}" for picture in pictures},
         "of_deepfashion": "deepfashion" in Path(settings.get("dataset_name") or "").name.lower(),
         "prompts": list(dict.fromkeys(prompt_for(facts.prompt, category) for category in CATEGORIES)),
-        "scores": score_table(run),
+        "scores": score_table(run) if is_scored else [],
+        "verdict": own_verdict(run) if is_scored else "",
         "meanings": MEANINGS,
-        "length_ok": read_length(run),
+        "length_ok": read_length(run) if is_scored else None,
         "length_in_words": LENGTH_IN_WORDS,
-        "losses": _loss_table(run),
+        "losses": _loss_table(run, facts.step),
         "pairs": _pairs(run),
         "masks": _masks(facts),
         "environment": ", ".join(f"{key} {value}" for key, value in read_json(run / ENVIRONMENT).items()),
         "flux_licence": FLUX_LICENCE,
+        "plural": plural,
     }
 
 
@@ -215,10 +246,10 @@ def _metadata(settings: dict[str, Any], facts: LoraFacts) -> ModelCardData:
     )  # fmt: skip
 
 
-def _loss_table(run: Path) -> list[list[str]]:
-    """Validation losses at the first and the last step as rows of cells, the head first; empty where there are fewer
-    than two."""
-    losses = [row for row in read_metrics(run) if "validation/loss" in row]
+def _loss_table(run: Path, step: int) -> list[list[str]]:
+    """Validation losses at the first step and at the last one up to `step`, as rows of cells, the head first; empty
+    where there are fewer than two."""
+    losses = [row for row in read_metrics(run) if "validation/loss" in row and row["step"] <= step]
     if len(losses) < 2:
         return []
     first, last = losses[0], losses[-1]

@@ -2,22 +2,24 @@
 
 import re
 
+from tryon.config import TOY_NOTICE
+
 NUMBER = r"[\d.e+-]+"
 LOADING = r"loading torch, diffusers and transformers \.\.\."
 COUNTS = r"\d+ (upper|lower|full)(, \d+ (lower|full))*"
 QUICK_TEST = [
     LOADING,
-    r"TOY MODEL, because no GPU was found: a tiny model stands in for FLUX and CatVTON-Flux",
+    rf"TOY MODEL, because no GPU was found: a tiny model stands in for FLUX and CatVTON-Flux; {TOY_NOTICE}",
     r"  \w+ +\S.*",  # a setting and its value
     r"drawing the toy's data into \S.*",
     r"drawing: \d+ of \d+, [\d:]+ left",
     r"reading (samples|held-out pairs): \d+ of \d+, [\d:]+ left",
     r"(drawing without the LoRA|validating step \d+): \d+ of \d+, [\d:]+ left",
     rf"(training|validation) pairs: \d+  \({COUNTS}; garment from \d+ flat\)",
-    r"(training|validation) samples: \d+, \d+ of them encoded already",
-    r"encoding \d+ samples into .*: (under )?[\d.]+ GB needed, [\d.]+ GB free",
+    r"(training|validation) samples: \d+( of \d+ pairs in up to \d variants)?, \d+ of them encoded already",
+    r"encoding \d+ samples? into .*: (under )?[\d.]+ GB needed, [\d.]+ GB free",
     r"encoding (training|validation) samples: \d+ of \d+, [\d:]+ left",
-    r"encoded \d+ (training|validation) samples: [\d.]+ per second, two pictures each; "
+    r"(training|validation) samples encoded: \d+, [\d.]+ per second, two pictures each; "
     r"for \d+ % of the time it waited for pictures",
     rf"LoRA: rank \d+, {NUMBER} M parameters",
     rf"validation at step \d+: loss {NUMBER}(, loss_(upper|lower|full) {NUMBER})+; pictures in .*\.png",
@@ -38,7 +40,7 @@ INFERENCE = [
     r"downloading (under )?[\d.]+ GB of \S+ into .*, which has [\d.]+ GB free",
     r"downloaded \S+",
     r"loading .*, .* and .*/pytorch_lora_weights\.safetensors",
-    r"dressing, \d+ steps at guidance \d+",
+    r"dressing, \d+ steps? at guidance \d+",
     r"wrote .* \(seed \d+; \d+ x \d+ pixels, height x width\)",
 ]
 

@@ -28,7 +28,7 @@ from tryon.app.layout import describe
 from tryon.app.mask_layers import as_paint
 from tryon.app.page import Page
 from tryon.app.session import Session, panel_sizes
-from tryon.config import TryOnConfig
+from tryon.config import TOY_NOTICE, TryOnConfig
 from tryon.data.category import MaskRule
 from tryon.flux.lora_header import read_facts
 from tryon.inference.pipeline import usable_rule
@@ -90,7 +90,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         page.on("pageerror", lambda error: errors.append(str(error)))
         page.goto(page_url)
         dress, said = page.locator("#dress"), page.locator("#said")
-        expect(page.locator("#about")).to_contain_text("Toy model: it dresses drawn people, not people in photographs.")
+        expect(page.locator("#about")).to_contain_text(f"Toy model: {TOY_NOTICE}.")
 
         def slide(name: str, value: int) -> None:
             """Sets a slider by its number, again where the page, still unfolding, has put the old one back."""
@@ -178,7 +178,14 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         assert 255 < rows[rows > 200][0] < 285, "from the waist, row 352, up by a tenth and a little"
         assert changed[60:250].any() and not changed[:40].any(), "a stroke of the brush above, and nothing else"
         assert not changed[650:665, 286:300].any(), "and one of the eraser below"
+        captions = page.locator("#results .caption-label")
+        expect(captions).to_have_text(["newer, step 2, seed 7", "newer, step 2, seed 8"])
+        marked, shown = page.locator("#results .selected"), page.locator("#shown")
+        expect(marked).to_have_attribute("aria-label", "Thumbnail 1 of 2")
+        expect(shown).to_have_text("After: newer, step 2, seed 7")
         page.locator("#results img").nth(1).click()
+        expect(marked).to_have_attribute("aria-label", "Thumbnail 2 of 2")
+        expect(shown).to_have_text("After: newer, step 2, seed 8")
         with page.expect_download() as download:
             page.locator("#result").get_by_label("Download").click()
         assert download.value.suggested_filename == "person-1_garment-1_newer-step-2_8.png"
@@ -225,7 +232,9 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         page.locator("#others input").click()
         page.get_by_text("base: the model without the LoRA").click()
         dress.click()
-        expect(page.locator("#results .caption-label")).to_have_text(["newer, step 2", "base"])
+        expect(captions).to_have_text(["newer, step 2, seed 7", "base, seed 7"])
+        expect(marked).to_have_attribute("aria-label", "Thumbnail 1 of 2")
+        expect(shown).to_have_text("After: newer, step 2, seed 7")
         expect(dress).to_be_enabled()
         screenshot("app_compared")
 

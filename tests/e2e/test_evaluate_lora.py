@@ -67,7 +67,8 @@ def test_base_and_loras_on_drawings_and_going_on_after_an_interruption(
     said, shown = capsys.readouterr()
     assert re.search(r"scoring: .*\d/12 \[\d\d:\d\d<\d\d:\d\d", shown), "what, how many of how many, time left"
     monkeypatch.delenv("TRAIN_TERMINAL")
-    assert "TOY MODEL" in said and "3 paired, 3 unpaired" in said and "LPIPS: not computed: " in said
+    assert "TOY MODEL" in said and "3 paired, 3 unpaired" in said and "LPIPS, FID, KID (pip install -r" in said
+    assert f"LoRA: {find_lora(str(run))}, step 1" in said and "*" not in said, "of three pairs nothing is marked"
     assert all(f"{folder}/{name}" in said for name in ("worst-paired.png", "worst-unpaired.png", "evaluation.html"))
     whole = result_of(folder)
     assert set(whole["not_computed"]) == {"lpips", "fid", "kid"}
@@ -86,7 +87,8 @@ def test_base_and_loras_on_drawings_and_going_on_after_an_interruption(
     assert "|" not in said and "**" not in said and "##" not in said, "no Markdown"
     assert "LoRA: on 3 unpaired pairs too few to say on upper (PSNR " in said
     text = (folder / "evaluation.md").read_text()
-    assert "| upper (1) | base |" in text and "FID: not computed" in text and str(find_lora(str(run))) in text
+    assert "| upper (1) | base |" in text and str(find_lora(str(run))) in text
+    assert "Not computed: LPIPS, FID, KID (pip install" in text and "In bold" not in text
     page = (folder / "evaluation.html").read_text()
     assert "too few to say on upper" in page and page.count('src="data:image/jpeg;base64,') == 2
 
@@ -99,9 +101,16 @@ def test_base_and_loras_on_drawings_and_going_on_after_an_interruption(
     main(flags)
     assert result_of(folder) == whole
     assert times(done) == done, "what was measured was not done again"
+    assert not (folder / "earlier").exists(), "the same comparison"
 
     done = times((folder / "pictures").glob("*/*.png"))
+    page = (folder / "evaluation.html").read_text()
     main([*flags, str(weaker)])
+    kept = folder / "earlier" / "1"
+    assert result_of(kept) == whole and (kept / "evaluation.html").read_text() == page
+    assert sorted(path.name for path in kept.iterdir()) == [
+        "evaluation.html", "evaluation.json", "evaluation.md", "worst-paired.png", "worst-unpaired.png",
+    ]  # fmt: skip
     both = result_of(folder)
     assert both["scores"]["paired"]["all"]["LoRA 1"] == whole["scores"]["paired"]["all"]["LoRA"]
     assert both["scores"]["paired"]["all"]["LoRA 2"]["psnr"] not in (
@@ -145,13 +154,13 @@ def test_on_other_data_the_unpaired_truth_is_not_known(run: Path, data_cache: Pa
     write_manifest(copy / "checkpoint-1")
     trained = {**asdict(on_toy(TrainConfig())), "dataset_name": name, "max_validation_samples": 2, "seed": 4}
     (copy / "config.json").write_text(json.dumps({**trained, "data_cache_dir": "gone"}))
-    main(["--lora", str(copy), "--data_cache_dir", str(data_cache)])
+    main(["--lora", str(copy / ".." / copy.name), "--data_cache_dir", str(data_cache)])
     report = (copy / "report.html").read_text()
     assert "Use checkpoint-1, the newest: on 2 paired pairs too few to say on" in report
     assert "<h2>Scores by evaluate_lora.py</h2>" in report and (copy / "evaluate_lora.json").is_file()
     result = result_of(copy / "scores")
     assert (result["settings"]["steps"], result["settings"]["guidance_scale"]) == (1, 5)
-    assert result["settings"]["data"].startswith(name)
+    assert result["settings"]["data"].startswith(name) and ".." not in str(result)
     scores = result["scores"]
     assert scores["paired"]["all"]["cases"] == 2, "those that the run held back"
     assert "psnr" in scores["paired"]["all"]["LoRA"] and "psnr" not in scores["unpaired"]["all"]["LoRA"]

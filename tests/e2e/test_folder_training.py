@@ -1,16 +1,19 @@
 """Trainings on VITON-HD and DressCode folders, by the launcher and by train_flux_inpaint.py's own command line."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from conftest import PROJECT
 from launch import environment, launch, metrics
-from test_folders import write_dresscode, write_viton_hd
+from test_folders import write_dresscode, write_own, write_viton_hd
 from train_flux_inpaint import main
+from tryon.config import TOY_NOTICE
 from tryon.flux.lora_header import read_facts
 
 pytestmark = pytest.mark.e2e
@@ -24,13 +27,27 @@ def test_the_launcher_trains_on_a_viton_hd_folder(tmp_path: Path, data_cache: Pa
         "--run_name", "run", "--num_evaluation_samples", "1", runs=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"finished: {run}" in (run / "train.log").read_text()
+    log = (run / "train.log").read_text()
+    assert f"finished: {run}" in log and log.count(TOY_NOTICE) == 1
     scores = json.loads((run / "evaluation.json").read_text())["scores"]
     assert list(scores) == ["paired"] and list(scores["paired"]) == ["upper", "all"]
     assert (run / "evaluation-paired.png").is_file() and not (run / "evaluation-unpaired.png").exists()
     assert json.loads((run / "data.json").read_text()) == {"training": {"upper": 3}, "validation": {"upper": 3}}
     assert set(metrics(run)) == {1, 2}
     assert (run / "checkpoint-2/transformer/pytorch_lora_weights.safetensors").is_file()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the plan of a machine without a GPU")
+def test_a_folder_is_planned_as_it_would_be_trained(tmp_path: Path, data_cache: Path) -> None:
+    write_own(tmp_path / "own")
+    planned = launch(
+        "--quick-test", "--plan", "--dataroot", tmp_path / "own", "--data_cache_dir", data_cache, runs=tmp_path
+    )
+    first, *lines = planned.stdout.splitlines()
+    assert planned.returncode == 0 and first.startswith("no GPU was found: this plans the toy"), planned.stderr
+    assert any(re.search(r"latents .* at most: [45] pairs; ", line) for line in lines)
+    assert any(f"{tmp_path}/viton_hd_lora_quick_test_" in line for line in lines)
+    assert not list(tmp_path.glob("viton_hd_lora*"))
 
 
 def test_the_loop_trains_on_a_dresscode_folder(tmp_path: Path, data_cache: Path) -> None:
@@ -53,5 +70,6 @@ def test_a_wrong_folder_is_refused_at_once(tmp_path: Path) -> None:
         cwd=PROJECT, env=environment(tmp_path), capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert refused.returncode == 1
-    assert refused.stderr == "error: --dataroot is missing: give a folder laid out as VITON-HD or DressCode is\n"
+    given = "a folder laid out as VITON-HD, DressCode, or image/ and cloth/ alone"
+    assert refused.stderr == f"error: --dataroot is missing: give {given}\n"
     assert not list(tmp_path.glob("viton_hd_lora*"))

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from test_human_parser import write_parser
+from tryon.config import TOY_NOTICE
 from tryon.data.human_parser import ATR, UNSURE
 from tryon.data.masks import agnostic_mask
 from tryon.data.sample import to_picture
@@ -80,7 +81,8 @@ def test_a_photograph_of_any_size_is_dressed_and_the_lora_is_used(
     assert Image.open(grid).size == (24 + 5 * 68, 24 + 100) and not out.exists()
     said = capsys.readouterr().out
     assert "TOY MODEL, because the LoRA was trained on it" in said and "loading " in said
-    assert "dressing, 1 steps at guidance 30" in said, "as the LoRA was trained"
+    assert said.count(TOY_NOTICE) == 1, "not for each picture"
+    assert "dressing, 1 step at guidance 30" in said, "as the LoRA was trained"
     assert "this LoRA was trained for" not in said and "the mask is white over" not in said
 
     plain = pictures / "plain.png"
@@ -229,8 +231,10 @@ def test_a_picture_is_made_again_from_what_it_carries(run: Path, pictures: Path,
     shutil.copyfile(find_lora(str(run)), lora)
     flags = flags_for(pictures, data_cache, "--lora", lora, "--category", "lower", "--seed", "3", "--steps", "2")
     main([*flags, "--output_tryon", str(out), "--lora_scale", "0.5", "--quantization", "int8"])
+    assert read_recipe(out).flags["toy"], "as the LoRA was trained on it"
     main(["--again", str(out), *cache])
     assert (pixels(pictures / "out-again.png") == pixels(out)).all()
+    (pictures / "out-again.png").unlink()
     other = pictures / "other.webp"
     main(["--again", str(out), *cache, "--lora_scale", "1.5", "--output_tryon", str(other)])
     assert (pixels(other) != pixels(out)).any()
@@ -244,10 +248,13 @@ def test_a_picture_is_made_again_from_what_it_carries(run: Path, pictures: Path,
         main(["--again", str(out), *cache])
 
 
-def test_several_loras_are_compared_in_a_row(run: Path, by_rule: Path, pictures: Path, data_cache: Path) -> None:
+def test_several_loras_are_compared_in_a_row(
+    run: Path, by_rule: Path, pictures: Path, data_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     grid, out = pictures / "grid.png", pictures / "out.png"
     flags = flags_for(pictures, data_cache, "--category", "lower", "--seed", "3")
     main([*flags, "--lora", "base", str(run), "--lora", str(by_rule), "--output_grid", str(grid)])
+    assert f"guidance 30: base; {run.name}, step 1; {by_rule.parent.name}/rectangle" in capsys.readouterr().out
     garment, _, _, base, own, other = (pixels(grid)[24:120, x : x + 64] for x in range(24, 24 + 6 * 68, 68))
     assert (garment == pixels(pictures / "garment.png")).all()
     labels = [pixels(grid)[:24, x : x + 64] for x in range(24, 24 + 6 * 68, 68)]

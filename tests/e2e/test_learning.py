@@ -19,7 +19,7 @@ from tryon.toy.model import use_toy_model, use_toy_model_for_try_on
 
 pytestmark = pytest.mark.e2e
 
-PAIRS, STEPS, CASES = 90, 60, 6  # about a fifth of the quick test's
+PAIRS, STEPS, CASES = 72, 60, 6  # about a fifth of the quick test's
 
 
 def test_a_lora_dresses_people_in_lower_and_full_body_garments(tmp_path: Path, data_cache: Path) -> None:

@@ -12,7 +12,7 @@ import evaluate_lora
 import train_flux_inpaint
 import tryon_inference_lora
 from conftest import PROJECT
-from deepfashion_training import export_viton_hd, inspect_dataset, preflight
+from deepfashion_training import export_viton_hd, inspect_dataset, preflight, train_deepfashion_lora
 from launch import SMALL, launch, metrics, only_run
 from tryon import compare_blind, report, share
 from tryon.runs import find_lora
@@ -74,10 +74,10 @@ def test_the_cards_commands_are_among_them() -> None:
     assert cards == [f"{TRAIN} --offload", TRAIN, f"{TRAIN} --h100"]
 
 
-def test_the_commands_in_their_order(tmp_path: Path, data_cache: Path) -> None:
+def test_the_commands_in_their_order(tmp_path: Path, data_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     runs, cache = tmp_path / "runs", ("--data_cache_dir", str(data_cache))
-    done = launch("--quick-test", "--max_train_steps", "1", *SMALL, *cache, runs=runs)
-    assert done.returncode == 0, done.stdout + done.stderr
+    monkeypatch.setenv("RUNS_DIR", str(runs))
+    train_deepfashion_lora.main(["--quick-test", "--max_train_steps", "1", *SMALL, *cache])  # test_launcher launches it
     run = only_run(runs)
     resume = [*flags_of(RESUME), "--max_train_steps", "2", *SMALL, *cache]
     assert launch(*resume, runs=runs).returncode == 0

@@ -11,7 +11,7 @@ import pytest
 from launch import SMALL, environment, metrics, served_app, wait_for_no_process_with
 from tryon.app.page import Page
 from tryon.app.session import Session
-from tryon.app.train_page import TrainPage
+from tryon.app.train_page import SOURCES, TrainPage
 from tryon.config import TryOnConfig
 from tryon.runs import find_lora, process_of
 
@@ -64,13 +64,19 @@ def test_a_training_outlives_the_page_is_stopped_and_goes_on(page_url: str, tmp_
 
         page = opened()
         state = page.locator("#run-state")
-        expect(state).to_contain_text(re.compile("Going on, step [1-5] of 6"))
+        expect(state).to_contain_text(re.compile("Running, step [1-5] of 6; about .* left"))
+        expect(page.locator("#grid-said")).to_have_text("Validation pictures of step 0, before the training:")
         expect(page.locator("#runs")).to_contain_text("<b>is it red?")
         page.locator("#stop-run").click()
         expect(state).to_contain_text(re.compile("Stopped, step [1-5] of 6"))
+        expect(state).not_to_contain_text("SIG")
         assert max(metrics(run)) < 6
         page.locator("#resume").click()
+        expect(state).to_contain_text("Starting")
+        expect(state).to_contain_text(re.compile("Loading, step [1-5] of 6"))
+        expect(state).not_to_contain_text("left")
         expect(state).to_contain_text("Finished, step 6 of 6")
+        expect(page.locator("#grid-said")).to_have_text("Validation pictures of step 6:")
         expect(page.locator("#grid img")).to_be_visible()
         expect(page.locator("#training")).to_be_visible()
         screenshot("train_desktop")
@@ -96,8 +102,15 @@ def test_the_try_on_is_the_other_tab_with_its_endpoints_and_new_loras(run: Path,
     alone = list(try_on.blocks.get_api_info()["named_endpoints"])
     page = TrainPage(try_on, runs, [])
     assert list(page.blocks.get_api_info()["named_endpoints"]) == alone and "/try_on" in alone
+    (first_of_start,) = (each for each in page.blocks.fns.values() if (page.start_button._id, "click") in each.targets)
+    assert first_of_start.fn()[page.plan] == "", "no plan stays below a refusal"
     shutil.copytree(run / "checkpoint-1", runs / "trained meanwhile" / "checkpoint-2")
     os.utime(find_lora(str(runs / "trained meanwhile")))
     offered = [name for name, _ in page.list_loras()[try_on.lora].choices]
     assert offered == [name for name, _ in try_on.refresh()[try_on.lora].choices]
     assert any(name.startswith("trained meanwhile, step 2") for name in offered)
+    labels = {name: page.name_data({page.source: name})[page.data] for name in SOURCES}
+    assert [(box.visible, box.label) for box in labels.values()] == [
+        (False, ""), (True, "Folder"), (True, "Name on the hub")
+    ]  # fmt: skip
+    assert "VITON-HD, DressCode, or image/ and cloth/ alone" in labels["a folder of photographs"].info

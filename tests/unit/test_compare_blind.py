@@ -1,12 +1,13 @@
 """Two LoRAs compared by people: the page, what it saves, and what is said of the answers."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import expect, sync_playwright
 
 from tryon.compare_blind import main, pairs_to_compare, said_by
 from tryon.files import file_hash, write_manifest
@@ -55,7 +56,7 @@ def test_pairs_and_sides_are_drawn_by_lot(runs: tuple[str, str]) -> None:
 def test_what_cannot_be_compared_is_refused(runs: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="or are the same LoRA: first run python evaluate_lora.py --lora"):
         main([runs[0], runs[0]])
-    with pytest.raises(ValueError, match="1 runs were given: name two"):
+    with pytest.raises(ValueError, match="1 run given: name two"):
         main([runs[0]])
     with pytest.raises(ValueError, match="is no file of answers"):
         main(["--read", str(tmp_path / "nothing.json")])
@@ -78,32 +79,57 @@ def test_wins_and_agreement() -> None:
         "LPIPS agrees in 10 of 10, 100% [72%, 100%]",
     ]  # fmt: skip
     assert said_by({"a": "one", "b": "two", "answers": []})[-1] == "A better: 0, B better: 0, same: 0"
+    few, enough = (said_by({"a": "one", "b": "two", "answers": answers[:count]})[3] for count in (5, 6))
+    assert few == "A is preferred in 5 of 5, 100% [57%, 100%]: too few to say"
+    assert enough == "A is preferred in 6 of 6, 100% [61%, 100%]"
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
 def test_people_answer_in_a_browser(runs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page, saved = tmp_path / "page.html", tmp_path / "answers.json"
-    main([*runs, "--page", str(page)])
+    page, saved = tmp_path / "a" / "compare_blind.html", tmp_path / "answers.json"
+    main([*runs])
+    assert f"open {page} in a browser" in capsys.readouterr().out, "beside the first run's files"
     pairs = pairs_to_compare(runs, 40, 0)
-    keys = ["ArrowLeft" if pair["left"] == "a" else "ArrowRight" for pair in pairs[:3]] + ["ArrowDown"]
+    keys = ["ArrowLeft" if pair["left"] == "a" else "ArrowRight" for pair in pairs[:3]] + ["ArrowDown", "ArrowLeft"]
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         opened = browser.new_page(viewport={"width": 390, "height": 844})
         opened.goto(page.as_uri())
+
+        def press(key: str, then: int) -> None:
+            """Answers a pair, and waits until that one is shown."""
+            opened.keyboard.press(key)
+            expect(opened.locator("#place")).to_contain_text(f"Pair {then};")
+
         shown = opened.locator("body").inner_text()
         assert not any(run in shown for run in runs), "nobody sees which is which"
         assert opened.evaluate("document.documentElement.scrollWidth") <= 390
-        for key in [*keys, "ArrowLeft", "ArrowUp"]:
-            opened.keyboard.press(key)
+        boxes = [figure.bounding_box() for figure in opened.locator("figure").all()]
+        assert len({box["width"] for box in boxes}) == 1 and boxes[1]["x"] == boxes[3]["x"], "all of one size"
+        marked = opened.locator("figure.chosen")
+        for number, key in enumerate(keys, 2):
+            expect(marked).to_have_count(0)
+            press(key, number)
+        press("ArrowUp", 5)
+        expect(marked).to_have_attribute("data-side", "left")
         opened.reload()
-        assert f"4 of {PAIRS} answered" in opened.locator("body").inner_text(), "answers stay"
+        expect(opened.locator("#place")).to_have_text(f"Pair 6; 5 of {PAIRS} answered.")  # answers stay
+        press("ArrowUp", 5)
+        press("ArrowDown", 6)
+        expect(opened.locator("#end")).to_be_hidden()
+        opened.keyboard.press("ArrowDown")
+        expect(opened.locator("#end")).to_contain_text("All pairs are answered: save the answers.")
+        expect(opened.locator(".chosen button")).to_have_text("the same")
         with opened.expect_download() as download:
-            opened.get_by_text("save the answers").click()
+            opened.get_by_role("button", name="save the answers").click()
         download.value.save_as(saved)
+        if folder := os.environ.get("TRYON_SCREENSHOTS"):
+            opened.screenshot(path=Path(folder) / "compare_blind_phone.png")
+            opened.set_viewport_size({"width": 1280, "height": 800})
+            opened.screenshot(path=Path(folder) / "compare_blind_desktop.png")
         browser.close()
-    capsys.readouterr()
     main(["--read", str(saved)])
     said = capsys.readouterr().out.splitlines()
-    assert said[:3] == [f"A: {runs[0]}", f"B: {runs[1]}", "A better: 3, B better: 0, same: 1"]
-    assert said[4:] == ["PSNR, mask agrees in 3 of 3, 100% [44%, 100%]: no more than chance",
-                        "leftovers agrees in 0 of 3, 0% [0%, 56%]: no more than chance"]  # fmt: skip
+    assert said[:3] == [f"A: {runs[0]}", f"B: {runs[1]}", "A better: 3, B better: 0, same: 3"]
+    assert said[4:] == ["PSNR, mask agrees in 3 of 3, 100% [44%, 100%]: too few to say",
+                        "leftovers agrees in 0 of 3, 0% [0%, 56%]: too few to say"]  # fmt: skip

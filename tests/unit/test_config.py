@@ -85,7 +85,7 @@ def test_profiles_are_those_of_the_readme(profile: str, expected: dict) -> None:
 
 def test_each_machine_counts_its_own_devices(monkeypatch: pytest.MonkeyPatch) -> None:
     given = {"profile": "h100", "num_processes": 16}
-    with pytest.raises(ValueError, match="there are 8 CUDA devices"):
+    with pytest.raises(ValueError, match="was given for 8 CUDA devices: ask"):
         resolve(given, cuda_devices=8)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert resolve(given, cuda_devices=8).num_processes == 16

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tryon.files import free_disk, replacing
+from tryon.files import free_disk, full_path, replacing
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -28,6 +28,15 @@ def test_a_folder_takes_no_other_s_place(tmp_path: Path) -> None:
         except OSError:
             assert content == "second"
     assert (path / "file").read_text() == "first" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_path_that_is_kept_holds_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "link").symlink_to("file")
+    (tmp_path / "folder").mkdir()
+    monkeypatch.chdir(tmp_path / "folder")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert full_path("~/link") == tmp_path / "link", "a link has its name for a reason"
+    assert full_path("../other/./it") == tmp_path / "other" / "it"
 
 
 def test_free_disk_is_asked_of_what_is_there(tmp_path: Path) -> None:

@@ -155,7 +155,7 @@ def test_nobody_is_trained_and_validated_on(tmp_path: Path) -> None:
 
 def test_the_layout_is_seen_by_its_folders(tmp_path: Path) -> None:
     dresscode = write_dresscode(tmp_path / "dresscode", 1)
-    _, folders, masks = read_settings(["--toy", "--dataroot", str(dresscode), "--mask_rule", "parsing"])
+    _, folders, masks, _ = read_settings(["--toy", "--dataroot", str(dresscode), "--mask_rule", "parsing"])
     assert folders.validation_data_list == "test_pairs_paired.txt" and masks.mask_rule == "parsing"
     viton = write_viton_hd(tmp_path / "viton")
     assert read_settings(["--toy", "--dataroot", str(viton)])[1].validation_data_list == "test_pairs.txt"

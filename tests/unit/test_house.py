@@ -84,7 +84,9 @@ def test_the_driver_calls_the_loop_and_patches_nothing() -> None:
         for node in ast.walk(ast.parse(driver.read_text()))
         if isinstance(node, ast.ImportFrom) and node.module == "train_flux_inpaint"
     ]
-    assert [[alias.name for alias in node.names] for node in uses] == [["PairCounts", "evaluate_on", "run_training"]]
+    assert [[alias.name for alias in node.names] for node in uses] == [
+        ["PairCounts", "answer", "evaluate_on", "run_training"]
+    ]
 
 
 def test_settings_and_run_names_import_nothing_heavy() -> None:

@@ -1,5 +1,6 @@
 """The run's page: made of its folder alone, needing nothing else."""
 
+import html
 import json
 import logging
 import re
@@ -12,7 +13,7 @@ from PIL import Image
 
 from deepfashion_training.preflight import DataConfig
 from folder_lists import FolderConfig
-from tryon.config import MaskConfig, on_toy, quick_test
+from tryon.config import TOY_NOTICE, MaskConfig, on_toy, quick_test
 from tryon.files import file_hash, save_json, write_manifest
 from tryon.report import DATA_DEFAULTS, add_evaluation, write_data, write_environment, write_report
 from tryon.runs import lora_file, own_run
@@ -50,6 +51,7 @@ def test_the_page_says_what_the_folder_holds(run: Path) -> None:
     assert f"<tr><td>sampled by step 40</td>{cells}</tr>" in page
     assert "<h2>Warnings</h2>" not in page, "there were none"
     assert page.count("<svg") == 1 and "step-000040.png" in page and "step-000000.png" not in page
+    assert "<!-- loss -->" in page and "<!-- loss_upper -->" in page
     assert not re.search(r"<(script|link|iframe)|(src|href)=.https?://|url\(http", page), (
         "it must open without a network"
     )
@@ -70,6 +72,13 @@ def test_data_and_warnings_are_those_of_the_run(run: Path, caplog: pytest.LogCap
     (run / "warnings.log").write_text("".join(f"12:00:00 warning {number}\n" for number in range(25)))
     page = write_report(run).read_text()
     assert "warning 19</li>" in page and "warning 20" not in page and "... and 5 more in warnings.log" in page
+
+
+def test_the_loss_of_the_only_category_is_drawn_once(run: Path) -> None:
+    lines = (run / "metrics.jsonl").read_text()
+    (run / "metrics.jsonl").write_text(lines.replace('"validation/loss_upper": 0.1', '"validation/loss_upper": 0.2'))
+    page = write_report(run).read_text()
+    assert "<!-- loss = loss_upper -->" in page and "<!-- loss -->" not in page
 
 
 def value(mean: float, cases: int = 4) -> dict[str, float]:
@@ -139,11 +148,18 @@ def verdict_of(run: Path) -> str:
     return re.search(r'<p class="verdict">(.*?)</p>', write_report(run).read_text())[1]
 
 
+def command(used: Path) -> str:
+    return f"python tryon_inference_lora.py --lora {html.escape(str(used))} --image person.jpg"
+
+
 def test_the_page_opens_with_a_verdict_and_names_the_checkpoint_to_use(run: Path) -> None:
     assert verdict_of(run) == "Nothing can be said yet: no checkpoint is saved."
     older, newest = saved(run, 20), saved(run, 40)
     (run / "metrics.jsonl").write_text('{"step": 20, "validation/loss": 0.3}\n{"step": 40, "validation/loss": 0.2}\n')
-    assert verdict_of(run).startswith("Use checkpoint-40, the newest; it is not scored yet: python evaluate_lora.py ")
+    flag = '<span class="flag">--lora</span>'
+    words = f"Use checkpoint-40, the newest; it is not scored yet: python evaluate_lora.py {flag} "
+    assert verdict_of(run).startswith(words), "no line ends within a flag"
+    assert command(run) in (run / "report.html").read_text()
 
     def scores(**loras: dict[str, object]) -> dict[str, object]:
         of_all: dict[str, object] = {"cases": 6, "base": {"psnr": value(10.0, 6)}}
@@ -167,10 +183,12 @@ def test_the_page_opens_with_a_verdict_and_names_the_checkpoint_to_use(run: Path
     save_json(run / "scores" / "evaluation.json", scores(**{"LoRA 1": older, "LoRA 2": newest}))
     add_evaluation(run, run / "scores")
     assert verdict_of(run) == f"Use checkpoint-20, whose PSNR is the highest of the 2 checkpoints scored: {own}"
+    assert command(run / "checkpoint-20") in (run / "report.html").read_text(), "what is advised is what is shown"
     both = run / "scores" / "evaluation.json"
     many = both.read_text()
     both.write_text(many.replace('"cases": 6', '"cases": 5'))
     add_evaluation(run, run / "scores")
+    assert command(run) in (run / "report.html").read_text()
     few = "checkpoint-20: on 5 paired pairs too few to say on"
     assert verdict_of(run).startswith(f"Use checkpoint-40, the newest, {lower}; {few}")
     both.write_text(many)
@@ -181,7 +199,10 @@ def test_the_page_opens_with_a_verdict_and_names_the_checkpoint_to_use(run: Path
     )
     cells = ("10.00", "12.00", "*+2.00 [+1.00, +3.00]", "11.00", "+1.00 [+0.00, +2.00]")
     row = "".join(f'<td class="number">{cell}</td>' for cell in cells)
-    assert f"<tr><td>lower (6)</td><td>PSNR, mask</td>{row}</tr>" in page
+    assert f"<tr><td>lower (6)</td><td>PSNR, mask</td>{row}</tr>" in page and "A star is before" in page
+    save_json(both, json.loads(many.replace('"marked": true', '"marked": false')))
+    add_evaluation(run, run / "scores")
+    assert "A star is before" not in (run / "report.html").read_text(), "there is none"
 
     save_json(run / "scores" / "evaluation.json", scores(LoRA=older))
     add_evaluation(run, run / "scores")
@@ -215,14 +236,14 @@ def test_no_default_is_listed_as_a_setting_that_differs(run: Path) -> None:
     assert "<th>min_reference</th><td>flat (default: same_picture)</td>" in write_report(run).read_text()
 
 
-def test_pictures_of_scored_pairs_take_the_validations_place(run: Path) -> None:
+def test_pictures_of_scored_pairs_and_of_the_newest_validation_are_shown(run: Path) -> None:
     shutil.copy(run / "validation" / "step-000000.png", run / "evaluation-paired.png")
     page = write_report(run).read_text()
-    assert "evaluation-paired.png" in page and "step-000040.png" not in page
+    assert page.count("<img") == 2 and page.index("evaluation-paired.png") < page.index("step-000040.png")
 
 
 def test_a_toys_page_says_so(run: Path) -> None:
-    words = "<strong>Toy model</strong>: it dresses drawn people, not people in photographs."
+    words = f"<strong>Toy model</strong>: {TOY_NOTICE}."
     assert words in write_report(run).read_text()
     settings = json.loads((run / "config.json").read_text())
     save_json(run / "config.json", {**settings, "toy": False})
@@ -235,5 +256,6 @@ def test_a_run_that_has_just_begun_has_a_page_and_another_folder_has_none(run: P
     shutil.rmtree(run / "validation")
     page = write_report(run).read_text()
     assert "0 of 40" in page and "<svg" not in page and "Where time went" not in page
+    assert "None yet: they are drawn by the first validation." in page
     with pytest.raises(ValueError, match="holds no config.json"):
         write_report(tmp_path)

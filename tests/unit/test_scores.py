@@ -59,6 +59,8 @@ def test_of_few_pairs_nothing_is_said() -> None:
     found = scores(upper={"psnr": difference(2.0, 0.5, cases=5)}, all={"psnr": difference(2.0, 0.5)})
     found["paired"]["upper"]["cases"] = 5
     assert verdict(found, "LoRA") == "on 32 paired pairs too few to say on upper (PSNR +2.00 [+1.50, +2.50])"
+    found["paired"]["all"]["cases"] = 1
+    assert verdict(found, "LoRA").startswith("on 1 paired pair too few")
 
 
 def test_unpaired_pairs_count_first_where_their_truth_is_known() -> None:

@@ -1,6 +1,7 @@
 """A run's card, and its LoRA as other programs read it."""
 
 import json
+import logging
 import re
 import shutil
 from dataclasses import asdict, replace
@@ -14,9 +15,9 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from test_report import OF_OLDER_COMMAND, OF_OLDER_RUN
+from test_report import OF_OLDER_COMMAND, OF_OLDER_RUN, value
 from tryon.config import full, on_toy
-from tryon.files import save_json, write_manifest
+from tryon.files import file_hash, save_json, write_manifest
 from tryon.flux.lora_header import read_facts
 from tryon.runs import LORA_FILE, lora_file
 from tryon.share import CARD_TEMPLATE, ShareConfig, card_values, export_lora, shared, write_share
@@ -30,7 +31,7 @@ def finished(run: Path, tmp_path: Path) -> Path:
     shutil.copytree(run, folder)
     config = replace(full(), num_evaluation_samples=4, num_inference_steps=1)
     save_json(folder / "config.json", {**asdict(config), "dataset_name": "SaffalPoosh/deepFashion-with-masks"})
-    save_json(folder / "evaluation.json", OF_OLDER_COMMAND)
+    save_json(folder / "evaluation.json", {**OF_OLDER_COMMAND, "loras": {"LoRA": {"sha256": "0", "step": 1}}})
     return folder
 
 
@@ -77,6 +78,8 @@ def test_the_card_says_what_was_trained_and_its_python_runs(
     assert metadata["datasets"] == ["SaffalPoosh/deepFashion-with-masks"]
     row = "| lower, paired | 14.63 / 0.504 | 20.50 / 0.700 | +5.87 / +0.196 |"
     assert row in text and "at most 4 of each category" in text and "unpaired |" not in text
+    said = "on 4 paired pairs too few to say on lower (PSNR +5.87 [+4.87, +6.87])"
+    assert f"The LoRA of step 1: {said}. In brackets: 95 % intervals" in text
     save_json(finished / "evaluation.json", OF_OLDER_RUN)
     _, of_older = card_of(share(finished, push_to_hub="user/name"))
     assert f"{row} 10.06 / 0.461 | 27.22 / 0.874 |" in of_older and "the reverse: right in 75%." in of_older
@@ -106,7 +109,7 @@ def test_the_cards_template_is_given_all_that_it_names(finished: Path) -> None:
     facts = read_facts(lora_file(finished / "checkpoint-1"))
     settings = json.loads((finished / "config.json").read_text())
     named = find_undeclared_variables(Environment().parse(CARD_TEMPLATE.read_text()))
-    assert named == {"card_data", *card_values(ShareConfig(run=str(finished)), settings, facts, [])}
+    assert named == {"card_data", *card_values(finished, None, settings, facts, [])}
 
 
 def test_a_toys_card_says_so_first(finished: Path) -> None:
@@ -117,9 +120,52 @@ def test_a_toys_card_says_so_first(finished: Path) -> None:
     assert text.split("\n\n")[1].startswith("> **This is a toy.**")
     assert metadata["license"] == "apache-2.0" and "base_model" not in metadata and "toy" in metadata["tags"]
     assert "```python" not in text and "FLUX.1-dev" not in text
-    assert "steps on drawings of the toy's world, in" in text and "| frozen weights | as they are |" in text
+    assert "Trained for\n1 step on drawings of the toy's world, in" in text
+    assert "| frozen weights | as they are |" in text
     assert ", 1 process |" in text
     assert "![step-000001](pictures/step-000001.png)" in text and "Held-out pairs of drawn people.\n" in text
+
+
+def test_the_newest_checkpoint_is_shared_unless_another_is_given(
+    finished: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    newer = shutil.copytree(finished / "checkpoint-1", finished / "checkpoint-2")
+    file = lora_file(newer)
+    change_header(file, tryon_lora=json.dumps({**asdict(read_facts(file)), "step": 2}))
+    write_manifest(newer)
+    shutil.copy(finished / "validation" / "step-000001.png", finished / "validation" / "step-000002.png")
+    with caplog.at_level(logging.INFO):
+        shown = share(finished, with_pictures=True)
+    assert caplog.messages == ["checkpoint-2 is shared: the newest"]
+    text = card_of(shown)[1]
+    assert "Trained for\n2 steps on" in text and "step-000002.png" in text
+    assert "14.63" not in text, "these scores are of step 1"
+
+    # The report advises the older one.
+    of_all = {"cases": 6, "base": {"psnr": value(10.0)}}
+    loras = {}
+    for step in (1, 2):
+        of_all |= {f"LoRA {step}": {"psnr": value(14.0 - step)}}
+        of_all |= {f"LoRA {step} - base": {"psnr": {**value(4.0 - step), "marked": True}}}
+        loras[f"LoRA {step}"] = {"sha256": file_hash(lora_file(finished / f"checkpoint-{step}"))[:16], "step": step}
+    scores = {"paired": {"lower": of_all, "all": of_all}}
+    save_json(finished / "evaluate_lora.json", {"version": 2, "loras": loras, "scores": scores})
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        share(finished)
+    older = finished / "checkpoint-1"
+    assert caplog.messages[1:] == [
+        f"the run's report advises checkpoint-1, whose scores are higher: python -m tryon.share {older} shares that"
+    ]
+    caplog.clear()
+    with caplog.at_level(logging.INFO):
+        shown = share(older, with_pictures=True)
+    assert caplog.messages == ["checkpoint-1 is shared: as given"] and shown == finished / "share"
+    text = card_of(shown)[1]
+    assert "Trained for\n1 step on" in text and "14.63" in text and "step-000001.png" in text
+    lora_file(older).unlink()
+    with pytest.raises(ValueError, match="pytorch_lora_weights.safetensors is missing: name the run or another of its"):
+        share(older)
 
 
 def test_people_are_shown_when_asked_for_alone(finished: Path) -> None:

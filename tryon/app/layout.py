@@ -31,7 +31,7 @@ STYLE = """
 .gradio-container .column { gap: 10px; }
 #title { flex: none !important; width: auto !important; min-width: 0 !important; }
 #title h1 { margin: 0; }
-#about p { font-size: 13px; }
+#about p, #shown p { font-size: 13px; }
 #lora input { padding-right: 28px; text-overflow: ellipsis; }
 #person:has(.empty) .zoom-number { display: none; }
 #mask button { padding-left: 4px; padding-right: 4px; white-space: nowrap; }
@@ -40,6 +40,10 @@ STYLE = """
 .strip .caption-label {
   max-width: 100%; padding: 0 4px; font-size: 12px; white-space: normal; overflow-wrap: anywhere;
 }
+#results .thumbnail-item { display: flex; flex-direction: column; aspect-ratio: auto; }
+#results .thumbnail-item img { flex: none; height: 96px; }
+#results .caption-label { position: static; border: 0; background: none; }
+#results .selected { outline: 3px solid var(--color-accent); outline-offset: -1px; }
 #examples .thumbnail-item { aspect-ratio: 3 / 2; }
 """
 Example = tuple[Path, Path, Category]  # pictures of a person and of a garment to begin with
@@ -170,6 +174,7 @@ class Layout:
         self.slider = gr.ImageSlider(
             label="4. Before and after", format="png", interactive=False, height=420, max_height=420, elem_id="result"
         )
+        self.shown = gr.Markdown(visible=False, elem_id="shown")
         self.results = gr.Gallery(columns=MOST_RESULTS, visible=False, elem_id="results", **STRIP)
         with gr.Column(visible=False) as self.earlier:
             gr.Markdown("Earlier results: press one to go back to it.")

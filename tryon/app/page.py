@@ -93,6 +93,15 @@ def describe_results(row: Row) -> str:
     return f"{which}; {height} x {width} pixels (height x width)."
 
 
+def results_of(row: Row) -> list[tuple[str, str]]:
+    """A row's results, each with what it was made with."""
+    return [
+        (result, f"{made.version}, seed {seed}")
+        for made in row
+        for result, seed in zip(made.results, made.seeds, strict=True)
+    ]
+
+
 def refusal(page: "Page", error: Exception) -> dict:
     """Says on the page what was wrong."""
     logger.warning("%s", error)
@@ -166,7 +175,8 @@ class Page(Layout):
             self.category, self.size, self.steps, self.guidance, self.count, self.seed, self.is_random, self.strength,
             self.others,
         }  # fmt: skip
-        buttons, compared = {self.button, self.stop_button}, {self.slider, self.results, self.compared, self.said}
+        buttons = {self.button, self.stop_button}
+        compared = {self.slider, self.shown, self.results, self.compared, self.said}
         dressing = (
             self.button.click(None, None, self.uploaded, js=UPLOADED_NAME, **PRIVATE)
             .then(self.begin, outputs=buttons, queue=False, **PRIVATE)
@@ -180,7 +190,7 @@ class Page(Layout):
         )
         dressing.then(self.end, outputs=buttons, queue=False, **PRIVATE)
         self.stop_button.click(self.stop, queue=False, **PRIVATE)
-        self.results.select(self.compare, {self.compared}, {self.slider}, **PRIVATE)
+        self.results.select(self.compare, {self.compared}, {self.slider, self.shown}, **PRIVATE)
         restored = {self.lora, self.about, self.person, self.garment, self.masks, *settings, *compared}
         self.past.select(self.restore, {self.history, self.person, self.masks}, restored, **QUIETLY)
         taken = {self.lora, self.about, self.said, *settings - {self.others}}
@@ -398,23 +408,25 @@ class Page(Layout):
 
     def _compared(self, row: Row) -> dict:
         """Shows a row's results: the first beside the person, and all where there are several."""
-        results = [
-            (result, made.version if len(row) > 1 else str(seed))
-            for made in row
-            for result, seed in zip(made.results, made.seeds, strict=True)
-        ]
+        results = results_of(row)
         return {
-            self.slider: (row[0].person, row[0].results[0]),
-            self.results: gr.Gallery(results, visible=len(results) > 1, selected_index=None),
+            **self._beside(row, 0),
+            self.results: gr.Gallery(results, columns=len(results), visible=len(results) > 1, selected_index=0),
             self.compared: row,
             self.said: describe_results(row),
         }
 
     def compare(self, values: Values, event: gr.SelectData) -> dict:
         """Shows the picked result beside the person."""
-        row = values[self.compared]
-        results = [result for made in row for result in made.results]
-        return {self.slider: (row[0].person, results[event.index])}
+        return self._beside(values[self.compared], event.index)
+
+    def _beside(self, row: Row, index: int) -> dict:
+        """One of a row's results beside the person, and what it was made with."""
+        result, made_with = results_of(row)[index]
+        return {
+            self.slider: (row[0].person, result),
+            self.shown: gr.Markdown(f"After: {made_with}", visible=True),
+        }
 
     @refusing
     def restore(self, values: Values, event: gr.SelectData) -> dict:

@@ -18,16 +18,23 @@ from tryon.app.page import PRIVATE, QUIETLY, Page, Values, refusal, refusing
 from tryon.app.session import KEPT_SECONDS
 from tryon.app.training import RunFacts, Source, TrainingRequest
 from tryon.config import PROFILES
+from tryon.data.layout import LAYOUTS
+from tryon.runs import process_of
 from tryon.units import gigabytes
 
 LOOKED_EVERY = 2  # seconds between two looks at the runs
 SOURCES: dict[str, Source] = {
     "drawn people (toy)": "toy",
-    "my photographs": "photographs",
-    "VITON-HD, DressCode": "folders",
+    "a folder of photographs": "folder",
     "from the hub": "hub",
 }
-COLUMNS = ["Run", "State", "Step", "Profile", "Best score", "Size", "Note"]
+# What is asked of each source but the toy, and what it may be.
+ASKED: dict[Source, tuple[str, str]] = {
+    "folder": ("Folder", f"Laid out as {LAYOUTS}; or with a table of its pictures, or parquet files (docs/data.md)."),
+    "hub": ("Name on the hub", "user/name"),
+}
+COLUMNS = ["Run", "State", "Step", "Profile", "Lowest validation loss", "PSNR", "Size", "Note"]
+STARTING = "**Starting**"
 NO_RUN = "There is no run yet."
 NO_LORA = "There is no LoRA yet. When a run has saved its first checkpoint, start the app again to try it on."
 STYLE = """
@@ -36,9 +43,10 @@ STYLE = """
 #plan table, #runs table { width: 100%; margin: 0; border: 0; }
 #plan tr, #runs tr { border: 0; border-top: 1px solid var(--border-color-primary); }
 #plan td, #runs td { border: 0; padding: 2px 12px 2px 0; vertical-align: top; }
-#runs td { white-space: nowrap; }
-#runs tr:first-child { font-weight: bold; }
-#run-state code { white-space: normal; overflow-wrap: anywhere; }
+#runs td, #plan td:not(:last-child) { white-space: nowrap; }
+#runs tr:first-child td { font-weight: bold; white-space: normal; vertical-align: bottom; }
+#run-state code { white-space: normal; }
+#plan td, #train-said, #run-state code, #question { overflow-wrap: anywhere; }
 """
 
 
@@ -55,15 +63,22 @@ class Seen:
 def describe(facts: RunFacts, left: float | None) -> str:
     """How a run stands, in words. left: seconds that its other steps will take, where that is known."""
     steps = f", step {facts.step:,}" + (f" of {facts.steps:,}" if facts.steps else "") if facts.step else ""
-    lasts = facts.state == "going on" and left
+    lasts = facts.state == "running" and left
     more = f"; about {timedelta(seconds=round(left))} of steps left, validation and scores aside" if lasts else ""
-    return f"**{facts.state.capitalize()}**{steps}{more}.\n\n`{facts.said or 'Its log is empty.'}`"
+    said = f"\n\n`{facts.said}`" if facts.said else ""
+    return f"**{facts.state.capitalize()}**{steps}{more}.{said}"
+
+
+def describe_grid(grid: Path) -> str:
+    """What the newest validation picture shows."""
+    step = int(grid.stem.removeprefix("step-"))
+    return f"Validation pictures of step {step:,}:" if step else "Validation pictures of step 0, before the training:"
 
 
 def overview(facts: RunFacts) -> list[str]:
     """The run's cells in the table of all runs."""
     profile, size = facts.profile.replace("_", " "), gigabytes(facts.size)
-    return [facts.name, facts.state, f"{facts.step:,}", profile, facts.score, size, facts.note]
+    return [facts.name, facts.state, f"{facts.step:,}", profile, facts.loss, facts.psnr, size, facts.note]
 
 
 def table(rows: list[list[str]]) -> str:
@@ -108,11 +123,11 @@ class TrainPage:
     def _show_request(self) -> None:
         gr.Markdown("### 1. Train a LoRA")
         self.source = gr.Radio(list(SOURCES), value=next(iter(SOURCES)), label="Data", elem_id="source")
-        self.data = gr.Textbox("", label="Folder, or name on the hub", visible=False, elem_id="data")
+        self.data = gr.Textbox("", visible=False, elem_id="data")
         profiles = [(name.replace("_", " "), name) for name in PROFILES]
         self.profile = gr.Radio(profiles, value="quick_test", label="Profile", elem_id="profile")
         with gr.Row():
-            self.name = gr.Textbox("", label="Name", placeholder="profile and time", elem_id="name", min_width=120)
+            self.name = gr.Textbox("", label="Name", placeholder="data, profile, time", elem_id="name", min_width=120)
             self.steps = gr.Textbox(
                 "", label="Steps", placeholder="the profile's", elem_id="train-steps", min_width=120
             )
@@ -149,30 +164,38 @@ class TrainPage:
                 )
                 for what in ("training", "validation")
             ]
+        self.grid_said = gr.Markdown(visible=False, elem_id="grid-said")
         self.grid = gr.Image(show_label=False, interactive=False, visible=False, buttons=["fullscreen"], elem_id="grid")
 
     def _connect(self) -> None:
         of_request = {self.source, self.data, self.profile, self.name, self.steps, self.note, self.more}
-        watched = {self.run, self.state, *self.plots, self.grid, self.table, self.seen}
+        watched = {self.run, self.state, *self.plots, self.grid_said, self.grid, self.table, self.seen}
         watched |= {self.stop_button, self.resume_button, self.delete_button}
         shown = {self.run, self.seen}
         directly = {"queue": False, **QUIETLY}
         self.source.change(self.name_data, {self.source}, {self.data}, **directly)
-        started = self.start_button.click(self.start, of_request, {self.said, self.run}, **PRIVATE)
+        # Said at once, as the launcher takes seconds to answer. A plan that is shown may be another training's.
+        starting, resuming = {self.said: STARTING, self.plan: ""}, {self.state: STARTING}
+        started = self.start_button.click(lambda: starting, outputs={*starting}, **directly).then(
+            self.start, of_request, {self.said, self.run}, **PRIVATE
+        )
+        resumed = self.resume_button.click(lambda: resuming, outputs={*resuming}, **directly).then(
+            self.resume, {self.run}, {self.said}, **PRIVATE
+        )
         asked = {"outputs": {self.said, self.plan}, "show_progress_on": self.plan, **PRIVATE}
         self.plan_button.click(self.ask_plan, of_request, **asked)
         self.check_button.click(self.ask_check, of_request, **asked)
         changed = [
             started,
+            resumed,
             self.stop_button.click(self.stop, {self.run}, {self.said}, **directly),
-            self.resume_button.click(self.resume, {self.run}, {self.said}, **PRIVATE),
             self.yes.click(self.delete, {self.doomed}, {self.said, self.confirmation, self.run}, **directly),
         ]
         confirming = {self.said, self.question, self.confirmation, self.doomed}
         self.delete_button.click(self.confirm, {self.run}, confirming, **directly)
         self.no.click(lambda: {self.confirmation: gr.Column(visible=False)}, outputs={self.confirmation}, **directly)
         for event in changed:
-            event.then(self.look, shown, watched, **directly)
+            event.then(lambda values: self.look({**values, self.seen: None}), shown, watched, **directly)
         for look in (self.blocks.load, self.clock.tick, self.run.input):
             look(self.look, shown, watched, **directly)
         if self.try_on:
@@ -194,7 +217,8 @@ class TrainPage:
 
     def name_data(self, values: Values) -> dict:
         """Asks for the data's place, but for the toy's."""
-        return {self.data: gr.Textbox(visible=SOURCES[values[self.source]] != "toy")}
+        label, info = ASKED.get(SOURCES[values[self.source]], ("", ""))
+        return {self.data: gr.Textbox(label=label, info=info, visible=bool(label))}
 
     def list_loras(self) -> dict:
         """When the other tab is opened: offers the LoRAs that were trained meanwhile."""
@@ -229,7 +253,7 @@ class TrainPage:
         rows = [["Looking; this takes seconds for a plan, and minutes for a check."]]
         yield {self.said: "", self.plan: table(rows)}
         try:
-            for row in training.ask(self._request(values), flag):
+            for row in training.ask(self._request(values), flag, self.runs):
                 rows.append(row)
                 yield {self.plan: table(rows[1:])}
         except ValueError as error:
@@ -276,7 +300,8 @@ class TrainPage:
         """Shows how the chosen run stands, and all others in the table, where anything has changed since the last
         look."""
         runs = training.all_runs(self.runs)
-        run = next((each for each in runs if each.name == values[self.run]), runs[0] if runs else None)
+        newest = next((each for each in runs if process_of(each) is not None), runs[0] if runs else None)
+        run = next((each for each in runs if each.name == values[self.run]), newest)
         grid, was = run and training.newest_grid(run), values[self.seen] or Seen()
         seen = Seen(run, tuple(sorted(runs)), grid, training.marks(runs))
         if seen == was:
@@ -286,6 +311,7 @@ class TrainPage:
         if (seen.run, seen.runs) != (was.run, was.runs):
             changed[self.run] = self._choice(run)
         if (seen.run, seen.grid) != (was.run, was.grid):
+            changed[self.grid_said] = gr.Markdown(grid and describe_grid(grid), visible=bool(grid))
             changed[self.grid] = gr.Image(grid and Image.open(grid), visible=bool(grid))
         if run is None:
             hidden = {plot: gr.LinePlot(visible=False) for plot in self.plots}
@@ -298,7 +324,7 @@ class TrainPage:
                 plot: gr.LinePlot(pd.DataFrame(points, columns=["step", "loss"]), visible=len(points) > 1)
                 for plot, points in zip(self.plots, training.loss_curves(rows), strict=True)
             },
-            self.stop_button: gr.Button(interactive=of_run.state in ("starting", "going on")),
+            self.stop_button: gr.Button(interactive=of_run.state in ("starting", "loading", "running")),
             self.resume_button: gr.Button(interactive=of_run.resumable),
             self.delete_button: gr.Button(interactive=of_run.state in ("finished", "stopped", "failed")),
         }

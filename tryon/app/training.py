@@ -22,25 +22,29 @@ from subprocess import DEVNULL, PIPE, STDOUT, Popen
 from typing import Any, Literal
 
 from tryon.config import PROJECT
+from tryon.data.layout import holds_pairs, run_prefix
 from tryon.files import read_json
 from tryon.report import read_metrics, read_scores
 from tryon.runs import LAUNCH, LAUNCHER_LOCK, checkpoints, locked, process_of
 
 LAUNCHER = PROJECT / "train_deepfashion_lora.sh"
 NOTE = "note.txt"
+SETTING = re.compile(r"\d\d:\d\d:\d\d   \w+ ")  # how a line of the log begins that says a setting
 TAIL = 16 * 1024  # bytes at the end of a file that say how a run stands
 MOST_POINTS = 200  # of a curve
 RECENT = 50  # steps by whose median the time left is foretold
-Source = Literal["toy", "photographs", "folders", "hub"]
-State = Literal["starting", "going on", "stopping", "finished", "stopped", "failed"]
+Source = Literal["toy", "folder", "hub"]
+State = Literal["starting", "loading", "running", "stopping", "finished", "stopped", "failed"]
+FIELDS = {"--run_name": "Name", "--max_train_steps": "Steps"}  # what the page calls what refusals name by flag
+SIGNAL = re.compile(r"SIG\w+: | by SIG\w+|; a second one stops at once")  # says nothing to who presses Stop
 
 
 @dataclass(frozen=True)
 class TrainingRequest:
     """A training to be planned or started.
 
-    data: a folder, or a name on the hub; nothing for the toy. name: of the run's folder; empty: one after profile and
-    time. steps: optimiser steps; empty: the profile's. more: flags as in a terminal.
+    data: a folder, or a name on the hub; nothing for the toy. name: of the run's folder; empty: one after data, profile
+    and time. steps: optimiser steps; empty: the profile's. more: flags as in a terminal.
     """
 
     source: Source
@@ -57,7 +61,7 @@ class TrainingRequest:
         elif not self.data.strip():
             raise ValueError("Name the data: a folder, or a data set of the hub.")
         else:
-            data = [f"--{'dataroot' if self.source == 'folders' else 'dataset_name'}={self.data.strip()}"]
+            data = [f"--{'dataroot' if self.is_laid_out() else 'dataset_name'}={self.data.strip()}"]
         steps = [f"--max_train_steps={self.steps.strip()}"] if self.steps.strip() else []
         try:
             more = shlex.split(self.more)
@@ -65,22 +69,20 @@ class TrainingRequest:
             raise ValueError(f"The further flags cannot be read ({error}): write them as in a terminal.") from error
         return [f"--{self.profile.replace('_', '-')}", *data, *steps, *more]
 
-    def flags_to_ask(self) -> list[str]:
-        """The flags with which --plan and --check answer: of VITON-HD and DressCode they only need to know how many
-        pairs there are."""
-        if self.source != "folders":
-            return self.flags()
-        root = Path(self.data.strip()).expanduser()
-        lists = [*root.glob("train_pairs.txt"), *root.glob("*/train_pairs.txt")]
-        pairs = sum(len(file.read_text().splitlines()) for file in lists)
-        known = [f"--max_train_samples={pairs}"] if pairs else []
-        return [*known, *(flag for flag in self.flags() if not flag.startswith("--dataroot="))]
+    def is_laid_out(self) -> bool:
+        """Whether the data are a folder of pairs, without a table of them."""
+        return self.source == "folder" and holds_pairs(Path(self.data.strip()).expanduser())
+
+    def run_name(self) -> str:
+        """The run's name: the one given, or one as the launcher would give it now."""
+        prefix = run_prefix(self.data.strip()) if self.is_laid_out() else "deepfashion_lora"
+        return self.name.strip() or f"{prefix}_{self.profile}_{time.strftime('%Y%m%d_%H%M%S')}"
 
 
 def start(request: TrainingRequest, runs: Path) -> Path:
     """Starts a training below the folder of runs, and returns its folder. Raises ValueError with the launcher's words
     where it refuses."""
-    name = request.name.strip() or f"deepfashion_lora_{request.profile}_{time.strftime('%Y%m%d_%H%M%S')}"
+    name = request.run_name()
     if (runs / name).exists():
         raise ValueError(f"There is a run {name} already: give another name.")
     _launch([*request.flags(), f"--run_name={name}"], PROJECT, runs / name)
@@ -94,7 +96,7 @@ def resume(run: Path) -> None:
     if not launch:
         raise ValueError(f"{run.name} was not started by {LAUNCHER.name}: resume it in a terminal.")
     if process_of(run) is not None:
-        raise ValueError(f"{run.name} is going on already.")
+        raise ValueError(f"{run.name} is running already.")
     resuming = ["--init_lora", "none", "--resume_from_checkpoint", str(run)]
     _launch([*launch["flags"], *resuming], Path(launch["folder"]), run)
 
@@ -126,9 +128,9 @@ def stop(run: Path) -> None:
 
 
 def delete(run: Path) -> None:
-    """Removes a run's folder and all that is in it. Raises ValueError while the run goes on."""
+    """Removes a run's folder and all that is in it. Raises ValueError while it runs."""
     if process_of(run) is not None:
-        raise ValueError(f"{run.name} is going on: stop it first.")
+        raise ValueError(f"{run.name} is running: stop it first.")
     try:
         with locked(run, LAUNCHER_LOCK), locked(run):
             shutil.rmtree(run)
@@ -136,11 +138,12 @@ def delete(run: Path) -> None:
         raise ValueError(f"{run} cannot be deleted ({error}): delete it by hand.") from error
 
 
-def ask(request: TrainingRequest, flag: Literal["--plan", "--check"]) -> Iterator[list[str]]:
-    """What the launcher answers to a flag: each line as cells, as soon as it comes; indented ones begin with an empty
-    cell. Raises ValueError where it refuses."""
-    command = ["bash", str(LAUNCHER), *request.flags_to_ask(), flag]
-    with Popen(command, cwd=PROJECT, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True) as launcher:
+def ask(request: TrainingRequest, flag: Literal["--plan", "--check"], runs: Path) -> Iterator[list[str]]:
+    """What the launcher answers to a flag, for a run below the folder of runs: each line as cells, as soon as it comes;
+    indented ones begin with an empty cell. Raises ValueError where it refuses."""
+    command = ["bash", str(LAUNCHER), *request.flags(), f"--run_name={request.run_name()}", flag]
+    variables = {**os.environ, "RUNS_DIR": str(runs)}
+    with Popen(command, cwd=PROJECT, env=variables, stdin=DEVNULL, stdout=PIPE, stderr=STDOUT, text=True) as launcher:
         try:
             for line in launcher.stdout:
                 if line.startswith("error: "):
@@ -154,27 +157,35 @@ def ask(request: TrainingRequest, flag: Literal["--plan", "--check"]) -> Iterato
 def _last_words(said: str) -> str:
     """The launcher's last line, as a sentence of the page."""
     lines = [line for line in said.splitlines() if line.strip()]
-    return lines[-1].removeprefix("error: ") if lines else "The training ended before it began, and said nothing."
+    if not lines:
+        return "The training ended before it began, and said nothing."
+    return re.sub("|".join(FIELDS), lambda flag: FIELDS[flag[0]], lines[-1].removeprefix("error: "))
 
 
 def all_runs(runs: Path) -> list[Path]:
-    """The folders of runs, those that go on first, then the newest first."""
+    """The folders of runs, the one that was begun last first."""
     folders = [path for path in runs.iterdir() if path.is_dir()] if runs.is_dir() else []
-    found = [path for path in folders if any((path / name).is_file() for name in (LAUNCH, "config.json"))]
-    return sorted(found, key=lambda run: (process_of(run) is not None, run.stat().st_mtime), reverse=True)
+    begun = {}
+    for folder in folders:
+        for name in ("config.json", LAUNCH):  # the first stays as it is where a run goes on
+            with suppress(FileNotFoundError):
+                begun.setdefault(folder, (folder / name).stat().st_mtime)
+    return sorted(begun, key=begun.get, reverse=True)
 
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run as its folder shows it. step: optimiser steps done; steps: in all, None: not known. score: in words. size:
-    bytes on the disk. said: the newest line of its log. resumable: whether `resume` lets it go on."""
+    """A run as its folder shows it. step: optimiser steps done; steps: in all, None: not known. loss, psnr: the lowest
+    of its validations, the highest of its LoRAs, in words, empty before there is one. size: bytes on the disk. said:
+    the newest line of its log, but for settings. resumable: whether `resume` lets it go on."""
 
     name: str
     state: State
     step: int
     steps: int | None
     profile: str
-    score: str
+    loss: str
+    psnr: str
     size: int
     note: str
     said: str
@@ -186,15 +197,15 @@ def read_run(run: Path) -> RunFacts:
     settings = max(run.glob("config*.json"), key=lambda file: file.stat().st_mtime, default=run / "config.json")
     config = read_json(settings)
     steps = None if config.get("num_train_epochs") else config.get("max_train_steps")
-    rows = [line for line in _tail(run / "metrics.jsonl") if line.endswith("}")]
-    step = json.loads(rows[-1])["step"] if rows else 0
-    log = [line for line in _tail(run / "train.log") if line.strip()]
-    state = _state(run, log, step, steps)
+    rows = [json.loads(line) for line in _tail(run / "metrics.jsonl") if line.endswith("}")]
+    step = rows[-1]["step"] if rows else 0
+    log = [line for line in _tail(run / "train.log", read_json(run / LAUNCH).get("log_begins", 0)) if line.strip()]
+    state = _state(run, log, step, steps, _steps_now(run, settings, step))
     note = run / NOTE
     return RunFacts(
-        name=run.name, state=state, step=step, steps=steps, profile=config.get("profile", ""), score=_best_score(run),
-        size=_size(run),
-        note=note.read_text() if note.is_file() else "", said=log[-1] if log else "",
+        name=run.name, state=state, step=step, steps=steps, profile=config.get("profile", ""),
+        loss=_lowest_loss(run), psnr=_highest_psnr(run), size=_size(run),
+        note=note.read_text() if note.is_file() else "", said=_said(run, log, rows),
         resumable=state in ("stopped", "failed") and (run / LAUNCH).is_file() and bool(checkpoints(run)),
     )  # fmt: skip
 
@@ -207,38 +218,61 @@ def _size(run: Path) -> int:
     return total
 
 
-def _state(run: Path, log: list[str], step: int, steps: int | None) -> State:
+def _steps_now(run: Path, settings: Path, step: int) -> bool:
+    """Whether a step was done since the run was started the last time. settings: those that it was started with."""
+    files = [file for file in (run / LAUNCH, settings, run / "metrics.jsonl") if file.is_file()]
+    written = [file.stat().st_mtime for file in files]  # in this order by each start
+    first = int(re.sub(r"\D", "", settings.stem) or 0)  # config-from-<step>.json
+    return written == sorted(written) and step > first
+
+
+def _said(run: Path, log: list[str], rows: list[dict[str, Any]]) -> str:
+    """The newest line of the log that says no setting; of a run that no launcher started, which has no log, the newest
+    step."""
+    if log:
+        return SIGNAL.sub("", next((line for line in reversed(log) if not SETTING.match(line)), ""))
+    if (run / "train.log").is_file():
+        return ""
+    words = "step {step}: loss {train/loss:.4f}, {train/seconds:.2f} s/step; "
+    step = next((words.format_map(row) for row in reversed(rows) if "train/loss" in row), "")
+    return f"{step}its log went to the terminal that started it"
+
+
+def _state(run: Path, log: list[str], step: int, steps: int | None, steps_now: bool) -> State:
+    """log: since the last start."""
     newest = log[-1] if log else ""
     if process_of(run) is not None:
-        since_last_stop = "\n".join(log[:-1]).rpartition("stopped by SIG")[2]
-        if "saving after this step" in f"{since_last_stop}\n{newest}" or newest.startswith("stopped by SIG"):
+        if any("saving after this step" in line or line.startswith("stopped by SIG") for line in log):
             return "stopping"
-        return "going on" if step else "starting"
+        return "running" if steps_now else "loading" if log else "starting"
     if " finished: " in newest or (not log and steps and step >= steps):
         return "finished"
     return "failed" if newest.startswith("error: ") or "Traceback (most recent call last):" in log else "stopped"
 
 
-def _best_score(run: Path) -> str:
-    """The best LoRA's mean PSNR over all kinds of pairs; before there are scores, the lowest validation loss."""
+def _lowest_loss(run: Path) -> str:
+    """That of step 0 does not count: nothing is trained then."""
+    losses = [row["validation/loss"] for row in read_metrics(run) if row["step"] and "validation/loss" in row]
+    return f"{min(losses):.4f}" if losses else ""
+
+
+def _highest_psnr(run: Path) -> str:
+    """The best LoRA's mean over all kinds of pairs, as the run scored it at its end."""
     rows = [scores for _, scores in read_scores(run)]
-    if rows:
-        loras = rows[0].keys() - {"base", "fill", "vae"}
-        best = max(sum(row[lora]["psnr"] for row in rows) / len(rows) for lora in loras)
-        return f"{best:.1f} dB"
-    losses = [row["validation/loss"] for row in read_metrics(run) if "validation/loss" in row]
-    return f"loss {min(losses):.3f}" if losses else ""
+    loras = rows[0].keys() - {"base", "fill", "vae"} if rows else set()
+    means = [sum(row[lora]["psnr"] for row in rows) / len(rows) for lora in loras]
+    return f"{max(means):.1f} dB" if means else ""
 
 
-def _tail(file: Path) -> list[str]:
-    """The file's last whole lines; none where there is no file."""
+def _tail(file: Path, begin: int = 0) -> list[str]:
+    """The file's last whole lines, from a byte on; none where there is no file."""
     if not file.is_file():
         return []
     with file.open("rb") as opened:
-        cut = max(0, file.stat().st_size - TAIL)
+        cut = max(begin, file.stat().st_size - TAIL)
         opened.seek(cut)
         lines = opened.read().decode(errors="replace").splitlines()
-    return lines[1:] if cut else lines
+    return lines[1:] if cut > begin else lines
 
 
 def seconds_left(facts: RunFacts, rows: list[dict[str, Any]]) -> float | None:
@@ -263,5 +297,5 @@ def newest_grid(run: Path) -> Path | None:
 
 def marks(runs: list[Path]) -> tuple[Any, ...]:
     """What changes whenever these runs have something else to show."""
-    files = [run / name for run in runs for name in ("metrics.jsonl", "train.log", "evaluation.json", NOTE)]
+    files = [run / name for run in runs for name in (LAUNCH, "metrics.jsonl", "train.log", "evaluation.json", NOTE)]
     return *map(process_of, runs), *(file.is_file() and file.stat().st_mtime for file in files)

@@ -15,6 +15,7 @@ from torch import Tensor
 from tryon.console import progress_bar
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import SampleSource, TryOnSample, UnreadablePicture, check_unreadable
+from tryon.units import plural
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,8 @@ def held_out_cases(data: SampleSource, per_category: int | None, item: Callable[
     if given := [person for person in persons if garments[person] is not None]:
         cases["unpaired"] = HeldOut(data, given, [garments[person] for person in given])
     if len(given) < len(persons):
-        logger.warning("%d persons have no other garment of their category to try on", len(persons) - len(given))
+        alone = plural(len(persons) - len(given), "person")
+        logger.warning("%s without another garment of the category to try on", alone)
     return cases
 
 

@@ -29,11 +29,14 @@ from tryon.scores import (
     LEAST_CASES,
     NEITHER,
     OF_CASES,
+    STAR,
     Measure,
     Results,
     Rows,
+    aligned,
     cell,
     columns_of,
+    has_stars,
     judged_kind,
     measures_of,
     short_tables,
@@ -226,11 +229,23 @@ def web_page(
 ) -> str:  # fmt: skip
     """The content of evaluation.html. loras: what they are, by their headings. said: see findings. missing: see
     tryon.evaluation.score. pictures: by their titles."""
+    shown = short_tables(results, [BASE, *loras])
     return render(
-        TEMPLATES / "comparison.html.j2", name="Scores", settings=settings, loras=loras, said=said,
-        tables=short_tables(results, [BASE, *loras]), meaning=MEANING, missing=not_computed(missing),
+        TEMPLATES / "comparison.html.j2", name="Scores", settings=settings, loras=loras, said=said, tables=shown,
+        stars=has_stars(shown), meaning=MEANING, missing=not_computed(missing),
         pictures={title: jpeg_url(picture) for title, picture in pictures.items()},
     )  # fmt: skip
+
+
+def terminal(loras: dict[str, str], said: list[str], missing: dict[str, str], results: Results) -> list[str]:
+    """The lines that a terminal shows. loras, said, missing: see web_page."""
+    shown = short_tables(results, [BASE, *loras])
+    lines = ["", *(f"{heading}: {what}" for heading, what in loras.items())]
+    for kind, rows in shown.items():
+        lines += ["", kind, *(aligned(rows, texts=2) if rows[1:] else ["nothing was computed: there is no truth"])]
+    if has_stars(shown):
+        lines += ["", f"{STAR}: its interval excludes 0, of {LEAST_CASES} cases or more"]
+    return [*lines, "", *([not_computed(missing)] if missing else []), *said]
 
 
 def page(
@@ -243,24 +258,29 @@ def page(
         f"{category} {cell(result['on_edges'], Measure('', 0, 100), result['cases'])} %"
         for category, result in next(iter(results.values())).items() if "on_edges" in result
     ]  # fmt: skip
-    changed = changed_outside(results)
+    changed, shown = changed_outside(results), tables(results, models)
+    bold = " In bold: differences that count." if "**" in str(shown) else ""
     lines = ["# Scores", "", f"Data: {data}.", ""]
     lines += [f"- {heading}: `{each['file']}`, step {each['step'] or 'unknown'}, sha256 {each['sha256']}"
               for heading, each in loras.items()]  # fmt: skip
     lines += [line for sentence in said for line in ("", sentence)]
-    for kind, rows in tables(results, models).items():
+    for kind, rows in shown.items():
         lines += ["", f"## {kind}", "", *(markdown(rows) if rows[1:] else ["Nothing was computed: there is no truth."])]
     lines += [
         "",
-        f"{MEANING} In bold: differences that count.",
+        f"{MEANING}{bold}",
         "",
         f"How much of the masks' outlines follows the picture, which may tell what was worn: {'; '.join(shares)}. "
         + (f"{', '.join(changed)} CHANGED PIXELS OUTSIDE." if changed else "Outside the masks no pixel changed."),
     ]
-    lines += ["", *(f"- {line}" for line in not_computed(missing))] if missing else []
+    lines += ["", not_computed(missing)] if missing else []
     return "\n".join(lines) + "\n"
 
 
-def not_computed(missing: dict[str, str]) -> list[str]:
-    """Lines that say which metrics are missing, and why."""
-    return [f"{name.upper()}: not computed: {why}" for name, why in missing.items()]
+def not_computed(missing: dict[str, str]) -> str:
+    """A line that says which metrics are missing, and why; empty where none is."""
+    names: dict[str, list[str]] = {}
+    for name, why in missing.items():
+        names.setdefault(why, []).append(name.upper())
+    found = (f"{', '.join(each)} ({why})" for why, each in names.items())
+    return f"Not computed: {'; '.join(found)}." if names else ""

@@ -15,15 +15,15 @@ def psnr(picture: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     return 10 * torch.log10(RANGE**2 / error.clamp(min=RANGE**2 * 1e-10))
 
 
-def ssim(picture: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
-    """[B] structural similarities, the mean over the masked pixels and the colours; 1 for equal pictures.
+def ssim(picture: Tensor, truth: Tensor, *masks: Tensor) -> tuple[Tensor, ...]:
+    """[B] structural similarities for each mask: the mean over its pixels and the colours; 1 for equal pictures.
 
     Wang et al. 2004: a Gaussian window of 11 x 11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03. Windows reach beyond the
     mask; at the picture's edge they are cut off.
     """
-    assert mask.flatten(1).any(1).all(), "an empty mask has no similarity"
+    assert all(mask.flatten(1).any(1).all() for mask in masks), "an empty mask has no similarity"
     # In float64: variances are differences of nearly equal numbers.
-    picture, truth, mask = (picture.double() + 1) / 2, (truth.double() + 1) / 2, mask.double()
+    picture, truth = (picture.double() + 1) / 2, (truth.double() + 1) / 2
     rows, columns = _blur(truth.shape[-2], truth.device), _blur(truth.shape[-1], truth.device)
 
     def mean(values: Tensor) -> Tensor:
@@ -33,7 +33,8 @@ def ssim(picture: Tensor, truth: Tensor, mask: Tensor) -> Tensor:
     v1, v2 = mean(picture**2) - m1**2, mean(truth**2) - m2**2
     covariance = mean(picture * truth) - m1 * m2
     similarity = (2 * m1 * m2 + C1) * (2 * covariance + C2) / ((m1**2 + m2**2 + C1) * (v1 + v2 + C2))
-    return (similarity.mean(1, keepdim=True) * mask).sum((1, 2, 3)) / mask.sum((1, 2, 3))
+    similarity = similarity.mean(1, keepdim=True)
+    return tuple((similarity * mask).sum((1, 2, 3)) / mask.double().sum((1, 2, 3)) for mask in masks)
 
 
 def interior(mask: Tensor) -> Tensor:

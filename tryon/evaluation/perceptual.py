@@ -53,9 +53,9 @@ def load_perception(
         try:
             loaded[names[0]] = load(folder, device)
         except UNAVAILABLE as error:
-            not_installed = isinstance(error, ImportError)
-            advice = "pip install -r requirements-metrics.txt" if not_installed else "see docs/messages.md"
-            missing |= dict.fromkeys(names, f"{first_line(error)} ({advice})")
+            absent = isinstance(error, ModuleNotFoundError)
+            why = "pip install -r requirements-metrics.txt" if absent else f"{first_line(error)}: see docs/messages.md"
+            missing |= dict.fromkeys(names, why)
     labels = None
     if parser:
         try:

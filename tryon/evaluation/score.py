@@ -12,6 +12,7 @@ on where it was stopped, or with more cases:
     <folder>/measured.jsonl      a line for each model and case, written once it is measured, and not done again
     <folder>/pictures/<model>/<kind>-<case>.png
     <folder>/inputs/person/<kind>-<case>.png       and garment
+    <folder>/earlier/<number>    what other comparisons in this folder found before, the oldest first
 
 tryon.evaluation.compare says what the numbers mean, and what evaluation.json holds.
 """
@@ -42,27 +43,19 @@ from tryon.evaluation.leftovers import share_by_labels
 from tryon.evaluation.metrics import interior, psnr, ssim
 from tryon.evaluation.perceptual import Perception
 from tryon.evaluation.text import found_again
-from tryon.files import file_hash, save_json
+from tryon.files import file_hash, read_json, save_json
 from tryon.flux.encode import decode_latents, encode_pictures
 from tryon.flux.lora_header import LoraFacts
 from tryon.flux.memory import choose_quantization
 from tryon.inference.pipeline import TryOnModel, load_try_on, try_on_batch
+from tryon.report import EVALUATION
 from tryon.runs import find_lora
-from tryon.scores import (
-    INPUTS,
-    LEAST_CASES,
-    LINES,
-    Results,
-    aligned,
-    input_path,
-    picture_path,
-    read_lines,
-    short_tables,
-)
+from tryon.scores import INPUTS, LINES, Results, aligned, input_path, picture_path, read_lines
 
 logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
+EARLIER = "earlier"  # comparisons before the newest one
 WHITE = 0.97  # in [-1, 1]; brighter pixels of the garment's picture are its background
 GRID_ROWS, WORST_ROWS = 6, 8  # of a run's pictures, and of those with the worst cases
 
@@ -147,9 +140,9 @@ def measured(case: Case, result: Tensor) -> Line:
     scores = {"changed_outside": float(outside.mean()) if outside.size else 0.0, "on_edges": on_edges}
     if case.truth is not None:
         both, mask = (result[None], case.truth[None]), sample.mask[None]
-        scores |= {"psnr": psnr(*both, mask).item(), "ssim": ssim(*both, mask).item()}
-        scores["psnr_whole"] = psnr(*both, torch.ones_like(mask)).item()
-        scores["ssim_whole"] = ssim(*both, interior(mask)).item()
+        inside, whole = ssim(*both, mask, interior(mask))
+        scores |= {"psnr": psnr(*both, mask).item(), "ssim": inside.item()}
+        scores |= {"psnr_whole": psnr(*both, torch.ones_like(mask)).item(), "ssim_whole": whole.item()}
     if case.ends_right:
         scores["length_right"] = float(case.ends_right(result))
     if case.leftovers:
@@ -185,7 +178,8 @@ def score_run(run: Path, config: TrainConfig, data: str, cases: Cases) -> None:
         grid.save(run / f"evaluation-{kind}.png")
     settings = settings_of(data, model.facts, replace(models, base=None, transformer=None), model.size, how)
     legend = {"LoRA": {"file": str(lora), "sha256": digest, "step": model.facts.step}}
-    save_scores(run, settings | {"num_samples": config.num_evaluation_samples}, legend, {}, results)
+    settings["num_samples"] = config.num_evaluation_samples
+    save_scores(run, evaluation_of(settings, legend, {}, results))
 
 
 def settings_of(
@@ -202,14 +196,20 @@ def settings_of(
     }  # fmt: skip
 
 
-def save_scores(
-    folder: Path, settings: dict[str, Any], loras: dict[str, Any], missing: dict[str, str], results: Results
-) -> None:
-    """Writes evaluation.json. Raises ValueError, once it is written, where a pixel outside a mask is not the person's.
-    loras: for each heading file, sha256 and step. missing: for each metric that was not computed, why."""
+def evaluation_of(
+    settings: dict[str, Any], loras: dict[str, Any], missing: dict[str, str], results: Results
+) -> dict[str, Any]:
+    """The content of evaluation.json. loras: for each heading file, sha256 and step. missing: for each metric that was
+    not computed, why."""
     facts = {"version": compare.EVALUATION_VERSION, "settings": settings, "loras": loras, "not_computed": missing}
-    save_json(folder / "evaluation.json", {**facts, "scores": results})
-    if changed := compare.changed_outside(results):
+    return {**facts, "scores": results}
+
+
+def save_scores(folder: Path, evaluation: dict[str, Any]) -> None:
+    """Writes evaluation.json. Raises ValueError, once it is written, where a pixel outside a mask is not the
+    person's."""
+    save_json(folder / EVALUATION, evaluation)
+    if changed := compare.changed_outside(evaluation["scores"]):
         raise ValueError(f"{', '.join(changed)} changed pixels outside of the masks, which must stay the person's")
 
 
@@ -263,18 +263,16 @@ def write_scores(
     """Says what the folder's measured cases mean: logs tables, writes evaluation.md, worst-<kind>.png and
     evaluation.json. models: for each name its heading, BASE first. Raises ValueError as `save_scores` does."""
     save_inputs(folder, cases)
+    described = {name: f"{each['file']}, step {each['step'] or 'unknown'}" for name, each in loras.items()}
     held = read_lines(folder)
     lines = {place: held[place] for place in places_of(models, cases)}
     results = compare.summarise(lines, models, cases, perceive(folder, lines, models, cases, perception))
     said = compare.findings(lines, results, models, cases)
+    evaluation = evaluation_of(settings, loras, perception.missing, results)
+    keep_earlier(folder, evaluation)
     text = compare.page(settings["data"], loras, said, perception.missing, results, models)
     (folder / "evaluation.md").write_text(text)
-    for kind, rows in short_tables(results, list(models.values())).items():
-        table = aligned(rows, texts=2) if rows[1:] else ["nothing was computed: there is no truth"]
-        for line in ("", kind, *table):
-            logger.info("%s", line)
-    legend = f"*: its interval excludes 0, of {LEAST_CASES} cases or more"
-    for line in ("", legend, *compare.not_computed(perception.missing), *said):
+    for line in compare.terminal(described, said, perception.missing, results):
         logger.info("%s", line)
     pictures = {}
     for kind, source in cases.items():
@@ -284,12 +282,22 @@ def write_scores(
         order = "the worst cases first" if "psnr" in lines[BASE, kind, 0] else "the first cases"
         pictures[f"{kind}, {order}"] = grid
         logger.info("%s: %s", order, folder / f"worst-{kind}.png")
-    described = {name: f"{each['file']}, step {each['step'] or 'unknown'}" for name, each in loras.items()}
     (folder / "evaluation.html").write_text(
         compare.web_page(settings, described, said, perception.missing, results, pictures)
     )
     logger.info("scores: %s, evaluation.md and evaluation.json beside it", folder / "evaluation.html")
-    save_scores(folder, settings, loras, perception.missing, results)
+    save_scores(folder, evaluation)
+
+
+def keep_earlier(folder: Path, evaluation: dict[str, Any]) -> None:
+    """Moves what another comparison left there, of other LoRAs, pairs or measures, into a numbered folder."""
+    if not (was := read_json(folder / EVALUATION)) or was == json.loads(json.dumps(evaluation)):
+        return
+    earlier = folder / EARLIER / str(1 + len(list((folder / EARLIER).glob("*"))))
+    earlier.mkdir(parents=True)
+    for file in (*folder.glob("evaluation.*"), *folder.glob("worst-*.png")):
+        file.rename(earlier / file.name)
+    logger.info("another comparison was here before: it is kept in %s", earlier)
 
 
 def save_inputs(folder: Path, cases: Cases) -> None:

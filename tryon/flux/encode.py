@@ -15,8 +15,13 @@ def encode_pictures(vae: AutoencoderKL, images: Tensor) -> Tensor:
 
     The mode, not a sample: the same picture always gives the same latents, so they can be cached.
     """
-    mode = vae.encode(images.to(vae.device, vae.dtype)).latent_dist.mode()
-    return (mode - vae.config.shift_factor) * vae.config.scaling_factor
+    modes = [vae.encode(some).latent_dist.mode() for some in at_once(images.to(vae.device, vae.dtype))]
+    return (torch.cat(modes) - vae.config.shift_factor) * vae.config.scaling_factor
+
+
+def at_once(batch: Tensor) -> tuple[Tensor, ...]:
+    """The parts of a batch that the VAE takes at once: all, but on a CPU one by one, which is faster there."""
+    return batch.split(1) if batch.device.type == "cpu" else (batch,)
 
 
 @torch.no_grad()
@@ -26,7 +31,7 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     Raises ValueError where they are not finite: saved, they would be black.
     """
     latents = latents.to(vae.device, vae.dtype) / vae.config.scaling_factor + vae.config.shift_factor
-    pictures = vae.decode(latents).sample.float().cpu()
+    pictures = torch.cat([vae.decode(some).sample for some in at_once(latents)]).float().cpu()
     if not pictures.isfinite().all():
         raise ValueError(
             "the picture came out with numbers that are not finite: give another LoRA, an earlier checkpoint or a "
@@ -38,12 +43,11 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
 def encode_sample(vae: AutoencoderKL, sample: TryOnSample) -> LatentSample:
     """The diptych and the masked diptych as latents on the CPU, in the VAE's dtype.
 
-    On a GPU both at once, and never those of other samples with them: rounding differs with the batch, and what is
-    cached must not depend on what was encoded beside it. On a CPU one picture at a time is several times faster.
+    Both at once, and never those of other samples with them: rounding differs with the batch, and what is cached must
+    not depend on what was encoded beside it.
     """
     image, masked, mask = make_diptych(sample.to(vae.device))
-    batches = torch.stack([image, masked]).split(2 if vae.device.type == "cuda" else 1)
-    target, masked_target = torch.cat([encode_pictures(vae, batch) for batch in batches]).cpu()
+    target, masked_target = encode_pictures(vae, torch.stack([image, masked])).cpu()
     return LatentSample(sample.key, target, masked_target, mask.bool().cpu(), sample.category)
 
 

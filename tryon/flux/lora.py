@@ -20,6 +20,7 @@ from tryon.config import LoraBlocks, LoraTargets
 from tryon.flux.lora_check import check_lora, lora_format
 from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, read_adapter
 from tryon.runs import LORA_FILE
+from tryon.units import plural
 
 # Attention and feed-forward layers of both kinds of block: 380 modules of the full-size model. x_embedder is left out:
 # a LoRA on its 384 channels silently widens a 64-channel FLUX in diffusers and fails elsewhere.
@@ -206,8 +207,8 @@ def check_complete(
         ) from error
     if missing := sorted(named - {key.removeprefix(PREFIX).split(".lora_")[0] for key in state}):
         raise ValueError(
-            f"{file} is incomplete: it lacks {len(missing)} layers that its header names ({missing[0]}): copy or "
-            "download it again, or name the transformer that it was trained on with --transformer"
+            f"{file} is incomplete: it lacks {plural(len(missing), 'layer')} that its header names ({missing[0]}): "
+            "copy or download it again, or name the transformer that it was trained on with --transformer"
         )
 
 

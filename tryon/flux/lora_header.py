@@ -16,6 +16,7 @@ PREFIX = "transformer."
 # Keys of the file's header: rank and alpha, as diffusers reads them, and our own facts, which it leaves alone.
 ADAPTER_KEY = "lora_adapter_metadata"
 FACTS_KEY = "tryon_lora"
+TOY = "toy-model"  # how the names of the toy's models begin
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,11 @@ def read_facts(file: Path) -> LoraFacts:
             "project that made it, or a newer one"
         ) from error
     return replace(facts, mask_offsets=tuple(facts.mask_offsets))  # JSON knows lists only
+
+
+def is_for_toy(config: TryOnConfig, facts: LoraFacts) -> bool:
+    """Whether people are dressed with the toy."""
+    return config.toy or (facts.transformer.startswith(TOY) and not (config.base or config.transformer))
 
 
 def panel_size(config: TryOnConfig, facts: LoraFacts) -> tuple[int, int]:

@@ -25,7 +25,8 @@ from tryon.units import GB, gigabytes
 
 logger = logging.getLogger(__name__)
 
-VAE_PARAMETERS = 83_800_000  # FLUX's; it stays on the GPU for the validation's pictures
+# The VAE stays on the device for the validation's pictures.
+VAE_PARAMETERS, TOY_VAE_PARAMETERS = 83_800_000, 2_120_755
 # Tensors of the diptych's height and width, in the channels of its second block, that the VAE holds at once when it
 # decodes: the toy's took 3.0 to 3.2 of them on a CPU, from 512 x 768 to 1536 x 2048.
 VAE_TENSORS = 3
@@ -39,6 +40,7 @@ COMPILED_DOUBLE, COMPILED_SINGLE = 0.942, 0.798
 # What a block works with meanwhile, as a share of what it keeps: eager ones' by adding up what is alive from one
 # operation to the next, compiled ones' as measured (benchmarks/log.md).
 WORK_DOUBLE, WORK_SINGLE, COMPILED_WORK = 0.4, 1.0, 0.5
+CPU_ADVICE = "give smaller panels with --height and --width, or fewer samples with --train_batch_size"
 # Every N-th block recomputes its activations. "auto" tries these in order: from no recomputing to all of it.
 RECOMPUTED: tuple[int | None, ...] = (None, 8, 6, 5, 4, 3, 2, 1)
 # GPUs with at least this much memory (bytes) keep the frozen weights in this form ("auto").
@@ -74,6 +76,10 @@ class TrainingMemory:
     def total(self) -> int:
         """Tensors and reserve: what the GPU must have free."""
         return self.tensors + self.reserve
+
+    def on(self, device: torch.device) -> int:
+        """What the device must have free: a CPU has no reserve for CUDA and its allocator."""
+        return self.total if device.type == "cuda" else self.tensors
 
 
 @dataclass(frozen=True)
@@ -159,12 +165,22 @@ def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | N
     later = config.gradient_accumulation_steps > 1 or config.num_processes > 1
     there = gradients if later else max(0, gradients - activations)
     return TrainingMemory(
-        weights=round(held * each) + (sizes.frozen - sizes.in_blocks + VAE_PARAMETERS) * itemsize,
+        weights=round(held * each) + (sizes.frozen - sizes.in_blocks + vae_parameters(config)) * itemsize,
         lora=4 * sizes.trained + (itemsize * sizes.trained if casts_lora(config) else 0) + there,
         optimizer=2 * _moment_bytes(config) * sizes.trained,
         activations=activations,
         work=work + (itemsize * sizes.largest if quantized else 0),
     )
+
+
+def vae_parameters(config: TrainConfig) -> int:
+    return TOY_VAE_PARAMETERS if config.toy else VAE_PARAMETERS
+
+
+def weights_kept(config: TrainConfig) -> str:
+    """How the frozen weights are kept, in a word. config.quantization must be resolved."""
+    whole = "bf16" if config.mixed_precision == "bf16" else "float32"
+    return whole if config.quantization == "none" else config.quantization
 
 
 def fullest_moment(blocks: list[BlockCosts], every: int | None) -> tuple[int, int]:
@@ -254,8 +270,7 @@ def check_training_fits(config: TrainConfig, transformer_config: dict[str, Any],
     if device.type != "cuda":
         if (kept := need.activations + need.work) > free:
             raise ValueError(
-                f"a step keeps {gigabytes(kept)} of activations and {gigabytes(free)} of memory are free: give smaller "
-                "panels with --height and --width, or fewer samples with --train_batch_size"
+                f"a step keeps {gigabytes(kept)} of activations and {gigabytes(free)} of memory are free: {CPU_ADVICE}"
             )
         return
     helps = ", or ".join(memory_advice(config, every)) or "use a GPU with more"

@@ -93,6 +93,6 @@ def recompute(transformer: FluxTransformer2DModel, config: TrainConfig, device: 
     if every:
         checkpoint_blocks(transformer, every)
     if config.gradient_checkpointing == "auto":
-        need = training_memory(config, costs, every).total
+        need = training_memory(config, costs, every).on(device)
         in_words = which_recompute(every), gigabytes(need), gigabytes(free)
         logger.info("%s recomputes its activations: planned %s of %s", *in_words)

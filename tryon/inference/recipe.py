@@ -15,7 +15,7 @@ from typing import Any
 from PIL import ExifTags, Image, PngImagePlugin
 
 from tryon.config import PROJECT
-from tryon.files import files_fingerprint, replacing
+from tryon.files import files_fingerprint, full_path, replacing
 from tryon.inference.pairs_file import Request, results_of
 from tryon.runs import lora_name
 
@@ -29,6 +29,7 @@ LEFT_OUT = {*OUTPUTS, "again", "cache_dir", "data_cache_dir", "image", "garment"
 REPLACED = (
     (OUTPUTS, OUTPUTS),
     (("mask", "worn"), ("mask", "worn", "parser")),
+    (("lora", "base", "transformer"), ("toy",)),  # which follows from them
     (("pairs",), ("image", "garment", "mask", "worn", "parser", *OUTPUTS)),
 )
 FINGERPRINT = 12  # hexadecimal digits
@@ -54,7 +55,7 @@ def recipe_of(loras: dict[str, Path], flags: dict[str, Any]) -> Recipe:
     flags: by name; None is not given, and those that shape no picture are left out. loras: the file of each name in
     flags["lora"], a tuple, but for BASE.
     """
-    here = {name: file.absolute() for name, file in loras.items() if Path(name).expanduser().exists()}
+    here = {name: full_path(file) for name, file in loras.items() if Path(name).expanduser().exists()}
     names = flags["lora"]
     flags = flags | {"lora": tuple(str(here.get(name, name)) for name in names)}
     return Recipe(
@@ -77,7 +78,7 @@ def versions() -> dict[str, str]:
 
 def with_files(recipe: Recipe, files: dict[str, Path | None]) -> Recipe:
     """The recipe with flags that name files. A file that cannot be read has no fingerprint."""
-    named = {name: str(path.absolute()) for name, path in files.items() if path}
+    named = {name: str(full_path(path)) for name, path in files.items() if path}
     readable = {name: path for name, path in files.items() if path and path.is_file() and os.access(path, os.R_OK)}
     prints = {name: files_fingerprint(path)[:FINGERPRINT] for name, path in readable.items()}
     return replace(recipe, flags=recipe.flags | named, fingerprints=recipe.fingerprints | prints)
@@ -92,7 +93,7 @@ def with_request(recipe: Recipe, request: Request) -> Recipe:
 
 def with_output(recipe: Recipe, output: str, file: Path, **flags: Any) -> Recipe:
     """The recipe with the flag that names the picture itself, one of OUTPUTS, and other flags."""
-    return replace(recipe, flags=recipe.flags | flags | {output: str(file.absolute())})
+    return replace(recipe, flags=recipe.flags | flags | {output: str(full_path(file))})
 
 
 def of_result(recipe: Recipe, seed: int, file: Path) -> Recipe:

@@ -29,16 +29,15 @@ from transformers import (
     T5Tokenizer,
 )
 
-from tryon.config import TrainConfig, TryOnConfig
+from tryon.config import TOY_NOTICE, TrainConfig, TryOnConfig
 from tryon.data.category import CATEGORIES
 from tryon.files import MANIFEST, files_fingerprint, replacing, save_json
-from tryon.flux.lora_header import LoraFacts
+from tryon.flux.lora_header import TOY, LoraFacts, is_for_toy
 from tryon.flux.prompts import FIXED_PROMPT, prompt_for
 
 logger = logging.getLogger(__name__)
 
-TOY = "toy-model"
-NOTICE = "a tiny model stands in for FLUX and CatVTON-Flux"
+NOTICE = f"a tiny model stands in for FLUX and CatVTON-Flux; {TOY_NOTICE}"
 MODEL_VERSION = 5
 MODEL_SEED = 0
 WEIGHTS = Path(__file__).parent / "weights"
@@ -86,11 +85,6 @@ def use_toy_model_for_try_on(config: TryOnConfig, facts: LoraFacts) -> TryOnConf
         )
     folders = toy_model(Path(config.data_cache_dir).expanduser().absolute())
     return replace(config, toy=True, base=str(folders.base), transformer=str(folders.transformer))
-
-
-def is_for_toy(config: TryOnConfig, facts: LoraFacts) -> bool:
-    """Whether people are dressed with the toy."""
-    return config.toy or (facts.transformer.startswith(TOY) and not (config.base or config.transformer))
 
 
 def parser_for_try_on(config: TryOnConfig, facts: LoraFacts) -> str | None:

@@ -17,13 +17,13 @@ from tryon.config import TrainConfig
 from tryon.data.sample import FillBatch
 from tryon.flux.attention import median_seconds
 from tryon.flux.memory import (
-    VAE_PARAMETERS,
     TransformerCosts,
     checkpoint_bytes,
     free_memory,
     recomputed_every,
     training_memory,
     transformer_costs,
+    vae_parameters,
 )
 from tryon.flux.offload import blocks_of
 from tryon.training.check_blocks import DEPTH, Row, collect, prepared, seeded_loss
@@ -53,7 +53,7 @@ def memory_rows(base: FluxTransformer2DModel, config: TrainConfig, batch: FillBa
     config = replace(config, gradient_accumulation_steps=1)  # one backward pass is looked at
     costs = transformer_costs(config, dict(base.config))
     plan = training_memory(config, costs, recomputed_every(config, costs, free_memory(device)))
-    vae = VAE_PARAMETERS * base.dtype.itemsize  # planned with the weights, but not here
+    vae = vae_parameters(config) * base.dtype.itemsize  # planned with the weights, but not here
 
     collect(device)
     before = torch.cuda.memory_allocated(device)
@@ -89,7 +89,7 @@ def plan_row(config: TrainConfig, transformer_config: dict[str, Any], device: to
     """Whether the whole model is planned to fit."""
     collect(device)
     costs, free = transformer_costs(config, transformer_config), free_memory(device)
-    need = training_memory(config, costs, recomputed_every(config, costs, free)).total
+    need = training_memory(config, costs, recomputed_every(config, costs, free)).on(device)
     return Row("memory of the whole model, planned", f"{need / GB:.1f} GB", f"{free / GB:.1f} GB free", need <= free)
 
 

@@ -28,7 +28,7 @@ from tryon.flux.encode import encode_sample
 from tryon.flux.load import ModelFiles
 from tryon.signals import asked_to_stop, ignore_in_worker
 from tryon.tensor_files import content_key, drop_damaged, read_whole, write_whole
-from tryon.units import gigabytes
+from tryon.units import gigabytes, plural
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +124,9 @@ def cache_latents(
     # One of all samples that share a file: variants in which nothing is random.
     missing = list({path: index for index, path in enumerate(paths) if not path.exists()}.values())
     files = len(set(paths))
-    logger.info("%s: %d, %d of them encoded already", what, files, files - len(missing))
+    rows = len(paths) // samples.variants
+    variants = f" of {plural(rows, 'pair')} in up to {samples.variants} variants" if samples.variants > 1 else ""
+    logger.info("%s: %d%s, %d of them encoded already", what, files, variants, files - len(missing))
     if missing:
         need = len(missing) * latents_bytes(config.height, 2 * config.width, vae.dtype.itemsize)
         _check_disk(Path(config.data_cache_dir) / "latents", len(missing), need)
@@ -138,10 +140,9 @@ def cache_latents(
     accelerator.wait_for_everyone()
     if missing:
         seconds, encoded = time.monotonic() - started, sum(paths[index].exists() for index in missing)
-        logger.info("encoded %d %s: %.1f per second, two pictures each; for %.0f %% of the time it waited for pictures",
-                    encoded, what, encoded / seconds, 100 * waited / seconds)  # fmt: skip
+        words = "%s encoded: %d, %.1f per second, two pictures each; for %.0f %% of the time it waited for pictures"
+        logger.info(words, what, encoded, encoded / seconds, 100 * waited / seconds)
 
-    rows = len(paths) // samples.variants
     readable = [row for row in range(rows) if all(path.exists() for path in paths[row::rows])]
     check_unreadable(rows - len(readable), rows, what)
     kept = [paths[variant * rows + row] for variant in range(samples.variants) for row in readable]
@@ -188,8 +189,8 @@ def latents_bytes(height: int, width: int, itemsize: int) -> int:
 def _check_disk(folder: Path, count: int, need: int) -> None:
     """Says that `count` samples need this many bytes of disk. Raises ValueError where fewer are free."""
     free = free_disk(folder)
-    words = "encoding %d samples into %s: %s needed, %s free"
-    logger.info(words, count, folder, gigabytes(need), gigabytes(free))
+    words = "encoding %s into %s: %s needed, %s free"
+    logger.info(words, plural(count, "sample"), folder, gigabytes(need), gigabytes(free))
     if need > free:
         raise ValueError(
             f"the latents need {gigabytes(need)} and {folder} has {gigabytes(free)} free: "

@@ -12,6 +12,7 @@ from tryon.config import TrainConfig
 from tryon.files import free_disk, nearest_existing
 from tryon.flux.memory import (
     CONTEXT,
+    CPU_ADVICE,
     DATA_WORKER,
     SLACK,
     USABLE,
@@ -28,6 +29,7 @@ from tryon.flux.memory import (
     resolved,
     training_memory,
     transformer_costs,
+    weights_kept,
     which_recompute,
 )
 from tryon.training.check import remembered_check
@@ -41,7 +43,7 @@ from tryon.training.speed import (
     remembered_speed,
     step_flops,
 )
-from tryon.units import gigabytes, gigabytes_that_add_up
+from tryon.units import gigabytes, gigabytes_that_add_up, plural
 
 TEXT_ENCODERS_AND_VAE = 9.9e9  # bytes of FLUX.1-dev's parts on the hub: T5 9.5 GB, CLIP 0.25 GB, VAE 0.17 GB
 # What each part of a step's memory is.
@@ -86,11 +88,13 @@ def plan_lines(
     if config.num_train_epochs and pairs:
         steps = -(-config.num_train_epochs * pairs // per_step)
     each = latents_bytes(config.height, 2 * config.width, dtype_of(config).itemsize)
-    kept = (config.checkpoints_total_limit or steps // config.checkpointing_steps) + 1
+    saved, limit = -(-steps // config.checkpointing_steps), config.checkpoints_total_limit
+    kept = min(saved, limit + 1) if limit else saved  # an older one goes when the newest is there
     checkpoint = checkpoint_bytes(config, costs.sizes.trained)
     models = costs.sizes.frozen * 2 + TEXT_ENCODERS_AND_VAE
     if pairs:
-        cached = f"{gigabytes(pairs * variants * each)} at most: {pairs:,} pairs, in up to {variants} variants"
+        several = f", in up to {variants} variants" if variants > 1 else ""
+        cached = f"{gigabytes(pairs * variants * each)} at most: {plural(pairs, 'pair')}{several}"
     else:
         cached = f"{gigabytes(1000 * each)} per 1,000 pairs and variants"
     hub = Path(config.cache_dir or constants.HF_HUB_CACHE)
@@ -109,7 +113,7 @@ def plan_lines(
     one, several = ("process", "processes") if device and device.type == "cpu" else ("GPU", "GPUs")
     devices = f"{config.num_processes} {one if config.num_processes == 1 else several}"
     batches = f"batches of {config.train_batch_size} x {config.gradient_accumulation_steps} accumulated"
-    lines.append(f"planned, time: {steps:,} steps of {per_step} samples: {devices} x {batches}")
+    lines.append(f"planned, time: {plural(steps, 'step')} of {plural(per_step, 'sample')}: {devices} x {batches}")
     if config.num_train_epochs and pairs:
         lines.append(f"  more {several} would take more samples per step, so that the epochs need fewer steps")
     else:
@@ -125,18 +129,22 @@ def _memory_lines(
     config: TrainConfig, need: TrainingMemory, free: int, every: int | None, device: torch.device | None,
     card: float | None,
 ) -> list[str]:  # fmt: skip
-    parts = {**vars(need), "reserve": need.reserve}
+    on_cpu = device is not None and device.type == "cpu"
+    parts = vars(need) if on_cpu else {**vars(need), "reserve": need.reserve}
     *sizes, total = gigabytes_that_add_up(parts.values())
-    where = "memory" if device and device.type == "cpu" else "GPU memory"
+    where = "memory" if on_cpu else "GPU memory"
     lines = [f"planned, {where}: {total} of {gigabytes(free)} {'free' if device else 'usable'}"]
+    if on_cpu:
+        lines.append("  Python's libraries come on top")
     if card:
         taken = f"the plan leaves {100 * (1 - USABLE):.0f} % to the driver and the screen"
         lines.append(f"  a card sold as {card:g} GB has {gigabytes(card * 2**30)}; {taken}")
     lines += [f"  {name:12} {size:>8}  {MEANS[name]}" for name, size in zip(parts, sizes, strict=True)]
-    kept = f"{config.quantization}, in the host's memory" if config.offload else config.quantization
+    kept = weights_kept(config) + (", in the host's memory" if config.offload else "")
     lines.append(f"  frozen weights: {kept}; {which_recompute(every)} recomputes its activations")
-    if need.total > free:
-        lines.append(f"  it does not fit: {', or '.join(memory_advice(config, every)) or 'use a GPU with more'}")
+    if sum(parts.values()) > free:
+        helps = CPU_ADVICE if on_cpu else ", or ".join(memory_advice(config, every)) or "use a GPU with more"
+        lines.append(f"  it does not fit: {helps}")
     return lines
 
 
@@ -146,7 +154,8 @@ def _host_lines(config: TrainConfig, need: HostMemory, here: bool) -> list[str]:
     line = f"planned, host memory: {gigabytes(need.total)} for each process, one per GPU"
     if config.num_processes > 1:
         line += f", {gigabytes(together)} for {config.num_processes} on one machine"
-    reading = f"{config.dataloader_num_workers} processes that read data, {gigabytes(DATA_WORKER)} each"
+    workers = config.dataloader_num_workers
+    reading = f"{workers} {'process' if workers == 1 else 'processes'} reading data, {gigabytes(DATA_WORKER)} each"
     blocks = "the offloaded blocks, locked in place, " if config.offload else ""
     lines = [
         line + (f", of {gigabytes(free)} free" if here else ""),

@@ -257,7 +257,7 @@ def test_folders_of_pictures_bring_their_split(tmp_path: Path) -> None:
 
     shutil.rmtree(tmp_path / "Test")
     write_pictures(tmp_path / "Test", [row(3, "front")])
-    with pytest.raises(ValueError, match=r"1 items \(pid\) are both in training and validation, such as id_00000003"):
+    with pytest.raises(ValueError, match=r"1 item \(pid\) both in training and validation, such as id_00000003"):
         load(name, settings)
 
 
@@ -282,7 +282,9 @@ def test_what_a_folder_of_pictures_lacks_is_named_at_once(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"neither parquet files nor a saved data set nor pictures with"):
         checked_data_path(str(file.parent))
     (file.parent / "train" / "cloth").mkdir(parents=True)
-    with pytest.raises(ValueError, match="is laid out as VITON-HD or DressCode: use train_flux_inpaint.py --dataroot"):
+    with pytest.raises(
+        ValueError, match="is laid out as VITON-HD, DressCode or image/ and cloth/: give it as --dataroot"
+    ):
         checked_data_path(str(file.parent))
 
 

@@ -7,8 +7,11 @@ import pytest
 from PIL import Image
 
 from deepfashion_training.inspect_dataset import main, read_settings
+from deepfashion_training.inspection import Findings, Look, judge_pictures
 from test_dataset import png, row, write
+from test_folders import write_dresscode, write_own, write_viton_hd
 from tryon.toy.dataset import write_dataset
+from tryon.toy.model import toy_parser
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +97,58 @@ def test_only_what_a_pair_needs_is_asked_of_it(tmp_path: Path, capsys: pytest.Ca
         main([name, "--page", str(tmp_path / "words.txt" / "page.html")])
 
 
-def test_wrong_flags_are_refused() -> None:
+def test_folders_are_inspected_too(tmp_path: Path, data_cache: Path, capsys: pytest.CaptureFixture) -> None:
+    """A person's own without and with masks that a parser makes, VITON-HD and DressCode."""
+    own, page = tmp_path / "own", tmp_path / "page.html"
+    write_own(own)
+    main([str(own), "--page", str(page)])
+    said = capsys.readouterr().out
+    assert re.search(r"training pairs: [45]  \([45] upper; all upper, because there is no categories.txt\)", said)
+    assert "picture sizes: 144 x 192 (6)" in said and "the folder has no masks, and none were looked at" in said
+    assert said.splitlines()[-1].endswith("ready: all pairs that are kept can be used")
+    text = page.read_text()
+    assert "garment | person<" in text and text.count("<figure>") == 6 and text.count("<img") == 2 * 6
+
+    parser = ["--parser", str(toy_parser(data_cache)), "--data_cache_dir", str(tmp_path), "--page", str(page)]
+    main([str(own), *parser, "--mask_rule", "hull"])
+    said = capsys.readouterr().out
+    assert "masks of upper garments: " in said and "has no masks" not in said and "too short" not in said
+    assert "garment | person | mask | hidden from the model<" in page.read_text()
+
+    main([str(write_viton_hd(tmp_path / "viton")), "--page", str(page)])
+    assert "masks: 6 binary, 0 noisy" in capsys.readouterr().out
+    assert "garment | person | hidden from the model<" in page.read_text()
+    dresscode = write_dresscode(tmp_path / "dresscode", 2)
+    (dresscode / "dresses" / "images" / "000000_1.jpg").write_bytes(b"no picture")
+    main([str(dresscode), "--page", str(page)])
+    assert "cannot be used and are left out: 1 pair (dresses/000000_0.jpg)" in capsys.readouterr().out
+
+
+def test_masks_that_are_too_small_for_their_garment_are_named() -> None:
+    findings = Findings([], [], [])
+    picture = {"size": (48, 64), "middle": 0.5, "still": 0.0}
+    heights = {"dress": ("full", 0.5, 0.2), "skirt": ("lower", 0.3, 0.1), "speck": ("lower", 0.3, 0.001),
+               "shorts for a dress": ("full", 0.2, 0.1)}  # fmt: skip
+    looks = [
+        Look(name, category, "", {**picture, "digest": name, "height": height, "area": area})
+        for name, (category, height, area) in heights.items()
+    ]
+    judge_pictures(findings, "pair", looks, [])
+    assert [line for line in findings.warnings if "too small" in line] == [
+        "masks of lower garments are too short or too small to show one: 1 pair (speck)",
+        "masks of full garments are too short or too small to show one: 1 pair (shorts for a dress)",
+    ]
+
+
+def test_wrong_flags_are_refused(tmp_path: Path) -> None:
+    write_own(tmp_path / "own", 3)
+    for flags, message in (
+        (["--mask_rule", "hull"], "--mask_rule was given, but there are no masks without a --parser"),
+        (["--min_reference", "flat"], "--min_reference was given, but a folder has a picture of each garment"),
+        (["--parser", "no/parser"], "none can be made without a human parser"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_settings([str(tmp_path / "own"), *flags])
     with pytest.raises(ValueError, match="required: data_set"):
         read_settings([])
     with pytest.raises(ValueError, match="--dataset_name x/y was given: name the data set without a flag"):

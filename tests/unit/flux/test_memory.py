@@ -31,7 +31,7 @@ from tryon.flux.memory import (
 from tryon.flux.offload import checkpoint_blocks
 from tryon.flux.packing import count_tokens, image_ids, text_ids
 from tryon.flux.training_blocks import branches_of, cast_lora_together, casts_lora, use_training_blocks
-from tryon.toy.model import ToyFolders
+from tryon.toy.model import ToyFolders, new_vae
 
 TRAINING = (PROJECT / "docs" / "training.md").read_text()
 
@@ -60,6 +60,10 @@ def test_parameters_and_sizes_are_those_of_the_docs(rank: int, million: float) -
     rows = re.findall(r"^\| (\d+) \| ([\d.]+) M \| ([\d,]+) MB \|", TRAINING, re.MULTILINE)
     stated = {int(row[0]): row[1:] for row in rows}[rank]
     assert stated == (f"{million}", f"{sizes.trained * 4 / 1e6:,.0f}")
+
+
+def test_the_toys_vae_has_the_size_that_is_planned() -> None:
+    assert sum(each.numel() for each in new_vae().parameters()) == memory.TOY_VAE_PARAMETERS
 
 
 def test_the_table_of_cards_is_the_plan() -> None:

@@ -59,12 +59,12 @@ def test_a_recipe_is_read_as_flags_among_which_those_given_count(
     request_and_recipe: tuple[Request, Recipe], pictures: Path
 ) -> None:
     request, recipe = request_and_recipe
-    recipe = replace(recipe, flags=recipe.flags | {"lora": recipe.flags["lora"][:1]})
+    recipe = replace(recipe, flags=recipe.flags | {"lora": recipe.flags["lora"][:1], "toy": True})
     again = pictures / "seed 5.png"
     save_picture(Image.new("RGB", (8, 8)), again, of_result(with_request(recipe, request), 5, request.output))
 
     config, flags, fingerprints = read_settings(["--again", str(again)])
-    assert config == TryOnConfig(lora_scale=0.1, cache="first_block:0.05", height=96, offload=True)
+    assert config == TryOnConfig(toy=True, lora_scale=0.1, cache="first_block:0.05", height=96, offload=True)
     person, garment = (str(pictures / f"{name}.png") for name in ("person", "garment"))
     assert flags == PictureConfig(
         lora=recipe.flags["lora"], again=str(again), image=person, garment=garment, category="lower", steps=4,
@@ -73,12 +73,25 @@ def test_a_recipe_is_read_as_flags_among_which_those_given_count(
     assert fingerprints.keys() == {"lora", "image", "garment"}
 
     other = ["--lora", "a", "base", "--lora", "b", "--garment", person, "--seed", "8"]
-    _, flags, fingerprints = read_settings(["--again", str(again), *other])
+    config, flags, fingerprints = read_settings(["--again", str(again), *other])
+    assert not config.toy, "that follows from the LoRA"
     assert (flags.lora, flags.seed, flags.garment, flags.output_tryon) == (("a", "base", "b"), 8, person, None)
-    assert flags.output_grid == str(pictures / "seed 5-again.png"), "several are compared"
+    assert flags.output_grid == str(pictures / "seed 5-compared.png"), "several are compared"
     assert fingerprints.keys() == {"image"}, "what is given may be anything"
     _, flags, _ = read_settings(["--again", str(again), "--pairs", "pairs.csv"])
     assert (flags.image, flags.garment, flags.output_tryon, flags.steps) == (None, None, None, 4)
+
+    for name, asked, output in (
+        ("again", [], "output_tryon"),
+        ("again-seed6", ["--num_results", "2"], "output_tryon"),
+        ("compared", other, "output_grid"),
+    ):
+        taken = pictures / f"seed 5-{name}.png"
+        taken.touch()
+        with pytest.raises(ValueError, match=f"{taken.name} is there already: name another file with --{output}"):
+            read_settings(["--again", str(again), *asked])
+        read_settings(["--again", str(again), *asked, f"--{output}", str(taken)])
+        taken.unlink()
 
     request.person.unlink()
     with pytest.raises(ValueError, match="--image .*person.png is no file"):

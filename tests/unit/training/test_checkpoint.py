@@ -296,9 +296,10 @@ def test_model_folders_are_recorded_with_paths_that_hold_from_anywhere(
     toy: ToyFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(toy.base.parent)
-    config = TrainConfig(pretrained_model_name_or_path="base", output_dir=str(tmp_path))
-    resolved = with_paths(config, "lora")
-    assert resolved.pretrained_model_name_or_path == str(toy.base)
+    config = TrainConfig(pretrained_model_name_or_path="base", output_dir=str(tmp_path / ".." / tmp_path.name))
+    resolved = with_paths(replace(config, data_cache_dir="base/../cache"), "lora")
+    assert resolved.pretrained_model_name_or_path == str(toy.base) and resolved.output_dir == str(tmp_path)
+    assert resolved.data_cache_dir == str(toy.base.parent / "cache")
     assert resolved.pretrained_inpaint_model_name_or_path == "xiaozaa/catvton-flux-alpha"
 
 
@@ -309,7 +310,7 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, caplog: pytest.LogCaptu
     for changes, words in (
         ({}, f"{go_on} --resume_from_checkpoint '{run}/checkpoint-25'"),
         ({"init_lora": "other"}, f"{go_on} --init_lora none --resume_from_checkpoint"),
-        ({"max_train_steps": 25}, "all 25 steps are done and saved"),
+        ({"max_train_steps": 25}, "all is done up to step 25, and saved in "),
     ):
         stopped = resume_hint(replace(config, **changes), None)
         with caplog.at_level(logging.INFO), pytest.raises(SystemExit), stopped:

@@ -82,13 +82,15 @@ def test_a_second_start_encodes_nothing(vae: AutoencoderKL, toy: ToyFolders, con
 
 
 def test_variants_share_a_file_where_nothing_is_random(
-    vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig
+    vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Two rows in two variants, of which the second row's are the same; an unreadable row takes its variants along."""
     samples = [make_sample(0), make_sample(1), make_sample(2), make_sample(1)]
     source = ListSource(samples)
     source.variants = 2
-    data = cached(source, vae, toy, config)
+    with caplog.at_level(logging.INFO):
+        data = cached(source, vae, toy, config)
+    assert "samples: 3 of 2 pairs in up to 2 variants, 0 of them encoded already" in caplog.messages
     assert data.categories == ["upper", "lower"] and len(data) == 4 and len(set(data.files)) == 3
     assert [data[index].key for index in range(4)] == [sample.key for sample in samples]
 
@@ -151,7 +153,7 @@ def test_workers_encode_the_same_bits_and_name_what_they_cannot_read(
         for name in ("target", "masked", "mask"):
             assert torch.equal(getattr(data[index], name), getattr(alone[index], name)), name
     assert "skipped: row 4: broken" in caplog.text and "1 of 9 samples" in caplog.text
-    assert "encoded 8 samples: " in caplog.text
+    assert "samples encoded: 8, " in caplog.text
 
 
 def test_a_parser_reads_in_the_process_that_has_the_gpu(
