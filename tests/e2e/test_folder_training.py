@@ -1,17 +1,15 @@
 """Trainings on VITON-HD and DressCode folders, by the launcher and by train_flux_inpaint.py's own command line."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from conftest import PROJECT
 from launch import environment, launch, metrics
-from test_folders import write_dresscode, write_own, write_viton_hd
+from test_folders import write_dresscode, write_viton_hd
 from train_flux_inpaint import main
 from tryon.config import TOY_NOTICE
 from tryon.flux.lora_header import read_facts
@@ -35,19 +33,6 @@ def test_the_launcher_trains_on_a_viton_hd_folder(tmp_path: Path, data_cache: Pa
     assert json.loads((run / "data.json").read_text()) == {"training": {"upper": 3}, "validation": {"upper": 3}}
     assert set(metrics(run)) == {1, 2}
     assert (run / "checkpoint-2/transformer/pytorch_lora_weights.safetensors").is_file()
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the plan of a machine without a GPU")
-def test_a_folder_is_planned_as_it_would_be_trained(tmp_path: Path, data_cache: Path) -> None:
-    write_own(tmp_path / "own")
-    planned = launch(
-        "--quick-test", "--plan", "--dataroot", tmp_path / "own", "--data_cache_dir", data_cache, runs=tmp_path
-    )
-    first, *lines = planned.stdout.splitlines()
-    assert planned.returncode == 0 and first.startswith("no GPU was found: this plans the toy"), planned.stderr
-    assert any(re.search(r"latents .* at most: [45] pairs; ", line) for line in lines)
-    assert any(f"{tmp_path}/viton_hd_lora_quick_test_" in line for line in lines)
-    assert not list(tmp_path.glob("viton_hd_lora*"))
 
 
 def test_the_loop_trains_on_a_dresscode_folder(tmp_path: Path, data_cache: Path) -> None:

@@ -26,7 +26,8 @@ if "deepfashion_training.train_deepfashion_lora" in sys.orig_argv:
 
 
 def test_the_toy_is_fit_for_this_machine(tmp_path: Path, data_cache: Path) -> None:
-    done = launch("--check", "--toy", "--price_per_hour", "2", "--data_cache_dir", data_cache, runs=tmp_path)
+    small = ("--height", "96", "--width", "64")
+    done = launch("--check", "--toy", *small, "--price_per_hour", "2", "--data_cache_dir", data_cache, runs=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert lines[-1] == "fit for this run: everything it depends on is right"

@@ -1,9 +1,9 @@
 """The latent cache: files belong to their sample, are whole or not there, and faults are counted."""
 
 import logging
+import multiprocessing
+import resource
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -14,17 +14,17 @@ from accelerate import Accelerator
 from diffusers import AutoencoderKL
 from torch.utils.data import get_worker_info
 
-from conftest import PROJECT, ListSource, make_sample
+from conftest import ListSource, make_sample
 from tryon.config import TrainConfig, on_toy
 from tryon.data.category import MaskRule
-from tryon.data.sample import TryOnSample, UnreadablePicture
+from tryon.data.sample import LatentSample, TryOnSample, UnreadablePicture
 from tryon.flux.encode import encode_sample
 from tryon.flux.load import ModelFiles, load_text_encoders, load_vae
 from tryon.flux.prompt_cache import _device_for, cache_prompts
 from tryon.flux.prompts import FIXED_PROMPT
 from tryon.signals import stop_after
 from tryon.toy.model import ToyFolders
-from tryon.training.latent_cache import cache_latents, latent_files, read_latents
+from tryon.training.latent_cache import cache_latents, latent_files, read_latents, write_latents
 
 
 class Faulty(ListSource):
@@ -256,24 +256,17 @@ def test_text_encoders_run_where_there_is_room(toy: ToyFolders, monkeypatch: pyt
 
 def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path: Path) -> None:
     """Played by a limit on the size of files, in a process of its own."""
-    script = """
-import resource, sys, torch
-from pathlib import Path
-from tryon.training.latent_cache import read_latents, write_latents
-from tryon.data.sample import LatentSample
-folder = Path(sys.argv[1])
-sample = LatentSample("key", torch.zeros(16, 24, 36), torch.zeros(16, 24, 36), torch.zeros(1, 192, 288).bool(), "upper")
-write_latents(folder / "first", sample)
-resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-try:
-    write_latents(folder / "second", sample)
-except ValueError as error:
-    print(error)
-print(sorted(path.name for path in folder.iterdir()), read_latents(folder / "first").key)
-"""
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path)], cwd=PROJECT, capture_output=True, text=True, check=True
-    )
-    said, left = done.stdout.splitlines()
-    assert "second cannot be written" in said and "make room, or put the cache elsewhere" in said
-    assert left == "['first'] key"
+    latents = torch.zeros(16, 24, 36)
+    sample = LatentSample("key", latents, latents.clone(), torch.zeros(1, 192, 288).bool(), "upper")
+    write_latents(tmp_path / "first", sample)
+
+    def write_on_a_full_disk() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        with pytest.raises(ValueError, match="second cannot be written.* make room, or put the cache elsewhere"):
+            write_latents(tmp_path / "second", sample)
+
+    process = multiprocessing.get_context("fork").Process(target=write_on_a_full_disk)
+    process.start()
+    process.join(60)
+    assert process.exitcode == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["first"] and read_latents(tmp_path / "first").key == "key"
