@@ -30,4 +30,12 @@ VARIANTS = {
     "reference_same_picture": Variant({}, reference="same picture"),
     "guidance_30": Variant({"guidance_scale": 30.0}),
     "noise_uniform": Variant({"weighting_scheme": "none"}),
+    "noise_shifted": Variant({"weighting_scheme": "none", "timestep_shift": "resolution"}),
+    "mask_weight_4": Variant({"mask_loss_weight": 4.0}),
+    "teacher_half": Variant({"teacher_weight": 0.5}),
+    "teacher_half_equal": Variant({"teacher_weight": 0.5}, categories=("upper", "lower", "full")),
+    "lora_attention": Variant({"lora_targets": "attention"}),
+    "lora_attention_and_context": Variant({"lora_targets": "attention_and_context"}),
+    "lora_double": Variant({"lora_blocks": "double"}),
+    "lora_single": Variant({"lora_blocks": "single"}),
 }

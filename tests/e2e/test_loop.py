@@ -77,7 +77,10 @@ def test_losses_are_those_of_the_record(config: TrainConfig) -> None:
 
 
 def test_training_is_deterministic_and_resume_is_exact(config: TrainConfig, tmp_path: Path) -> None:
-    config = replace(config, lora_dropout=0.2)
+    config = replace(
+        config, lora_dropout=0.2, mask_loss_weight=3.0, teacher_weight=0.5, timestep_shift="resolution",
+        lora_targets="attention_and_context", lora_blocks="double",
+    )  # fmt: skip
     whole = train(config, TRAIN_DATA, VAL_DATA)
     first_half = replace(config, output_dir=str(tmp_path / "halves"), max_train_steps=3, dataloader_num_workers=2)
     train(first_half, TRAIN_DATA, VAL_DATA)

@@ -211,6 +211,7 @@ def test_every_number_has_bounds() -> None:
         (["--seed", "9" * 20], f"--seed {'9' * 20} is too large: give 0 to 9223372036854775807"),
         (["--height", "160000"], "--height 160000 is too large: give 16 to 4096"),
         (["--lora_rank", "0"], "--lora_rank 0 is too small: give 1 to 3072"),
+        (["--teacher_categories", "upper,shoes"], "--teacher_categories shoes is no category: give some of upper, "),
         (["--logit_mean", "-1000"], "--logit_mean -1000.0 is too small: give -100 to 100"),
         (
             ["--height", "4096", "--width", "1040"],

@@ -28,7 +28,7 @@ SHARE_OF_PEAK = {True: (0.35, 0.45), False: (0.25, 0.35)}
 SAME_SPEED = (
     "toy", "height", "width", "max_sequence_length", "mixed_precision", "num_processes", "train_batch_size",
     "gradient_accumulation_steps", "gradient_checkpointing", "quantization", "offload", "compile", "optimizer",
-    "lora_rank",
+    "lora_rank", "teacher_weight",
 )  # fmt: skip
 
 
@@ -38,7 +38,8 @@ def step_flops(config: TrainConfig, transformer_config: dict[str, Any], every: i
 
     Each block has 12 D^2 weights for every token (attention 4 D^2, feed-forward 8 D^2; a single block the same), and
     4 N^2 D operations of attention over N tokens. Weights that are frozen need no gradients, so the linear layers'
-    backward pass is as much as their forward pass. every: as in training_memory.
+    backward pass is as much as their forward pass. A teacher is one more forward pass, counted for every sample as
+    categories are not known. every: as in training_memory.
     """
     width = transformer_config["num_attention_heads"] * transformer_config["attention_head_dim"]
     blocks = transformer_config["num_layers"] + transformer_config["num_single_layers"]
@@ -46,7 +47,8 @@ def step_flops(config: TrainConfig, transformer_config: dict[str, Any], every: i
     linear, attention = blocks * 24.0 * width**2 * tokens, blocks * 4.0 * width * tokens**2
     recomputed = len(range(blocks)[::every]) / blocks if every else 0.0
     forward, backward = linear + attention, linear + ATTENTION_BACKWARD * attention
-    return forward + backward + recomputed * forward
+    taught = forward if config.teacher_weight else 0.0
+    return forward + backward + recomputed * forward + taught
 
 
 def device_name(device: torch.device) -> str:
