@@ -19,7 +19,7 @@ import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +82,9 @@ def identity_of(checkpoint: Path) -> dict[str, Any]:
 
 def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
     """Raises Refused, with the differences listed, where what `identity` names was another in the checkpoint's run. It
-    need not name everything: what is not known yet is left out."""
-    was = identity_of(checkpoint)
+    need not name everything: what is not known yet is left out. A setting that is younger than the checkpoint was at
+    its default."""
+    was = {**{each.name: each.default for each in fields(TrainConfig)}, **identity_of(checkpoint)}
     changed = [name for name in sorted(identity) if was.get(name) != identity[name]]
     if changed:
         differences = "; ".join(f"{name} was {was.get(name)} and is {identity[name]}" for name in changed)

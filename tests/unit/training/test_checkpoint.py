@@ -23,6 +23,7 @@ from tryon.runs import (
     LORA_FILE,
     SAME_WHEN_RESUMED,
     Refused,
+    check_identity,
     checkpoints,
     find_lora,
     locked,
@@ -213,6 +214,16 @@ def make_run(folder: Path, step: int = 5) -> Path:
     identity = {name: getattr(TrainConfig(), name) for name in SAME_WHEN_RESUMED}
     (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"step": step, "identity": identity}))
     return folder
+
+
+def test_a_setting_that_is_younger_than_the_checkpoint_was_at_its_default(tmp_path: Path) -> None:
+    checkpoint = make_run(tmp_path / "run") / "checkpoint-5"
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    del state["identity"]["teacher_weight"]
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    check_identity(checkpoint, {"teacher_weight": 0.0})
+    with pytest.raises(ValueError, match="teacher_weight was 0.0 and is 0.5"):
+        check_identity(checkpoint, {"teacher_weight": 0.5})
 
 
 def test_a_folder_is_one_trainings(tmp_path: Path) -> None:
