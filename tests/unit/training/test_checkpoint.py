@@ -120,7 +120,7 @@ def test_another_run_is_not_resumed(transformer: FluxTransformer2DModel, tmp_pat
     trained = parts(transformer)
     checkpoint = save(tmp_path, TrainerState(1, IDENTITY), transformer, trained[1])
     other = {"data": "6 samples", "seed": 0, "height": 96}
-    with pytest.raises(ValueError, match="data was 5 samples and is 6 samples; height was None and is 96"):
+    with pytest.raises(ValueError, match="data was 5 samples and is 6 samples; height was 768 and is 96"):
         load_checkpoint(checkpoint, other, transformer, trained[1])
 
 
