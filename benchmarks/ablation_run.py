@@ -42,6 +42,9 @@ class VariantData:
     def name(self, index: int) -> str:
         return self.drawings.name(index)
 
+    def shows_garment_alone(self, index: int) -> bool:
+        return self.variant.reference == "flat"
+
     def key(self, index: int) -> str:
         return f"{self.drawings.key(index)} {self.variant.reference} {self.variant.mask}"
 

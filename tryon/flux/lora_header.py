@@ -36,6 +36,7 @@ class LoraFacts:
     mask_parser: str | None = None  # that told the rule the person's parts
     num_inference_steps: int = 30  # of its validation pictures, as is the guidance
     guidance_scale: float = 30.0
+    try_off_prompt: str | None = None  # with {garment} for the category; None: it was trained for no try-off
 
     @property
     def known(self) -> bool:

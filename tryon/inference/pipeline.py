@@ -243,8 +243,8 @@ def try_on_batch(
     cache: float | None = None,
 ) -> Tensor:  # fmt: skip
     """The samples' persons wearing their garments, [B, 3, H, W/2] in [-1, 1]: panels, as training, validation and
-    evaluation see them. cache: see `first_block_cache`; without it a sample gets what it gets alone, but for rounding.
-    The rest is as in `try_on`."""
+    evaluation see them. Of a try-off it is the garment's panel, whatever the sample shows there. cache: see
+    `first_block_cache`; without it a sample gets what it gets alone, but for rounding. The rest is as in `try_on`."""
 
     def after_step(pipeline: FluxFillPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict:
         each_step(step + 1)
@@ -268,5 +268,6 @@ def try_on_batch(
             callback_on_step_end=after_step if each_step else None, output_type="latent",
         ).images  # fmt: skip
     decoded = decode_latents(pipeline.vae, unpack_latents(latents, height // 8, width // 8))
-    (_, hidden), (_, generated), (_, persons) = map(split_diptych, (mask, decoded, image))
-    return torch.where(hidden.bool(), generated.clamp(-1, 1), persons)
+    garments, persons = split_diptych(torch.where(mask.bool(), decoded.clamp(-1, 1), image))
+    try_off = torch.tensor([sample.try_off for sample in samples])[:, None, None, None]
+    return torch.where(try_off, garments, persons)

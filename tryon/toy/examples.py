@@ -68,6 +68,9 @@ class DrawnData:
     def name(self, index: int) -> str:
         return f"drawing {index}"
 
+    def shows_garment_alone(self, index: int) -> bool:
+        return True
+
     def __getitem__(self, index: int) -> TryOnSample:
         example = self.example(index)
         garment, category = self.tried_on(index)[0], example.outfit[0].category
