@@ -40,7 +40,7 @@ from tryon.console import on_terminal, progress_bar, set_up_logging
 from tryon.data.category import Category
 from tryon.data.sample import PromptEmbedding, SampleSource
 from tryon.data.try_off import with_try_offs
-from tryon.evaluation.cases import paired_cases
+from tryon.evaluation.cases import paired_cases, try_offs_of
 from tryon.evaluation.score import score_run
 from tryon.files import files_fingerprint
 from tryon.flux.attention import fall_back, uses_safest
@@ -371,7 +371,8 @@ def lora_facts(config: TrainConfig, data: SampleSource) -> LoraFacts:
 
 def evaluate_on(val_data: SampleSource, run: Path, config: TrainConfig) -> None:
     """Scores the finished run's LoRA on its first validation pairs of each category, for its report."""
-    cases = {"paired": paired_cases(val_data, config.num_evaluation_samples)}
+    paired = paired_cases(val_data, config.num_evaluation_samples)
+    cases = {"paired": paired, **(try_offs_of(paired) if config.try_off_share else {})}
     score_run(run, config, "pairs held back from the training", cases)
     write_report(run)
 

@@ -30,4 +30,5 @@ VARIANTS = {
     "reference_same_picture": Variant({}, reference="same picture"),
     "guidance_30": Variant({"guidance_scale": 30.0}),
     "noise_uniform": Variant({"weighting_scheme": "none"}),
+    "try_off_fifth": Variant({"try_off_share": 0.2}),
 }

@@ -341,6 +341,13 @@ def sample_of_pictures(
     return sample
 
 
+def try_off_sample(person: Image.Image, category: Category, height: int, width: int) -> TryOnSample:
+    """A sample for inference, from which the garment is painted that the person wears."""
+    fitted = fit_picture(person, height, width)
+    unknown, unused = torch.zeros_like(fitted), torch.zeros_like(fitted[:1])
+    return TryOnSample("", unknown, fitted, unused, category, try_off=True)
+
+
 def make_diptych(sample: TryOnSample) -> tuple[Tensor, Tensor, Tensor]:
     """Garment left, person right.
 

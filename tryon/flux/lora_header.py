@@ -129,6 +129,12 @@ def denoising(facts: LoraFacts, steps: int | None, guidance: float | None) -> tu
     )
 
 
+def check_takes_off(facts: LoraFacts) -> None:
+    """Raises ValueError where the LoRA was not trained for try-offs."""
+    if not facts.try_off_prompt:
+        raise ValueError("this LoRA has not learnt to take garments off: give one trained with --try_off_share")
+
+
 def prompt_category(facts: LoraFacts, asked: Category | None) -> Category:
     """The category whose prompt is used. Raises ValueError where the LoRA has one each and none was asked for."""
     if asked is None and facts.prompt == "category":
