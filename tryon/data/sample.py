@@ -29,7 +29,7 @@ class TryOnSample:
     garment, person: [3, H, W/2] float32 in [-1, 1].
     mask: [1, H, W/2] float32 of exactly 0 and 1; 1 = repaint.
     mask_was_resized: whether the mask had another size than its picture.
-    try_off: whether the garment's panel is repainted instead, all of it, with the person as it is: `mask` is not used.
+    try_off: whether the garment's panel is repainted instead, all of it, and the person shown as it is, without `mask`.
     """
 
     key: str
