@@ -128,6 +128,7 @@ def main(argv: list[str]) -> None:
     from tryon.app.layout import STYLE
     from tryon.app.page import Page
     from tryon.app.session import Session
+    from tryon.app.take_off_page import TakeOffPage, in_tabs
     from tryon.app.train_page import STYLE as TRAIN_STYLE
     from tryon.app.train_page import TrainPage
     from tryon.inference.pipeline import load_try_on
@@ -154,15 +155,19 @@ def main(argv: list[str]) -> None:
         os.environ["GRADIO_TEMP_DIR"] = name
         shown = Path(name) / "shown"
         shown.mkdir()
-        try_on = None
+        try_on = take_off = None
         if lora:
             session = Session(config, load, parser, lora, runs, shown, page.steps, page.guidance_scale)
             if not page.train:  # the GPU may be a training's, and is until somebody is dressed
                 session.take(lora, config.lora_scale)
             try_on = Page(session, write_pictures(Path(name) / "examples"), notice)
+            take_off = TakeOffPage(session) if session.loras_for_try_off() else None
         kept = {name: getattr(config, name) for name in ("data_cache_dir", "cache_dir")}
         flags = [f"--{name}={full_path(place)}" for name, place in kept.items() if place]
-        blocks = TrainPage(try_on, runs, flags).blocks if page.train else try_on.blocks
+        if page.train:
+            blocks = TrainPage(try_on, runs, flags, take_off).blocks
+        else:
+            blocks = in_tabs(try_on, take_off) if take_off else try_on.blocks
         blocks.queue(max_size=LONGEST_QUEUE)
         _, _, public = blocks.launch(
             server_name=page.host, server_port=page.port, share=page.share, auth=users, quiet=True,

@@ -113,7 +113,9 @@ def main(argv: list[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = use_toy_model_for_try_on(config, facts[0])
     sized = replace(loaded, height=height, width=width)
-    data, cases = held_out.choose_cases(asked, trained, usable_rule(facts[0]), sized, device)
+    try_offs = all(each.try_off_prompt for each in facts)  # else one has not learnt them
+    rule = usable_rule(facts[0])
+    data, cases = held_out.choose_cases(asked, trained, rule, sized, device, try_offs=try_offs)
     folder, settings = scores_folder(asked, files[0], first), score.settings_of(data, facts[0], config, size, how)
     score.open_folder(folder, settings, cases)
     logger.info("scoring on %s: %s", data, ", ".join(f"{len(source)} {kind}" for kind, source in cases.items()))

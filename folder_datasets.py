@@ -76,6 +76,9 @@ class FolderData:
     def name(self, index: int) -> str:
         return self.pair(index).name
 
+    def shows_garment_alone(self, index: int) -> bool:
+        return True
+
     def key(self, index: int) -> str:
         """A hash of the files' bytes and of every setting that shapes the sample. A missing file counts as empty."""
         pair, size = self.pair(index), (self.height, self.width)

@@ -37,9 +37,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from folder_datasets import load_folder
 from tryon.config import PlanConfig, TrainConfig, seconds_of
 from tryon.console import on_terminal, progress_bar, set_up_logging
-from tryon.data.category import CATEGORIES, Category
+from tryon.data.category import Category
 from tryon.data.sample import PromptEmbedding, SampleSource
-from tryon.evaluation.cases import paired_cases
+from tryon.data.try_off import with_try_offs
+from tryon.evaluation.cases import paired_cases, try_offs_of
 from tryon.evaluation.score import score_run
 from tryon.files import files_fingerprint
 from tryon.flux.attention import fall_back, uses_safest
@@ -59,7 +60,7 @@ from tryon.flux.lora_header import LoraFacts, verify_lora
 from tryon.flux.memory import check_panel_fits, dtype_of, resolved
 from tryon.flux.placement import prepare_transformer
 from tryon.flux.prompt_cache import cache_prompts
-from tryon.flux.prompts import prompt_for
+from tryon.flux.prompts import TRY_OFF_PROMPT, prompts_of
 from tryon.hub import check_login
 from tryon.inference.pipeline import build_pipeline
 from tryon.report import REPORT, write_data, write_environment, write_report
@@ -93,7 +94,7 @@ class Training:
     accelerator: Accelerator
     identity: dict[str, Any]  # see TrainerState
     latents: LatentData
-    prompts: dict[Category, PromptEmbedding]
+    prompts: dict[str, PromptEmbedding]  # by prompt_key
     levels: NoiseLevels
     transformer: FluxTransformer2DModel
     model: nn.Module
@@ -155,6 +156,8 @@ def setup(
     with accelerator.main_process_first():  # one downloads, the others find it
         files = fetch_training_models(config, accelerator.device)
     check_panel_fits((config.height, config.width), files.base, dtype, accelerator.device)
+    if config.try_off_share:
+        train_data = with_try_offs(train_data)
     train_files = latent_files(train_data, files, config, dtype)
     identity = run_identity(config, files, train_files)
     if checkpoint:
@@ -166,6 +169,7 @@ def setup(
     vae = load_vae(files.base, dtype, accelerator.device)
     val_files = latent_files(val_data, files, config, dtype)
     train_latents = cache_latents(train_data, train_files, "training samples", vae, config, accelerator)
+    train_latents = replace(train_latents, try_offs=config.try_off_share > 0)
     val_latents = cache_latents(val_data, val_files, "validation samples", vae, config, accelerator)
 
     # The transformer: frozen weights where they fit, a LoRA in every layer, an optimiser for the LoRA alone.
@@ -324,13 +328,18 @@ def start_accelerator(config: TrainConfig, run: Path, first_step: int) -> Accele
 
 def encode_prompts(
     config: TrainConfig, files: ModelFiles, dtype: torch.dtype, accelerator: Accelerator
-) -> dict[Category, PromptEmbedding]:
-    """The prompt embedding of each category, encoded by the main process where it is not cached yet."""
-    texts = {category: prompt_for(config.prompt, category) for category in CATEGORIES}
+) -> dict[str, PromptEmbedding]:
+    """The prompts' embeddings by prompt_key, encoded by the main process where they are not cached yet."""
+    texts = prompts_of(config.prompt, try_off_prompt(config))
     with accelerator.main_process_first():
         different, length, cache = sorted(set(texts.values())), config.max_sequence_length, Path(config.data_cache_dir)
         embeddings = cache_prompts(different, files.base, length, dtype, accelerator.device, cache)
-    return {category: embeddings[text] for category, text in texts.items()}
+    return {key: embeddings[text] for key, text in texts.items()}
+
+
+def try_off_prompt(config: TrainConfig) -> str | None:
+    """The prompt of the run's try-offs; None where there are none."""
+    return TRY_OFF_PROMPT if config.try_off_share else None
 
 
 def run_identity(config: TrainConfig, files: ModelFiles, train_files: list[Path]) -> dict[str, Any]:
@@ -356,12 +365,14 @@ def lora_facts(config: TrainConfig, data: SampleSource) -> LoraFacts:
         mask_rule=rule.name if rule else "given", profile=config.profile, step=0,
         mask_offsets=rule.offsets if rule else (0.0, 0.0, 0.0, 0.0), mask_parser=rule.parser if rule else None,
         num_inference_steps=config.num_inference_steps, guidance_scale=config.validation_guidance_scale,
+        try_off_prompt=try_off_prompt(config),
     )  # fmt: skip
 
 
 def evaluate_on(val_data: SampleSource, run: Path, config: TrainConfig) -> None:
     """Scores the finished run's LoRA on its first validation pairs of each category, for its report."""
-    cases = {"paired": paired_cases(val_data, config.num_evaluation_samples)}
+    paired = paired_cases(val_data, config.num_evaluation_samples)
+    cases = {"paired": paired, **(try_offs_of(paired) if config.try_off_share else {})}
     score_run(run, config, "pairs held back from the training", cases)
     write_report(run)
 

@@ -4,7 +4,11 @@
         --output_tryon out.png
     python tryon_inference_lora.py --lora base runs/<run> runs/<other> --image ... --output_grid compared.png
     python tryon_inference_lora.py --lora runs/<run> --pairs pairs.csv
+    python tryon_inference_lora.py --lora runs/<run> --take_off person.jpg --category lower --output garment.png
     python tryon_inference_lora.py --again out.png
+
+--take_off goes the other way: it paints the product picture of what the person wears, with a LoRA that was trained for
+both.
 
 What is repainted: --mask, white there; or --worn, the region of what the person wears, from which the mask is made by
 the rule that the LoRA was trained with; or, with --category alone, a human parser finds that region.
@@ -19,10 +23,19 @@ from typing import Literal
 from tryon.cli import parse, parse_flags, run_script
 from tryon.config import MOST_DENOISING, MOST_GUIDANCE, MOST_SEED, TryOnConfig, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
-from tryon.flux.lora_header import denoising, is_for_toy, lora_on_disk, panel_size, prompt_category, read_facts
+from tryon.flux.lora_header import (
+    check_takes_off,
+    denoising,
+    is_for_toy,
+    lora_on_disk,
+    panel_size,
+    prompt_category,
+    read_facts,
+)
 from tryon.inference.pairs_file import Request, read_pairs, requests_of, results_of, unwritable
 from tryon.inference.recipe import (
     BASE,
+    OF_ONE,
     OUTPUTS,
     as_arguments,
     check_unchanged,
@@ -76,6 +89,12 @@ class PictureConfig:
         "CSV file with the columns person, garment and output, and perhaps mask and category: a try-on a line; paths "
         "are taken from the file's folder; results that are there already are not made again",
     )
+    take_off: str | None = setting(
+        None,
+        "picture of a person, of which the garment of the --category is painted as a shop shows it, in place of a "
+        "try-on; the LoRA has to be trained for it",
+    )
+    output: str | None = setting(None, "where the picture of --take_off is written; needed beside it")
     output_grid: str | None = setting(None, "where garment, person, masked person and results are written side by side")
     num_results: int = setting(1, "results of each try-on, with seeds that follow each other", 1, 16)
     seed: int = setting(0, "seed of the first result's noise", 0, MOST_SEED)
@@ -91,6 +110,8 @@ def problems_of(config: TryOnConfig, pictures: PictureConfig) -> list[str]:
     """What is wrong with the flags beyond single values."""
     if set(pictures.lora) == {BASE}:
         return [f"--lora {BASE} is the model of another LoRA: name that one too"]
+    if pictures.take_off:
+        return problems_of_try_off(pictures)
     if pictures.pairs:
         given = [name for name in ("image", "garment", "mask", "worn", "output_tryon") if getattr(pictures, name)]
         problems = [f"--{name} is for a single try-on: leave it out with --pairs" for name in given]
@@ -98,6 +119,8 @@ def problems_of(config: TryOnConfig, pictures: PictureConfig) -> list[str]:
             problems.append("--pairs are dressed with one LoRA: name one, or compare several on a single try-on")
     else:
         problems = problems_of_one(pictures)
+    if pictures.output:
+        problems.append("--output is for --take_off: name the file with --output_tryon or --output_grid")
     if pictures.output_grid:
         problems += unwritable("--output_grid", Path(pictures.output_grid))
     return problems
@@ -128,9 +151,31 @@ def problems_of_one(pictures: PictureConfig) -> list[str]:
         output = Path(pictures.output_tryon).expanduser()
         problems += unwritable("--output_tryon", output)
         written["output_tryon"] = results_of(output, seeds_of(pictures))
+    return [*problems, *overwritten(pictures, written)]
+
+
+def problems_of_try_off(pictures: PictureConfig) -> list[str]:
+    """What is wrong with the flags of a try-off."""
+    given = [name for name in (*OF_ONE, "pairs", "output_tryon", "output_grid") if getattr(pictures, name)]
+    problems = [f"--{name} has no use with --take_off: leave it out" for name in given]
+    problems += [f"--{name} is missing" for name in ("category", "output") if not getattr(pictures, name)]
+    if len(pictures.lora) > 1:
+        problems.append("--take_off works with one LoRA: name one")
+    if not Path(pictures.take_off).expanduser().is_file():
+        problems.append(f"--take_off {pictures.take_off} is no file")
+    if pictures.output:
+        output = Path(pictures.output).expanduser()
+        problems += unwritable("--output", output)
+        problems += overwritten(pictures, {"output": results_of(output, seeds_of(pictures))})
+    return problems
+
+
+def overwritten(pictures: PictureConfig, written: dict[str, list[Path]]) -> list[str]:
+    """What is wrong where a file that is written is one that another flag names. written: files, by their flags."""
+    problems = []
     for output, files in written.items():
         resolved = {file.resolve() for file in files}
-        for name in ("image", "garment", "mask", "worn", "output_grid"):
+        for name in ("image", "garment", "mask", "worn", "take_off", "output_grid"):
             path = getattr(pictures, name)
             if name != output and path and Path(path).expanduser().resolve() in resolved:
                 problems.append(f"--{output} would overwrite --{name} {path}: name another file")
@@ -161,7 +206,7 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, PictureConfig, dict[str
     if (recipe := read_recipe(again)) is None:
         raise ValueError(f"--again {again} does not say how it was made: give a picture that was written here")
     compares = len(given.get("lora", ())) > 1
-    output = "output_grid" if compares or "output_grid" in recipe.flags else "output_tryon"
+    output = "output_grid" if compares else next((name for name in OUTPUTS if name in recipe.flags), "output_tryon")
     beside = again.with_stem(f"{again.stem}-{'compared' if compares else 'again'}")
     recipe = without(replace(recipe, flags=without(recipe, OUTPUTS).flags | {output: str(beside)}), given)
     config, pictures = parse([*as_arguments(recipe.flags), *argv], *command, problems=problems_of)
@@ -189,7 +234,8 @@ def check_all_dressed(failed: dict[int, str], lines: int) -> None:
 def main(argv: list[str]) -> None:
     # What can be refused is refused before anything heavy is imported.
     config, pictures, fingerprints = read_settings(argv)
-    pairs, grid = (Path(path).expanduser() if path else None for path in (pictures.pairs, pictures.output_grid))
+    paths = pictures.pairs, pictures.output_grid, pictures.take_off
+    pairs, grid, taken_off = (Path(path).expanduser() if path else None for path in paths)
     seeds, failed = seeds_of(pictures), {}
     lines = read_pairs(pairs, seeds, grid) if pairs else []
     set_up_logging(is_main_process=True)
@@ -203,6 +249,9 @@ def main(argv: list[str]) -> None:
     shared = recipe_of(loras, flags)
     if pairs:
         recipe = with_files(shared, {"pairs": pairs})
+    elif taken_off:
+        check_takes_off(facts)
+        recipe = with_files(shared, {"take_off": taken_off})
     else:
         for each in (facts, *others):
             prompt_category(each, pictures.category)
@@ -219,7 +268,17 @@ def main(argv: list[str]) -> None:
 
     load_libraries(*MODEL_LIBRARIES)
     from tryon.data.grid import draw_grid
-    from tryon.inference.dressing import Denoising, compare, dress, dress_pairs, grid_row, mask_maker, open_pictures
+    from tryon.inference.dressing import (
+        Denoising,
+        compare,
+        dress,
+        dress_pairs,
+        grid_row,
+        mask_maker,
+        open_picture,
+        open_pictures,
+        take_off_garment,
+    )
     from tryon.inference.pipeline import load_try_on
     from tryon.toy.model import parser_for_try_on, use_toy_model_for_try_on
 
@@ -227,6 +286,13 @@ def main(argv: list[str]) -> None:
     how, first = Denoising(steps, guidance, seeds), next(iter(loras.values()))
     make_mask = mask_maker(facts, pictures.parser, parser_for_try_on(config, facts), config.cache_dir)
     words = f"{plural(steps, 'step')} at guidance {guidance:g}"
+    if taken_off:
+        person = open_picture("person", taken_off)
+        model = load_try_on(config, first, fold=True)
+        logger.info("taking off, %s", words)
+        output = Path(pictures.output).expanduser()
+        take_off_garment(model, person, pictures.category, how, output, recipe)
+        return
     if pairs:
         model = load_try_on(config, first, fold=True)
         logger.info("dressing, %s", words)

@@ -10,7 +10,7 @@ from train_flux_inpaint import train
 from tryon.config import TrainConfig, TryOnConfig
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import TryOnSample, fit_mask, fit_picture
-from tryon.evaluation.cases import BASE
+from tryon.evaluation.cases import BASE, TRY_OFF, try_off_case
 from tryon.evaluation.compare import summarise
 from tryon.evaluation.score import Denoising, measured_results
 from tryon.flux.lora_header import read_facts
@@ -42,6 +42,9 @@ class VariantData:
     def name(self, index: int) -> str:
         return self.drawings.name(index)
 
+    def shows_garment_alone(self, index: int) -> bool:
+        return self.variant.reference == "flat"
+
     def key(self, index: int) -> str:
         return f"{self.drawings.key(index)} {self.variant.reference} {self.variant.mask}"
 
@@ -60,8 +63,8 @@ class VariantData:
 
 
 def run_variant(variant: Variant, settings: TrainConfig, pairs: int, cases: int) -> dict[str, float]:
-    """Trains and scores one LoRA: {"upper paired": dB, "upper paired change": dB, ...}. pairs: drawn and trained on.
-    cases: held out, per category, paired and unpaired."""
+    """Trains and scores one LoRA: {"upper paired": dB, "upper paired change": dB, ...}, and "try-off" where it learnt
+    that. pairs: drawn and trained on. cases: held out, per category, paired and unpaired."""
     settings = use_toy_model(settings, asked_for=True)
     shutil.rmtree(settings.output_dir, ignore_errors=True)  # an older run's checkpoints
     size = (settings.height, settings.width)
@@ -77,6 +80,8 @@ def run_variant(variant: Variant, settings: TrainConfig, pairs: int, cases: int)
         drawings = replace(held_out, unpaired=kind == "unpaired")
         shown, drawn = VariantData(drawings, replace(variant, reference="flat")), DrawnCases(drawings)
         of_kinds[kind] = [replace(drawn[index], sample=shown[index]) for index in range(len(drawings))]
+    if settings.try_off_share:
+        of_kinds[TRY_OFF] = [try_off_case(case.sample) for case in of_kinds["paired"]]
     steps, guidance = settings.num_inference_steps, settings.validation_guidance_scale
     how, models = Denoising(steps, guidance, settings.seed, settings.train_batch_size), {BASE: "base", "lora": "LoRA"}
     lines = {place: line for place, line, _ in measured_results(model, list(models), of_kinds, how, saved=False)}
@@ -87,4 +92,6 @@ def run_variant(variant: Variant, settings: TrainConfig, pairs: int, cases: int)
             results[f"{category} {kind} change"] = of_kind[category]["LoRA - base"]["psnr"]["mean"]
     lengths = found["unpaired"]["all"]["LoRA"].get("length_right")
     results[LENGTHS] = lengths["mean"] if lengths else 0.0
+    if TRY_OFF in found:
+        results[TRY_OFF] = found[TRY_OFF]["all"]["LoRA"]["psnr"]["mean"]
     return results

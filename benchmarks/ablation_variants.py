@@ -38,4 +38,5 @@ VARIANTS = {
     "lora_attention_and_context": Variant({"lora_targets": "attention_and_context"}),
     "lora_double": Variant({"lora_blocks": "double"}),
     "lora_single": Variant({"lora_blocks": "single"}),
+    "try_off_fifth": Variant({"try_off_share": 0.2}),
 }

@@ -6,7 +6,8 @@
 A variant changes one thing of the recipe, which is the quick test's on the toy. Scores are PSNRs in dB inside the mask
 with the LoRA, on drawings that no run has seen, with flat garments for references; in brackets their change against
 the model without a LoRA under the same mask; and how often lengths are right. PSNRs under different masks do not
-compare, lengths do. What is done is kept in the output folder and not done again.
+compare, lengths do. Try-offs are scored over the garment, of variants that learn them. What is done is kept in the
+output folder and not done again.
 """
 
 import json
@@ -73,12 +74,13 @@ def main(argv: list[str]) -> None:
     set_up_logging(is_main_process=True)
     load_libraries(*MODEL_LIBRARIES)
     from benchmarks.ablation_run import LENGTHS, run_variant
+    from tryon.evaluation.cases import TRY_OFF
     from tryon.toy.model import toy_name
     from tryon.toy.world import WORLD_VERSION
 
     columns = [f"{category} {kind}" for category in CATEGORIES for kind in ("paired", "unpaired")]
     titles = "".join(f"{column:>24}" for column in columns)
-    lines = [f"{'mean +- spread over seeds':26}{titles}{LENGTHS:>16}"]
+    lines = [f"{'mean +- spread over seeds':26}{titles}{LENGTHS:>16}{TRY_OFF:>10}"]
     for name in names(config):
         results = []
         for seed in range(config.seeds):
@@ -97,7 +99,8 @@ def main(argv: list[str]) -> None:
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             cells.append(f"{statistics.mean(values):.2f} +-{spread:.2f} ({statistics.mean(changes):+.2f})")
         share = statistics.mean(each[LENGTHS] for each in results)
-        lines.append(f"{name:26}" + "".join(f"{cell:>24}" for cell in cells) + f"{share:>16.0%}")
+        taken_off = f"{statistics.mean(each[TRY_OFF] for each in results):.2f}" if TRY_OFF in results[0] else "-"
+        lines.append(f"{name:26}" + "".join(f"{cell:>24}" for cell in cells) + f"{share:>16.0%}{taken_off:>10}")
         logger.info("%s", lines[-1])
     for line in lines:
         logger.info("%s", line)

@@ -73,6 +73,9 @@ class DeepFashionData:
     def name(self, index: int) -> str:
         return f"row {self.pair(index).row} ({self.pair(index).pid})"
 
+    def shows_garment_alone(self, index: int) -> bool:
+        return self.pair(index).reference in ("flat", "column")
+
     def files(self, index: int) -> list[bytes]:
         """The undecoded pictures of sample `index`: person and its mask; then the garment, or a person wearing it and
         the mask of that; nothing more where it is cut out of the first. One that is missing is empty."""

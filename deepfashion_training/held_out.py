@@ -3,6 +3,7 @@
 import json
 import logging
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from tryon.units import plural
 if TYPE_CHECKING:
     import torch
 
+    from tryon.data.sample import SampleSource
     from tryon.evaluation.cases import CaseSource
 
 logger = logging.getLogger(__name__)
@@ -104,14 +106,20 @@ def scored_pairs(asked: HeldOutConfig, trained: TrainingSettings) -> tuple[Folde
 
 
 def choose_cases(
-    asked: HeldOutConfig, trained: TrainingSettings, rule: MaskRule, config: TryOnConfig, device: "torch.device"
+    asked: HeldOutConfig,
+    trained: TrainingSettings,
+    rule: MaskRule,
+    config: TryOnConfig,
+    device: "torch.device",
+    *,
+    try_offs: bool,
 ) -> tuple[str, dict[str, "CaseSource"]]:
     """What the scores are of, in words, and the cases of each kind.
 
-    asked: see named_data. trained: of the LoRAs, the first one first. config: with the panel's size. Raises ValueError
-    where no data is known, and where one of the LoRAs may have learnt from these pairs.
+    asked: see named_data. trained: of the LoRAs, the first one first. config: with the panel's size. try_offs: whether
+    these garments are taken off too. Raises ValueError where no data is known, and where one of the LoRAs may have
+    learnt from these pairs.
     """
-    from tryon.evaluation.cases import held_out_cases
 
     name, first, size = asked.dataset_name, next(iter(trained.values())), (config.height, config.width)
     of_toy = name is not None and name == str(toy_data_folder(first.get("data_cache_dir", "")))
@@ -120,14 +128,14 @@ def choose_cases(
 
         if asked.num_samples is None:
             raise ValueError("--num_samples none is for data sets, and drawings are endless: give a number")
-        return f"drawings, masks by {rule.name}", held_out_drawings(asked.num_samples, *size, rule)
+        return f"drawings, masks by {rule.name}", held_out_drawings(asked.num_samples, *size, rule, try_offs=try_offs)
     if asked.dataroot:
         from folder_datasets import folder_samples
 
         folders, pairs = scored_pairs(asked, trained)
         check_persons(trained, asked.dataroot, pairs)
         data = folder_samples(pairs, replace(folders, parser=rule.parser), mask_config(rule), config, device)
-        return asked.dataroot, held_out_cases(data, asked.num_samples, data.name)
+        return asked.dataroot, cases_of(data, asked.num_samples, data.name, try_offs)
     if name is None:
         raise ValueError("what the first LoRA was trained on is not known: give --dataset_name or --dataroot")
 
@@ -142,7 +150,18 @@ def choose_cases(
     )  # fmt: skip
     check_split(trained, name, {**vars(chosen), **vars(split)})
     _, data = load_deepfashion(chosen, mask_config(rule), split, device)
-    return f"{name}, masks by {rule.name}", held_out_cases(data, asked.num_samples, lambda index: data.pair(index).pid)
+    cases = cases_of(data, asked.num_samples, lambda index: data.pair(index).pid, try_offs)
+    return f"{name}, masks by {rule.name}", cases
+
+
+def cases_of(
+    data: "SampleSource", per_category: int | None, item: Callable[[int], str], try_offs: bool
+) -> dict[str, "CaseSource"]:
+    """The cases of held-out pairs, see held_out_cases, and the try-offs of the paired ones where they are asked for."""
+    from tryon.evaluation.cases import held_out_cases, try_offs_of
+
+    cases = held_out_cases(data, per_category, item)
+    return cases | (try_offs_of(cases["paired"]) if try_offs else {})
 
 
 def check_split(trained: TrainingSettings, name: str, used: dict[str, Any]) -> None:

@@ -74,7 +74,8 @@ def evaluate_on_drawings(val_data: "SampleSource", run: Path, config: TrainConfi
     from tryon.toy.examples import held_out_drawings
 
     rule = val_data.mask_rule
-    cases = held_out_drawings(config.num_evaluation_samples, config.height, config.width, rule)
+    size = config.height, config.width
+    cases = held_out_drawings(config.num_evaluation_samples, *size, rule, try_offs=config.try_off_share > 0)
     score_run(run, config, f"drawings, masks by {rule.name}", cases)
     write_report(run)
 

@@ -139,6 +139,9 @@ class ListSource:
     def name(self, index: int) -> str:
         return self.samples[index].key
 
+    def shows_garment_alone(self, index: int) -> bool:
+        return True
+
     def __getitem__(self, index: int) -> TryOnSample:
         return self.samples[index]
 

@@ -59,7 +59,7 @@ def pairs_to_compare(runs: tuple[str, ...], count: int, seed: int) -> list[dict[
                 if model == digest:
                     of_lora[kind, line["key"]] = folder, line
     both = sorted(found[0].keys() & found[1].keys())
-    both = [each for each in both if each[0] == "unpaired"] or both
+    both = [each for each in both if each[0] == "unpaired"] or [each for each in both if each[0] == "paired"]
     if not both or digests[0] == digests[1]:
         raise ValueError(
             f"{runs[0]} and {runs[1]} were not scored on the same pairs, or are the same LoRA: first run "

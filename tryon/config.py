@@ -144,6 +144,9 @@ class TrainConfig:
         0.0, "share of the target that is what the model predicts without its LoRA, in the teacher's categories", 0, 1
     )
     teacher_categories: str = setting("upper", "categories that the model masters already, separated by commas")
+    try_off_share: float = setting(
+        0.0, "share of the samples that are try-offs: from the person the garment's product picture is painted", 0, 1
+    )
 
     learning_rate: float = setting(1e-4, "learning rate after the warm-up", 0, 1)
     lr_scheduler: Literal["constant", "linear", "cosine"] = setting(

@@ -38,6 +38,7 @@ MEANINGS = {
     "vae": "the true picture, encoded and decoded by the VAE",
     "paired": "a person in their own garment",
     "unpaired": "a person in another garment, which only drawings have a true picture of",
+    "try-off": "the garment as its product picture shows it, painted from the person",
 }
 OLDER_COLUMNS = {"before": "base", "after": "LoRA"}
 LENGTH_IN_WORDS = "Length of trousers for shorts and the reverse"
@@ -83,7 +84,7 @@ def write_report(run: Path) -> Path:
         warnings=_warnings(run),
         scores=score_table(run),
         evaluated=read_evaluated(run),
-        meanings=MEANINGS,
+        meanings=meanings_of(run),
         length_ok=read_length(run),
         length_in_words=LENGTH_IN_WORDS,
         curves=_curves(rows, steps),
@@ -136,9 +137,16 @@ def _summary(settings: dict[str, Any], steps: Sequence[dict[str, Any]], saved: S
     }
 
 
+def meanings_of(run: Path) -> dict[str, str]:
+    """What the columns and kinds of the run's own scores mean; try-offs only where there are some."""
+    kinds = read_json(run / EVALUATION).get("scores", {})
+    return {name: meaning for name, meaning in MEANINGS.items() if name != "try-off" or name in kinds}
+
+
 def scored_pictures(run: Path) -> list[Path]:
     """Pictures of the pairs that the run scored at its end."""
-    return [path for path in (run / "evaluation-unpaired.png", run / "evaluation-paired.png") if path.is_file()]
+    pictures = (run / f"evaluation-{kind}.png" for kind in ("unpaired", "paired", "try-off"))
+    return [path for path in pictures if path.is_file()]
 
 
 def validation_grids(run: Path) -> list[Path]:

@@ -13,16 +13,18 @@ pytestmark = pytest.mark.e2e
 
 
 def test_a_variant_is_scored_once(tmp_path: Path, data_cache: Path) -> None:
-    flags = ["--variants", "mask_tight", "--seeds", "1", "--steps", "1", "--pairs", "3", "--cases", "1",
+    flags = ["--variants", "mask_tight,try_off_fifth", "--seeds", "1", "--steps", "1", "--pairs", "3", "--cases", "1",
              "--output_dir", str(tmp_path), "--data_cache_dir", str(data_cache)]  # fmt: skip
     main(flags)
-    file = tmp_path / "mask_tight-0.json"
-    results = json.loads(file.read_text())["results"]
-    scores = {f"{category} {kind}" for category in CATEGORIES for kind in ("paired", "unpaired")}
-    assert results.keys() == scores | {f"{score} change" for score in scores} | {LENGTHS}
-    written = file.stat().st_mtime_ns
+    tight, both_tasks = (tmp_path / f"{name}-0.json" for name in ("mask_tight", "try_off_fifth"))
+    for file, kinds in ((tight, ("paired", "unpaired")), (both_tasks, ("paired", "unpaired", "try-off"))):
+        scores = {f"{category} {kind}" for category in CATEGORIES for kind in kinds}
+        results = json.loads(file.read_text())["results"]
+        assert results.keys() - {"try-off"} == scores | {f"{score} change" for score in scores} | {LENGTHS}
+        assert ("try-off" in results) == ("try-off" in kinds)
+    written = tight.stat().st_mtime_ns
     main(flags)
-    assert file.stat().st_mtime_ns == written
+    assert tight.stat().st_mtime_ns == written
 
 
 def test_an_unknown_variant_is_refused() -> None:

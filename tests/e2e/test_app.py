@@ -15,6 +15,7 @@ from urllib.error import HTTPError
 from urllib.parse import urlparse
 from urllib.request import urlopen
 
+import gradio as gr
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
@@ -24,17 +25,21 @@ from PIL import ExifTags, Image, ImageOps
 from app_lora import first_lora, main, read_users
 from conftest import PROJECT
 from launch import served_app
+from test_inference import with_facts
 from tryon.app.layout import describe
 from tryon.app.mask_layers import as_paint
 from tryon.app.page import Page
 from tryon.app.session import Session, panel_sizes
+from tryon.app.take_off_page import TakeOffPage, in_tabs
 from tryon.config import TOY_NOTICE, TryOnConfig
 from tryon.data.category import MaskRule
 from tryon.flux.lora_header import read_facts
-from tryon.inference.pipeline import usable_rule
+from tryon.flux.prompts import TRY_OFF_PROMPT
+from tryon.inference.pipeline import TryOnModel, load_try_on, usable_rule
 from tryon.inference.recipe import read_recipe
 from tryon.runs import find_lora, lora_name
 from tryon.toy.draw import write_pictures
+from tryon.toy.model import use_toy_model_for_try_on
 
 pytestmark = pytest.mark.e2e
 
@@ -540,6 +545,36 @@ def test_a_page_outlives_the_checkpoint_that_it_began_with(loras: Path, tmp_path
         page.session.chosen(str(first))
     shutil.rmtree(tmp_path / "runs" / "older")
     assert page.refresh()[page.lora].choices == []
+
+
+def test_what_somebody_wears_is_taken_off_where_a_lora_has_learnt_it(
+    run: Path, loras: Path, drawn: Path, data_cache: Path, tmp_path: Path
+) -> None:
+    models = TryOnConfig(data_cache_dir=str(data_cache))
+
+    def load(lora: Path, strength: float) -> TryOnModel:
+        return load_try_on(use_toy_model_for_try_on(replace(models, lora_scale=strength), read_facts(lora)), lora)
+
+    able = with_facts(run, tmp_path / "able.safetensors", try_off_prompt=TRY_OFF_PROMPT)
+    (tmp_path / "shown").mkdir()
+    session = replace(session_of(able, loras, tmp_path / "shown"), load=load)
+    assert [file for _, file in session.loras_for_try_off()] == [str(able)] and len(session.loras()) == 3
+    page = TakeOffPage(session)
+    result, said = page.take_off(str(drawn / "person-1.png"), "lower", None, 3)
+    assert said == {"lora": lora_name(able), "category": "lower", "steps": 1, "guidance": 30, "seed": 3}
+    assert Image.open(result).size == (64, 96) and Path(result).name.startswith("person-1_lower_")
+    assert (recipe := read_recipe(Path(result))).flags["seed"] == 3 and recipe.loras == (lora_name(able),)
+    other, _ = page.take_off(str(drawn / "person-1.png"), "lower", str(able), 4)
+    assert Image.open(other).tobytes() != Image.open(result).tobytes()
+    for given, message in (
+        ((str(drawn / "person-1.png"), "lower", "newer, step 2"), "this LoRA has not learnt to take garments off"),
+        ((str(drawn / "person-1.png"), "trousers"), "Give a category, one of upper, lower, full."),
+        ((None, "lower"), "Give a picture of the person first."),
+    ):
+        with pytest.raises(gr.Error, match=message):
+            page.take_off(*given)
+    tabs = in_tabs(Page(session, [], lambda facts: ""), page)
+    assert set(tabs.get_api_info()["named_endpoints"]) == {"/try_on", "/info", "/take_off"}
 
 
 def test_undo_brings_back_a_person_that_was_taken_away(loras: Path, drawn: Path, tmp_path: Path) -> None:

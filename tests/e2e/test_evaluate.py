@@ -16,6 +16,7 @@ from tryon.data.category import MaskRule
 from tryon.evaluation.cases import BASE, FILL, VAE, Case
 from tryon.evaluation.score import Denoising, filled, measured_results, score_run
 from tryon.flux.lora_header import read_facts
+from tryon.flux.prompts import prompt_key
 from tryon.inference.pipeline import TryOnModel, load_try_on, try_on_batch
 from tryon.report import read_length, read_scores
 from tryon.runs import find_lora
@@ -56,6 +57,19 @@ def test_every_model_and_bound_has_a_result_of_every_case(model: TryOnModel) -> 
     assert set(again) == set(found) - done
     rounded = ((results["lora"] + 1) * 127.5).round() / 127.5 - 1
     torch.testing.assert_close(again["lora", "paired", 1], rounded, rtol=0, atol=1e-6)
+
+
+def test_garments_are_taken_off_and_scored_against_their_product_pictures(model: TryOnModel) -> None:
+    prompts = {prompt_key(category, try_off=True): prompt for category, prompt in model.prompts.items()}
+    cases = held_out_drawings(1, 96, 64, MaskRule(), try_offs=True)
+    taken_off = {"try-off": cases["try-off"]}
+    measured = measured_results(replace(model, prompts=prompts), NAMES, taken_off, HOW, saved=False)
+    found = {(name, index): (line["psnr"], result) for (name, _, index), line, result in measured}
+    assert len(found) == len(NAMES) * 3 and cases["try-off"].name(1) == cases["paired"].name(1)
+    for index in range(3):
+        assert torch.equal(cases["try-off"][index].truth, cases["paired"][index].sample.garment)
+        base, lora, vae = (found[name, index] for name in (BASE, "lora", VAE))
+        assert not torch.equal(base[1], lora[1]) and 15 < vae[0] < 60 and vae[0] > max(base[0], lora[0])
 
 
 def test_a_truth_that_is_reached_scores_as_such(model: TryOnModel) -> None:

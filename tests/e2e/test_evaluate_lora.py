@@ -20,6 +20,7 @@ from test_folders import write_dresscode, write_viton_hd
 from tryon.config import TrainConfig, on_toy
 from tryon.files import write_manifest
 from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, read_facts
+from tryon.flux.prompts import TRY_OFF_PROMPT
 from tryon.runs import find_lora
 from tryon.toy.model import toy_parser
 
@@ -189,8 +190,12 @@ def test_on_other_data_the_unpaired_truth_is_not_known(run: Path, data_cache: Pa
 
     write_viton_hd(tmp_path / "viton", count=2)
     parser = ("--parser", toy_parser(data_cache))
-    main(flags_for(data_cache, tmp_path / "b", "--lora", run, "--dataroot", tmp_path / "viton", *parser))
+    both_tasks = changed(run, tmp_path / "both.safetensors", try_off_prompt=TRY_OFF_PROMPT)
+    main(flags_for(data_cache, tmp_path / "b", "--lora", both_tasks, "--dataroot", tmp_path / "viton", *parser))
     result = result_of(tmp_path / "b")
+    taken_off = result["scores"].pop("try-off")["upper"]
+    assert taken_off["cases"] == 2 and "marked" in taken_off["LoRA - base"]["psnr"]
+    assert "leftovers" not in taken_off["LoRA"] and (tmp_path / "b" / "worst-try-off.png").is_file()
     for kind in ("paired", "unpaired"):
         assert 0 <= result["scores"][kind]["upper"]["LoRA"]["leftovers"]["mean"] <= 1
         assert "leftovers" not in scores[kind]["all"]["LoRA"], "nobody asked for them"

@@ -18,6 +18,7 @@ from tryon.data.human_parser import ATR, UNSURE
 from tryon.data.masks import agnostic_mask
 from tryon.data.sample import to_picture
 from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, read_facts
+from tryon.flux.prompts import TRY_OFF_PROMPT
 from tryon.inference.recipe import read_recipe
 from tryon.runs import find_lora
 from tryon.toy import draw
@@ -44,12 +45,17 @@ def by_rule(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def with_rule(run: Path, rule: str, folder: Path) -> Path:
+    return with_facts(run, folder / f"{rule}.safetensors", mask_rule=rule)
+
+
+def with_facts(run: Path, copy: Path, **facts: str) -> Path:
+    """The run's LoRA, as if it had been trained otherwise."""
     file = find_lora(str(run))
-    header = {"format": "pt", FACTS_KEY: json.dumps(asdict(replace(read_facts(file), mask_rule=rule)))}
+    header = {"format": "pt", FACTS_KEY: json.dumps(asdict(replace(read_facts(file), **facts)))}
     with safe_open(file, framework="pt") as opened:
         header[ADAPTER_KEY] = opened.metadata()[ADAPTER_KEY]
-    save_file(load_file(file), folder / f"{rule}.safetensors", header)
-    return folder / f"{rule}.safetensors"
+    save_file(load_file(file), copy, header)
+    return copy
 
 
 def pixels(path: Path) -> np.ndarray:
@@ -265,6 +271,38 @@ def test_several_loras_are_compared_in_a_row(
     assert read_recipe(grid).loras == ("base", f"{run.name}, step 1", f"{by_rule.parent.name}/rectangle.safetensors")
     main(["--again", str(grid), "--data_cache_dir", str(data_cache)])
     assert (pixels(pictures / "grid-again.png") == pixels(grid)).all()
+
+
+def test_what_somebody_wears_is_painted_as_a_product(
+    run: Path, pictures: Path, data_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = with_facts(run, pictures / "both.safetensors", try_off_prompt=TRY_OFF_PROMPT)
+    person, out, cache = pictures / "person.png", pictures / "out.png", ["--data_cache_dir", str(data_cache)]
+    Image.open(person).resize((200, 300)).save(person)
+    flags = ["--take_off", str(person), "--output", str(out), *cache]
+    main([*flags, "--lora", str(lora), "--category", "lower", "--num_results", "2", "--seed", "3"])
+    assert "taking off, 1 step at guidance 30" in capsys.readouterr().out
+    lower, other = (pixels(pictures / f"out-seed{seed}.png") for seed in (3, 4))
+    assert lower.shape == (96, 64, 3) and (lower != other).any(-1).mean() > 0.9
+    main([*flags, "--lora", str(lora), "--category", "upper", "--seed", "3"])
+    assert (pixels(out) != lower).any(-1).mean() > 0.5, "the prompt says which garment"
+    main(["--again", str(out), *cache])
+    assert (pixels(pictures / "out-again.png") == pixels(out)).all()
+    main(["--again", str(out), "--category", "lower", "--output", str(pictures / "lower.png"), *cache])
+    assert np.abs(pixels(pictures / "lower.png").astype(int) - lower).max() <= 1
+
+    with pytest.raises(
+        ValueError, match="this LoRA has not learnt to take garments off: give one trained with --try_off"
+    ):
+        main([*flags, "--lora", str(run), "--category", "lower"])
+    more = ["--image", str(person), "--output_grid", "grid.png", "--output", "garment.gif"]
+    wrong = "--image has no use with --take_off.*; --output_grid has .*; --category is missing; --take_off works with"
+    with pytest.raises(ValueError, match=f"{wrong} one LoRA.*; --output garment.gif must end in"):
+        main([*flags, "--lora", str(lora), str(run), *more])
+    with pytest.raises(ValueError, match="--output would overwrite --take_off .*person.png"):
+        main([*flags, "--lora", str(lora), "--category", "lower", "--output", str(person)])
+    with pytest.raises(ValueError, match="--output is for --take_off: name the file with --output_tryon"):
+        main(flags_for(pictures, data_cache, "--lora", run, "--category", "lower", "--output", out))
 
 
 def test_what_is_refused(run: Path, pictures: Path, data_cache: Path, toy: ToyFolders) -> None:

@@ -22,6 +22,8 @@ from conftest import ListSource, make_sample
 from launch import assert_same_run, metrics
 from train_flux_inpaint import train
 from tryon.config import TrainConfig, on_toy
+from tryon.flux.lora_header import read_facts
+from tryon.flux.prompts import TRY_OFF_PROMPT
 from tryon.inference.recipe import read_recipe
 from tryon.runs import find_lora, newest_checkpoint
 from tryon.toy.model import ToyFolders
@@ -79,13 +81,16 @@ def test_losses_are_those_of_the_record(config: TrainConfig) -> None:
 def test_training_is_deterministic_and_resume_is_exact(config: TrainConfig, tmp_path: Path) -> None:
     config = replace(
         config, lora_dropout=0.2, mask_loss_weight=3.0, teacher_weight=0.5, timestep_shift="resolution",
-        lora_targets="attention_and_context", lora_blocks="double",
+        lora_targets="attention_and_context", lora_blocks="double", try_off_share=0.5,
     )  # fmt: skip
     whole = train(config, TRAIN_DATA, VAL_DATA)
     first_half = replace(config, output_dir=str(tmp_path / "halves"), max_train_steps=3, dataloader_num_workers=2)
     train(first_half, TRAIN_DATA, VAL_DATA)
     halves = train(replace(first_half, max_train_steps=6, resume_from_checkpoint="latest"), TRAIN_DATA, VAL_DATA)
     assert_same_run(halves, whole)
+    assert read_facts(find_lora(str(halves))).try_off_prompt == TRY_OFF_PROMPT
+    plain = train(replace(config, try_off_share=0.0, output_dir=str(tmp_path / "plain")), TRAIN_DATA, VAL_DATA)
+    assert metrics(plain) != metrics(whole) and read_facts(find_lora(str(plain))).try_off_prompt is None
 
 
 def test_compiled_blocks_train_as_others_do(config: TrainConfig, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from test_report import OF_OLDER_COMMAND, OF_OLDER_RUN, value
 from tryon.config import full, on_toy
 from tryon.files import file_hash, save_json, write_manifest
 from tryon.flux.lora_header import read_facts
+from tryon.flux.prompts import TRY_OFF_PROMPT
 from tryon.runs import LORA_FILE, lora_file
 from tryon.share import CARD_TEMPLATE, ShareConfig, card_values, export_lora, shared, write_share
 from tryon.toy.model import ToyFolders
@@ -49,7 +50,8 @@ def card_of(folder: Path) -> tuple[dict, str]:
 def trained_on(folder: Path, base: str, transformer: str) -> None:
     """Lets the run's LoRA say that it was trained on these models."""
     lora = lora_file(folder / "checkpoint-1")
-    facts = replace(read_facts(lora), base=base, transformer=transformer, prompt="fixed", max_sequence_length=16)
+    models = {"base": base, "transformer": transformer}
+    facts = replace(read_facts(lora), **models, prompt="fixed", max_sequence_length=16, try_off_prompt=TRY_OFF_PROMPT)
     change_header(lora, tryon_lora=json.dumps(asdict(facts)))
     write_manifest(folder / "checkpoint-1")
 
@@ -87,6 +89,7 @@ def test_the_card_says_what_was_trained_and_its_python_runs(
               if "validation/loss" in line]  # fmt: skip
     assert f"| loss | {losses[0]:.4f} | {losses[-1]:.4f} |" in text
     assert "research only" in text and "toy" not in text.lower() and str(finished) not in text
+    assert "too: `--take_off person.jpg --category lower --output garment.png`, in place" in text
 
     (workflow,) = re.findall(r"```json\n(.*?)```", text, re.DOTALL)
     nodes = json.loads(workflow)
@@ -122,7 +125,7 @@ def test_a_toys_card_says_so_first(finished: Path) -> None:
     assert "```python" not in text and "FLUX.1-dev" not in text
     assert "Trained for\n1 step on drawings of the toy's world, in" in text
     assert "| frozen weights | as they are |" in text
-    assert ", 1 process |" in text
+    assert ", 1 process |" in text and "take_off" not in text
     assert "![step-000001](pictures/step-000001.png)" in text and "Held-out pairs of drawn people.\n" in text
 
 

@@ -94,5 +94,5 @@ def facts_of(session: Session, name: str, lora: Path) -> dict[str, Any]:
     facts, (steps, guidance) = read_facts(lora), session.denoising(lora)
     return {
         "name": name, "profile": facts.profile, "step": facts.step, "sizes": list(session.sizes(lora)),
-        "steps": steps, "guidance": guidance, "mask_rule": facts.mask_rule,
+        "steps": steps, "guidance": guidance, "mask_rule": facts.mask_rule, "takes_off": bool(facts.try_off_prompt),
     }  # fmt: skip

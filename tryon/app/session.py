@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers.training_utils import free_memory
@@ -24,8 +25,8 @@ from tryon.data.category import Category, MaskRule
 from tryon.data.human_parser import Parser, mask_by_rule, parse, parser_for_masks
 from tryon.data.sample import usable_mask
 from tryon.files import files_fingerprint, replacing
-from tryon.flux.lora_header import LoraFacts, denoising, panel_size, read_facts, verify_lora
-from tryon.inference.pipeline import TryOnModel, same_models, swap_lora, try_on
+from tryon.flux.lora_header import LoraFacts, check_takes_off, denoising, panel_size, read_facts, verify_lora
+from tryon.inference.pipeline import TryOnModel, same_models, swap_lora, take_off, try_on
 from tryon.inference.recipe import BASE, FINGERPRINT, Recipe, png_text, versions
 from tryon.report import read_metrics
 from tryon.runs import all_loras, checkpoints, lora_file, lora_name, run_of, step_of
@@ -76,12 +77,17 @@ class TryOnRequest:
             "category": self.category, "height": self.size[0], "width": self.size[1], "steps": self.steps,
             "guidance_scale": self.guidance, "seed": seed, "num_results": 1, "lora_scale": self.strength,
         }  # fmt: skip
-        lora = files_fingerprint(self.lora)[:FINGERPRINT]
-        return Recipe(flags, {"lora": lora}, (lora_name(self.lora),), versions())
+        return recipe_of_result(self.lora, flags)
 
     def result_name(self, seed: int) -> str:
         """The name of a result's file, without its ending: <person>_<garment>_<lora>_<seed>."""
         return "_".join(map(file_name, (*self.called, self.version, str(seed))))
+
+
+def recipe_of_result(lora: Path, flags: dict[str, Any]) -> Recipe:
+    """How a result of the page was made."""
+    fingerprint = files_fingerprint(lora)[:FINGERPRINT]
+    return Recipe(flags, {"lora": fingerprint}, (lora_name(lora),), versions())
 
 
 def error_text(error: Exception) -> str:
@@ -89,6 +95,14 @@ def error_text(error: Exception) -> str:
     if isinstance(error, torch.OutOfMemoryError):
         return "The GPU's memory is full: choose fewer results or a smaller size."
     return str(error)
+
+
+def first_seed(asked: int | None) -> int:
+    """The seed that was asked for, else a random one. Raises ValueError for one that cannot be used."""
+    seed = secrets.randbelow(RANDOM_SEEDS) if asked is None else asked
+    if not 0 <= seed < SEEDS:
+        raise ValueError(f"The seed must be a whole number from 0 to {SEEDS - 1}.")
+    return int(seed)
 
 
 def file_name(words: str) -> str:
@@ -154,6 +168,10 @@ class Session:
         if len(loras) > 1:
             marks[loras[0][1]] = ["newest", *marks.get(loras[0][1], [])]
         return [(f"{name} ({', '.join(marks[file])})" if file in marks else name, file) for name, file in loras]
+
+    def loras_for_try_off(self) -> list[tuple[str, str]]:
+        """Those of `loras` that have learnt to take garments off."""
+        return [(name, file) for name, file in self.loras() if read_facts(Path(file)).try_off_prompt]
 
     def usual(self) -> str:
         """The LoRA that is used where none was chosen: the first one; the newest where that is gone."""
@@ -235,10 +253,8 @@ class Session:
                 f"There may be 1 to {MOST_RESULTS} results, 1 to {most_steps} steps and guidance of 0 to "
                 f"{most_guidance:g}."
             )
-        seed = secrets.randbelow(RANDOM_SEEDS) if seed is None else seed
-        if not 0 <= seed < SEEDS:
-            raise ValueError(f"The seed must be a whole number from 0 to {SEEDS - 1}.")
-        seeds = range(int(seed), int(seed) + int(count))  # a slider's numbers may come as floats
+        first = first_seed(seed)
+        seeds = range(first, first + int(count))  # a slider's numbers may come as floats
         pictures = (
             self.file(person),
             self.file(garment, file_name(called[1])),
@@ -259,6 +275,27 @@ class Session:
             )  # fmt: skip
         names, recipes = map(asked.result_name, asked.seeds), map(asked.recipe, asked.seeds)
         return replace(asked, results=tuple(map(self.file, results, names, recipes)))
+
+    def take_off(
+        self, lora: Path, person: Image.Image, category: Category, seed: int | None, called: str,
+        each_step: Callable[[int], None],
+    ) -> tuple[str, int]:  # fmt: skip
+        """The file of a product picture of what the person wears, and its seed. seed: None: a random one. called: what
+        the person's picture is called. each_step: as in `dress`. Raises ValueError for a seed or a LoRA that cannot be
+        used."""
+        check_takes_off(read_facts(lora))
+        seed, strength, (steps, guidance) = first_seed(seed), self.config.lora_scale, self.denoising(lora)
+        with self.dressing:
+            each_step(0)
+            self.take(lora, strength)
+            size, how = self.model.size, {"steps": steps, "guidance": guidance, "seeds": [seed]}
+            (result,) = take_off(self.model, person, category, **how, each_step=each_step)
+        flags = {
+            "category": category, "height": size[0], "width": size[1], "steps": steps, "guidance_scale": guidance,
+            "seed": seed, "num_results": 1, "lora_scale": strength,
+        }  # fmt: skip
+        name = "_".join(map(file_name, (called, category, lora_name(lora), str(seed))))
+        return self.file(result, name, recipe_of_result(lora, flags)), seed
 
     def take(self, lora: Path, strength: float) -> None:
         """Puts a LoRA on the models at a strength; where it was trained for others, these are loaded first."""

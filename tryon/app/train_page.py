@@ -16,6 +16,7 @@ from tryon.app import training
 from tryon.app.layout import CLEANED_EVERY
 from tryon.app.page import PRIVATE, QUIETLY, Page, Values, refusal, refusing
 from tryon.app.session import KEPT_SECONDS
+from tryon.app.take_off_page import TakeOffPage
 from tryon.app.training import RunFacts, Source, TrainingRequest
 from tryon.config import PROFILES
 from tryon.data.layout import LAYOUTS
@@ -92,18 +93,22 @@ def table(rows: list[list[str]]) -> str:
 
 
 class TrainPage:
-    """The page with two tabs, whose `blocks` Gradio serves.
+    """The page with its tabs, whose `blocks` Gradio serves.
 
-    try_on: the other tab; None: there is no LoRA yet. runs: the folder of runs. flags: of every training.
+    try_on: the first tab; None: there is no LoRA yet. runs: the folder of runs. flags: of every training. take_off: the
+    tab between, where a LoRA has learnt it.
     """
 
-    def __init__(self, try_on: Page | None, runs: Path, flags: list[str]):
+    def __init__(self, try_on: Page | None, runs: Path, flags: list[str], take_off: TakeOffPage | None = None):
         self.try_on, self.runs, self.flags = try_on, runs, flags
         cleaned = (CLEANED_EVERY, KEPT_SECONDS)
         with gr.Blocks(title="Try-on", analytics_enabled=False, delete_cache=cleaned) as self.blocks:
             with gr.Tabs(selected="train" if try_on is None else "try-on"):
                 with gr.Tab("Try on", id="try-on") as self.other_tab:
                     gr.Markdown(NO_LORA) if try_on is None else try_on.blocks.render()
+                if take_off:
+                    with gr.Tab("Take off", id="take-off"):
+                        take_off.blocks.render()
                 with gr.Tab("Train", id="train"):
                     self._show()
             self._connect()

@@ -29,6 +29,7 @@ class TryOnSample:
     garment, person: [3, H, W/2] float32 in [-1, 1].
     mask: [1, H, W/2] float32 of exactly 0 and 1; 1 = repaint.
     mask_was_resized: whether the mask had another size than its picture.
+    try_off: whether the garment's panel is repainted instead, all of it, and the person shown as it is, without `mask`.
     """
 
     key: str
@@ -37,6 +38,7 @@ class TryOnSample:
     mask: Tensor
     category: Category
     mask_was_resized: bool = False
+    try_off: bool = False
     TENSORS: ClassVar = ("garment", "person", "mask")
 
     def pin_memory(self) -> "TryOnSample":
@@ -54,7 +56,7 @@ class LatentSample:
 
     target: [16, h, w] latents of the diptych, shifted and scaled as the transformer wants them.
     masked: [16, h, w] latents of the masked diptych, shifted and scaled too.
-    mask: [1, H, W] bool over the whole diptych; the garment's panel is False.
+    mask: [1, H, W] bool over the whole diptych; the garment's panel is False, or all that is True in a try-off.
     """
 
     key: str
@@ -62,6 +64,7 @@ class LatentSample:
     masked: Tensor
     mask: Tensor
     category: Category
+    try_off: bool = False
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ class FillBatch:
     """What one forward pass of the FLUX-Fill transformer needs, noise and sigma aside.
 
     x0: [B, L, 64] packed clean latents. cond: [B, L, 320] packed masked latents (64) and packed mask (256).
-    prompt: [B, T, 4096]. pooled: [B, 768]. img_ids: [L, 3]. txt_ids: [T, 3]. categories: of the B garments.
+    prompt: [B, T, 4096]. pooled: [B, 768]. img_ids: [L, 3]. txt_ids: [T, 3]. categories: of the B garments. try_off:
+    which of the B samples are try-offs.
     """
 
     x0: Tensor
@@ -87,6 +91,7 @@ class FillBatch:
     img_ids: Tensor
     txt_ids: Tensor
     categories: tuple[Category, ...]
+    try_off: tuple[bool, ...]
     OF_SAMPLES: ClassVar = ("x0", "cond", "prompt", "pooled")
     TENSORS: ClassVar = (*OF_SAMPLES, "img_ids", "txt_ids")
 
@@ -101,7 +106,8 @@ class FillBatch:
     def rows(self, rows: Sequence[int]) -> "FillBatch":
         """A batch of some of the samples."""
         some = {name: pick(getattr(self, name), rows) for name in self.OF_SAMPLES}
-        return replace(self, **some, categories=tuple(self.categories[row] for row in rows))
+        facts = {name: tuple(getattr(self, name)[row] for row in rows) for name in ("categories", "try_off")}
+        return replace(self, **some, **facts)
 
 
 def pick(tensor: Tensor, rows: Sequence[int]) -> Tensor:
@@ -162,6 +168,9 @@ class SampleSource(Protocol):
 
     def name(self, index: int) -> str:
         """What a message calls sample `index`: its row or file."""
+
+    def shows_garment_alone(self, index: int) -> bool:
+        """Whether its garment's picture is a product picture, and not cut out of a picture of somebody wearing it."""
 
     def __getitem__(self, index: int) -> TryOnSample:
         """Builds sample `index`. Raises UnreadablePicture, which names the row, where its pictures cannot be used."""
@@ -332,14 +341,22 @@ def sample_of_pictures(
     return sample
 
 
+def try_off_sample(person: Image.Image, category: Category, height: int, width: int) -> TryOnSample:
+    """A sample for inference, from which the garment is painted that the person wears."""
+    fitted = fit_picture(person, height, width)
+    unknown, unused = torch.zeros_like(fitted), torch.zeros_like(fitted[:1])
+    return TryOnSample("", unknown, fitted, unused, category, try_off=True)
+
+
 def make_diptych(sample: TryOnSample) -> tuple[Tensor, Tensor, Tensor]:
     """Garment left, person right.
 
     Returns image [3, H, W] in [-1, 1]; masked [3, H, W], the image with repainted pixels at mid grey (0);
-    mask [1, H, W], 0 over the garment's panel.
+    mask [1, H, W], 0 over the garment's panel; in a try-off 1 there, and 0 over the person.
     """
     image = torch.cat([sample.garment, sample.person], dim=-1)
-    mask = torch.cat([torch.zeros_like(sample.mask), sample.mask], dim=-1)
+    nothing, everything = torch.zeros_like(sample.mask), torch.ones_like(sample.mask)
+    mask = torch.cat([everything, nothing] if sample.try_off else [nothing, sample.mask], dim=-1)
     return image, image * (1 - mask), mask
 
 

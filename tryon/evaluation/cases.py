@@ -1,6 +1,7 @@
 """The try-ons that are scored, and what is known of how each should come out.
 
-A case is of one kind: "paired", a person in its own garment, or "unpaired", in another one.
+A case is of one kind: "paired", a person in its own garment, "unpaired", in another one, or "try-off", in which the
+product picture of the garment is painted from the person.
 """
 
 import logging
@@ -10,6 +11,7 @@ from functools import cache, partial
 from itertools import islice, zip_longest
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from tryon.console import progress_bar
@@ -20,6 +22,8 @@ from tryon.units import plural
 logger = logging.getLogger(__name__)
 
 BASE = "base"  # the model without a LoRA
+TRY_OFF = "try-off"  # the kind of cases that only LoRAs trained for it have
+WHITE = 0.97  # in [-1, 1]; brighter pixels of the garment's picture are its background
 FILL, VAE = "fill", "vae"  # bounds, no models: see tryon.evaluation.score
 REAL = "real"  # the truths, or the persons where there is no truth, among what Inception sees
 Place = tuple[str, str, int]  # of what was measured: model, kind, case
@@ -28,7 +32,9 @@ Line = dict[str, Any]  # what was measured there
 
 @dataclass(frozen=True)
 class Case:
-    """A try-on. truth: [3, H, W/2] in [-1, 1], the sample's person wearing its garment; None where it is not known.
+    """A try-on or a try-off. truth: [3, H, W/2] in [-1, 1], the sample's person wearing its garment, or its garment's
+    product picture; None where it is not known. What is inside the sample's mask is scored by itself: in a try-off the
+    garment in that picture, see try_off_case.
     ends_right: says of a picture like it whether the garment ends where it does in truth; None where it cannot be told.
     leftovers: says for which share of the mask it shows garment where the truth has none; None where that is not known.
     """
@@ -87,6 +93,40 @@ class HeldOut:
         if self.garments[index] == self.persons[index]:
             return Case(sample, sample.person)
         return Case(replace(sample, garment=self.data[self.garments[index]].garment), None)
+
+
+@dataclass(frozen=True)
+class TryOffs:
+    """Try-offs of paired cases, as a CaseSource. places: of the cases whose garment has a product picture."""
+
+    paired: CaseSource
+    places: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def key(self, index: int) -> str:
+        return f"{TRY_OFF} {self.paired.key(self.places[index])}"
+
+    def name(self, index: int) -> str:
+        return self.paired.name(self.places[index])
+
+    def __getitem__(self, index: int) -> Case:
+        return try_off_case(self.paired[self.places[index]].sample)
+
+
+def try_off_case(sample: TryOnSample) -> Case:
+    """The garment's product picture, painted from the person. Its mask is where that picture is not white; all of it,
+    where it is white everywhere."""
+    shown = (sample.garment < WHITE).any(0, keepdim=True)
+    mask = (shown if shown.any() else torch.ones_like(shown)).float()
+    return Case(replace(sample, mask=mask, try_off=True), sample.garment)
+
+
+def try_offs_of(held_out: HeldOut) -> dict[str, TryOffs]:
+    """The try-offs of paired cases whose garment has a product picture, by their kind; nothing where none has one."""
+    alone = [case for case, pair in enumerate(held_out.garments) if held_out.data.shows_garment_alone(pair)]
+    return {TRY_OFF: TryOffs(held_out, alone)} if alone else {}
 
 
 def paired_cases(data: SampleSource, per_category: int | None) -> HeldOut:

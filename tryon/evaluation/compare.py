@@ -3,7 +3,7 @@
 evaluation.json, of a run and of evaluate_lora.py:
 
     {"version": 2, "settings": {...}, "loras": {heading: {"file", "sha256", "step"}}, "not_computed": {metric: why},
-     "scores": {"paired" | "unpaired": {"upper" | "lower" | "full" | "all": {
+     "scores": {"paired" | "unpaired" | "try-off": {"upper" | "lower" | "full" | "all": {
          "cases": n, "on_edges": value, heading of a model or "<LoRA> - base": {measure: value}}}}}
 
 A value is {"mean", "low", "high", "cases"}, in a difference with "marked"; FID and KID have a mean alone.
@@ -81,7 +81,7 @@ def summarise(
                     seen, real = (np.stack([features[place] for place in places[each]]) for each in (name, REAL))
                     result[heading]["fid"] = {"mean": frechet_distance(seen, real)}
                     result[heading]["kid"] = {"mean": 1000 * kernel_distance(seen, real)}
-                result[heading]["changed_outside"] = max(line["changed_outside"] for line in own)
+                result[heading]["changed_outside"] = max(line.get("changed_outside", 0.0) for line in own)
                 if name not in (BASE, FILL, VAE):
                     pairs = {each: zip(_values(own, each), _values(base, each), strict=True) for each in OF_CASES}
                     differences = {each: difference_of(of_measure) for each, of_measure in pairs.items()}

@@ -38,7 +38,7 @@ from tryon.console import progress_bar
 from tryon.data.outline import outline_on_edges
 from tryon.data.sample import TryOnSample, fit_picture, read_picture, split_diptych, to_picture
 from tryon.evaluation import compare
-from tryon.evaluation.cases import BASE, FILL, REAL, VAE, Case, Cases, Line, Place, places_of
+from tryon.evaluation.cases import BASE, FILL, REAL, VAE, WHITE, Case, Cases, Line, Place, places_of
 from tryon.evaluation.leftovers import share_by_labels
 from tryon.evaluation.metrics import interior, psnr, ssim
 from tryon.evaluation.perceptual import Perception
@@ -47,6 +47,7 @@ from tryon.files import file_hash, read_json, save_json
 from tryon.flux.encode import decode_latents, encode_pictures
 from tryon.flux.lora_header import LoraFacts
 from tryon.flux.memory import choose_quantization
+from tryon.flux.prompts import prompt_key
 from tryon.inference.pipeline import TryOnModel, load_try_on, try_on_batch
 from tryon.report import EVALUATION
 from tryon.runs import find_lora
@@ -56,7 +57,6 @@ logger = logging.getLogger(__name__)
 
 SETTINGS = "settings.json"
 EARLIER = "earlier"  # comparisons before the newest one
-WHITE = 0.97  # in [-1, 1]; brighter pixels of the garment's picture are its background
 GRID_ROWS, WORST_ROWS = 6, 8  # of a run's pictures, and of those with the worst cases
 
 
@@ -105,39 +105,44 @@ def results_of(
     if name == FILL:
         return [(filled(sample), {}) for sample in samples]
     (transformer.disable_adapters if name == BASE else transformer.enable_adapters)()
-    prompts = [model.prompts[sample.category] for sample in samples]
+    prompts = [model.prompts[prompt_key(sample.category, sample.try_off)] for sample in samples]
     worn = try_on_batch(model.pipeline, samples, prompts, steps=how.steps, guidance=how.guidance_scale, seeds=seeds)
     return [(result, {}) for result in worn]
 
 
 def filled(sample: TryOnSample) -> Tensor:
-    """The person with the mask filled with the garment's mean colour: [3, H, W/2]."""
+    """The person, or in a try-off the garment's picture, with the mask filled with the garment's mean colour:
+    [3, H, W/2]."""
     worn = (sample.garment < WHITE).any(0)
     colour = sample.garment[:, worn].mean(1) if worn.any() else torch.ones(3)
-    return torch.where(sample.mask.bool(), colour[:, None, None], sample.person)
+    panel = sample.garment if sample.try_off else sample.person
+    return torch.where(sample.mask.bool(), colour[:, None, None], panel)
 
 
 @torch.no_grad()
 def through_vae(pipeline: FluxFillPipeline, case: Case) -> tuple[Tensor, Line]:
-    """The truth as the VAE can show it, inside the mask: [3, H, W/2]. And the PSNR of the whole diptych."""
-    diptych = torch.cat([case.sample.garment, case.truth], dim=-1)
+    """The truth as the VAE can show it, of a try-on inside the mask: [3, H, W/2]. And the PSNR of the whole diptych."""
+    sample = case.sample
+    diptych = torch.cat([sample.garment, sample.person if sample.try_off else case.truth], dim=-1)
     decoded = decode_latents(pipeline.vae, encode_pictures(pipeline.vae, diptych[None])).clamp(-1, 1)
     quality = psnr(decoded, diptych[None], torch.ones_like(diptych[None, :1])).item()
-    result = torch.where(case.sample.mask.bool(), split_diptych(decoded[0])[1], case.sample.person)
+    garment, person = split_diptych(decoded[0])
+    result = garment if sample.try_off else torch.where(sample.mask.bool(), person, sample.person)
     return result, {"psnr_diptych": quality}
 
 
 def measured(case: Case, result: Tensor) -> Line:
     """The category of a case and the scores of a result, [3, H, W/2] in [-1, 1], against the truth where it is known.
 
-    changed_outside: share of the pixels outside the mask that are not the person's. on_edges: how much of the mask's
-    outline follows the picture, see tryon.data.outline.
+    changed_outside: of a try-on, the share of the pixels outside the mask that are not the person's. on_edges: how much
+    of the mask's outline follows the picture, see tryon.data.outline.
     """
-    sample = case.sample
-    person, hidden = to_picture(sample.person), sample.mask[0].bool().numpy()
-    outside = (np.asarray(to_picture(result)) != np.asarray(person)).any(-1)[~hidden]
-    on_edges = outline_on_edges(person, Image.fromarray(hidden.astype(np.uint8) * 255))
-    scores = {"changed_outside": float(outside.mean()) if outside.size else 0.0, "on_edges": on_edges}
+    sample, scores = case.sample, {}
+    if not sample.try_off:
+        person, hidden = to_picture(sample.person), sample.mask[0].bool().numpy()
+        outside = (np.asarray(to_picture(result)) != np.asarray(person)).any(-1)[~hidden]
+        on_edges = outline_on_edges(person, Image.fromarray(hidden.astype(np.uint8) * 255))
+        scores = {"changed_outside": float(outside.mean()) if outside.size else 0.0, "on_edges": on_edges}
     if case.truth is not None:
         both, mask = (result[None], case.truth[None]), sample.mask[None]
         inside, whole = ssim(*both, mask, interior(mask))
@@ -327,7 +332,7 @@ def perceive(
             case = cases[kind][index]
             real = (case.sample.person if case.truth is None else case.truth)[None]
             printed = perception.read(to_picture(case.sample.garment), None) if perception.read else []
-            looks = perception.labels and case.leftovers is None
+            looks = perception.labels and case.leftovers is None and not case.sample.try_off
             before = perception.labels(to_picture(case.sample.person)) if looks else None
             if perception.features:
                 features[REAL, kind, index] = perception.features(real)[0].numpy()

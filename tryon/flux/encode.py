@@ -4,9 +4,9 @@ import torch
 from diffusers import AutoencoderKL, FluxFillPipeline
 from torch import Tensor
 
-from tryon.data.category import Category
 from tryon.data.sample import FillBatch, LatentSample, PromptEmbedding, TryOnSample, make_diptych
 from tryon.flux.packing import image_ids, pack_latents, pack_mask, text_ids
+from tryon.flux.prompts import prompt_key
 
 
 @torch.no_grad()
@@ -48,7 +48,7 @@ def encode_sample(vae: AutoencoderKL, sample: TryOnSample) -> LatentSample:
     """
     image, masked, mask = make_diptych(sample.to(vae.device))
     target, masked_target = encode_pictures(vae, torch.stack([image, masked])).cpu()
-    return LatentSample(sample.key, target, masked_target, mask.bool().cpu(), sample.category)
+    return LatentSample(sample.key, target, masked_target, mask.bool().cpu(), sample.category, sample.try_off)
 
 
 @torch.no_grad()
@@ -58,12 +58,12 @@ def encode_prompt(text_encoders: FluxFillPipeline, prompt: str, max_sequence_len
     return PromptEmbedding(embeds=embeds[0].cpu(), pooled=pooled[0].cpu())
 
 
-def collate(samples: list[LatentSample], prompts: dict[Category, PromptEmbedding]) -> FillBatch:
-    """Latent samples of one size -> the packed batch that the transformer takes."""
+def collate(samples: list[LatentSample], prompts: dict[str, PromptEmbedding]) -> FillBatch:
+    """Latent samples of one size -> the packed batch that the transformer takes. prompts: by prompt_key."""
     target = torch.stack([sample.target for sample in samples])
     masked = torch.stack([sample.masked for sample in samples])
     mask = torch.stack([sample.mask for sample in samples]).to(masked.dtype)
-    chosen = [prompts[sample.category] for sample in samples]
+    chosen = [prompts[prompt_key(sample.category, sample.try_off)] for sample in samples]
     embeds = torch.stack([prompt.embeds for prompt in chosen])
     return FillBatch(
         x0=pack_latents(target),
@@ -73,4 +73,5 @@ def collate(samples: list[LatentSample], prompts: dict[Category, PromptEmbedding
         img_ids=image_ids(*target.shape[-2:]),
         txt_ids=text_ids(embeds.shape[1]),
         categories=tuple(sample.category for sample in samples),
+        try_off=tuple(sample.try_off for sample in samples),
     )

@@ -82,7 +82,10 @@ def lora_header(transformer: FluxTransformer2DModel, facts: LoraFacts) -> dict[s
         f"{PREFIX}lora_alpha": config.lora_alpha,
         f"{PREFIX}target_modules": sorted(config.target_modules),
     }
-    return {"format": "pt", ADAPTER_KEY: json.dumps(adapter), FACTS_KEY: json.dumps(asdict(facts))}
+    said = asdict(facts)
+    if not facts.try_off_prompt:
+        del said["try_off_prompt"]  # versions that do not know of it can read the others
+    return {"format": "pt", ADAPTER_KEY: json.dumps(adapter), FACTS_KEY: json.dumps(said)}
 
 
 def write_lora(folder: Path, weights: dict[str, Tensor], header: dict[str, str]) -> None:

@@ -36,6 +36,7 @@ class LoraFacts:
     mask_parser: str | None = None  # that told the rule the person's parts
     num_inference_steps: int = 30  # of its validation pictures, as is the guidance
     guidance_scale: float = 30.0
+    try_off_prompt: str | None = None  # with {garment} for the category; None: it was trained for no try-off
 
     @property
     def known(self) -> bool:
@@ -126,6 +127,12 @@ def denoising(facts: LoraFacts, steps: int | None, guidance: float | None) -> tu
         facts.num_inference_steps if steps is None else steps,
         facts.guidance_scale if guidance is None else guidance,
     )
+
+
+def check_takes_off(facts: LoraFacts) -> None:
+    """Raises ValueError where the LoRA was not trained for try-offs."""
+    if not facts.try_off_prompt:
+        raise ValueError("this LoRA has not learnt to take garments off: give one trained with --try_off_share")
 
 
 def prompt_category(facts: LoraFacts, asked: Category | None) -> Category:

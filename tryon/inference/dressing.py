@@ -1,5 +1,5 @@
-"""A try-on from files to files: pictures opened, the mask made where there is none, results written; many of them; and
-LoRAs compared on one."""
+"""Try-ons and try-offs from files to files: pictures opened, the mask made where there is none, results written; many
+try-ons; and LoRAs compared on one."""
 
 import logging
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from tryon.data.sample import (
 )
 from tryon.flux.lora_header import LoraFacts, prompt_category, read_facts
 from tryon.inference.pairs_file import Request, results_of
-from tryon.inference.pipeline import TryOnModel, load_try_on, same_models, swap_lora, trained_rule, try_on
+from tryon.inference.pipeline import TryOnModel, load_try_on, same_models, swap_lora, take_off, trained_rule, try_on
 from tryon.inference.recipe import Recipe, of_result, save_picture, with_request
 
 logger = logging.getLogger(__name__)
@@ -73,23 +73,25 @@ def mask_maker(facts: LoraFacts, asked: str | None, usual: str | None, cache_dir
     return make_mask
 
 
+def open_picture(what: str, path: Path | None, size: tuple[int, int] | None = None) -> Image.Image | None:
+    """A photograph, or a mask of a photograph of this size, width and height; None where none is named. what: it is, in
+    a message. Raises ValueError where it cannot be used."""
+    try:
+        if path is None:
+            return None
+        if not path.is_file():
+            raise ValueError("there is no such file")
+        return read_usable_mask(path, size) if size else read_photograph(path)
+    except UNREADABLE as error:
+        raise ValueError(f"the {what} {path} cannot be used ({error}): give another file") from error
+
+
 def open_pictures(request: Request, facts: LoraFacts, make_mask: MakeMask) -> Pictures:
     """What the try-on starts from. Raises ValueError for what cannot be used."""
-
-    def opened(what: str, path: Path | None, size: tuple[int, int] | None = None) -> Image.Image | None:
-        try:
-            if path is None:
-                return None
-            if not path.is_file():
-                raise ValueError("there is no such file")
-            return read_usable_mask(path, size) if size else read_photograph(path)
-        except UNREADABLE as error:
-            raise ValueError(f"the {what} {path} cannot be used ({error}): give another file") from error
-
     if request.category not in (None, *CATEGORIES):
         raise ValueError(f"the category {request.category} is none of {', '.join(CATEGORIES)}: give one of them")
-    person, garment = opened("person", request.person), opened("garment", request.garment)
-    mask, worn = opened("mask", request.mask, person.size), opened("region", request.worn, person.size)
+    person, garment = open_picture("person", request.person), open_picture("garment", request.garment)
+    mask, worn = open_picture("mask", request.mask, person.size), open_picture("region", request.worn, person.size)
     category = prompt_category(facts, request.category)
     if mask is None:
         mask = make_mask(person, worn, request.category)
@@ -115,11 +117,27 @@ def dress(
 ) -> list[Image.Image]:
     """Writes the results of the try-on that was asked for, with their recipes, and returns them. recipe: what all
     try-ons share. Raises ValueError for what cannot be dressed or written."""
-    results, recipe = draw(model, opened, denoising), with_request(recipe, request)
-    for seed, result, file in zip(denoising.seeds, results, results_of(request.output, denoising.seeds), strict=True):
-        save_picture(result, file, of_result(recipe, seed, file))
-        logger.info("wrote %s (seed %d; %d x %d pixels, height x width)", file, seed, result.height, result.width)
+    results = draw(model, opened, denoising)
+    save_results(results, denoising.seeds, request.output, with_request(recipe, request), "output_tryon")
     return results
+
+
+def take_off_garment(
+    model: TryOnModel, person: Image.Image, category: Category, denoising: Denoising, output: Path, recipe: Recipe
+) -> None:
+    """Writes product pictures of the garment of a category that the person wears, with their recipes. recipe: what
+    they share."""
+    with progress_bar(denoising.steps, "denoising", visible=True) as bar:
+        results = take_off(model, person, category, **vars(denoising), each_step=lambda step: bar.update())
+    save_results(results, denoising.seeds, output, recipe, "output")
+
+
+def save_results(results: list[Image.Image], seeds: range, output: Path, recipe: Recipe, flag: str) -> None:
+    """Writes results, one per seed, with their recipes. flag: the one of OUTPUTS that names the file. Raises ValueError
+    where one cannot be written."""
+    for seed, result, file in zip(seeds, results, results_of(output, seeds), strict=True):
+        save_picture(result, file, of_result(recipe, seed, file, flag))
+        logger.info("wrote %s (seed %d; %d x %d pixels, height x width)", file, seed, result.height, result.width)
 
 
 def grid_row(opened: Pictures, results: list[Image.Image], size: tuple[int, int]) -> tuple[str, list[Image.Image]]:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tryon.config import TryOnConfig, cache_threshold, is_nowhere
-from tryon.data.category import CATEGORIES, Category, MaskRule
+from tryon.data.category import Category, MaskRule
 from tryon.data.sample import (
     PromptEmbedding,
     TryOnSample,
@@ -27,6 +27,7 @@ from tryon.data.sample import (
     sample_of_pictures,
     split_diptych,
     to_picture,
+    try_off_sample,
     upright_rgb,
     usable_mask,
 )
@@ -40,7 +41,7 @@ from tryon.flux.memory import check_inference_fits, check_panel_fits, choose_qua
 from tryon.flux.packing import count_tokens, pack_latents, unpack_latents
 from tryon.flux.placement import place, quantise
 from tryon.flux.prompt_cache import cache_prompts
-from tryon.flux.prompts import prompt_for
+from tryon.flux.prompts import prompt_key, prompts_of
 from tryon.inference.photograph import put_back, window_of
 
 logger = logging.getLogger(__name__)
@@ -59,13 +60,13 @@ def build_pipeline(
 
 @dataclass(frozen=True)
 class TryOnModel:
-    """Everything that inference needs, loaded. prompts: of each category. size: height and width of the panel.
+    """Everything that inference needs, loaded. prompts: by prompt_key. size: height and width of the panel.
     cache: as in `try_on_batch`. originals: weights without the LoRA, as fold_lora keeps them; None: it is not folded.
     scale: the LoRA's strength.
     """
 
     pipeline: FluxFillPipeline
-    prompts: dict[Category, PromptEmbedding]
+    prompts: dict[str, PromptEmbedding]
     lora: Path
     facts: LoraFacts
     size: tuple[int, int]
@@ -112,7 +113,7 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
     quantization = choose_quantization(config.quantization, device)
     if not config.offload:
         check_inference_fits(read_transformer_config(transformer, hub_cache), quantization, dtype, device)
-    texts = {category: prompt_for(facts.prompt, category) for category in CATEGORIES}
+    texts = prompts_of(facts.prompt, facts.try_off_prompt)
     logger.info("loading %s, %s and %s", base, transformer, lora)
     files = fetch_models(base, transformer, hub_cache)
     data_cache = Path(config.data_cache_dir).expanduser()
@@ -132,7 +133,7 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
     if config.compile and can_compile(device):
         compile_blocks(model)
     pipeline = build_pipeline(model, vae, scheduler)
-    prompts = {category: embeddings[text] for category, text in texts.items()}
+    prompts = {key: embeddings[text] for key, text in texts.items()}
     cache = cache_threshold(config.cache)
     return TryOnModel(pipeline, prompts, lora, facts, size, cache, originals, config.lora_scale)
 
@@ -144,7 +145,7 @@ def same_models(model: TryOnModel, facts: LoraFacts) -> bool:
     takes a LoRA only before it becomes so.
     """
 
-    needed = attrgetter("base", "transformer", "prompt", "max_sequence_length")
+    needed = attrgetter("base", "transformer", "prompt", "max_sequence_length", "try_off_prompt")
     return facts.known and model.facts.known and needed(model.facts) == needed(facts)
 
 
@@ -236,6 +237,22 @@ def try_on(
     return [put_back(person, mask, to_picture(panel), window) for panel in panels]
 
 
+def take_off(
+    model: TryOnModel, person: Image.Image, category: Category, *,
+    steps: int, guidance: float, seeds: Sequence[int], each_step: Callable[[int], None] | None = None,
+) -> list[Image.Image]:  # fmt: skip
+    """The product picture of the garment of a category that the person wears, once per seed: RGB pictures of the
+    panel's size. The LoRA has to be trained for it, see check_takes_off. The person's picture is shown to the model
+    whole. The rest is as in `try_on`."""
+    sample = try_off_sample(person, category, *model.size)
+    prompt = model.prompts[prompt_key(category, try_off=True)]
+    panels = try_on_batch(
+        model.pipeline, [sample] * len(seeds), [prompt] * len(seeds),
+        steps=steps, guidance=guidance, seeds=seeds, each_step=each_step, cache=model.cache,
+    )  # fmt: skip
+    return [to_picture(panel) for panel in panels]
+
+
 @torch.no_grad()
 def try_on_batch(
     pipeline: FluxFillPipeline, samples: Sequence[TryOnSample], prompts: Sequence[PromptEmbedding], *,
@@ -243,8 +260,8 @@ def try_on_batch(
     cache: float | None = None,
 ) -> Tensor:  # fmt: skip
     """The samples' persons wearing their garments, [B, 3, H, W/2] in [-1, 1]: panels, as training, validation and
-    evaluation see them. cache: see `first_block_cache`; without it a sample gets what it gets alone, but for rounding.
-    The rest is as in `try_on`."""
+    evaluation see them. Of a try-off it is the garment's panel, whatever the sample shows there. cache: see
+    `first_block_cache`; without it a sample gets what it gets alone, but for rounding. The rest is as in `try_on`."""
 
     def after_step(pipeline: FluxFillPipeline, step: int, timestep: Tensor, tensors: dict[str, Tensor]) -> dict:
         each_step(step + 1)
@@ -268,5 +285,6 @@ def try_on_batch(
             callback_on_step_end=after_step if each_step else None, output_type="latent",
         ).images  # fmt: skip
     decoded = decode_latents(pipeline.vae, unpack_latents(latents, height // 8, width // 8))
-    (_, hidden), (_, generated), (_, persons) = map(split_diptych, (mask, decoded, image))
-    return torch.where(hidden.bool(), generated.clamp(-1, 1), persons)
+    garments, persons = split_diptych(torch.where(mask.bool(), decoded.clamp(-1, 1), image))
+    try_off = torch.tensor([sample.try_off for sample in samples])[:, None, None, None]
+    return torch.where(try_off, garments, persons)

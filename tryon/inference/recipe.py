@@ -22,15 +22,18 @@ from tryon.runs import lora_name
 KEY = "tryon"  # of a PNG's text
 ASCII = b"ASCII\0\0\0"  # how a comment in EXIF begins: JPEG and WebP have no texts with keys
 BASE = "base"  # in place of a LoRA: the model without one
-OUTPUTS = ("output_tryon", "output_grid")
+OUTPUTS = ("output_tryon", "output_grid", "output")
 # Flags that shape no picture, and those that `with_files` adds with their fingerprints.
-LEFT_OUT = {*OUTPUTS, "again", "cache_dir", "data_cache_dir", "image", "garment", "mask", "worn", "pairs"}
+LEFT_OUT = {*OUTPUTS, "again", "cache_dir", "data_cache_dir", "image", "garment", "mask", "worn", "pairs", "take_off"}
+OF_ONE = ("image", "garment", "mask", "worn", "parser")  # flags of a single try-on
 # Which flags, where one is given, take the place of which.
 REPLACED = (
     (OUTPUTS, OUTPUTS),
     (("mask", "worn"), ("mask", "worn", "parser")),
     (("lora", "base", "transformer"), ("toy",)),  # which follows from them
-    (("pairs",), ("image", "garment", "mask", "worn", "parser", *OUTPUTS)),
+    (("pairs",), (*OF_ONE, "take_off", *OUTPUTS)),
+    (("take_off",), (*OF_ONE, "pairs", "output_tryon", "output_grid")),
+    (("image", "garment"), ("take_off", "output")),
 )
 FINGERPRINT = 12  # hexadecimal digits
 
@@ -96,9 +99,9 @@ def with_output(recipe: Recipe, output: str, file: Path, **flags: Any) -> Recipe
     return replace(recipe, flags=recipe.flags | flags | {output: str(full_path(file))})
 
 
-def of_result(recipe: Recipe, seed: int, file: Path) -> Recipe:
-    """The recipe of one of a try-on's results."""
-    return with_output(recipe, "output_tryon", file, seed=seed, num_results=1)
+def of_result(recipe: Recipe, seed: int, file: Path, output: str = "output_tryon") -> Recipe:
+    """The recipe of one of several results. output: the flag, one of OUTPUTS, that names its file."""
+    return with_output(recipe, output, file, seed=seed, num_results=1)
 
 
 def is_made(recipe: Recipe, output: Path, seeds: range) -> bool:

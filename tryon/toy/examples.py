@@ -13,7 +13,7 @@ from torch import Tensor
 from tryon.data.category import CATEGORIES, Category, MaskRule
 from tryon.data.masks import MASK_VERSION, PARTS, agnostic_mask, mask_picture
 from tryon.data.sample import TryOnSample, fit_picture, fitted_sample, to_picture
-from tryon.evaluation.cases import Case
+from tryon.evaluation.cases import TRY_OFF, Case, CaseSource, TryOffs
 from tryon.evaluation.leftovers import share_by_truth
 from tryon.toy.canvas import Drawing, edge_colour
 from tryon.toy.drawing import draw_garment, draw_person
@@ -67,6 +67,9 @@ class DrawnData:
 
     def name(self, index: int) -> str:
         return f"drawing {index}"
+
+    def shows_garment_alone(self, index: int) -> bool:
+        return True
 
     def __getitem__(self, index: int) -> TryOnSample:
         example = self.example(index)
@@ -163,10 +166,15 @@ class DrawnCases:
         return Case(sample, truth, ends_right, leftovers)
 
 
-def held_out_drawings(per_category: int, height: int, width: int, rule: MaskRule) -> dict[str, DrawnCases]:
-    """Drawings that no run has seen, equally many of each category, in their own garments and in others."""
-    paired = DrawnData(len(CATEGORIES) * per_category, EVALUATION_SEED, CATEGORIES, height, width, mask_rule=rule)
-    return {"paired": DrawnCases(paired), "unpaired": DrawnCases(replace(paired, unpaired=True))}
+def held_out_drawings(
+    per_category: int, height: int, width: int, rule: MaskRule, *, try_offs: bool = False
+) -> dict[str, CaseSource]:
+    """Drawings that no run has seen, equally many of each category, in their own garments and in others. try_offs:
+    these garments taken off too."""
+    data = DrawnData(len(CATEGORIES) * per_category, EVALUATION_SEED, CATEGORIES, height, width, mask_rule=rule)
+    paired = DrawnCases(data)
+    cases = {"paired": paired, "unpaired": DrawnCases(replace(data, unpaired=True))}
+    return cases | ({TRY_OFF: TryOffs(paired, range(len(paired)))} if try_offs else {})
 
 
 def has_length(data: DrawnData, index: int) -> bool:

@@ -20,7 +20,7 @@ POWER = {"none": 1.0, "sqrt": 0.5, "equal": 0.0}  # a category with n rows gets 
 
 
 def load_batches(
-    config: TrainConfig, data: LatentData, prompts: dict[Category, PromptEmbedding], accelerator: Accelerator,
+    config: TrainConfig, data: LatentData, prompts: dict[str, PromptEmbedding], accelerator: Accelerator,
     first_step: int, max_steps: int,
 ) -> DataLoader:  # fmt: skip
     """This process's share of every global batch from `first_step` to the end, as FillBatches on the CPU."""
@@ -28,7 +28,10 @@ def load_batches(
     global_batch = per_process * accelerator.num_processes
     first_batch = first_step * config.gradient_accumulation_steps
     batches = (max_steps - first_step) * config.gradient_accumulation_steps
-    order = sample_order(data, config.balance, config.seed, first_batch * global_batch)
+    start = first_batch * global_batch
+    order = sample_order(data, config.balance, config.seed, start)
+    if data.try_offs:
+        order = mix_in_try_offs(order, data, config.try_off_share, start)
     own = slice(accelerator.process_index * per_process, (accelerator.process_index + 1) * per_process)
     return DataLoader(
         data,
@@ -73,18 +76,29 @@ def sampled_per_epoch(categories: list[Category], balance: str) -> dict[Category
     return drawn
 
 
+def mix_in_try_offs(order: Iterator[int], data: LatentData, share: float, start: int) -> Iterator[int]:
+    """The samples of sample_order from position `start`, with try-offs of the same pairs in the place of a share of
+    them, evenly spread over the positions; a pair that has none stays as it is."""
+    rows = len(data.categories)
+    for position, index in enumerate(order, start):
+        row = index % rows
+        try_off = len(data) - rows + row
+        has_one = data.files[try_off] != data.files[row]
+        yield try_off if has_one and int((position + 1) * share) > int(position * share) else index
+
+
 def sample_order(data: LatentData, balance: str, seed: int, start: int) -> Iterator[int]:
     """The endless stream of sample indices from position `start`.
 
     An epoch takes from each category what `sampled_per_epoch` says, in an order shuffled by (seed, epoch). All rows of
     a category, shuffled by (seed, category, round), come once before any comes again; the next round takes the next
-    variant.
+    variant, try-offs aside.
     """
     rows_of = {category: [row for row, other in enumerate(data.categories) if other == category]
                for category in dict.fromkeys(data.categories)}  # fmt: skip
     per_epoch = sampled_per_epoch(data.categories, balance)
     turns = [category for category, count in per_epoch.items() for _ in range(count)]
-    rows, variants = len(data.categories), len(data) // len(data.categories)
+    rows, variants = len(data.categories), len(data) // len(data.categories) - data.try_offs
     shuffled: dict[Category, tuple[int, np.ndarray]] = {}
 
     epoch, offset = divmod(start, rows)

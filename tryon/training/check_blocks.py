@@ -79,6 +79,7 @@ def random_batch(
         img_ids=image_ids(config.height // 8, 2 * config.width // 8).to(device),
         txt_ids=text_ids(text).to(device),
         categories=("upper",) * size,
+        try_off=(False,) * size,
     )
 
 

@@ -32,6 +32,7 @@ from tryon.units import gigabytes, plural
 
 logger = logging.getLogger(__name__)
 
+TRY_OFF = "try-off"  # the task of a file that says one; of others it is a try-on
 PENDING_WRITES = 8  # files that may wait to be written while the VAE goes on
 
 
@@ -39,12 +40,14 @@ PENDING_WRITES = 8  # files that may wait to be written while the VAE goes on
 class LatentData(Dataset):
     """The encoded samples of one data set: LatentSample by index, each read from its memory-mapped file.
 
-    files: variant by variant, each with all rows. categories, names: of the rows.
+    files: variant by variant, each with all rows. categories, names: of the rows. try_offs: whether the last variant is
+    that of WithTryOffs.
     """
 
     files: list[Path]
     categories: list[Category]
     names: list[str]
+    try_offs: bool = False
 
     def __len__(self) -> int:
         return len(self.files)
@@ -57,14 +60,16 @@ def write_latents(path: Path, latents: LatentSample) -> None:
     """Writes one sample; its mask as one bit per pixel."""
     bits = torch.from_numpy(np.packbits(latents.mask.numpy(), axis=-1))
     tensors = {"target": latents.target.contiguous(), "masked": latents.masked.contiguous(), "mask_bits": bits}
-    write_whole(path, tensors, {"key": latents.key, "category": latents.category})
+    task = {"task": TRY_OFF} if latents.try_off else {}
+    write_whole(path, tensors, {"key": latents.key, "category": latents.category, **task})
 
 
 def read_latents(path: Path) -> LatentSample:
     """Reads what write_latents wrote. Raises DamagedFile where the file holds something else."""
     tensors, metadata = read_whole(path)
     mask = torch.from_numpy(np.unpackbits(tensors["mask_bits"].numpy(), axis=-1)).bool()
-    return LatentSample(metadata["key"], tensors["target"], tensors["masked"], mask, metadata["category"])
+    try_off = metadata.get("task") == TRY_OFF
+    return LatentSample(metadata["key"], tensors["target"], tensors["masked"], mask, metadata["category"], try_off)
 
 
 def latent_files(samples: SampleSource, files: ModelFiles, config: TrainConfig, dtype: torch.dtype) -> list[Path]:

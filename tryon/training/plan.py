@@ -87,6 +87,7 @@ def plan_lines(
     steps = config.max_train_steps
     if config.num_train_epochs and pairs:
         steps = -(-config.num_train_epochs * pairs // per_step)
+    variants += config.try_off_share > 0  # the try-off is one more
     each = latents_bytes(config.height, 2 * config.width, dtype_of(config).itemsize)
     saved, limit = -(-steps // config.checkpointing_steps), config.checkpoints_total_limit
     kept = min(saved, limit + 1) if limit else saved  # an older one goes when the newest is there

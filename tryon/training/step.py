@@ -132,8 +132,10 @@ def taught_velocity(
     config: TrainConfig, model: nn.Module, batch: FillBatch, x_t: Tensor, velocity: Tensor, sigma: Tensor
 ) -> Tensor:
     """The velocity [B, L, 64] that the model shall predict, mixed with what it predicts without its LoRA in samples of
-    the teacher's categories: there it shall stay as it is."""
-    rows = [row for row, category in enumerate(batch.categories) if category in teacher_categories(config)]
+    the teacher's categories: there it shall stay as it is. It knows no try-off, which it does not teach."""
+    masters = teacher_categories(config)
+    facts = enumerate(zip(batch.categories, batch.try_off, strict=True))
+    rows = [row for row, (category, try_off) in facts if category in masters and not try_off]
     if not rows:
         return velocity
     transformer = extract_model_from_parallel(model)

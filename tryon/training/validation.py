@@ -12,7 +12,6 @@ from PIL import Image
 
 from tryon.config import TrainConfig
 from tryon.console import progress_bar
-from tryon.data.category import Category
 from tryon.data.grid import draw_grid, pick_for_grid
 from tryon.data.sample import PromptEmbedding, SampleSource, TryOnSample, make_diptych, split_diptych, to_picture
 from tryon.flux.encode import collate
@@ -35,7 +34,7 @@ GRID_COLUMNS = ("garment", "person", "masked", "before LoRA", "now")
 
 def make_validation(
     config: TrainConfig, accelerator: Accelerator, pipeline: FluxFillPipeline, val_data: SampleSource,
-    val_latents: LatentData, prompts: dict[Category, PromptEmbedding], run: Path,
+    val_latents: LatentData, prompts: dict[str, PromptEmbedding], run: Path,
 ) -> Callable[[int], None]:  # fmt: skip
     """A function of the step that measures the validation loss and draws the grid, on the main process. It gives up
     where the training was asked to stop.
@@ -120,7 +119,7 @@ def leave_if_asked() -> None:
 
 @torch.no_grad()
 def validation_loss(
-    transformer: FluxTransformer2DModel, data: LatentData, prompts: dict[Category, PromptEmbedding], *,
+    transformer: FluxTransformer2DModel, data: LatentData, prompts: dict[str, PromptEmbedding], *,
     guidance: float, seed: int, each: Callable[[int], None] | None = None,
 ) -> dict[str, float]:  # fmt: skip
     """Mean unweighted loss over the data, and per category: {"validation/loss": x, "validation/loss_upper": y, ...}.

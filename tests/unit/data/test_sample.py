@@ -3,6 +3,7 @@
 import io
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from tryon.data.sample import (
     upright_size,
     usable_mask,
 )
-from tryon.flux.prompts import FIXED_PROMPT, prompt_for
+from tryon.flux.prompts import FIXED_PROMPT, TRY_OFF_PROMPT, prompt_for, prompts_of
 from tryon.toy.examples import DrawnData
 
 
@@ -168,8 +169,21 @@ def test_diptych_has_the_garment_left_and_hides_only_the_mask() -> None:
     assert (masked[hidden] == 0).all()
     assert torch.equal(masked[~hidden], image[~hidden])
 
+    same_image, masked, mask = make_diptych(replace(sample, try_off=True))
+    assert torch.equal(same_image, image) and mask[..., :width].all() and not mask[..., width:].any()
+    assert not masked[..., :width].any() and torch.equal(masked[..., width:], sample.person)
+
 
 def test_prompts() -> None:
     assert "clothing[IMAGE2] The same" in FIXED_PROMPT
     assert prompt_for("fixed", "upper") == prompt_for("fixed", "full") == FIXED_PROMPT
     assert len({prompt_for("category", category) for category in ("upper", "lower", "full")}) == 3
+    assert set(prompts_of("fixed", None)) == {"upper", "lower", "full"}
+    both = prompts_of("fixed", TRY_OFF_PROMPT)
+    assert len(both) == 6 and set(both.values()) == {
+        FIXED_PROMPT,
+        *(
+            f"[IMAGE1] Detailed product shot of the {part}-body garment worn by the model in [IMAGE2]"
+            for part in ("upper", "lower", "full")
+        ),
+    }

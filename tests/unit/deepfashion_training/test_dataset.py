@@ -98,6 +98,7 @@ def test_flat_views_are_references_and_never_persons(tmp_path: Path) -> None:
         assert not is_flat(train.table[pair.row]["pose"])
         assert pair.reference == ("flat" if int(pair.pid[-1]) % 2 == 0 else "same_picture")
         assert train.table[pair.reference_row]["pid"] == pair.pid
+    assert all(train.shows_garment_alone(place) == (pair.reference == "flat") for place, pair in enumerate(train.pairs))
     with_flat = next(index for index, pair in enumerate(train.pairs) if pair.reference == "flat")
     sample = train[with_flat]
     blue = fit_picture(Image.new("RGB", (48, 64), "blue"), *sample.garment.shape[-2:])
@@ -241,6 +242,7 @@ def test_pictures_in_folders_give_the_same_samples(tmp_path: Path, kind: str) ->
     for data, same in zip(found, expected, strict=True):
         assert [data.key(index) for index in range(len(data))] == [same.key(index) for index in range(len(same))]
         assert torch.equal(data[0].garment, same[0].garment) and data.pair(0).reference == "column"
+        assert data.shows_garment_alone(0)
     (Path(name) / f"files/{found[0].pair(0).row:03d}-images.png").write_bytes(png(Image.new("RGB", (48, 64)))["bytes"])
     assert load(name, config(cache_dir=str(tmp_path / "hub files")))[0].key(0) != expected[0].key(0)
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from conftest import ListSource, make_sample
 from tryon.data.sample import to_picture
-from tryon.evaluation.cases import BASE, FILL, HeldOut, held_out_cases, paired_cases
+from tryon.evaluation.cases import BASE, FILL, HeldOut, held_out_cases, paired_cases, try_off_case, try_offs_of
 from tryon.evaluation.compare import (
     case_grid,
     changed_outside,
@@ -77,6 +77,32 @@ def test_what_is_measured_of_a_case() -> None:
     assert outside["psnr"] == pytest.approx(100) and outside["psnr_whole"] < 60
     unknown = measured(replace(case, truth=None, ends_right=lambda picture: picture.shape[1] == 96), changed["inside"])
     assert set(unknown) == {"category", "changed_outside", "on_edges", "length_right"} and unknown["length_right"] == 1
+
+
+def test_a_try_off_is_measured_where_its_product_picture_shows_the_garment() -> None:
+    sample = make_sample(0)
+    garment = torch.ones_like(sample.garment)
+    garment[:, 30:60, 20:50] = -0.25
+    case = try_off_case(replace(sample, garment=garment))
+    assert case.sample.try_off and case.sample.mask.sum() == 30 * 30 and (case.sample.mask[:, 30:60, 20:50] == 1).all()
+    assert torch.equal(filled(case.sample), garment)
+    found = measured(case, garment)
+    assert found["psnr"] == found["psnr_whole"] == pytest.approx(100)
+    assert not found.keys() & {"changed_outside", "on_edges"}, "nothing has to stay as it is"
+    garment = garment.clone()
+    garment[:, :10] = 0
+    found = measured(case, garment)
+    assert found["psnr"] == pytest.approx(100) and found["psnr_whole"] < 30
+    assert (try_off_case(replace(sample, garment=torch.ones_like(garment))).sample.mask == 1).all()
+
+    class HalfCut(ListSource):
+        def shows_garment_alone(self, index: int) -> bool:
+            return index % 2 == 1
+
+    held_out = paired_cases(HalfCut([make_sample(seed) for seed in range(4)]), None)
+    cases = try_offs_of(held_out)["try-off"]
+    assert len(cases) == 2 and cases.name(1) == "sample 3" and cases[0].sample.key == "sample 1"
+    assert cases.key(0) != held_out.key(1) and try_offs_of(replace(held_out, persons=[0], garments=[0])) == {}
 
 
 def test_a_mask_is_filled_with_the_garments_mean_colour() -> None:

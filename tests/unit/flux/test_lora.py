@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from tryon.flux.flow_matching import UNIFORM, draw_sigma_and_noise, fill_loss, i
 from tryon.flux.load import load_transformer
 from tryon.flux.lora import TARGET_MODULES, add_lora, attach_lora, fold_lora, load_lora, save_lora
 from tryon.flux.lora_header import LoraFacts, read_facts
+from tryon.flux.prompts import TRY_OFF_PROMPT
 from tryon.inference.pipeline import build_pipeline
 from tryon.runs import LORA_FILE, find_lora
 from tryon.share import export_lora
@@ -209,6 +211,10 @@ def test_the_header_is_portable(transformer: FluxTransformer2DModel, tmp_path: P
         "transformer.target_modules": sorted(TARGET_MODULES["all"]),
     }
     assert read_facts(tmp_path / LORA_FILE) == FACTS
+    assert "try_off_prompt" not in metadata["tryon_lora"], "older versions can read it"
+    both_tasks = replace(FACTS, try_off_prompt=TRY_OFF_PROMPT)
+    save_lora(tmp_path / "both", transformer, both_tasks)
+    assert read_facts(tmp_path / "both" / LORA_FILE) == both_tasks
     old = {name: value for name, value in json.loads(metadata["tryon_lora"]).items() if name not in LATER_FACTS}
     header = {**metadata, "tryon_lora": json.dumps(old)}
     save_file(load_file(tmp_path / LORA_FILE), tmp_path / "old.safetensors", header)

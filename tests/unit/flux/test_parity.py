@@ -1,16 +1,17 @@
 """Training and inference see the same thing: our conditioning is FluxFillPipeline's, with difference 0."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import FluxFillPipeline, FluxTransformer2DModel
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
 from conftest import make_sample
-from tryon.data.category import CATEGORIES
 from tryon.flux.encode import collate, encode_prompt, encode_sample
 from tryon.flux.load import load_text_encoders
 from tryon.flux.packing import image_ids, pack_latents, text_ids, unpack_latents
-from tryon.flux.prompts import prompt_for
+from tryon.flux.prompts import TRY_OFF_PROMPT, prompt_key, prompts_of
 from tryon.inference.pipeline import build_pipeline, try_on_batch
 from tryon.toy.model import ToyFolders, scheduler
 
@@ -18,23 +19,26 @@ from tryon.toy.model import ToyFolders, scheduler
 @pytest.fixture(scope="module")
 def prompts(toy: ToyFolders):
     text_encoders = load_text_encoders(toy.base, torch.float32)
-    return {category: encode_prompt(text_encoders, prompt_for("category", category), 16) for category in CATEGORIES}
+    texts = prompts_of("category", TRY_OFF_PROMPT)
+    return {key: encode_prompt(text_encoders, text, 16) for key, text in texts.items()}
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize(("seed", "try_off"), [(0, False), (1, False), (2, False), (0, True)])
 def test_conditioning_of_training_is_that_of_inference(
-    seed: int, transformer: FluxTransformer2DModel, vae, prompts, monkeypatch: pytest.MonkeyPatch
+    seed: int, try_off: bool, transformer: FluxTransformer2DModel, vae, prompts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the transformer gets from `try_on_batch`, caught at its door, against the batch that training builds.
 
     The pipeline samples the posterior where training takes its mode; here it takes the mode too.
     """
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())
-    sample = make_sample(seed)
+    sample = replace(make_sample(seed), try_off=try_off)
+    prompt = prompts[prompt_key(sample.category, try_off)]
     caught: list[dict] = []
     transformer.register_forward_pre_hook(lambda module, args, kwargs: caught.append(kwargs), with_kwargs=True)
     pipeline = build_pipeline(transformer, vae, scheduler())
-    try_on_batch(pipeline, [sample], [prompts[sample.category]], steps=1, guidance=30, seeds=[0])
+    given = replace(sample, garment=torch.zeros_like(sample.garment)) if try_off else sample  # it is not known there
+    try_on_batch(pipeline, [given], [prompt], steps=1, guidance=30, seeds=[0])
 
     batch = collate([encode_sample(vae, sample)], prompts)
     at_inference = caught[0]

@@ -1,13 +1,14 @@
 """The order of the samples: a pure function of seed and position, balanced over the categories."""
 
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from tryon.data.category import Category
-from tryon.training.batches import count_sampled, sample_order, sampled_per_epoch
+from tryon.training.batches import count_sampled, mix_in_try_offs, sample_order, sampled_per_epoch
 from tryon.training.latent_cache import LatentData
 
 SKEWED: list[Category] = ["upper"] * 16 + ["lower"] * 4 + ["full"] * 1
@@ -74,3 +75,24 @@ def test_each_round_takes_the_next_variant() -> None:
     for number in range(6):
         epoch = positions[number * len(SKEWED) : (number + 1) * len(SKEWED)]
         assert {position // len(SKEWED) for position in epoch} == {number % 3}
+
+
+def test_a_share_of_the_samples_are_try_offs_of_the_same_pairs() -> None:
+    """Two variants and the try-offs, of which the last row has none: there the first variant's file comes again."""
+    source, rows = data(SKEWED, variants=3), len(SKEWED)
+    source = replace(source, files=[*source.files[:-1], source.files[rows - 1]], try_offs=True)
+    plain = list(islice(sample_order(source, "none", 0, 0), 4 * rows))
+    assert plain == list(islice(sample_order(data(SKEWED, variants=2), "none", 0, 0), 4 * rows))
+
+    def mixed(share: float, start: int = 0) -> list[int]:
+        return list(islice(mix_in_try_offs(sample_order(source, "none", 0, start), source, share, start), 84 - start))
+
+    assert mixed(0) == plain
+    every = mixed(1)
+    assert all(index == 2 * rows + own % rows for index, own in zip(every, plain, strict=True) if own % rows < rows - 1)
+    assert [own for index, own in zip(every, plain, strict=True) if index == own] == [20, 41, 20, 41]
+    some = mixed(0.25)
+    places = [place for place, (index, own) in enumerate(zip(some, plain, strict=True)) if index != own]
+    assert set(places) <= set(range(3, 84, 4)) and len(places) >= 21 - 4
+    assert all(some[place] in (every[place], plain[place]) for place in range(84))
+    assert mixed(0.25, start=37) == some[37:]

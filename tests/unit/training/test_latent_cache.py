@@ -18,6 +18,7 @@ from conftest import ListSource, make_sample
 from tryon.config import TrainConfig, on_toy
 from tryon.data.category import MaskRule
 from tryon.data.sample import LatentSample, TryOnSample, UnreadablePicture
+from tryon.data.try_off import with_try_offs
 from tryon.flux.encode import encode_sample
 from tryon.flux.load import ModelFiles, load_text_encoders, load_vae
 from tryon.flux.prompt_cache import _device_for, cache_prompts
@@ -98,6 +99,42 @@ def test_variants_share_a_file_where_nothing_is_random(
     faulty.variants = 2
     data = cached(faulty, vae, toy, config)
     assert data.categories == ["full"] and [data[index].key for index in range(2)] == ["sample 11", "sample 13"]
+
+
+class PartlyAlone(ListSource):
+    """Two pairs in two variants; the second one's garment is cut out of a photograph."""
+
+    variants = 2
+
+    def shows_garment_alone(self, index: int) -> bool:
+        return index % 2 == 0
+
+
+def test_try_offs_are_encoded_once_for_each_pair_that_has_one(
+    vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    samples = [make_sample(seed) for seed in range(4)]
+    with caplog.at_level(logging.INFO):
+        data = cached(with_try_offs(PartlyAlone(samples)), vae, toy, config)
+    assert "try-offs are learnt from 1 of 2 pairs, those with a product picture" in caplog.text
+    assert len(data) == 6 and len(files(config)) == 5 and data.files[5] == data.files[1]
+    assert data.categories == ["upper", "lower"] and data.names == ["sample 0", "sample 1"]
+    try_off, expected = data[4], encode_sample(vae, replace(samples[0], try_off=True))
+    assert try_off.try_off and not data[5].try_off and try_off.category == "upper"
+    for name in ("target", "masked", "mask"):
+        assert torch.equal(getattr(try_off, name), getattr(expected, name)), name
+    assert torch.equal(try_off.target, data[0].target) and not torch.equal(try_off.masked, data[0].masked)
+    cached(PartlyAlone(samples), vae, toy, config)
+    assert len(files(config)) == 5, "try-ons are the same without them"
+
+
+def test_without_product_pictures_no_try_off_is_learnt() -> None:
+    class Cut(PartlyAlone):
+        def shows_garment_alone(self, index: int) -> bool:
+            return False
+
+    with pytest.raises(ValueError, match="no garment picture is a product picture"):
+        with_try_offs(Cut([make_sample(seed) for seed in range(4)]))
 
 
 def test_an_interrupted_start_goes_on_where_it_was(vae: AutoencoderKL, toy: ToyFolders, config: TrainConfig) -> None:

@@ -66,6 +66,8 @@ def test_the_plan_for_another_machine_says_what_it_needs_and_what_would_help() -
     ]
     assert "frozen weights: nf4; every block recomputes its activations" in shown
     assert "80.9 GB at most: 40,658 pairs, in up to 2 variants" in shown
+    both_tasks = "\n".join(plan_for(replace(full(), try_off_share=0.2), 24, 40_658))
+    assert "121.4 GB at most: 40,658 pairs, in up to 3 variants" in both_tasks
     assert "it does not fit" not in shown
     tight = "\n".join(plan_for(h100(), 12))
     assert "it does not fit: give --optimizer adamw8bit, or give a smaller --lora_rank, or give --offload" in tight
