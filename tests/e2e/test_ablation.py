@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.ablation_run import LENGTHS
+from benchmarks.ablation_variants import KINDS
 from benchmarks.toy_ablation import main, read_settings
 from tryon.data.category import CATEGORIES
 
@@ -18,7 +19,7 @@ def test_a_variant_is_scored_once(tmp_path: Path, data_cache: Path) -> None:
     main(flags)
     file = tmp_path / "mask_tight-0.json"
     results = json.loads(file.read_text())["results"]
-    scores = {f"{category} {kind}" for category in CATEGORIES for kind in ("paired", "unpaired")}
+    scores = {f"{category} {kind}" for category in CATEGORIES for kind in KINDS}
     assert results.keys() == scores | {f"{score} change" for score in scores} | {LENGTHS}
     written = file.stat().st_mtime_ns
     main(flags)

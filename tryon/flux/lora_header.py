@@ -1,7 +1,7 @@
 """A LoRA's file: where it lies, and what its header says that it was trained for. Imports nothing heavy."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ class LoraFacts:
     mask_parser: str | None = None  # that told the rule the person's parts
     num_inference_steps: int = 30  # of its validation pictures, as is the guidance
     guidance_scale: float = 30.0
+    worn_reference_share: float = 0.0  # of pairs, where the data allowed it, whose garment was shown worn by somebody
 
     @property
     def known(self) -> bool:
@@ -88,6 +89,14 @@ def read_adapter(file: Path) -> dict[str, Any] | None:
         return None if entry is None else {**json.loads(entry)}
     except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{file} has a header that cannot be read ({error}): copy or download it again") from error
+
+
+def facts_entry(facts: LoraFacts) -> str:
+    """The facts as a header has them: without those that older versions do not know, where they do not matter."""
+    entry = asdict(facts)
+    if not facts.worn_reference_share:
+        del entry["worn_reference_share"]
+    return json.dumps(entry)
 
 
 def read_facts(file: Path) -> LoraFacts:
