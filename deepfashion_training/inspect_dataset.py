@@ -71,7 +71,7 @@ def read_settings(argv: list[str]) -> tuple[InspectConfig, DataConfig | FolderCo
         return config, checked_data(replace(data, dataset_name=config.data_set), masks, toy=False), masks
     for name in ("min_reference", "worn_reference_share"):
         if name in of_data:
-            raise ValueError(f"--{name} was given, but a folder has one picture of each garment: leave it out")
+            raise ValueError(f"--{name} was given, but a folder has a picture of each garment: leave it out")
     folders = checked_folder(FolderConfig(dataroot=config.data_set, parser=data.parser), of_masks)
     if needs_parser(folders) and of_masks and not folders.parser:
         raise ValueError(f"--{next(iter(of_masks))} was given, but there are no masks without a --parser: name one")

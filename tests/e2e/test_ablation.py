@@ -4,11 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.ablation_run import LENGTHS
-from benchmarks.ablation_variants import KINDS
+from benchmarks.ablation_run import LENGTHS, VariantData
+from benchmarks.ablation_variants import KINDS, VARIANTS
 from benchmarks.toy_ablation import main, read_settings
 from tryon.data.category import CATEGORIES
+from tryon.data.sample import fit_picture
+from tryon.toy.drawing import draw_person
+from tryon.toy.examples import DrawnData
 
 pytestmark = pytest.mark.e2e
 
@@ -24,6 +28,17 @@ def test_a_variant_is_scored_once(tmp_path: Path, data_cache: Path) -> None:
     written = file.stat().st_mtime_ns
     main(flags)
     assert file.stat().st_mtime_ns == written
+
+
+def test_a_quarter_of_the_garments_is_worn() -> None:
+    drawings = DrawnData(200, 0, CATEGORIES, 96, 72)
+    data, recipe = (VariantData(drawings, VARIANTS[name]) for name in ("worn_reference_quarter", "recipe"))
+    worn = [index for index in range(len(data)) if data.key(index) != recipe.key(index)]
+    assert 30 < len(worn) < 70
+    example = drawings.example(worn[0])
+    photo = draw_person(example.person, example.outfit, "additional", 96, 72).image
+    assert torch.equal(data[worn[0]].garment, fit_picture(photo, 96, 72))
+    assert torch.equal(data[worn[0]].person, recipe[worn[0]].person)
 
 
 def test_an_unknown_variant_is_refused() -> None:
