@@ -29,6 +29,7 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -55,6 +56,7 @@ class FolderData:
     """The pairs of a folder as samples of one panel size: a SampleSource. mask_rule: how masks are made from label
     maps; None for VITON-HD, which has masks of its own. parsed: the label maps are a parser's, not DressCode's."""
 
+    worn_reference_share: ClassVar[float] = 0.0
     pairs: list[FolderPair]
     height: int
     width: int

@@ -365,6 +365,7 @@ def lora_facts(config: TrainConfig, data: SampleSource) -> LoraFacts:
         mask_rule=rule.name if rule else "given", profile=config.profile, step=0,
         mask_offsets=rule.offsets if rule else (0.0, 0.0, 0.0, 0.0), mask_parser=rule.parser if rule else None,
         num_inference_steps=config.num_inference_steps, guidance_scale=config.validation_guidance_scale,
+        worn_reference_share=data.worn_reference_share,
         try_off_prompt=try_off_prompt(config),
     )  # fmt: skip
 

@@ -70,7 +70,11 @@ class PictureConfig:
         None, "picture that was written here: the flags that it was made with count where no others are given"
     )
     image: str | None = setting(None, "picture of the person; needed, or --pairs")
-    garment: str | None = setting(None, "picture of the garment; needed, or --pairs")
+    garment: str | None = setting(
+        None,
+        "picture of the garment, alone, or worn by somebody where the LoRA was trained with --worn_reference_share; "
+        "needed, or --pairs",
+    )
     mask: str | None = setting(None, "mask of the person's picture, white where it is repainted")
     worn: str | None = setting(
         None, "instead: region, in white, of what the person wears: the LoRA's rule makes the mask from it"

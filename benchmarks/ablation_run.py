@@ -4,7 +4,10 @@ import shutil
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from benchmarks.ablation_variants import Variant
+import numpy as np
+from PIL import Image
+
+from benchmarks.ablation_variants import KINDS, Reference, Variant
 from deepfashion_training.references import cut_out
 from train_flux_inpaint import train
 from tryon.config import TrainConfig, TryOnConfig
@@ -19,9 +22,10 @@ from tryon.runs import find_lora
 from tryon.toy.drawing import draw_person
 from tryon.toy.examples import EVALUATION_SEED, DrawnCases, DrawnData
 from tryon.toy.model import use_toy_model, use_toy_model_for_try_on
-from tryon.toy.people import VIEW
+from tryon.toy.people import VIEW, random_example
 
 LENGTHS = "lengths right"  # of trousers given to people in shorts, and the reverse
+OTHER_PEOPLE = 3 * EVALUATION_SEED  # who wear what is tried on: neither trained on nor dressed
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class VariantData:
 
     variants: ClassVar[int] = 1
     mask_rule: ClassVar[None] = None
+    worn_reference_share: ClassVar[float] = 0.0  # the LoRA's file need not say it
     drawings: DrawnData
     variant: Variant
 
@@ -46,7 +51,22 @@ class VariantData:
         return self.variant.reference == "flat"
 
     def key(self, index: int) -> str:
-        return f"{self.drawings.key(index)} {self.variant.reference} {self.variant.mask}"
+        return f"{self.drawings.key(index)} {self.reference(index)} {self.variant.mask}"
+
+    def reference(self, index: int) -> Reference:
+        """What the garment's picture of pair `index` is."""
+        draw = np.random.default_rng([self.drawings.seed, index]).random()
+        return "worn" if draw < self.variant.worn_share else self.variant.reference
+
+    def on_somebody(self, index: int, reference: Reference) -> Image.Image:
+        """The garment that is tried on, from a drawing of somebody who wears it."""
+        example, outfit, category = self.drawings.example(index), self.drawings.tried_on(index), self.category(index)
+        person, view = example.person, VIEW if reference == "same picture" else "additional"
+        if reference == "worn by another":
+            other = random_example(OTHER_PEOPLE, index, category)
+            person, outfit, view = other.person, (outfit[0], *other.outfit[1:]), VIEW
+        seen = draw_person(person, outfit, view, self.drawings.height, self.drawings.width)
+        return seen.image if reference.startswith("worn") else cut_out(seen.image, seen.masks[category])
 
     def __getitem__(self, index: int) -> TryOnSample:
         sample, example = self.drawings[index], self.drawings.example(index)
@@ -55,30 +75,31 @@ class VariantData:
         if self.variant.mask == "tight":
             worn = draw_person(example.person, example.outfit, VIEW, *size).masks[category]
             sample = replace(sample, mask=fit_mask(worn, *size))
-        if self.variant.reference != "flat":
-            view = "additional" if self.variant.reference == "other view" else VIEW
-            seen = draw_person(example.person, self.drawings.tried_on(index), view, *size)
-            sample = replace(sample, garment=fit_picture(cut_out(seen.image, seen.masks[category]), *size))
+        if (reference := self.reference(index)) != "flat":
+            sample = replace(sample, garment=fit_picture(self.on_somebody(index, reference), *size))
         return replace(sample, key=self.key(index))
 
 
 def run_variant(variant: Variant, settings: TrainConfig, pairs: int, cases: int) -> dict[str, float]:
     """Trains and scores one LoRA: {"upper paired": dB, "upper paired change": dB, ...}, and "try-off" where it learnt
-    that. pairs: drawn and trained on. cases: held out, per category, paired and unpaired."""
+    that. pairs: drawn and trained on. cases: held out, per category, of each kind."""
     settings = use_toy_model(settings, asked_for=True)
     shutil.rmtree(settings.output_dir, ignore_errors=True)  # an older run's checkpoints
     size = (settings.height, settings.width)
     held_out = DrawnData(len(CATEGORIES) * cases, EVALUATION_SEED, CATEGORIES, *size)
     trained_on = DrawnData(pairs, 2 * EVALUATION_SEED + settings.seed, variant.categories, *size)
-    train(settings, VariantData(trained_on, variant), VariantData(replace(held_out, count=3), variant))
+    flat = replace(variant, reference="flat", worn_share=0.0)
+    validated_on = VariantData(replace(held_out, count=3), replace(variant, worn_share=0.0))
+    train(settings, VariantData(trained_on, variant), validated_on)
 
     lora = find_lora(settings.output_dir)
     on_the_toy = use_toy_model_for_try_on(TryOnConfig(data_cache_dir=settings.data_cache_dir), read_facts(lora))
     model = load_try_on(on_the_toy, lora)
     of_kinds = {}
-    for kind in ("paired", "unpaired"):
-        drawings = replace(held_out, unpaired=kind == "unpaired")
-        shown, drawn = VariantData(drawings, replace(variant, reference="flat")), DrawnCases(drawings)
+    for kind in KINDS:
+        drawings = replace(held_out, unpaired=kind != "paired")
+        by = replace(flat, reference="worn by another") if kind == "worn" else flat
+        shown, drawn = VariantData(drawings, by), DrawnCases(drawings)
         of_kinds[kind] = [replace(drawn[index], sample=shown[index]) for index in range(len(drawings))]
     if settings.try_off_share:
         of_kinds[TRY_OFF] = [try_off_case(case.sample) for case in of_kinds["paired"]]

@@ -6,14 +6,21 @@ from typing import Any, Literal
 from deepfashion_training.train_deepfashion_lora import TOY_CATEGORIES
 from tryon.config import on_toy, quick_test
 
+# What is scored: people in their own garments, in others, and in others that are shown worn by another person.
+KINDS = ("paired", "unpaired", "worn")
+# A flat picture; a cut-out of another view or of the same picture; another view, whole; another person, whole.
+Reference = Literal["flat", "other view", "same picture", "worn", "worn by another"]
+
 
 @dataclass(frozen=True)
 class Variant:
-    """A recipe. settings: of TrainConfig, where they differ. reference: where training's garment pictures come from.
-    mask: what is hidden, in training and when trying on. categories: of the pairs trained on, in turn."""
+    """A recipe. settings: of TrainConfig, where they differ. reference: what training's garment pictures are.
+    worn_share: share of the pairs for which they are "worn" instead. mask: what is hidden, in training and when trying
+    on. categories: of the pairs trained on, in turn."""
 
     settings: dict[str, Any]
-    reference: Literal["flat", "other view", "same picture"] = "flat"
+    reference: Reference = "flat"
+    worn_share: float = 0.0
     mask: Literal["rectangle", "tight"] = "rectangle"
     categories: tuple[str, ...] = TOY_CATEGORIES
 
@@ -28,6 +35,7 @@ VARIANTS = {
     "mask_tight": Variant({}, mask="tight"),
     "reference_other_view": Variant({}, reference="other view"),
     "reference_same_picture": Variant({}, reference="same picture"),
+    "worn_reference_quarter": Variant({}, worn_share=0.25),
     "guidance_30": Variant({"guidance_scale": 30.0}),
     "noise_uniform": Variant({"weighting_scheme": "none"}),
     "noise_shifted": Variant({"weighting_scheme": "none", "timestep_shift": "resolution"}),

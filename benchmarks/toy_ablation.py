@@ -4,10 +4,10 @@
     python -m benchmarks.toy_ablation --variants recipe,rank_4 --seeds 1 --steps 100
 
 A variant changes one thing of the recipe, which is the quick test's on the toy. Scores are PSNRs in dB inside the mask
-with the LoRA, on drawings that no run has seen, with flat garments for references; in brackets their change against
-the model without a LoRA under the same mask; and how often lengths are right. PSNRs under different masks do not
-compare, lengths do. Try-offs are scored over the garment, of variants that learn them. What is done is kept in the
-output folder and not done again.
+with the LoRA, on drawings that no run has seen, with flat garments for references or, where it says "worn", with
+pictures of other people who wear them; in brackets their change against the model without a LoRA under the same mask;
+and how often lengths are right, with flat garments. PSNRs under different masks do not compare, lengths do. Try-offs
+are scored over the garment, of variants that learn them. What is done is kept in the output folder and not done again.
 """
 
 import json
@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.ablation_variants import VARIANTS
+from benchmarks.ablation_variants import KINDS, VARIANTS
 from benchmarks.variants import unknown_variants
 from tryon.cli import parse, run_script
 from tryon.config import MOST, PROJECT, TrainConfig, on_toy, quick_test, setting
@@ -36,7 +36,7 @@ class AblationConfig:
     seeds: int = setting(3, "seeds per variant: 0, 1, ...", 1, MOST)
     steps: int = setting(150, "optimiser steps", 1, MOST)
     pairs: int = setting(300, "drawn pairs trained on", 3, MOST)
-    cases: int = setting(12, "held-out pairs per category, paired and unpaired", 1, MOST)
+    cases: int = setting(12, "held-out pairs per category, of each kind", 1, MOST)
     output_dir: str = setting(str(PROJECT / "runs" / "toy_ablation"), "where runs and results are kept")
     data_cache_dir: str = setting(str(PROJECT / "cache"), "where latents and the toy's files are kept between runs")
 
@@ -78,7 +78,7 @@ def main(argv: list[str]) -> None:
     from tryon.toy.model import toy_name
     from tryon.toy.world import WORLD_VERSION
 
-    columns = [f"{category} {kind}" for category in CATEGORIES for kind in ("paired", "unpaired")]
+    columns = [f"{category} {kind}" for category in CATEGORIES for kind in KINDS]
     titles = "".join(f"{column:>24}" for column in columns)
     lines = [f"{'mean +- spread over seeds':26}{titles}{LENGTHS:>16}{TRY_OFF:>10}"]
     for name in names(config):

@@ -2,7 +2,8 @@
 
 The hub's data set has persons and garment masks but no garment pictures, so the garment reference comes from pairing,
 best first: a `flat` view of the same item; the garment cut out of another view, if its colours agree; the garment cut
-out of the person's own picture, moved about.
+out of the person's own picture, moved about. Where it is asked for, a share is shown by the whole photograph of another
+view.
 """
 
 import glob
@@ -22,7 +23,7 @@ from datasets import Dataset
 from PIL import Image
 from pyarrow.parquet import read_metadata
 
-from deepfashion_training.pairing import Columns, Pair, column_of, content, make_pairs, split_as_given
+from deepfashion_training.pairing import Columns, Pair, column_of, content, make_pairs, shown_worn, split_as_given
 from deepfashion_training.picture_folder import check_metadata, is_held_back
 from deepfashion_training.preflight import REFERENCES, DataConfig
 from deepfashion_training.references import cut_out, moved
@@ -59,6 +60,7 @@ class DeepFashionData:
     mask_growth: float = 0.0
     variants: int = 1
     parser: Parser | None = None  # what rules that follow the body know it from
+    worn_reference_share: float = 0.0
 
     def __len__(self) -> int:
         return self.variants * len(self.pairs)
@@ -77,8 +79,9 @@ class DeepFashionData:
         return self.pair(index).reference in ("flat", "column")
 
     def files(self, index: int) -> list[bytes]:
-        """The undecoded pictures of sample `index`: person and its mask; then the garment, or a person wearing it and
-        the mask of that; nothing more where it is cut out of the first. One that is missing is empty."""
+        """The undecoded pictures of sample `index`: person and its mask; then the garment, or a person wearing it, and
+        the mask of that where it is cut out; nothing more where it is cut out of the first. One that is missing is
+        empty."""
         pair, columns = self.pair(index), self.columns
         row = self.table[pair.row]
         files = [content(row[columns.person]), content(row[columns.mask])]
@@ -88,7 +91,7 @@ class DeepFashionData:
             return files
         shown = self.table[pair.reference_row]
         files.append(content(shown[columns.person]))
-        return files if pair.reference == "flat" else [*files, content(shown[columns.mask])]
+        return [*files, content(shown[columns.mask])] if pair.reference == "other_view" else files
 
     def key(self, index: int) -> str:
         """A hash of the pictures' undecoded bytes and of every setting that shapes the sample."""
@@ -144,11 +147,12 @@ def load_deepfashion(
 
     The split is by item, unless the data set brings one; it depends on the pairs that are kept, the seed and the limit
     of validation samples. Raises ValueError for columns that are not there, an unknown `cloth_type`, no pair that is
-    left by `min_reference`, and too few items to hold one back.
+    left by `min_reference`, too few items to hold one back, and as shown_worn.
     """
     parser = load_parser(data.parser, config.cache_dir, device) if data.parser else None
     table, columns = open_table(data.dataset_name, config.cache_dir)
-    pairs = make_pairs(table, columns, Path(config.data_cache_dir))
+    share = data.worn_reference_share
+    pairs = make_pairs(table, columns, Path(config.data_cache_dir), find_other_views=share > 0)
     kept = [pair for pair in pairs if REFERENCES.index(pair.reference) <= REFERENCES.index(data.min_reference)]
     if not kept:
         raise ValueError(f"no pair is left with --min_reference {data.min_reference}: give a weaker one")
@@ -160,6 +164,7 @@ def load_deepfashion(
         train, validation = split_as_given(kept, column_of(table, columns.held_back), *limits)
     else:
         train, validation = split_by_item(kept, lambda pair: pair.pid, config.seed, *limits)
+    train = shown_worn(train, share, config.seed)
     for what, part in (("training", train), ("validation", validation)):
         categories, references = Counter(pair.category for pair in part), Counter(pair.reference for pair in part)
         logger.info("%s pairs: %d  (%s; garment from %s)", what, len(part), counts(categories), counts(references))
@@ -167,7 +172,8 @@ def load_deepfashion(
     held_back = DeepFashionData(table, columns, validation, *size, mask_rule=rule, parser=parser)
     random = masks.mask_growth > 0 or any(pair.reference == "same_picture" for pair in train)
     variants = masks.variants if random else 1
-    return replace(held_back, pairs=train, mask_growth=masks.mask_growth, variants=variants), held_back
+    changed = {"mask_growth": masks.mask_growth, "variants": variants, "worn_reference_share": share}
+    return replace(held_back, pairs=train, **changed), held_back
 
 
 def open_table(name: str, cache_dir: str | None) -> tuple[Dataset, Columns]:

@@ -69,8 +69,9 @@ def read_settings(argv: list[str]) -> tuple[InspectConfig, DataConfig | FolderCo
     config, data, masks = checked(shapes, given, problems_of)
     if not holds_pairs(Path(config.data_set).expanduser()):
         return config, checked_data(replace(data, dataset_name=config.data_set), masks, toy=False), masks
-    if "min_reference" in of_data:
-        raise ValueError("--min_reference was given, but a folder has a picture of each garment: leave it out")
+    for name in ("min_reference", "worn_reference_share"):
+        if name in of_data:
+            raise ValueError(f"--{name} was given, but a folder has a picture of each garment: leave it out")
     folders = checked_folder(FolderConfig(dataroot=config.data_set, parser=data.parser), of_masks)
     if needs_parser(folders) and of_masks and not folders.parser:
         raise ValueError(f"--{next(iter(of_masks))} was given, but there are no masks without a --parser: name one")
@@ -155,7 +156,10 @@ def look_at_rows(table: "Dataset", columns: "Columns", rows: list[int]) -> list[
 
 def problem_of(pair: "Pair", found: list[dict[str, Any]]) -> str:
     """Why a pair cannot be used; empty where it can."""
-    needed = {"column": ["garment"], "flat": ["person"], "other_view": ["person", "mask"], "same_picture": []}
+    needed = {
+        "column": ["garment"], "flat": ["person"], "other_view": ["person", "mask"], "same_picture": [],
+        "other_view_photo": ["person"],
+    }  # fmt: skip
     row, shown = found[pair.row], found[pair.reference_row]  # a column's garment is in the person's row
     faults = [row["person"], row["mask"], *(shown[name] for name in needed[pair.reference])]
     return next(filter(None, faults), "")

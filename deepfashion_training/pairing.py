@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
@@ -77,19 +77,22 @@ class Columns:
 
 @dataclass(frozen=True)
 class Pair:
-    """A person's row and the row that shows its garment. Rows are indices into the table."""
+    """A person's row and the row that shows its garment. Rows are indices into the table. other_view: the row of
+    another view of the garment, in colours that agree, where one was looked for and found."""
 
     row: int
     reference_row: int
     reference: Reference
     category: Category
     pid: str
+    other_view: int | None = None
 
 
-def make_pairs(table: Dataset, columns: Columns, data_cache: Path) -> list[Pair]:
+def make_pairs(table: Dataset, columns: Columns, data_cache: Path, *, find_other_views: bool = False) -> list[Pair]:
     """A pair for every row that shows a person. A `flat` row is a reference and never a person.
 
-    data_cache: where the colours of garments are kept. Raises ValueError for a `cloth_type` that is not known, and
+    data_cache: where the colours of garments are kept. find_other_views: also of persons whose garment is shown better
+    than by another view. Raises ValueError for a `cloth_type` that is not known, and
     where no row shows a person.
     """
     count = len(table)
@@ -113,6 +116,9 @@ def make_pairs(table: Dataset, columns: Columns, data_cache: Path) -> list[Pair]
             flats.setdefault(views[row], row)
     without = [row for row in persons if not garments[row] and views[row] not in flats]
     others = other_views(table, columns, {row: views[row] for row in without}, data_cache)
+    known = others
+    if find_other_views:
+        known = other_views(table, columns, {row: views[row] for row in persons}, data_cache)
     pairs = []
     for row in persons:
         shown: tuple[int, Reference] = row, "same_picture"
@@ -122,10 +128,29 @@ def make_pairs(table: Dataset, columns: Columns, data_cache: Path) -> list[Pair]
             shown = flats[views[row]], "flat"
         elif row in others:
             shown = others[row], "other_view"
-        pairs.append(Pair(row, *shown, category_of(kinds[row], captions[row]), items[row]))
+        pairs.append(Pair(row, *shown, category_of(kinds[row], captions[row]), items[row], known.get(row)))
     if not pairs:
         raise ValueError("the data set has no row that shows a person: give one with rows that are not flat views")
     return pairs
+
+
+def shown_worn(pairs: list[Pair], share: float, seed: int) -> list[Pair]:
+    """The pairs; about this share of those with another view show the garment by its whole photograph.
+
+    What is drawn for a pair depends on the seed and its row alone: a larger share changes more pairs and none back.
+    Raises ValueError where a share is asked for and no pair has another view.
+    """
+    if share and all(pair.other_view is None for pair in pairs):
+        raise ValueError(
+            "no training pair has another view of its garment that could show it worn: leave --worn_reference_share "
+            "out, or name data with several views of an item (pid)"
+        )
+    return [
+        replace(pair, reference="other_view_photo", reference_row=pair.other_view)
+        if pair.other_view is not None and np.random.default_rng([seed, pair.row]).random() < share
+        else pair
+        for pair in pairs
+    ]
 
 
 def column_of(table: Dataset, name: str) -> list[Any]:

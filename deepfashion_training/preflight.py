@@ -30,8 +30,9 @@ DESCRIPTION = (
 )
 DATA_SET = "hub name, saved data set, or folder of parquet files or of pictures with metadata.jsonl"
 
-Reference = Literal["column", "flat", "other_view", "same_picture"]
-REFERENCES: tuple[Reference, ...] = get_args(Reference)  # best first
+UsualReference = Literal["column", "flat", "other_view", "same_picture"]  # best first
+Reference = Literal[UsualReference, "other_view_photo"]
+REFERENCES: tuple[Reference, ...] = get_args(Reference)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +40,17 @@ class DataConfig:
     """Which data set is trained on, and what is made of its rows."""
 
     dataset_name: str | None = setting(None, f"{DATA_SET} (default {DEEPFASHION}, or the toy's data)")
-    min_reference: Reference = setting(
+    min_reference: UsualReference = setting(
         "same_picture",
         "drop pairs whose garment is shown worse than so: by a picture of its own (column), alone (flat), cut out of "
         "another view, cut out of the same picture",
+    )
+    worn_reference_share: float = setting(
+        0.0,
+        "show the garment of this share of the training pairs by the whole photograph of another view, where there is "
+        "one: for LoRAs that take photographs of people as garment pictures",
+        0,
+        1,
     )
     parser: str | None = setting(
         None, f"hub name or folder of a SegFormer that labels people's parts, such as {DEFAULT_PARSER}"

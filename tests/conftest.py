@@ -123,6 +123,7 @@ class ListSource:
 
     variants = 1
     mask_rule = None
+    worn_reference_share = 0.0
 
     def __init__(self, samples: list[TryOnSample]):
         self.samples = samples

@@ -46,7 +46,8 @@ FEWEST_POINTS = 10  # steps that make a curve
 GREY = "#888888"  # of a chart's text: readable on light and on dark ground
 # Of settings that belong to data sets, which are defined on higher floors.
 DATA_DEFAULTS = {
-    "min_reference": "same_picture", "parser": None, "train_data_list": None, "validation_data_list": None,
+    "min_reference": "same_picture", "worn_reference_share": 0.0, "parser": None, "train_data_list": None,
+    "validation_data_list": None,
 }  # fmt: skip
 # What the page shows elsewhere, where the run's files lie, and what "auto" was resolved to.
 NOT_LISTED = ("profile", "dataset_name", "dataroot", "output_dir", "data_cache_dir", "quantization")

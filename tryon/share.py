@@ -12,7 +12,7 @@ import re
 import shlex
 import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +26,16 @@ from tryon.console import set_up_logging
 from tryon.data.category import CATEGORIES
 from tryon.files import damage, read_json
 from tryon.flux.lora_check import check_lora
-from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, read_adapter, read_facts, read_header
+from tryon.flux.lora_header import (
+    ADAPTER_KEY,
+    FACTS_KEY,
+    PREFIX,
+    LoraFacts,
+    facts_entry,
+    read_adapter,
+    read_facts,
+    read_header,
+)
 from tryon.flux.prompts import prompt_for
 from tryon.hub import check_login, upload
 from tryon.pages import TEMPLATES
@@ -175,7 +184,7 @@ def export_lora(file: Path, target: Path, form: Literal["diffusers", "comfyui"] 
             if key.endswith(".lora_B.weight"):
                 tensor *= alpha / rank
         header[ADAPTER_KEY] = json.dumps({**adapter, f"{PREFIX}lora_alpha": rank})
-    header[FACTS_KEY] = json.dumps(asdict(named))
+    header[FACTS_KEY] = facts_entry(named)
     save_file(state, target, header)
 
 

@@ -58,7 +58,8 @@ def describe(facts: LoraFacts, size: tuple[int, int]) -> str:
         "rectangle": "trained with roomy rectangles as masks",
         "given": "trained with the masks of its data set; this page makes rectangles",
     }.get(facts.mask_rule, f"trained with masks by the rule {facts.mask_rule}")
-    return f"Profile {facts.profile}, step {facts.step}; {pixels}; {masks}."
+    worn = "; takes photographs of people as garment pictures" if facts.worn_reference_share else ""
+    return f"Profile {facts.profile}, step {facts.step}; {pixels}; {masks}{worn}."
 
 
 def thumbnail(example: Example) -> Image.Image:

@@ -156,6 +156,7 @@ class SampleSource(Protocol):
 
     variants: int
     mask_rule: MaskRule | None  # what hides the persons' garments; None: the data brings its own masks
+    worn_reference_share: float  # of samples, where the data allow it, whose garment is shown worn by somebody
 
     def __len__(self) -> int:
         """Rows times variants."""

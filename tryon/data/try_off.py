@@ -25,6 +25,10 @@ class WithTryOffs:
     def mask_rule(self) -> MaskRule | None:
         return self.data.mask_rule
 
+    @property
+    def worn_reference_share(self) -> float:
+        return self.data.worn_reference_share
+
     def __len__(self) -> int:
         return len(self.data) // self.data.variants * self.variants
 

@@ -2,7 +2,7 @@
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch.nn.functional import pad
 
 from tryon.config import LoraBlocks, LoraTargets
 from tryon.flux.lora_check import check_lora, lora_format
-from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, read_adapter
+from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, PREFIX, LoraFacts, facts_entry, read_adapter
 from tryon.runs import LORA_FILE
 from tryon.units import plural
 
@@ -82,10 +82,7 @@ def lora_header(transformer: FluxTransformer2DModel, facts: LoraFacts) -> dict[s
         f"{PREFIX}lora_alpha": config.lora_alpha,
         f"{PREFIX}target_modules": sorted(config.target_modules),
     }
-    said = asdict(facts)
-    if not facts.try_off_prompt:
-        del said["try_off_prompt"]  # versions that do not know of it can read the others
-    return {"format": "pt", ADAPTER_KEY: json.dumps(adapter), FACTS_KEY: json.dumps(said)}
+    return {"format": "pt", ADAPTER_KEY: json.dumps(adapter), FACTS_KEY: facts_entry(facts)}
 
 
 def write_lora(folder: Path, weights: dict[str, Tensor], header: dict[str, str]) -> None:

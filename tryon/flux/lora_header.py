@@ -1,7 +1,7 @@
 """A LoRA's file: where it lies, and what its header says that it was trained for. Imports nothing heavy."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ PREFIX = "transformer."
 ADAPTER_KEY = "lora_adapter_metadata"
 FACTS_KEY = "tryon_lora"
 TOY = "toy-model"  # how the names of the toy's models begin
+YOUNGER = ("try_off_prompt", "worn_reference_share")  # facts that a header leaves out where they are the default
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class LoraFacts:
     num_inference_steps: int = 30  # of its validation pictures, as is the guidance
     guidance_scale: float = 30.0
     try_off_prompt: str | None = None  # with {garment} for the category; None: it was trained for no try-off
+    worn_reference_share: float = 0.0  # of pairs, where the data allowed it, whose garment was shown worn by somebody
 
     @property
     def known(self) -> bool:
@@ -89,6 +91,12 @@ def read_adapter(file: Path) -> dict[str, Any] | None:
         return None if entry is None else {**json.loads(entry)}
     except (json.JSONDecodeError, TypeError) as error:
         raise ValueError(f"{file} has a header that cannot be read ({error}): copy or download it again") from error
+
+
+def facts_entry(facts: LoraFacts) -> str:
+    """The facts as a header has them: without those that older versions do not know, where they do not matter."""
+    said = asdict(facts).items()
+    return json.dumps({name: value for name, value in said if value or name not in YOUNGER})
 
 
 def read_facts(file: Path) -> LoraFacts:

@@ -32,6 +32,7 @@ class DrawnData:
     """Drawn pairs of one panel size: a SampleSource. Pair i is of categories[i % len(categories)]."""
 
     variants: ClassVar[int] = 1
+    worn_reference_share: ClassVar[float] = 0.0
 
     count: int
     seed: int

@@ -79,7 +79,8 @@ def config(**changes: object) -> TrainConfig:
 
 
 def load(name: str, settings: TrainConfig, **changes: object) -> tuple[DeepFashionData, DeepFashionData]:
-    data = {"dataset_name": name} | {key: changes.pop(key) for key in ("min_reference", "parser") if key in changes}
+    of_data = ("min_reference", "worn_reference_share", "parser")
+    data = {"dataset_name": name} | {key: changes.pop(key) for key in of_data if key in changes}
     masks = MaskConfig(**{"variants": 1, **changes})
     return load_deepfashion(DataConfig(**data), masks, settings, torch.device("cpu"))
 
@@ -120,6 +121,33 @@ def test_another_view_is_a_reference_where_its_colours_agree(tmp_path: Path) -> 
         load(name, config(), min_reference="other_view")
     with pytest.raises(ValueError, match="no pair is left"):
         load(name, config(), min_reference="flat")
+
+
+def test_a_share_of_the_garments_is_shown_worn(tmp_path: Path) -> None:
+    """The even items have two views of one colour, and a flat one too."""
+    rows = items(40)
+    for each in rows:
+        if each["pose"] == "01_2_side" and int(each["pid"][-1]) % 2 == 0:
+            each["images"] = png(Image.new("RGB", (48, 64), (250, 8, 8)))
+    name = write(tmp_path / "data", rows)
+    plain, validation = load(name, config())
+    changed: dict[float, set[int]] = {}
+    for share in (0.25, 0.5, 1.0):
+        data, held_back = load(name, config(), worn_reference_share=share)
+        keys = [held_back.key(index) for index in range(len(held_back))]
+        assert keys == [validation.key(index) for index in range(len(validation))]
+        changed[share] = {at for at, pair in enumerate(data.pairs) if pair.reference == "other_view_photo"}
+        same = {at for at in range(len(plain)) if data.key(at) == plain.key(at)}
+        assert same == set(range(len(plain))) - changed[share] and data.worn_reference_share == share
+    assert changed[1.0] == {at for at, pair in enumerate(plain.pairs) if pair.reference == "flat"}, "all that have one"
+    assert changed[0.25] < changed[0.5] < changed[1.0]
+    assert 0.1 < len(changed[0.25]) / len(changed[1.0]) < 0.4
+    front = next(at for at in changed[1.0] if data.table[data.pairs[at].row]["pose"] == "01_1_front")
+    photo = fit_picture(Image.new("RGB", (48, 64), (250, 8, 8)), 192, 144)
+    assert torch.equal(data[front].garment, photo) and torch.equal(data[front].mask, plain[front].mask)
+
+    with pytest.raises(ValueError, match="no training pair has another view of its garment that could show it worn"):
+        load(write(tmp_path / "single", [row(item, "front") for item in range(3)]), config(), worn_reference_share=0.1)
 
 
 def test_what_is_random_comes_in_variants(tmp_path: Path) -> None:

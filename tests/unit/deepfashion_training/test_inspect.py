@@ -38,6 +38,12 @@ def test_the_toys_are_ready(toys: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert text.count("<figure>") == 24 and text.count("<img") == 4 * 24
     assert not re.search(r'(src|href)="(?!data:)', text), "the page needs no network"
 
+    main([toys, "--worn_reference_share", "0.5", "--page", str(page)])
+    said = capsys.readouterr().out
+    assert re.search(r"garment shown by other_view_photo: \d+ upper, \d+ lower, \d+ full", said)
+    assert said.splitlines()[-1].endswith("ready: all rows that are kept can be used")
+    assert "garment by other_view_photo" in page.read_text()
+
 
 def test_what_is_wrong_with_masks_and_pictures_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     rows = [row(item, "front") for item in range(110)]
@@ -145,6 +151,7 @@ def test_wrong_flags_are_refused(tmp_path: Path) -> None:
     for flags, message in (
         (["--mask_rule", "hull"], "--mask_rule was given, but there are no masks without a --parser"),
         (["--min_reference", "flat"], "--min_reference was given, but a folder has a picture of each garment"),
+        (["--worn_reference_share", "0.1"], "--worn_reference_share was given, but a folder has a picture of each"),
         (["--parser", "no/parser"], "none can be made without a human parser"),
     ):
         with pytest.raises(ValueError, match=message):

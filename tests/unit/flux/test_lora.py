@@ -216,6 +216,10 @@ def test_the_header_is_portable(transformer: FluxTransformer2DModel, tmp_path: P
     save_lora(tmp_path / "both", transformer, both_tasks)
     assert read_facts(tmp_path / "both" / LORA_FILE) == both_tasks
     old = {name: value for name, value in json.loads(metadata["tryon_lora"]).items() if name not in LATER_FACTS}
+    assert "worn_reference_share" not in old, "older versions would not know it"
+    worn = replace(FACTS, worn_reference_share=0.25)
+    save_lora(tmp_path / "worn", transformer, worn)
+    assert read_facts(tmp_path / "worn" / LORA_FILE) == worn
     header = {**metadata, "tryon_lora": json.dumps(old)}
     save_file(load_file(tmp_path / LORA_FILE), tmp_path / "old.safetensors", header)
     assert read_facts(tmp_path / "old.safetensors") == FACTS, "what older versions wrote is still read"
