@@ -89,7 +89,8 @@ def plan_lines(
         steps = -(-config.num_train_epochs * pairs // per_step)
     each = latents_bytes(config.height, 2 * config.width, dtype_of(config).itemsize)
     saved, limit = -(-steps // config.checkpointing_steps), config.checkpoints_total_limit
-    kept = min(saved, limit + 1) if limit else saved  # an older one goes when the newest is there
+    # An older one goes when the newest is there.
+    kept = min(saved, limit + 1 + (config.keep_best != "none")) if limit else saved
     checkpoint = checkpoint_bytes(config, costs.sizes.trained)
     models = costs.sizes.frozen * 2 + TEXT_ENCODERS_AND_VAE
     if pairs:
