@@ -182,8 +182,7 @@ class TrainConfig:
     checkpointing_steps: int = setting(500, "save a checkpoint every N optimiser steps, and at the end", 1, MOST)
     checkpoints_total_limit: int | None = setting(5, "keep the newest N checkpoints; 'none' keeps all", 2, MOST)
     keep_best: KeepBest = setting(
-        "none",
-        "also keep the checkpoint with this lowest validation loss, of all pairs or of a category: the run's result",
+        "none", "also keep the checkpoint with the lowest validation loss, of this kind: it is the run's result then"
     )
     resume_from_checkpoint: str | None = setting(None, "a run, a checkpoint folder, or 'latest'")
     max_time: str | None = setting(None, "save and stop, with exit code 124, this long after the start: hh:mm")

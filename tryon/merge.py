@@ -36,7 +36,7 @@ class MergeConfig:
 
 
 def newest_checkpoints(run: Path, last: int | None) -> list[Path]:
-    """The run's newest `last` checkpoints, or all, the oldest first. Raises ValueError where there are fewer, or one."""
+    """The run's newest `last` checkpoints, or all, the oldest first. Raises ValueError where there are too few."""
     found, needed = checkpoints(run), last or 2
     if len(found) < needed:
         raise ValueError(f"{run} has {plural(len(found), 'checkpoint')} of the {needed} to average: name another run")

@@ -23,7 +23,7 @@ from launch import assert_same_run, metrics
 from train_flux_inpaint import train
 from tryon.config import TrainConfig, on_toy
 from tryon.inference.recipe import read_recipe
-from tryon.runs import find_lora, newest_checkpoint
+from tryon.runs import ema_file, find_lora, lora_file, newest_checkpoint
 from tryon.toy.model import ToyFolders
 from tryon.training.batches import load_batches
 from tryon.training.latent_cache import LatentData
@@ -77,12 +77,26 @@ def test_losses_are_those_of_the_record(config: TrainConfig) -> None:
 
 
 def test_training_is_deterministic_and_resume_is_exact(config: TrainConfig, tmp_path: Path) -> None:
-    config = replace(config, lora_dropout=0.2)
+    config = replace(config, lora_dropout=0.2, ema_decay=0.9, validation_steps=3, keep_best="loss_full")
     whole = train(config, TRAIN_DATA, VAL_DATA)
+    average, trained = (load_file(file(whole / "checkpoint-6")) for file in (ema_file, lora_file))
+    assert average.keys() == trained.keys() and not any(torch.equal(average[key], trained[key]) for key in trained)
+    losses = {
+        (name, step): metrics(whole, f"validation/{name}loss_full")[step] for name in ("", "ema_") for step in (3, 6)
+    }
+    assert len(set(losses.values())) == 4, "the average is measured too"
+    name, step = min(losses, key=losses.get)
+    assert find_lora(str(whole)) == (ema_file if name else lora_file)(whole / f"checkpoint-{step}")
     first_half = replace(config, output_dir=str(tmp_path / "halves"), max_train_steps=3, dataloader_num_workers=2)
     train(first_half, TRAIN_DATA, VAL_DATA)
     halves = train(replace(first_half, max_train_steps=6, resume_from_checkpoint="latest"), TRAIN_DATA, VAL_DATA)
     assert_same_run(halves, whole)
+    assert metrics(halves, "validation/ema_loss") == metrics(whole, "validation/ema_loss")
+
+
+def test_a_loss_that_is_not_measured_cannot_choose_the_best(config: TrainConfig) -> None:
+    with pytest.raises(ValueError, match="--keep_best loss_lower was given and no validation pair is lower-body"):
+        train(replace(config, keep_best="loss_lower"), TRAIN_DATA, VAL_DATA)
 
 
 def test_compiled_blocks_train_as_others_do(config: TrainConfig, tmp_path: Path) -> None:
