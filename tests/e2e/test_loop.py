@@ -82,11 +82,11 @@ def test_training_is_deterministic_and_resume_is_exact(config: TrainConfig, tmp_
     average, trained = (load_file(file(whole / "checkpoint-6")) for file in (ema_file, lora_file))
     assert average.keys() == trained.keys() and not any(torch.equal(average[key], trained[key]) for key in trained)
     losses = {
-        (name, step): metrics(whole, f"validation/{name}loss_full")[step] for name in ("", "ema_") for step in (3, 6)
+        file(whole / f"checkpoint-{step}"): metrics(whole, f"validation/{name}")[step]
+        for file, name in ((lora_file, "loss_full"), (ema_file, "ema_loss_full"))
+        for step in (3, 6)
     }
-    assert len(set(losses.values())) == 4, "the average is measured too"
-    name, step = min(losses, key=losses.get)
-    assert find_lora(str(whole)) == (ema_file if name else lora_file)(whole / f"checkpoint-{step}")
+    assert len(set(losses.values())) == 4 and find_lora(str(whole)) == min(losses, key=losses.get)
     first_half = replace(config, output_dir=str(tmp_path / "halves"), max_train_steps=3, dataloader_num_workers=2)
     train(first_half, TRAIN_DATA, VAL_DATA)
     halves = train(replace(first_half, max_train_steps=6, resume_from_checkpoint="latest"), TRAIN_DATA, VAL_DATA)
