@@ -307,8 +307,10 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
 
 def keep_best(run: Path) -> str:
     """What --keep_best was when the run saved last: a loss, or "none"."""
-    saved = checkpoints(run)
-    return read_json(saved[-1] / STATE_FILE).get("keep_best", "none") if saved else "none"
+    for checkpoint in reversed(checkpoints(run)):
+        with suppress(ValueError):  # a damaged one, which is named where a training goes on from it
+            return read_json(checkpoint / STATE_FILE).get("keep_best", "none")
+    return "none"
 
 
 def validation_losses(run: Path) -> dict[Path, float]:
@@ -350,12 +352,11 @@ def run_of(lora: Path) -> Path | None:
 
 def lora_name(file: Path) -> str:
     """What a LoRA's file is called where people read it: its run and step, else its folder and file."""
-    folder = file.absolute().parent.parent
-    if not (run := run_of(file)):
-        return f"{file.parent.name}/{file.name}"
-    if not CHECKPOINT.fullmatch(folder.name):
-        return f"{run.name}, {folder.name}"
-    return f"{run.name}, step {step_of(folder)}" + (", average" if file == ema_file(file.parents[1]) else "")
+    if run := run_of(file):
+        folder = file.absolute().parent.parent
+        words = folder.name.replace("checkpoint-", "step ")
+        return f"{run.name}, {words}" + (", average" if file.absolute() == ema_file(folder) else "")
+    return f"{file.parent.name}/{file.name}"
 
 
 def find_lora(name: str) -> Path:

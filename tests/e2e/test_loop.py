@@ -23,7 +23,7 @@ from launch import assert_same_run, metrics
 from train_flux_inpaint import train
 from tryon.config import TrainConfig, on_toy
 from tryon.inference.recipe import read_recipe
-from tryon.runs import ema_file, find_lora, lora_file, newest_checkpoint
+from tryon.runs import ema_file, find_lora, lora_file, lora_name, newest_checkpoint
 from tryon.toy.model import ToyFolders
 from tryon.training.batches import load_batches
 from tryon.training.latent_cache import LatentData
@@ -87,6 +87,9 @@ def test_training_is_deterministic_and_resume_is_exact(config: TrainConfig, tmp_
         for step in (3, 6)
     }
     assert len(set(losses.values())) == 4 and find_lora(str(whole)) == min(losses, key=losses.get)
+    for step in (3, 6):
+        shown = read_recipe(whole / "validation" / f"step-{step:06d}.png").loras
+        assert shown == (lora_name(find_lora(str(whole / f"checkpoint-{step}"))),)
     first_half = replace(config, output_dir=str(tmp_path / "halves"), max_train_steps=3, dataloader_num_workers=2)
     train(first_half, TRAIN_DATA, VAL_DATA)
     halves = train(replace(first_half, max_train_steps=6, resume_from_checkpoint="latest"), TRAIN_DATA, VAL_DATA)

@@ -58,6 +58,7 @@ def make_validation(
 
     steps, guidance = config.num_inference_steps, config.validation_guidance_scale
     passes = len(samples) * steps  # of the transformer, for the pictures
+    judged = f"validation/{config.keep_best.replace('none', 'loss')}"
 
     def draw(each_step: Callable[[int], None]) -> list[Image.Image]:
         pictures = []
@@ -90,18 +91,18 @@ def make_validation(
                 validation_loss, transformer, val_latents, prompts, guidance=config.guidance_scale, seed=config.seed,
                 each=after_pass,
             )  # fmt: skip
-            losses, weights = measure(), nullcontext()
+            losses, weights, shown = measure(), nullcontext(), f"{run.name}, step {step}"
             if average:
                 with average.in_place():
                     of_average = measure()
-                if of_average["validation/loss"] < losses["validation/loss"]:
-                    weights = average.in_place()
+                if of_average[judged] < losses[judged]:
+                    weights, shown = average.in_place(), f"{shown}, average"
                 losses |= {name.replace("/", "/ema_"): loss for name, loss in of_average.items()}
             log_metrics(accelerator, run, step, losses)
             with weights:
                 grid = validation_grid(samples, before, draw(after_pass))
         path = validation_picture(run, step)
-        save_picture(grid, path, Recipe(settings, {}, (f"{run.name}, step {step}",), versions()))
+        save_picture(grid, path, Recipe(settings, {}, (shown,), versions()))
         log_picture(accelerator, "validation", grid, step)
         words = ", ".join(f"{name.removeprefix('validation/')} {loss:.4f}" for name, loss in losses.items())
         logger.info("validation at step %d: %s; pictures in %s", step, words, path)

@@ -197,6 +197,8 @@ def test_the_best_checkpoint_is_kept_and_is_what_the_run_means(
     assert [step_of(path) for path in checkpoints(tmp_path)] == [20, 30, 35]
     assert find_lora(str(tmp_path)) == lora_file(tmp_path / "checkpoint-20")
     assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-35", "from which training goes on"
+    (tmp_path / "checkpoint-35" / "trainer_state.json").write_text("{")
+    assert find_lora(str(tmp_path)) == lora_file(tmp_path / "checkpoint-20"), "also beside a damaged one"
     validated(tmp_path, loss_lower={20: 0.4, 35: 0.3})
     save(tmp_path, TrainerState(40, IDENTITY, keep_best="loss_lower"), transformer, trained[1], keep=2)
     assert [step_of(path) for path in checkpoints(tmp_path)] == [35, 40], "it is no longer the best"
