@@ -64,20 +64,31 @@ from tryon.flux.prompts import TRY_OFF_PROMPT, prompts_of
 from tryon.hub import check_login
 from tryon.inference.pipeline import build_pipeline
 from tryon.report import REPORT, write_data, write_environment, write_report
-from tryon.runs import SAME_WHEN_RESUMED, Refused, check_identity, find_checkpoint, find_lora, locked, own_run, step_of
+from tryon.runs import (
+    SAME_WHEN_RESUMED,
+    Refused,
+    check_identity,
+    find_checkpoint,
+    find_lora,
+    locked,
+    lora_file,
+    own_run,
+    step_of,
+)
 from tryon.share import ShareConfig, push
 from tryon.signals import TIME_IS_UP, asked_to_stop, finishing_steps, stop_after
 from tryon.toy.model import toy_name, use_toy_model
 from tryon.training.batches import count_sampled, load_batches, sampled_in_step
 from tryon.training.check import check
 from tryon.training.checkpoint import CheckpointWriter, TrainerState, load_checkpoint, tidy, verify
+from tryon.training.ema import WeightAverage, make_average
 from tryon.training.latent_cache import LatentData, cache_latents, latent_files
 from tryon.training.plan import plan_lines
 from tryon.training.progress import Progress
 from tryon.training.speed import device_name
 from tryon.training.step import make_lr_scheduler, make_optimizer, optimiser_step
 from tryon.training.tracking import forget_metrics_after, log_metrics, start_processes, start_trackers, with_trackers
-from tryon.training.validation import make_validation, validation_picture
+from tryon.training.validation import check_is_measured, make_validation, validation_picture
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +109,7 @@ class Training:
     levels: NoiseLevels
     transformer: FluxTransformer2DModel
     model: nn.Module
+    average: WeightAverage | None  # on the main process, with --ema_decay
     optimizer: Optimizer
     lr_scheduler: LRScheduler
     validate: Callable[[int], None]  # see make_validation
@@ -126,8 +138,8 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
         verify(checkpoint)
     elif config.init_lora:
         verify_lora(find_lora(config.init_lora))
-    if start := checkpoint or config.init_lora:
-        read_lora(find_lora(str(start)))
+    if checkpoint or config.init_lora:
+        read_lora(lora_file(checkpoint) if checkpoint else find_lora(config.init_lora))
     stop_after(None if config.max_time is None else seconds_of(config.max_time))
     with locked(run) if start_processes().is_main_process else nullcontext():
         accelerator = start_accelerator(config, run, step_of(checkpoint) if checkpoint else 0)
@@ -150,6 +162,7 @@ def setup(
     """Encodes what never changes, loads the transformer with its LoRA, and restores the checkpoint if one is given."""
     run = Path(config.output_dir)
     config = resolved(config, accelerator.device)
+    check_is_measured(config, val_data)
     dtype = dtype_of(config)
 
     # The models' files, and whether the checkpoint belongs to them and to the data: nothing is computed before.
@@ -177,6 +190,7 @@ def setup(
     init_lora = find_lora(config.init_lora) if config.init_lora else None
     parameters = prepare_transformer(transformer, config, accelerator.device, init_lora)
     optimizer = make_optimizer(config, parameters)
+    average = make_average(config, parameters) if accelerator.is_main_process else None
 
     # Where it goes on from.
     step, max_steps = 0, config.max_train_steps
@@ -184,7 +198,7 @@ def setup(
         rows = len(train_latents.categories)
         max_steps = math.ceil(config.num_train_epochs * rows / samples_per_step(config, accelerator))
     if checkpoint:
-        state = load_checkpoint(checkpoint, identity, transformer, optimizer)
+        state = load_checkpoint(checkpoint, identity, transformer, optimizer, average)
         step = state.step
         if step >= max_steps:
             raise Refused(f"{checkpoint} is at step {step} of {max_steps}: give more --max_train_steps")
@@ -198,12 +212,12 @@ def setup(
     model = accelerator.prepare(transformer)  # autocast and, with several processes, DDP
     scheduler = load_scheduler(files.base)
     pipeline = build_pipeline(transformer, vae, scheduler)
-    validate = make_validation(config, accelerator, pipeline, val_data, val_latents, prompts, run)
+    validate = make_validation(config, accelerator, pipeline, val_data, val_latents, prompts, run, average)
     if accelerator.is_main_process:
         write_environment(run, device_name(accelerator.device))
     return Training(
         config, run, accelerator, identity, train_latents, prompts, noise_levels(config, scheduler), transformer, model,
-        optimizer, lr_scheduler, validate, lora_facts(config, train_data), step, max_steps, seen,
+        average, optimizer, lr_scheduler, validate, lora_facts(config, train_data), step, max_steps, seen,
     )  # fmt: skip
 
 
@@ -232,6 +246,8 @@ def fit(training: Training) -> None:
                 config, training.levels, step, training.model, batches, training.optimizer, training.lr_scheduler,
                 accelerator, progress.clock, samples,
             )  # fmt: skip
+            if training.average:
+                training.average.update()
             step += 1
             progress.show(step, metrics)
 
@@ -263,8 +279,9 @@ def save(training: Training, step: int, writer: CheckpointWriter, wait: bool) ->
     """Begins to write a checkpoint, on the main process. wait: until it is written, on all: a process that leaves takes
     the others with it."""
     if training.accelerator.is_main_process:
-        state = TrainerState(step, training.identity, uses_safest(training.transformer))
-        writer.save(state, replace(training.facts, step=step), training.transformer, training.optimizer)
+        facts = replace(training.facts, step=step)
+        state = TrainerState(step, training.identity, uses_safest(training.transformer), training.config.keep_best)
+        writer.save(state, facts, training.transformer, training.optimizer, training.average)
     if wait:
         visible = training.accelerator.is_main_process and on_terminal()
         with progress_bar(1, f"saving step {step}", visible) as bar:

@@ -27,6 +27,7 @@ Category = Literal["upper", "lower", "full"]
 MaskRuleName = Literal["rectangle", "hull", "parsing"]
 LoraTargets = Literal["all", "attention", "attention_and_context"]
 LoraBlocks = Literal["both", "double", "single"]
+KeepBest = Literal["none", "loss", "loss_upper", "loss_lower", "loss_full"]
 Quantization = Literal["none", "fp8", "int8", "nf4", "auto"]
 
 FIRST_BLOCK_THRESHOLD = 0.1  # of --cache first_block
@@ -169,6 +170,9 @@ class TrainConfig:
         "all", "layers with a LoRA: attention's for the picture, those for the text too, or the feed-forward ones also"
     )
     lora_blocks: LoraBlocks = setting("both", "which of the transformer's blocks have them")
+    ema_decay: float = setting(
+        0.0, "decay of a moving average of the LoRA's weights, which is saved beside it: 0.99, say; 0: none", 0, 0.99999
+    )
     init_lora: str | None = setting(None, "start from this LoRA: a run, a checkpoint, a folder or a .safetensors file")
 
     validation_steps: int = setting(500, "validate every N optimiser steps, and at the end", 1, MOST)
@@ -180,6 +184,9 @@ class TrainConfig:
     )
     checkpointing_steps: int = setting(500, "save a checkpoint every N optimiser steps, and at the end", 1, MOST)
     checkpoints_total_limit: int | None = setting(5, "keep the newest N checkpoints; 'none' keeps all", 2, MOST)
+    keep_best: KeepBest = setting(
+        "none", "also keep the checkpoint with the lowest validation loss, of this kind: it is the run's result then"
+    )
     resume_from_checkpoint: str | None = setting(None, "a run, a checkpoint folder, or 'latest'")
     max_time: str | None = setting(None, "save and stop, with exit code 124, this long after the start: hh:mm")
     report_to: str = setting(

@@ -4,7 +4,7 @@ python -m tryon.report runs/<run>
 """
 
 import io
-import json
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,17 @@ from tryon.config import MODELS, PROFILES, TOY_NOTICE, MaskConfig, on_toy, setti
 from tryon.data.category import CATEGORIES
 from tryon.files import MANIFEST, read_json, replace_json, replacing, save_json
 from tryon.pages import TEMPLATES, data_url, render
-from tryon.runs import OCCASIONAL_PARTS, STEP_PARTS, WARNINGS, checkpoints, lora_file, step_of
+from tryon.runs import (
+    OCCASIONAL_PARTS,
+    STEP_PARTS,
+    WARNINGS,
+    best_checkpoint,
+    checkpoints,
+    keep_best,
+    meant_lora,
+    read_metrics,
+    validation_losses,
+)
 from tryon.scores import ALL, BASE, LEAST_CASES, Rows, has_stars, judged_kind, short_tables, verdict
 from tryon.units import plural
 
@@ -42,6 +52,8 @@ MEANINGS = {
 }
 OLDER_COLUMNS = {"before": "base", "after": "LoRA"}
 LENGTH_IN_WORDS = "Length of trousers for shorts and the reverse"
+# When a loss has stopped falling, see when_to_stop.
+PATIENCE, LEAST_FALL = 2, 0.01
 FEWEST_POINTS = 10  # steps that make a curve
 GREY = "#888888"  # of a chart's text: readable on light and on dark ground
 # Of settings that belong to data sets, which are defined on higher floors.
@@ -72,7 +84,7 @@ def write_report(run: Path) -> Path:
     rows = read_metrics(run)
     steps = [row for row in rows if "train/loss" in row]
     saved = checkpoints(run)
-    advised = advised_checkpoint(run, saved)
+    advised, best = advised_checkpoint(run, saved), best_checkpoint(run)
     pictures = {f"Held-out pairs, scored at the end: {path.name}": path for path in scored_pictures(run)}
     pictures |= {f"Newest validation: {path.name}": path for path in validation_grids(run)[-1:]}
     page = render(
@@ -80,8 +92,9 @@ def write_report(run: Path) -> Path:
         name=run.name,
         run=run,
         toy_notice=TOY_NOTICE if settings["toy"] else "",
-        verdict=run_verdict(run, saved, rows),
-        summary=_summary(settings, steps, saved),
+        verdict=run_verdict(run, saved),
+        when_to_stop=when_to_stop(rows),
+        summary=_summary(settings, steps, saved, best),
         warnings=_warnings(run),
         scores=score_table(run),
         evaluated=read_evaluated(run),
@@ -92,7 +105,7 @@ def write_report(run: Path) -> Path:
         pictures={title: data_url(path.read_bytes(), "png") for title, path in pictures.items()},
         pairs=_pair_table(run, rows),
         times=_times(rows, steps),
-        lora=lora_file(advised or saved[-1]) if saved else None,
+        lora=meant_lora(advised or best or saved[-1]) if saved else None,
         used=advised or run,
         changed=_changed(settings),
         environment=read_json(run / ENVIRONMENT),
@@ -117,14 +130,9 @@ def add_evaluation(run: Path, folder: Path) -> None:
     write_report(run)
 
 
-def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl as dictionaries."""
-    file = run / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]  # a full disk may have cut the last one short
-
-
-def _summary(settings: dict[str, Any], steps: Sequence[dict[str, Any]], saved: Sequence[Path]) -> dict[str, str]:
+def _summary(
+    settings: dict[str, Any], steps: Sequence[dict[str, Any]], saved: Sequence[Path], best: Path | None
+) -> dict[str, str]:
     per_step = settings["train_batch_size"] * settings["gradient_accumulation_steps"] * settings["num_processes"]
     done, epochs = steps[-1]["step"] if steps else 0, settings.get("num_train_epochs")
     asked = f"those of {plural(epochs, 'epoch')}" if epochs else f"{settings['max_train_steps']:,}"
@@ -135,6 +143,7 @@ def _summary(settings: dict[str, Any], steps: Sequence[dict[str, Any]], saved: S
         "model": settings["pretrained_inpaint_model_name_or_path"],
         "data": settings.get("dataset_name") or settings.get("dataroot") or "drawings",
         "newest checkpoint": saved[-1].name if saved else "none yet",
+        **({"best checkpoint": best.name} if best else {}),
     }
 
 
@@ -239,27 +248,29 @@ class Scored:
     pairs: int
 
 
-def run_verdict(run: Path, saved: Sequence[Path], rows: Sequence[dict[str, Any]]) -> str:
+def run_verdict(run: Path, saved: Sequence[Path]) -> str:
     """Which checkpoint to use, what it improved and what it made worse, in a sentence without its full stop.
 
-    Of the scores of evaluate_lora.py and of the run's end those count that are of the newest checkpoint, of more
-    checkpoints, of more pairs, in this order. Where several checkpoints were scored together, on six pairs or more, use
-    the one with the highest PSNR; else the newest. An older one with a lower validation loss is named beside that, as
-    this loss has no spread to be judged by. See also tryon.scores.verdict.
+    Of the scores of evaluate_lora.py and of the run's end those count that are of the run's result, of more
+    checkpoints, of more pairs, in this order; its result is its best checkpoint with --keep_best, else its newest.
+    Where several checkpoints were scored together, on six pairs or more, use the one with the highest PSNR; else the
+    result. An older one with a lower validation loss is named beside the newest, as this loss has no spread to be
+    judged by. See also tryon.scores.verdict.
     """
     if not saved:
         return "Nothing can be said yet: no checkpoint is saved"
     if not (scored := _judging(run, saved)):
-        return f"{_newest(saved, rows)}; it is not scored yet: python evaluate_lora.py --lora {run} does it"
+        return f"{_result(run, saved)}; it is not scored yet: python evaluate_lora.py --lora {run} does it"
     best = scored[0]
     name = best.checkpoint.name
     if advised_checkpoint(run, saved):
         return f"Use {name}, whose PSNR is the highest of the {len(scored)} checkpoints scored: {best.said}"
-    return f"{_newest(saved, rows)}{':' if best.checkpoint == saved[-1] else f'; {name}:'} {best.said}"
+    is_result = best.checkpoint == (best_checkpoint(run) or saved[-1])
+    return f"{_result(run, saved)}{':' if is_result else f'; {name}:'} {best.said}"
 
 
 def advised_checkpoint(run: Path, saved: Sequence[Path]) -> Path | None:
-    """The checkpoint that run_verdict advises for its scores; None where it advises the newest one for its age."""
+    """The checkpoint that run_verdict advises for its scores; None where it advises the run's result."""
     scored = _judging(run, saved)
     return scored[0].checkpoint if len(scored) > 1 and scored[0].pairs >= LEAST_CASES else None
 
@@ -269,9 +280,10 @@ def _judging(run: Path, saved: Sequence[Path]) -> list[Scored]:
     if not saved:
         return []
     by_digest = {_lora_digest(checkpoint): checkpoint for checkpoint in saved}
+    result = best_checkpoint(run) or saved[-1]
 
     def weight(scored: list[Scored]) -> tuple[bool, int, int]:
-        return saved[-1] in [each.checkpoint for each in scored], len(scored), sum(each.pairs for each in scored)
+        return result in [each.checkpoint for each in scored], len(scored), sum(each.pairs for each in scored)
 
     found = max((_scored(run / file, by_digest) for file in (EVALUATION, EVALUATED)), key=weight)
     return sorted(found, key=lambda each: each.psnr, reverse=True)
@@ -289,22 +301,62 @@ def _scored(file: Path, by_digest: Mapping[str, Path]) -> list[Scored]:
     return scored
 
 
-def _newest(saved: Sequence[Path], rows: Sequence[dict[str, Any]]) -> str:
-    losses = {row["step"]: row["validation/loss"] for row in rows if "validation/loss" in row}
-    known = {checkpoint: losses[step_of(checkpoint)] for checkpoint in saved if step_of(checkpoint) in losses}
-    newest, lowest = saved[-1], min(known, key=known.get, default=saved[-1])
+def _result(run: Path, saved: Sequence[Path]) -> str:
+    of_loras = validation_losses(run)
+    losses = {each: of_loras[lora] for each in saved if (lora := meant_lora(each)) in of_loras}
+    if best := best_checkpoint(run):
+        return f"Use {best.name}, whose validation {keep_best(run)} is the lowest ({losses[best]:.4f})"
+    newest, lowest = saved[-1], min(losses, key=losses.get, default=saved[-1])
     words = f"Use {newest.name}, the newest"
-    if newest not in known or lowest == newest:
+    if newest not in losses or lowest == newest:
         return words
     return (
-        f"{words}, and compare {lowest.name} with it, whose validation loss is lower ({known[lowest]:.4f} instead of "
-        f"{known[newest]:.4f})"
+        f"{words}, and compare {lowest.name} with it, whose validation loss is lower ({losses[lowest]:.4f} instead of "
+        f"{losses[newest]:.4f})"
     )
+
+
+def when_to_stop(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Whether more steps help, in a sentence without its full stop, from the run's metrics; empty before there are
+    PATIENCE validations after the first.
+
+    The rule is that of early stopping, for each category by itself: a loss falls at a validation where it is lower than
+    at all before by more than LEAST_FALL of the lowest, and has stopped falling when it was validated PATIENCE times
+    since. Of the LoRA as it was trained and its moving average the lower loss counts.
+    """
+    falling, stopped, last = [], {}, 0
+    for category in CATEGORIES:
+        names = f"validation/loss_{category}", f"validation/ema_loss_{category}"
+        losses = {row["step"]: min(row[name] for name in names if name in row) for row in rows if names[0] in row}
+        if len(losses) <= PATIENCE:
+            continue
+        lowest, fell, since = math.inf, 0, 0
+        for last, loss in losses.items():
+            since += 1
+            if loss < (1 - LEAST_FALL) * lowest:
+                lowest, fell, since = loss, last, 0
+        if since < PATIENCE:
+            falling.append(category)
+        else:
+            stopped.setdefault(fell, []).append(category)
+    clauses = [f"still falls on {_listed(falling)}"] if falling else []
+    clauses += [f"has not fallen since step {step} on {_listed(stopped[step])}" for step in sorted(stopped)]
+    if not clauses:
+        return ""
+    if not falling:
+        advice = "further steps did not help"
+    else:
+        advice = f"more steps may help {_listed(falling)} alone" if stopped else "more steps may help"
+    return f"At step {last} the validation loss {_listed(clauses)}: {advice}"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _lora_digest(checkpoint: Path) -> str:
     """As evaluation.json has it, from the checkpoint's manifest."""
-    return read_json(checkpoint / MANIFEST)[str(lora_file(checkpoint).relative_to(checkpoint))]["sha256"][:16]
+    return read_json(checkpoint / MANIFEST)[str(meant_lora(checkpoint).relative_to(checkpoint))]["sha256"][:16]
 
 
 def _curves(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> str:

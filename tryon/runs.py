@@ -3,6 +3,8 @@
     runs/<prefix>_<profile>_<YYYYmmdd_HHMMSS>/
         config.json  metrics.jsonl  train.log  warnings.log  logs/  validation/step-000025.png
         checkpoint-<step>/transformer/pytorch_lora_weights.safetensors  ...  manifest.json
+        checkpoint-<step>/ema/pytorch_lora_weights.safetensors  with --ema_decay
+        merged-<first step>-<last step>/transformer/pytorch_lora_weights.safetensors  see tryon.merge
 
 A checkpoint is whole when its manifest is there: it is written last. It is valid when its files are what that says.
 """
@@ -11,6 +13,7 @@ import errno
 import fcntl
 import json
 import logging
+import math
 import os
 import re
 import shlex
@@ -42,12 +45,13 @@ _held: set[Path] = set()  # lock files that this process keeps
 STEP_PARTS = ("data", "transfer", "forward", "backward", "optimiser")
 OCCASIONAL_PARTS = ("validation", "checkpoint")
 CHECKPOINT = re.compile(r"checkpoint-\d+")
+OF_RUN = re.compile(r"checkpoint-\d+|merged-\d+-\d+")  # folders of a run's LoRAs
 # Settings that a resumed run may not change, because the batches or what is learnt from them would be others.
 SAME_WHEN_RESUMED = (
     "prompt", "max_sequence_length", "height", "width", "seed", "num_processes", "train_batch_size",
     "gradient_accumulation_steps", "weighting_scheme", "logit_mean", "logit_std", "timestep_shift", "guidance_scale",
     "mask_loss_weight", "teacher_weight", "teacher_categories", "optimizer", "lora_rank", "lora_alpha", "lora_dropout",
-    "lora_targets", "lora_blocks", "balance", "try_off_share",
+    "lora_targets", "lora_blocks", "balance", "try_off_share", "ema_decay",
 )  # fmt: skip
 
 
@@ -286,32 +290,88 @@ def newest_checkpoint(run: Path) -> Path:
 
 
 def lora_file(checkpoint: Path) -> Path:
-    """The LoRA of a checkpoint folder."""
+    """The LoRA of a checkpoint folder, as it was trained."""
     return checkpoint / "transformer" / LORA_FILE
 
 
+def ema_file(checkpoint: Path) -> Path:
+    """The moving average of the LoRA's weights beside it, which --ema_decay makes."""
+    return checkpoint / "ema" / LORA_FILE
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl as dictionaries."""
+    file = run / "metrics.jsonl"
+    lines = file.read_text().splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]  # a full disk may have cut the last one short
+
+
+def keep_best(run: Path) -> str:
+    """What --keep_best was when the run saved last: a loss, or "none"."""
+    for checkpoint in reversed(checkpoints(run)):
+        with suppress(ValueError):  # a damaged one, which is named where a training goes on from it
+            return read_json(checkpoint / STATE_FILE).get("keep_best", "none")
+    return "none"
+
+
+def validation_losses(run: Path) -> dict[Path, float]:
+    """The LoRAs in a run's checkpoints whose validation loss was measured, by file, the oldest first: the loss that
+    --keep_best names, else the one over all categories."""
+    loss = keep_best(run).replace("none", "loss")
+    rows = {row["step"]: row for row in read_metrics(run) if f"validation/{loss}" in row}
+    return {
+        file: rows[step_of(checkpoint)][name]
+        for checkpoint in checkpoints(run)
+        for file, name in (
+            (lora_file(checkpoint), f"validation/{loss}"),
+            (ema_file(checkpoint), f"validation/ema_{loss}"),
+        )
+        if name in rows.get(step_of(checkpoint), {})
+    }
+
+
+def best_checkpoint(run: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss of a run with --keep_best; None without, and before a step was
+    both saved and measured."""
+    losses = validation_losses(run) if keep_best(run) != "none" else {}
+    return min(losses, key=losses.get).parent.parent if losses else None
+
+
+def meant_lora(checkpoint: Path) -> Path:
+    """The LoRA that a checkpoint's name means: the moving average where its validation loss is lower, else the LoRA as
+    it was trained."""
+    trained, ema = lora_file(checkpoint), ema_file(checkpoint)
+    losses = validation_losses(checkpoint.parent) if ema.is_file() else {}
+    return ema if losses.get(ema, math.inf) < losses.get(trained, math.inf) else trained
+
+
 def run_of(lora: Path) -> Path | None:
-    """The run that a LoRA's file is of; None where it lies in no checkpoint."""
-    checkpoint = lora.absolute().parent.parent
-    return checkpoint.parent if CHECKPOINT.fullmatch(checkpoint.name) else None
+    """The run that a LoRA's file is of; None where it lies in none."""
+    folder = lora.absolute().parent.parent
+    return folder.parent if OF_RUN.fullmatch(folder.name) else None
 
 
 def lora_name(file: Path) -> str:
     """What a LoRA's file is called where people read it: its run and step, else its folder and file."""
     if run := run_of(file):
-        return f"{run.name}, step {step_of(file.parents[1])}"
+        folder = file.absolute().parent.parent
+        words = folder.name.replace("checkpoint-", "step ")
+        return f"{run.name}, {words}" + (", average" if file.absolute() == ema_file(folder) else "")
     return f"{file.parent.name}/{file.name}"
 
 
 def find_lora(name: str) -> Path:
-    """The LoRA file that a path names: the file itself, its folder, a checkpoint, a run (its newest checkpoint), or a
-    folder of runs: then the newest of all, and the log lists them. Raises ValueError where there is none."""
+    """The LoRA file that a path names: the file itself, its folder, a checkpoint (see meant_lora), a run (its best
+    checkpoint if it was trained with --keep_best, else its newest), or a folder of runs: then the newest of all, and
+    the log lists them. Raises ValueError where there is none."""
     path = Path(name).expanduser()
-    for candidate in (path, path / LORA_FILE, lora_file(path)):
+    for candidate in (path, path / LORA_FILE):
         if candidate.is_file():
             return candidate
+    if lora_file(path).is_file():
+        return meant_lora(path)
     if found := checkpoints(path):
-        return lora_file(found[-1])
+        return meant_lora(best_checkpoint(path) or found[-1])
     if not (loras := all_loras(path)):
         raise ValueError(f"{path} has no checkpoint: name a run, a checkpoint or a LoRA's file")
     if len(loras) > 1:
@@ -324,5 +384,5 @@ def find_lora(name: str) -> Path:
 def all_loras(folder: Path) -> list[Path]:
     """The LoRAs of every whole checkpoint of every run in a folder, the newest first."""
     runs = [path for path in folder.absolute().iterdir() if path.is_dir()] if folder.is_dir() else []
-    found = [lora_file(checkpoint) for run in runs for checkpoint in checkpoints(run)]
+    found = [meant_lora(checkpoint) for run in runs for checkpoint in checkpoints(run)]
     return sorted((file for file in found if file.is_file()), key=lambda file: file.stat().st_mtime, reverse=True)

@@ -47,13 +47,23 @@ from tryon.report import (
     meanings_of,
     own_verdict,
     read_length,
-    read_metrics,
     score_table,
     scored_pictures,
     scored_step,
     validation_grids,
 )  # fmt: skip
-from tryon.runs import CHECKPOINT, LORA_FILE, checkpoints, find_checkpoint, identity_of, lora_file, step_of
+from tryon.runs import (
+    CHECKPOINT,
+    LORA_FILE,
+    best_checkpoint,
+    checkpoints,
+    find_checkpoint,
+    identity_of,
+    keep_best,
+    meant_lora,
+    read_metrics,
+    step_of,
+)
 from tryon.units import gigabytes, plural
 
 logger = logging.getLogger(__name__)
@@ -68,7 +78,7 @@ FLUX_LICENCE = "https://huggingface.co/black-forest-labs/FLUX.1-dev/blob/main/LI
 class ShareConfig:
     """Which run is shared, and where."""
 
-    run: str = setting(None, "the run's folder, whose newest checkpoint is shared, or a checkpoint", positional=True)
+    run: str = setting(None, "the run's folder, whose result is shared, or a checkpoint", positional=True)
     push_to_hub: str | None = setting(None, "upload to this repository of the hub, user/name; without it, only show")
     private: bool = setting(False, "make that repository a private one; one that is public already is refused")
     format: Literal["diffusers", "comfyui"] = setting(
@@ -80,8 +90,8 @@ class ShareConfig:
 
 
 def write_share(config: ShareConfig) -> Path:
-    """Writes the LoRA of a checkpoint, the run's newest valid one unless another is given, and its card into the run's
-    folder share, and returns that.
+    """Writes the LoRA of a checkpoint and its card into the run's folder share, and returns that. Unless a checkpoint
+    is given, it is the best of a run with --keep_best, else the newest valid one.
 
     Raises ValueError where the folder is no run, the checkpoint is damaged, there is none, or no pictures that were
     asked for, or the folder cannot be written into.
@@ -90,10 +100,12 @@ def write_share(config: ShareConfig) -> Path:
     run = given.parent if CHECKPOINT.fullmatch(given.name) else given
     if not (settings := read_json(run / "config.json")):
         raise ValueError(f"{run} holds no config.json: name the folder of a run")
-    checkpoint, folder = find_checkpoint(config.run, run), run / "share"
-    if checkpoint == given and (problem := damage(checkpoint)):
+    best, folder = best_checkpoint(run) if given == run else None, run / "share"
+    checkpoint = best or find_checkpoint(config.run, run)
+    if checkpoint in (given, best) and (problem := damage(checkpoint)):
         raise ValueError(f"{problem}: name the run or another of its checkpoints")
-    advise(run, checkpoint, "as given" if checkpoint == given else "the newest")
+    why = f"its validation {keep_best(run)} is the lowest" if best else "the newest"
+    advise(run, checkpoint, "as given" if checkpoint == given else why)
     pictures = _pictures(run, step_of(checkpoint)) if config.with_pictures or _is_drawn(settings) else []
     if config.with_pictures and not pictures:
         raise ValueError(f"{run} has no sample pictures: leave --with_pictures out")
@@ -104,7 +116,7 @@ def write_share(config: ShareConfig) -> Path:
         for picture in pictures:
             (folder / PICTURES).mkdir(exist_ok=True)
             shutil.copyfile(picture, folder / PICTURES / picture.name)
-        export_lora(lora_file(checkpoint), folder / LORA_FILE, config.format)
+        export_lora(meant_lora(checkpoint), folder / LORA_FILE, config.format)
         facts = read_facts(folder / LORA_FILE)
         assert facts.known, "a run's LoRA says what it was trained for"
         settings["quantization"] = identity_of(checkpoint)["quantization"]  # what "auto" meant

@@ -25,7 +25,7 @@ from tryon.config import TrainConfig, on_toy
 from tryon.flux.lora_header import read_facts
 from tryon.flux.prompts import TRY_OFF_PROMPT
 from tryon.inference.recipe import read_recipe
-from tryon.runs import find_lora, newest_checkpoint
+from tryon.runs import ema_file, find_lora, lora_file, lora_name, newest_checkpoint
 from tryon.toy.model import ToyFolders
 from tryon.training.batches import load_batches
 from tryon.training.latent_cache import LatentData
@@ -81,16 +81,34 @@ def test_losses_are_those_of_the_record(config: TrainConfig) -> None:
 def test_training_is_deterministic_and_resume_is_exact(config: TrainConfig, tmp_path: Path) -> None:
     config = replace(
         config, lora_dropout=0.2, mask_loss_weight=3.0, teacher_weight=0.5, timestep_shift="resolution",
-        lora_targets="attention_and_context", lora_blocks="double", try_off_share=0.5,
+        lora_targets="attention_and_context", lora_blocks="double", try_off_share=0.5, ema_decay=0.9,
+        validation_steps=3, keep_best="loss_full",
     )  # fmt: skip
     whole = train(config, TRAIN_DATA, VAL_DATA)
+    average, trained = (load_file(file(whole / "checkpoint-6")) for file in (ema_file, lora_file))
+    assert average.keys() == trained.keys() and not any(torch.equal(average[key], trained[key]) for key in trained)
+    losses = {
+        file(whole / f"checkpoint-{step}"): metrics(whole, f"validation/{name}")[step]
+        for file, name in ((lora_file, "loss_full"), (ema_file, "ema_loss_full"))
+        for step in (3, 6)
+    }
+    assert len(set(losses.values())) == 4 and find_lora(str(whole)) == min(losses, key=losses.get)
+    for step in (3, 6):
+        shown = read_recipe(whole / "validation" / f"step-{step:06d}.png").loras
+        assert shown == (lora_name(find_lora(str(whole / f"checkpoint-{step}"))),)
     first_half = replace(config, output_dir=str(tmp_path / "halves"), max_train_steps=3, dataloader_num_workers=2)
     train(first_half, TRAIN_DATA, VAL_DATA)
     halves = train(replace(first_half, max_train_steps=6, resume_from_checkpoint="latest"), TRAIN_DATA, VAL_DATA)
     assert_same_run(halves, whole)
+    assert metrics(halves, "validation/ema_loss") == metrics(whole, "validation/ema_loss")
     assert read_facts(find_lora(str(halves))).try_off_prompt == TRY_OFF_PROMPT
     plain = train(replace(config, try_off_share=0.0, output_dir=str(tmp_path / "plain")), TRAIN_DATA, VAL_DATA)
     assert metrics(plain) != metrics(whole) and read_facts(find_lora(str(plain))).try_off_prompt is None
+
+
+def test_a_loss_that_is_not_measured_cannot_choose_the_best(config: TrainConfig) -> None:
+    with pytest.raises(ValueError, match="--keep_best loss_lower was given and no validation pair is lower-body"):
+        train(replace(config, keep_best="loss_lower"), TRAIN_DATA, VAL_DATA)
 
 
 def test_compiled_blocks_train_as_others_do(config: TrainConfig, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ FLOORS = (
     {"tryon"},
     {"tryon.data"},
     {"tryon.flux", "tryon.report"},
-    {"tryon.inference", "tryon.share"},
+    {"tryon.inference", "tryon.share", "tryon.merge"},
     {"tryon.training", "tryon.evaluation", "tryon.app"},
     {"tryon.toy", "folder_lists"},
     {"folder_datasets"},

@@ -216,6 +216,50 @@ def test_the_page_opens_with_a_verdict_and_names_the_checkpoint_to_use(run: Path
     assert verdict_of(run).endswith(f"{lower}; checkpoint-20: {own}")
 
 
+def test_the_best_checkpoint_is_the_one_to_use(run: Path) -> None:
+    for step in (20, 40):
+        saved(run, step)
+        save_json(run / f"checkpoint-{step}" / "trainer_state.json", {"keep_best": "loss_upper"})
+    rows = [{"step": 20, "validation/loss_upper": 0.1, "validation/loss": 0.3}]
+    rows += [{"step": 40, "validation/loss_upper": 0.2, "validation/loss": 0.2}]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = "Use checkpoint-20, whose validation loss_upper is the lowest (0.1000); it is not scored yet"
+    assert verdict_of(run).startswith(words)
+    page = (run / "report.html").read_text()
+    assert "<th>best checkpoint</th><td>checkpoint-20</td>" in page and command(run) in page
+    assert "checkpoint-20/transformer/pytorch_lora_weights.safetensors</p>" in page
+
+
+@pytest.mark.parametrize(
+    ("curves", "said"),
+    [
+        ({"loss_upper": [5, 4, 3, 2]}, "At step 30 the validation loss still falls on upper: more steps may help"),
+        (
+            {"loss_upper": [5, 3, 4, 3.5, 2.99], "loss_lower": [9, 8, 8, 9, 7.95], "loss_full": [5, 4, 3, 2.9, 3.5]},
+            "At step 40 the validation loss still falls on full and has not fallen since step 10 on upper and lower: "
+            "more steps may help full alone",
+        ),
+        (
+            {"loss_upper": [1, 2, 3, 4], "loss_lower": [4, 3, 3, 3], "loss_full": [3, 2, 2, 3]},
+            "At step 30 the validation loss has not fallen since step 0 on upper and has not fallen since step 10 on "
+            "lower and full: further steps did not help",
+        ),
+        (
+            {"loss_upper": [5, 4, 4, 4], "ema_loss_upper": [5, 4.5, 3, 3.5]},
+            "At step 30 the validation loss still falls on upper: more steps may help",
+        ),
+        ({"loss_upper": [1, 2], "loss_lower": [1, 2]}, ""),
+        ({}, ""),
+    ],
+)  # fmt: skip
+def test_when_to_stop_follows_from_the_curves(run: Path, curves: dict[str, list[float]], said: str) -> None:
+    count = len(next(iter(curves.values()), ()))
+    rows = [{f"validation/{name}": curve[index] for name, curve in curves.items()} for index in range(count)]
+    lines = [json.dumps({"step": 10 * index, **row}) + "\n" for index, row in enumerate(rows)]
+    (run / "metrics.jsonl").write_text("".join(lines))
+    assert re.findall(r"<p>(At step .*)\.</p>", write_report(run).read_text()) == ([said] if said else [])
+
+
 def test_a_run_that_went_on_has_the_steps_of_its_newest_part(run: Path) -> None:
     settings = json.loads((run / "config.json").read_text())
     for step, steps in ((9, 20), (40, 50)):

@@ -28,8 +28,7 @@ from tryon.files import files_fingerprint, replacing
 from tryon.flux.lora_header import LoraFacts, check_takes_off, denoising, panel_size, read_facts, verify_lora
 from tryon.inference.pipeline import TryOnModel, same_models, swap_lora, take_off, try_on
 from tryon.inference.recipe import BASE, FINGERPRINT, Recipe, png_text, versions
-from tryon.report import read_metrics
-from tryon.runs import all_loras, checkpoints, lora_file, lora_name, run_of, step_of
+from tryon.runs import all_loras, lora_name, run_of, validation_losses
 
 logger = logging.getLogger(__name__)
 
@@ -112,12 +111,8 @@ def file_name(words: str) -> str:
 
 def best_of(run: Path) -> Path | None:
     """The LoRA of a run's checkpoint with the lowest validation loss; None where fewer than two have one."""
-    saved = checkpoints(run)
-    if len(saved) < 2:
-        return None
-    losses = {row["step"]: row["validation/loss"] for row in read_metrics(run) if "validation/loss" in row}
-    scored = [checkpoint for checkpoint in saved if step_of(checkpoint) in losses]
-    return lora_file(min(scored, key=lambda checkpoint: losses[step_of(checkpoint)])) if len(scored) > 1 else None
+    losses = validation_losses(run)
+    return min(losses, key=losses.get) if len({file.parents[1] for file in losses}) > 1 else None
 
 
 def panel_sizes(size: tuple[int, int]) -> dict[str, tuple[int, int]]:

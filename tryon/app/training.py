@@ -24,8 +24,8 @@ from typing import Any, Literal
 from tryon.config import PROJECT
 from tryon.data.layout import holds_pairs, run_prefix
 from tryon.files import read_json
-from tryon.report import read_metrics, read_scores
-from tryon.runs import LAUNCH, LAUNCHER_LOCK, checkpoints, locked, process_of
+from tryon.report import read_scores
+from tryon.runs import LAUNCH, LAUNCHER_LOCK, checkpoints, locked, process_of, read_metrics
 
 LAUNCHER = PROJECT / "train_deepfashion_lora.sh"
 NOTE = "note.txt"

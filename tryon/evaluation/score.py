@@ -156,7 +156,7 @@ def measured(case: Case, result: Tensor) -> Line:
 
 
 def score_run(run: Path, config: TrainConfig, data: str, cases: Cases) -> None:
-    """The last step of a run: scores its newest LoRA, read from its file, on cases by kind. Logs a table, and writes
+    """The last step of a run: scores its LoRA, read from its file, on cases by kind. Logs a table, and writes
     evaluation.json and evaluation-<kind>.png. data: what the cases are of, in words."""
     free_memory()  # of the training
     models = TryOnConfig(

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from tryon.config import CATVTON_TRANSFORMER, FLUX_BASE, TryOnConfig, oversized
 from tryon.data.category import Category
 from tryon.files import is_listed_otherwise
-from tryon.runs import LORA_FILE, find_lora, lora_file
+from tryon.runs import LORA_FILE, ema_file, find_lora, lora_file
 
 PREFIX = "transformer."
 # Keys of the file's header: rank and alpha, as diffusers reads them, and our own facts, which it leaves alone.
@@ -70,7 +70,7 @@ def lora_on_disk(name: str, hub_cache: str | None) -> Path:
 def verify_lora(file: Path) -> None:
     """Raises ValueError where the file is the LoRA of a checkpoint whose manifest says that it was another."""
     checkpoint = file.parent.parent
-    if file == lora_file(checkpoint) and is_listed_otherwise(checkpoint, file):
+    if file in (lora_file(checkpoint), ema_file(checkpoint)) and is_listed_otherwise(checkpoint, file):
         raise ValueError(f"{file} is damaged: take another checkpoint")
 
 

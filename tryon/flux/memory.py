@@ -51,9 +51,9 @@ QUANTIZED_BELOW: tuple[tuple[int, Quantization], ...] = ((60 * GB, "none"), (32 
 class TrainingMemory:
     """Bytes on the GPU at the fullest moment of a step, by what they are for.
 
-    weights: the frozen ones and the VAE's. lora: its float32 weights, their casts to bfloat16, and their gradients as
-    far as they exist at that moment. optimizer: its moments. activations: what the forward pass keeps for the backward
-    pass. work: what a block computes with meanwhile.
+    weights: the frozen ones and the VAE's. lora: its float32 weights, their moving average, their casts to bfloat16,
+    and their gradients as far as they exist at that moment. optimizer: its moments. activations: what the forward pass
+    keeps for the backward pass. work: what a block computes with meanwhile.
     """
 
     weights: int
@@ -166,7 +166,7 @@ def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | N
     there = gradients if later else max(0, gradients - activations)
     return TrainingMemory(
         weights=round(held * each) + (sizes.frozen - sizes.in_blocks + vae_parameters(config)) * itemsize,
-        lora=4 * sizes.trained + (itemsize * sizes.trained if casts_lora(config) else 0) + there,
+        lora=_lora_bytes(config) * sizes.trained + (itemsize * sizes.trained if casts_lora(config) else 0) + there,
         optimizer=2 * _moment_bytes(config) * sizes.trained,
         activations=activations,
         work=work + (itemsize * sizes.largest if quantized else 0),
@@ -197,7 +197,7 @@ def fullest_moment(blocks: list[BlockCosts], every: int | None) -> tuple[int, in
 
 def checkpoint_bytes(config: TrainConfig, trained: int) -> int:
     """Bytes of a checkpoint's LoRA and optimiser state. trained: the LoRA's parameters."""
-    return (4 + 2 * _moment_bytes(config)) * trained
+    return (_lora_bytes(config) + 2 * _moment_bytes(config)) * trained
 
 
 def host_memory(config: TrainConfig, sizes: Sizes) -> HostMemory:
@@ -437,6 +437,11 @@ def check_gpu_memory(what: str, need: int, advice: str, device: torch.device) ->
     if need > free:
         have = f"needs at least {gigabytes(need)} of GPU memory and this GPU has {gigabytes(free)} free"
         raise ValueError(f"{what} {have}: {advice}")
+
+
+def _lora_bytes(config: TrainConfig) -> int:
+    """Bytes per trained parameter of the weights, and of their moving average where there is one."""
+    return 8 if config.ema_decay else 4
 
 
 def _moment_bytes(config: TrainConfig) -> int:

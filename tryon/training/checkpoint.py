@@ -1,6 +1,7 @@
 """Checkpoints: written beside their place and renamed into it, so that one is there whole or not at all.
 
     checkpoint-<step>/transformer/pytorch_lora_weights.safetensors
+    checkpoint-<step>/ema/pytorch_lora_weights.safetensors       their moving average, with --ema_decay
     checkpoint-<step>/optimizer.safetensors, optimizer.json      moments; counters
     checkpoint-<step>/trainer_state.json                         the step, and what the run may not change
     checkpoint-<step>/manifest.json                              size and sha256 of every file; written last
@@ -25,10 +26,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
+from tryon.config import KeepBest
 from tryon.files import damage, replacing, save_json, write_manifest
 from tryon.flux.lora import load_lora, lora_header, lora_weights, write_lora
 from tryon.flux.lora_header import LoraFacts
-from tryon.runs import CHECKPOINT, STATE_FILE, check_identity, checkpoints, lora_file, step_of
+from tryon.runs import (
+    CHECKPOINT,
+    STATE_FILE,
+    best_checkpoint,
+    check_identity,
+    checkpoints,
+    ema_file,
+    lora_file,
+    step_of,
+)
+from tryon.training.ema import WeightAverage
 
 logger = logging.getLogger(__name__)
 
@@ -37,11 +49,13 @@ logger = logging.getLogger(__name__)
 class TrainerState:
     """Where training stands. step: optimiser steps done. identity: what must be the same when the run goes on, by name:
     data, models, sizes, batch geometry, seed, noise. Anything else may change: steps, learning rate, intervals.
-    safest_attention: whether a gradient that was not finite made the run fall back to the safest attention kernel."""
+    safest_attention: whether a gradient that was not finite made the run fall back to the safest attention kernel.
+    keep_best: by which loss the run's best checkpoint is kept and meant, see tryon.runs.best_checkpoint."""
 
     step: int
     identity: dict[str, Any]
     safest_attention: bool = False
+    keep_best: KeepBest = "none"
 
 
 @dataclass(frozen=True)
@@ -50,15 +64,21 @@ class Snapshot:
 
     state: TrainerState
     lora: dict[str, Tensor]
+    ema: dict[str, Tensor] | None
     lora_header: dict[str, str]
     optimizer: dict[str, Tensor | Any]  # see optimizer_state
 
 
 def take_snapshot(
-    state: TrainerState, facts: LoraFacts, transformer: FluxTransformer2DModel, optimizer: Optimizer
-) -> Snapshot:
-    """Copies LoRA and optimiser state to the host."""
-    return Snapshot(state, lora_weights(transformer), lora_header(transformer, facts), optimizer_state(optimizer))
+    state: TrainerState, facts: LoraFacts, transformer: FluxTransformer2DModel, optimizer: Optimizer,
+    average: WeightAverage | None = None,
+) -> Snapshot:  # fmt: skip
+    """Copies LoRA, its average and optimiser state to the host."""
+    ema = None
+    if average:
+        with average.in_place():
+            ema = lora_weights(transformer)
+    return Snapshot(state, lora_weights(transformer), ema, lora_header(transformer, facts), optimizer_state(optimizer))
 
 
 class CheckpointWriter(AbstractContextManager):
@@ -77,12 +97,13 @@ class CheckpointWriter(AbstractContextManager):
         self._thread.shutdown()
 
     def save(
-        self, state: TrainerState, facts: LoraFacts, transformer: FluxTransformer2DModel, optimizer: Optimizer
-    ) -> None:
-        """Copies LoRA and optimiser state and begins to write them, once the checkpoint before is written: the host
-        holds one copy at a time. Raises the ValueError of the one before where that failed."""
+        self, state: TrainerState, facts: LoraFacts, transformer: FluxTransformer2DModel, optimizer: Optimizer,
+        average: WeightAverage | None = None,
+    ) -> None:  # fmt: skip
+        """Copies LoRA, its average and optimiser state and begins to write them, once the checkpoint before is written:
+        the host holds one copy at a time. Raises the ValueError of the one before where that failed."""
         self.wait()
-        self._writing = self._thread.submit(self._write, take_snapshot(state, facts, transformer, optimizer))
+        self._writing = self._thread.submit(self._write, take_snapshot(state, facts, transformer, optimizer, average))
 
     def _write(self, snapshot: Snapshot) -> None:
         checkpoint = save_checkpoint(self._run, snapshot, self._keep)
@@ -100,7 +121,8 @@ class CheckpointWriter(AbstractContextManager):
 
 
 def save_checkpoint(run: Path, snapshot: Snapshot, keep: int | None) -> Path:
-    """Writes checkpoint-<step>, then removes all but the newest `keep` (None keeps all). Returns its folder.
+    """Writes checkpoint-<step>, then removes all but the newest `keep` (None keeps all) and, in a run with --keep_best,
+    the best. Returns its folder.
 
     Raises ValueError where it cannot be written: older ones are untouched, and no part of it stays.
     """
@@ -108,6 +130,8 @@ def save_checkpoint(run: Path, snapshot: Snapshot, keep: int | None) -> Path:
     try:
         with replacing(final) as staging:
             write_lora(lora_file(staging).parent, snapshot.lora, snapshot.lora_header)
+            if snapshot.ema:
+                write_lora(ema_file(staging).parent, snapshot.ema, snapshot.lora_header)
             write_optimizer(staging, snapshot.optimizer)
             save_json(staging / STATE_FILE, asdict(snapshot.state))
             write_manifest(staging)
@@ -118,8 +142,10 @@ def save_checkpoint(run: Path, snapshot: Snapshot, keep: int | None) -> Path:
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{final} cannot be written ({error}): make room on the disk, then resume") from error
     if keep is not None:
+        best = best_checkpoint(run)
         for old in checkpoints(run)[:-keep]:
-            shutil.rmtree(old.rename(run / f".{old.name}.old"))
+            if old != best:
+                shutil.rmtree(old.rename(run / f".{old.name}.old"))
     return final
 
 
@@ -143,15 +169,20 @@ def _set_aside(checkpoint: Path) -> Path:
 
 
 def load_checkpoint(
-    checkpoint: Path, identity: dict[str, Any], transformer: FluxTransformer2DModel, optimizer: Optimizer
-) -> TrainerState:
-    """Restores LoRA and optimiser state of a checkpoint that `verify` has passed; the optimiser's settings stay those
-    it was made with. Raises ValueError as check_identity does.
+    checkpoint: Path, identity: dict[str, Any], transformer: FluxTransformer2DModel, optimizer: Optimizer,
+    average: WeightAverage | None = None,
+) -> TrainerState:  # fmt: skip
+    """Restores LoRA, its average and optimiser state of a checkpoint that `verify` has passed; the optimiser's settings
+    stay those it was made with. Raises ValueError as check_identity does.
     """
     check_identity(checkpoint, identity)
+    state = TrainerState(**json.loads((checkpoint / STATE_FILE).read_text()))
+    if average:
+        load_lora(transformer, ema_file(checkpoint))
+        average.restart(state.step)
     load_lora(transformer, lora_file(checkpoint))
     load_optimizer(checkpoint, optimizer)
-    return TrainerState(**json.loads((checkpoint / STATE_FILE).read_text()))
+    return state
 
 
 def verify(checkpoint: Path) -> None:

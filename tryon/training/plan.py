@@ -90,7 +90,8 @@ def plan_lines(
     variants += config.try_off_share > 0  # the try-off is one more
     each = latents_bytes(config.height, 2 * config.width, dtype_of(config).itemsize)
     saved, limit = -(-steps // config.checkpointing_steps), config.checkpoints_total_limit
-    kept = min(saved, limit + 1) if limit else saved  # an older one goes when the newest is there
+    # An older one goes when the newest is there.
+    kept = min(saved, limit + 1 + (config.keep_best != "none")) if limit else saved
     checkpoint = checkpoint_bytes(config, costs.sizes.trained)
     models = costs.sizes.frozen * 2 + TEXT_ENCODERS_AND_VAE
     if pairs:

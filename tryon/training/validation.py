@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from tryon.flux.flow_matching import UNIFORM, draw_sigma_and_noise, fill_loss, i
 from tryon.inference.pipeline import try_on_batch
 from tryon.inference.recipe import Recipe, save_picture, versions
 from tryon.signals import asked_to_stop
+from tryon.training.ema import WeightAverage
 from tryon.training.latent_cache import LatentData
 from tryon.training.tracking import log_metrics, log_picture
 
@@ -34,10 +36,11 @@ GRID_COLUMNS = ("garment", "person", "masked", "before LoRA", "now")
 
 def make_validation(
     config: TrainConfig, accelerator: Accelerator, pipeline: FluxFillPipeline, val_data: SampleSource,
-    val_latents: LatentData, prompts: dict[str, PromptEmbedding], run: Path,
+    val_latents: LatentData, prompts: dict[str, PromptEmbedding], run: Path, average: WeightAverage | None,
 ) -> Callable[[int], None]:  # fmt: skip
     """A function of the step that measures the validation loss and draws the grid, on the main process. It gives up
-    where the training was asked to stop.
+    where the training was asked to stop. With an average of the weights, it measures both, and draws with the one whose
+    loss is lower.
 
     The pictures before the LoRA are drawn here, once, from the transformer with its LoRA switched off.
     """
@@ -54,6 +57,7 @@ def make_validation(
 
     steps, guidance = config.num_inference_steps, config.validation_guidance_scale
     passes = len(samples) * steps  # of the transformer, for the pictures
+    judged = f"validation/{config.keep_best.replace('none', 'loss')}"
 
     def draw(each_step: Callable[[int], None]) -> list[Image.Image]:
         pictures = []
@@ -75,19 +79,29 @@ def make_validation(
         transformer.enable_adapters()
 
     def look(step: int) -> None:
-        with progress_bar(len(val_latents) + passes, f"validating step {step}", visible=True) as bar:
+        measured = len(val_latents) * (2 if average else 1)
+        with progress_bar(measured + passes, f"validating step {step}", visible=True) as bar:
 
             def after_pass(done: int) -> None:
                 bar.update()
                 leave_if_asked()
 
-            losses = validation_loss(
-                transformer, val_latents, prompts, guidance=config.guidance_scale, seed=config.seed, each=after_pass
-            )
+            measure = partial(
+                validation_loss, transformer, val_latents, prompts, guidance=config.guidance_scale, seed=config.seed,
+                each=after_pass,
+            )  # fmt: skip
+            losses, weights, shown = measure(), nullcontext(), f"{run.name}, step {step}"
+            if average:
+                with average.in_place():
+                    of_average = measure()
+                if of_average[judged] < losses[judged]:
+                    weights, shown = average.in_place(), f"{shown}, average"
+                losses |= {name.replace("/", "/ema_"): loss for name, loss in of_average.items()}
             log_metrics(accelerator, run, step, losses)
-            grid = validation_grid(samples, before, draw(after_pass))
+            with weights:
+                grid = validation_grid(samples, before, draw(after_pass))
         path = validation_picture(run, step)
-        save_picture(grid, path, Recipe(settings, {}, (f"{run.name}, step {step}",), versions()))
+        save_picture(grid, path, Recipe(settings, {}, (shown,), versions()))
         log_picture(accelerator, "validation", grid, step)
         words = ", ".join(f"{name.removeprefix('validation/')} {loss:.4f}" for name, loss in losses.items())
         logger.info("validation at step %d: %s; pictures in %s", step, words, path)
@@ -104,6 +118,15 @@ def make_validation(
         accelerator.wait_for_everyone()
 
     return validate
+
+
+def check_is_measured(config: TrainConfig, val_data: SampleSource) -> None:
+    """Raises ValueError where no validation pair is of the category whose loss --keep_best names."""
+    category = config.keep_best.partition("_")[2]
+    if category and category not in {val_data.category(index) for index in range(len(val_data))}:
+        raise ValueError(
+            f"--keep_best {config.keep_best} was given and no validation pair is {category}-body: give --keep_best loss"
+        )
 
 
 def validation_picture(run: Path, step: int) -> Path:

@@ -22,6 +22,7 @@ from tryon.flux.memory import (
     TransformerCosts,
     check_panel_fits,
     check_training_fits,
+    checkpoint_bytes,
     choose_quantization,
     count_parameters,
     host_memory,
@@ -141,6 +142,9 @@ def test_the_plan_follows_precision_optimizer_quantisation_and_offload() -> None
     assert training_memory(replace(config, optimizer="adamw8bit", mixed_precision="no"), costs, 2) == TrainingMemory(
         4 * (1000 + vae), 80, 20, 3 + 70, 60
     )
+    averaged = replace(config, ema_decay=0.99)
+    assert training_memory(averaged, costs, None) == replace(plain, lora=100 + 40)
+    assert checkpoint_bytes(averaged, 10) == checkpoint_bytes(config, 10) + 40
     fp8 = training_memory(replace(config, quantization="fp8"), costs, 1)
     assert (fp8.weights, fp8.activations, fp8.work) == (801 + 2 * (200 + vae), 3 + 70, 60 + 2 * 50)
     offloaded = training_memory(replace(config, offload=True), costs, 1)

@@ -16,20 +16,26 @@ from safetensors.torch import load_file
 
 from conftest import PROJECT
 from tryon.config import TrainConfig, mistakes
+from tryon.files import write_manifest
 from tryon.flux.load import load_transformer
 from tryon.flux.lora import add_lora
-from tryon.flux.lora_header import LoraFacts
+from tryon.flux.lora_header import LoraFacts, verify_lora
 from tryon.runs import (
     LORA_FILE,
     SAME_WHEN_RESUMED,
     Refused,
+    all_loras,
     check_identity,
     checkpoints,
+    ema_file,
     find_lora,
     locked,
+    lora_file,
+    lora_name,
     newest_checkpoint,
     resume_hint,
     run_folder,
+    step_of,
     with_paths,
 )
 from tryon.toy.model import ToyFolders
@@ -169,6 +175,61 @@ def test_retention_keeps_the_newest(transformer: FluxTransformer2DModel, tmp_pat
     assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-20", "checkpoint-100"]
     assert newest_checkpoint(tmp_path).name == "checkpoint-100"
     assert not list(tmp_path.glob(".*")), "nothing half-written is left"
+
+
+def validated(run: Path, **losses: dict[int, float]) -> None:
+    """Writes the run's metrics. losses: of each name, by step."""
+    rows = [{"step": step, f"validation/{name}": loss} for name, of in losses.items() for step, loss in of.items()]
+    merged = {row["step"]: {} for row in rows}
+    for row in rows:
+        merged[row["step"]] |= row
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in merged.values()))
+
+
+def test_the_best_checkpoint_is_kept_and_is_what_the_run_means(
+    transformer: FluxTransformer2DModel, tmp_path: Path
+) -> None:
+    """Of the steps that are both saved and validated."""
+    trained = parts(transformer)
+    validated(tmp_path, loss_lower={0: 0.1, 10: 0.5, 15: 0.2, 20: 0.4}, loss={10: 0.1, 20: 0.2, 40: 0.05})
+    for number in (10, 20, 25, 30, 35):
+        state = TrainerState(number, IDENTITY, keep_best="loss_lower")
+        save(tmp_path, state, transformer, trained[1], keep=2)
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [20, 30, 35]
+    assert find_lora(str(tmp_path)) == lora_file(tmp_path / "checkpoint-20")
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-35", "from which training goes on"
+    (tmp_path / "checkpoint-35" / "trainer_state.json").write_text("{")
+    assert find_lora(str(tmp_path)) == lora_file(tmp_path / "checkpoint-20"), "also beside a damaged one"
+    validated(tmp_path, loss_lower={20: 0.4, 35: 0.3})
+    save(tmp_path, TrainerState(40, IDENTITY, keep_best="loss_lower"), transformer, trained[1], keep=2)
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [35, 40], "it is no longer the best"
+    save(tmp_path, TrainerState(45, IDENTITY), transformer, trained[1], keep=2)
+    assert [step_of(path) for path in checkpoints(tmp_path)] == [40, 45], "resumed without --keep_best"
+    assert find_lora(str(tmp_path)) == lora_file(tmp_path / "checkpoint-45")
+
+
+def test_a_checkpoint_means_its_average_where_that_scores_better(tmp_path: Path) -> None:
+    run = make_run(make_run(tmp_path / "run", 10), 20)
+    for step in (10, 20):
+        for file in (lora_file, ema_file):
+            (path := file(run / f"checkpoint-{step}")).parent.mkdir()
+            path.touch()
+    newer = run / "checkpoint-20"
+    assert find_lora(str(run)) == lora_file(newer), "nothing is measured yet"
+    validated(run, loss={10: 0.1, 20: 0.4}, ema_loss={10: 0.2, 20: 0.3}, loss_full={20: 0.2}, ema_loss_full={20: 0.3})
+    assert find_lora(str(run)) == find_lora(str(newer)) == ema_file(newer) and lora_name(ema_file(newer)).endswith(
+        "run, step 20, average"
+    )
+    assert find_lora(str(run / "checkpoint-10")) == lora_file(run / "checkpoint-10")
+    assert find_lora(str(newer / "transformer")) == lora_file(newer)
+    assert set(all_loras(tmp_path)) == {ema_file(newer), lora_file(run / "checkpoint-10")}
+    (newer / "trainer_state.json").write_text('{"keep_best": "loss_full"}')
+    assert find_lora(str(run)) == lora_file(newer), "by the loss that chooses the best"
+    write_manifest(newer)
+    verify_lora(ema_file(newer))
+    ema_file(newer).write_text("changed")
+    with pytest.raises(ValueError, match="ema/pytorch_lora_weights.safetensors is damaged: take another checkpoint"):
+        verify_lora(ema_file(newer))
 
 
 def test_a_checkpoint_without_a_manifest_does_not_count(transformer: FluxTransformer2DModel, tmp_path: Path) -> None:
