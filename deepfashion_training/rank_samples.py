@@ -124,10 +124,10 @@ def settings_in_place(run: Path | None, asked: RankConfig) -> dict[str, Any]:
     if not settings:
         raise ValueError(f"{asked.run} is in no run with a config.json: name the folder of a run, or its checkpoint")
     name = "dataroot" if settings.get("dataroot") else "dataset_name"
-    is_drawn = settings[name] == str(toy_data_folder(settings["data_cache_dir"]))
     cache = str(full_path(asked.data_cache_dir or settings["data_cache_dir"]))
-    place = asked.data or (str(toy_data_folder(cache)) if is_drawn else settings[name])
-    if is_nowhere(place) and not is_drawn:
+    is_drawn = not asked.data and settings[name] == str(toy_data_folder(settings["data_cache_dir"]))
+    place = str(toy_data_folder(cache)) if is_drawn else asked.data or settings[name]
+    if not is_drawn and is_nowhere(place):
         raise ValueError(f"the data that {run} was trained on, {place}, are not there: name their place with --data")
     place = str(full_path(place)) if Path(place).expanduser().exists() else place
     return {
