@@ -22,7 +22,6 @@ from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,7 @@ from tryon.training.batches import count_sampled, load_batches, sampled_in_step
 from tryon.training.check import check
 from tryon.training.checkpoint import CheckpointWriter, TrainerState, load_checkpoint, tidy, verify
 from tryon.training.ema import WeightAverage, make_average
-from tryon.training.latent_cache import LatentData, cache_latents, latent_files
+from tryon.training.latent_cache import LatentData, cache_latents, data_identity, latent_files
 from tryon.training.plan import plan_lines
 from tryon.training.progress import Progress
 from tryon.training.speed import device_name
@@ -362,9 +361,8 @@ def try_off_prompt(config: TrainConfig) -> str | None:
 def run_identity(config: TrainConfig, files: ModelFiles, train_files: list[Path]) -> dict[str, Any]:
     """What a resumed run may not change: SAME_WHEN_RESUMED, and data and models by their content: they may lie
     elsewhere, or have been downloaded again. train_files: named after the training samples' content."""
-    digest = sha256("".join(path.name for path in train_files).encode()).hexdigest()
     return {
-        "data": f"{len(train_files)} samples {digest[:12]}",
+        "data": data_identity(train_files),
         "text encoders": files_fingerprint(*(files.base / part for part in TEXT_PARTS))[:12],
         "transformer": files_fingerprint(files.transformer)[:12],
         "quantization": config.quantization,  # what "auto" means here

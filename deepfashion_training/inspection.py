@@ -161,7 +161,7 @@ def write_page(
 ) -> None:
     """Writes the findings and some pairs of each category as one HTML file. columns: what each of a pair's pictures
     shows. pictures_of: gives a category's pairs, each with a caption."""
-    shown = {category: [(caption, list(map(_thumbnail, pictures)))
+    shown = {category: [(caption, list(map(thumbnail_url, pictures)))
                         for caption, pictures in islice(pictures_of(category), PAIRS_SHOWN)]
              for category in CATEGORIES}  # fmt: skip
     template = Path(__file__).with_name("inspection.html.j2")
@@ -179,7 +179,8 @@ def shaded(person: "Image.Image", mask: "Image.Image") -> "Image.Image":
     return shaded
 
 
-def _thumbnail(picture: "Image.Image") -> str:
+def thumbnail_url(picture: "Image.Image") -> str:
+    """An address that holds the picture, at most THUMBNAIL high and twice as wide."""
     small = picture.copy()
     small.thumbnail((2 * THUMBNAIL, THUMBNAIL))
     return jpeg_url(small, quality=85)

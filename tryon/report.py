@@ -6,6 +6,7 @@ python -m tryon.report runs/<run>
 import io
 import math
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -55,6 +56,7 @@ LENGTH_IN_WORDS = "Length of trousers for shorts and the reverse"
 # When a loss has stopped falling, see when_to_stop.
 PATIENCE, LEAST_FALL = 2, 0.01
 FEWEST_POINTS = 10  # steps that make a curve
+LOSS_PARTS = "validation_region/", "validation_noise/"  # names of losses that are of a part, see sample_losses
 GREY = "#888888"  # of a chart's text: readable on light and on dark ground
 # Of settings that belong to data sets, which are defined on higher floors.
 DATA_DEFAULTS = {
@@ -102,6 +104,7 @@ def write_report(run: Path) -> Path:
         length_ok=read_length(run),
         length_in_words=LENGTH_IN_WORDS,
         curves=_curves(rows, steps),
+        losses=_loss_table(rows),
         pictures={title: data_url(path.read_bytes(), "png") for title, path in pictures.items()},
         pairs=_pair_table(run, rows),
         times=_times(rows, steps),
@@ -391,6 +394,25 @@ def _curves(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> 
     drawn = io.StringIO()
     figure.savefig(drawn, format="svg", transparent=True, metadata={"Date": None})
     return drawn.getvalue()[drawn.getvalue().index("<svg") :]
+
+
+def _loss_table(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Validation losses by region and by noise level as rows of cells, the head first: the first, the lowest and the
+    last value, of all pairs and of each category. Empty where they were not measured."""
+    values: dict[str, list[float]] = {}
+    for row in rows:
+        for name in row:
+            if name.startswith(LOSS_PARTS):
+                values.setdefault(name, []).append(row[name])
+    cells = {name: f"{each[0]:.4f} / {min(each):.4f} / {each[-1]:.4f}" for name, each in values.items()}
+    parts = sorted({re.sub(f"_({'|'.join(CATEGORIES)})$", "", name) for name in cells})
+    found = [category for category in CATEGORIES if any(f"{part}_{category}" in cells for part in parts)]
+    table = [
+        [part.removeprefix("validation_").replace("/", " "), cells[part],
+         *(cells.get(f"{part}_{category}", "") for category in found)]
+        for part in parts
+    ]  # fmt: skip
+    return [["first / lowest / last", "all", *found], *table] if table else []
 
 
 def _times(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> dict[str, str]:

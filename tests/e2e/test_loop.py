@@ -1,5 +1,6 @@
 """`train()` called as a library, on small samples in memory: what it trains, and what stops it."""
 
+import json
 import logging
 import math
 import pickle
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from PIL import Image
 from safetensors.torch import load_file, save_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.tensorboard import SummaryWriter
 
@@ -75,7 +77,19 @@ def test_losses_are_those_of_the_record(config: TrainConfig) -> None:
     assert found.keys() == expected.keys()
     for step, loss in expected.items():
         assert math.isclose(found[step], loss, rel_tol=1e-4), repr(found)
-    assert set(metrics(run, "validation/loss")) == {0, 6}
+    whole = metrics(run, "validation/loss")
+    assert set(whole) == {0, 6}
+
+    named = {name for line in (run / "metrics.jsonl").read_text().splitlines() for name in json.loads(line)}
+    for region in ("repainted", "kept", "garment"):
+        assert {f"validation_region/{region}{category}" for category in ("", "_upper", "_full")} <= named
+    # The two samples are of two noise levels.
+    levels = sorted(name for name in named if re.fullmatch(r"validation_noise/[\d.]+-[\d.]+", name))
+    assert levels == ["validation_noise/0.00-0.25", "validation_noise/0.50-0.75"]
+    for step, loss in whole.items():
+        assert sum(metrics(run, level)[step] for level in levels) / 2 == pytest.approx(loss)
+    shown = EventAccumulator(str(run / "logs" / "tryon")).Reload().Tags()["scalars"]
+    assert min(shown) == "Loss/train" and "Loss/validation_full" in shown and "train/loss" not in shown
 
 
 def test_training_is_deterministic_and_resume_is_exact(config: TrainConfig, tmp_path: Path) -> None:

@@ -12,7 +12,13 @@ import evaluate_lora
 import train_flux_inpaint
 import tryon_inference_lora
 from conftest import PROJECT
-from deepfashion_training import export_viton_hd, inspect_dataset, preflight, train_deepfashion_lora
+from deepfashion_training import (
+    export_viton_hd,
+    inspect_dataset,
+    preflight,
+    rank_samples,
+    train_deepfashion_lora,
+)
 from launch import SMALL, launch, metrics, only_run
 from tryon import compare_blind, report, share
 from tryon.runs import find_lora
@@ -40,6 +46,7 @@ READ = "python -m tryon.compare_blind --read answers.json"
 APP = "python app_lora.py --lora runs/"
 TRAINING_APP = "python app_lora.py --train"  # in test_train_tab.py
 PLAN = f"{TRAIN} --plan --gpu_memory 24 --price_per_hour 0.5"
+RANK = "python -m deepfashion_training.rank_samples runs/<run>"
 REPORT = "python -m tryon.report runs/<run>"
 SHARE = "python -m tryon.share runs/<run>"
 DRAW = "python -m tryon.toy.draw drawn"
@@ -64,8 +71,8 @@ def test_every_command_is_one_that_is_tested_here() -> None:
         "git clone <address of this repository> tryon-lora && cd tryon-lora", "bash tests/run.sh",
         f"{TRAIN} --quick-test", TRAIN, f"{TRAIN} --h100", f"{TRAIN} --help", PLAN,
         f"{TRAIN} --check",  # in test_machine_check.py
-        INSPECT, EXPORT, FOLDERS, DRAW, INFERENCE, AGAIN, COMPARE, SCORE, SCORE_BOTH, BLIND, READ, REPORT, SHARE,
-        RESUME, APP, TRAINING_APP,
+        INSPECT, EXPORT, FOLDERS, DRAW, INFERENCE, AGAIN, COMPARE, SCORE, SCORE_BOTH, BLIND, READ, RANK, REPORT,
+        SHARE, RESUME, APP, TRAINING_APP,
     }  # fmt: skip
 
 
@@ -101,6 +108,8 @@ def test_the_commands_in_their_order(tmp_path: Path, data_cache: Path, monkeypat
     assert (tmp_path / "compare.html").read_text().count("data:image/jpeg") == 3 * 4
     (tmp_path / "answers.json").write_text('{"a": "one", "b": "two", "answers": []}')
     compare_blind.main(flags_of(READ, **{"answers.json": tmp_path / "answers.json"}))
+    rank_samples.main(flags_of(RANK, run=run))
+    assert len((run / "ranking.csv").read_text().splitlines()) == 1 + 6
     (run / "report.html").unlink()
     report.main(flags_of(REPORT, run=run))
     share.main(flags_of(SHARE, run=run))

@@ -31,6 +31,8 @@ def run(tmp_path: Path) -> Path:
     lines = [{"step": step, "train/loss": 1 / step, "train/seconds": 0.5} for step in range(1, 41)]
     lines += [{"step": step, "time/forward": 3.0, "time/validation": 1.0} for step in (20, 40)]
     lines += [{"step": step, "validation/loss": 0.2, "validation/loss_upper": 0.1} for step in (0, 40)]
+    parts = "validation_region/kept", "validation_region/kept_upper", "validation_noise/0.25-0.50"
+    lines += [{"step": step, **dict.fromkeys(parts, loss)} for step, loss in ((0, 0.4), (20, 0.1), (40, 0.2))]
     lines += [{"step": step, "drawn/upper": 8 * step, "drawn/full": step} for step in (20, 40)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 41, "tr')
     (folder / "validation").mkdir()
@@ -51,7 +53,10 @@ def test_the_page_says_what_the_folder_holds(run: Path) -> None:
     assert f"<tr><td>sampled by step 40</td>{cells}</tr>" in page
     assert "<h2>Warnings</h2>" not in page, "there were none"
     assert page.count("<svg") == 1 and "step-000040.png" in page and "step-000000.png" not in page
-    assert "<!-- loss -->" in page and "<!-- loss_upper -->" in page
+    assert "<!-- loss -->" in page and "<!-- loss_upper -->" in page and "<!-- kept" not in page
+    losses = '<td class="number">0.4000 / 0.1000 / 0.2000</td>'
+    assert f"<tr><td>region kept</td>{losses}{losses}</tr>" in page
+    assert f'<tr><td>noise 0.25-0.50</td>{losses}<td class="number"></td></tr>' in page
     assert not re.search(r"<(script|link|iframe)|(src|href)=.https?://|url\(http", page), (
         "it must open without a network"
     )
@@ -299,7 +304,7 @@ def test_a_run_that_has_just_begun_has_a_page_and_another_folder_has_none(run: P
         (run / name).unlink()
     shutil.rmtree(run / "validation")
     page = write_report(run).read_text()
-    assert "0 of 40" in page and "<svg" not in page and "Where time went" not in page
+    assert "0 of 40" in page and "<svg" not in page and "Where time went" not in page and "by region" not in page
     assert "None yet: they are drawn by the first validation." in page
     with pytest.raises(ValueError, match="holds no config.json"):
         write_report(tmp_path)

@@ -48,7 +48,7 @@ from tryon.flux.encode import decode_latents, encode_pictures
 from tryon.flux.lora_header import LoraFacts
 from tryon.flux.memory import choose_quantization
 from tryon.flux.prompts import prompt_key
-from tryon.inference.pipeline import TryOnModel, load_try_on, try_on_batch
+from tryon.inference.pipeline import TryOnModel, load_try_on, models_of, try_on_batch
 from tryon.report import EVALUATION
 from tryon.runs import find_lora
 from tryon.scores import INPUTS, LINES, Results, aligned, input_path, picture_path, read_lines
@@ -159,11 +159,7 @@ def score_run(run: Path, config: TrainConfig, data: str, cases: Cases) -> None:
     """The last step of a run: scores its LoRA, read from its file, on cases by kind. Logs a table, and writes
     evaluation.json and evaluation-<kind>.png. data: what the cases are of, in words."""
     free_memory()  # of the training
-    models = TryOnConfig(
-        base=config.pretrained_model_name_or_path, transformer=config.pretrained_inpaint_model_name_or_path,
-        toy=config.toy, quantization=config.quantization, offload=config.offload,
-        cache_dir=config.cache_dir, data_cache_dir=config.data_cache_dir,
-    )  # fmt: skip
+    models = models_of(config)
     lora = find_lora(str(run))
     model, digest = load_try_on(models, lora), file_hash(lora)[:16]
     steps, guidance = config.num_inference_steps, config.validation_guidance_scale

@@ -118,6 +118,17 @@ def repainted_share(batch: FillBatch) -> Tensor:
     return batch.cond[..., -MASK_CHANNELS:].float().mean(dim=2)
 
 
+def region_losses(batch: FillBatch, error: Tensor) -> dict[str, Tensor]:
+    """Mean of the squared error [B, L, 64] over what is repainted, what is kept of the person, and the garment's panel:
+    [B] each, nan in samples without such a region. Tokens at an edge count in both regions, by their pixels."""
+    repainted, column = repainted_share(batch), batch.img_ids[:, 2]
+    of_person = (column > column.max() / 2).float()
+    kept, garment = (1 - repainted) * of_person, (1 - repainted) * (1 - of_person)
+    regions = {"repainted": repainted, "kept": kept, "garment": garment}
+    of_tokens = error.mean(dim=2)
+    return {name: (share * of_tokens).sum(dim=1) / share.sum(dim=1) for name, share in regions.items()}
+
+
 def fill_error(
     transformer: nn.Module, batch: FillBatch, x_t: Tensor, velocity: Tensor, sigma: Tensor, guidance: float
 ) -> Tensor:

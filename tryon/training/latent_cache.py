@@ -10,6 +10,7 @@ import time
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,13 @@ def latent_files(samples: SampleSource, files: ModelFiles, config: TrainConfig, 
             names.append(content_key(samples.key(index), settings))
             bar.update()
     return [folder / name[:2] / f"{name}.safetensors" for name in names]
+
+
+def data_identity(files: list[Path]) -> str:
+    """What tells a data set from any other: the number of its samples, and a hash of what they hold. files: see
+    latent_files."""
+    digest = sha256("".join(path.name for path in files).encode()).hexdigest()
+    return f"{len(files)} samples {digest[:12]}"
 
 
 @dataclass(frozen=True)

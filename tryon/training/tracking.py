@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import timedelta
@@ -47,7 +48,15 @@ def log_metrics(accelerator: Accelerator, run: Path, step: int, metrics: dict[st
         message = f"{run}/metrics.jsonl cannot be written ({error}): make room on the disk, then resume"
         raise ValueError(message) from error
     if metrics:  # nothing at all is an error to some
-        with_trackers(accelerator, lambda tracker: tracker.log(metrics, step=step))
+        with_trackers(accelerator, lambda tracker: tracker.log(_named_for(tracker, metrics), step=step))
+
+
+def _named_for(tracker: GeneralTracker, metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics as the tracker names them. TensorBoard sorts by name, capitals first, and opens the first groups
+    alone: there the losses are a group that begins with that of the training."""
+    if tracker.name != "tensorboard":
+        return metrics
+    return {re.sub(r"^(\w+)/loss", r"Loss/\1", name): value for name, value in metrics.items()}
 
 
 def start_trackers(accelerator: Accelerator, config: TrainConfig, run: Path, first_step: int) -> None:

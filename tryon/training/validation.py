@@ -1,6 +1,7 @@
 """What a validation measures and shows: the loss on held-out pairs with fixed draws, a labelled grid of pictures."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -10,13 +11,22 @@ import torch
 from accelerate import Accelerator
 from diffusers import FluxFillPipeline, FluxTransformer2DModel
 from PIL import Image
+from torch import Tensor
 
 from tryon.config import TrainConfig
 from tryon.console import progress_bar
 from tryon.data.grid import draw_grid, pick_for_grid
-from tryon.data.sample import PromptEmbedding, SampleSource, TryOnSample, make_diptych, split_diptych, to_picture
+from tryon.data.sample import (
+    FillBatch,
+    PromptEmbedding,
+    SampleSource,
+    TryOnSample,
+    make_diptych,
+    split_diptych,
+    to_picture,
+)
 from tryon.flux.encode import collate
-from tryon.flux.flow_matching import UNIFORM, draw_sigma_and_noise, fill_loss, interpolate
+from tryon.flux.flow_matching import UNIFORM, draw_sigma_and_noise, fill_error, interpolate, region_losses
 from tryon.inference.pipeline import try_on_batch
 from tryon.inference.recipe import Recipe, save_picture, versions
 from tryon.signals import asked_to_stop
@@ -103,7 +113,8 @@ def make_validation(
         path = validation_picture(run, step)
         save_picture(grid, path, Recipe(settings, {}, (shown,), versions()))
         log_picture(accelerator, "validation", grid, step)
-        words = ", ".join(f"{name.removeprefix('validation/')} {loss:.4f}" for name, loss in losses.items())
+        group, named = "validation/", losses.items()
+        words = ", ".join(f"{name.removeprefix(group)} {loss:.4f}" for name, loss in named if name.startswith(group))
         logger.info("validation at step %d: %s; pictures in %s", step, words, path)
 
     def validate(step: int) -> None:
@@ -145,8 +156,9 @@ def validation_loss(
     transformer: FluxTransformer2DModel, data: LatentData, prompts: dict[str, PromptEmbedding], *,
     guidance: float, seed: int, each: Callable[[int], None] | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Mean unweighted loss over the data, and per category: {"validation/loss": x, "validation/loss_upper": y, ...}.
-    each: called after each sample with how many are done; what it raises ends the validation.
+    """Mean unweighted losses over the data, and per category: {"validation/loss": x, "validation/loss_upper": y, ...},
+    and so on for the other names of sample_losses. each: called after each sample with how many are done; what it
+    raises ends the validation.
 
     Sample i is always measured at the same noise level and with the same noise, so that two steps of a run, or two
     runs, differ by their weights alone.
@@ -159,12 +171,25 @@ def validation_loss(
         sigma, noise = draw_sigma_and_noise(batch.x0.shape[1:], UNIFORM, [(seed, index)])
         sigma, noise = sigma.to(device), noise.to(device)
         x_t, velocity = interpolate(batch.x0.float(), noise, sigma)
-        loss = fill_loss(transformer, batch, x_t, velocity, sigma, guidance).item()
-        losses.setdefault("validation/loss", []).append(loss)
-        losses.setdefault(f"validation/loss_{latents.category}", []).append(loss)
+        error = fill_error(transformer, batch, x_t, velocity, sigma, guidance)
+        for name, loss in sample_losses(batch, error, sigma).items():
+            losses.setdefault(name, []).append(loss)
+            losses.setdefault(f"{name}_{latents.category}", []).append(loss)
         if each:
             each(index + 1)
     return {name: sum(values) / len(values) for name, values in losses.items()}
+
+
+def sample_losses(batch: FillBatch, error: Tensor, sigma: Tensor) -> dict[str, float]:
+    """The losses of one sample, by name: of the whole diptych, of each region that it has, and again of the whole, as
+    that of the quarter of all noise levels that its own is in. error: squared, [1, L, 64]; sigma: [1]."""
+    loss, quarter = error.mean(dim=(1, 2)).item(), math.ceil(4 * sigma.item())
+    regions = {f"validation_region/{name}": each.item() for name, each in region_losses(batch, error).items()}
+    return {
+        "validation/loss": loss,
+        **{name: each for name, each in regions.items() if not math.isnan(each)},
+        f"validation_noise/{(quarter - 1) / 4:.2f}-{quarter / 4:.2f}": loss,
+    }
 
 
 def validation_grid(

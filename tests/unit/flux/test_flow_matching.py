@@ -22,6 +22,7 @@ from tryon.flux.flow_matching import (
     interpolate,
     loss_weight,
     noise_levels,
+    region_losses,
     repainted_share,
     sigma_from_density,
     token_weights,
@@ -144,6 +145,26 @@ def test_a_mask_weight_of_one_is_the_plain_mean_and_others_keep_the_loss_of_an_e
     torch.testing.assert_close(weights[0, whole], 4 * weights[0, none])
     written_out = (weights[..., None] * error).sum(dim=(1, 2)) / (weights.sum(dim=1) * 64)
     torch.testing.assert_close(found[4.0], written_out)
+
+
+def test_the_loss_of_a_region_is_the_mean_over_its_pixels(transformer: FluxTransformer2DModel, vae) -> None:
+    batch = random_batch(transformer, vae)
+    share = repainted_share(batch)
+    panel = torch.cat([torch.zeros(6, 4), torch.ones(6, 4)], dim=1).flatten()  # 1 over the person
+    error = torch.rand(batch.x0.shape, generator=torch.Generator().manual_seed(1))
+    found = region_losses(batch, error)
+    of_tokens = error.mean(dim=2)
+    torch.testing.assert_close(found["garment"], of_tokens[:, panel == 0].mean(dim=1))
+    torch.testing.assert_close(found["repainted"], (share * of_tokens).sum(dim=1) / share.sum(dim=1))
+    kept = panel - share
+    torch.testing.assert_close(found["kept"], (kept * of_tokens).sum(dim=1) / kept.sum(dim=1))
+    sizes = {"repainted": share.sum(dim=1), "kept": kept.sum(dim=1), "garment": torch.full((2,), 24.0)}
+    whole = sum(sizes[name] * loss for name, loss in found.items()) / 48
+    torch.testing.assert_close(whole, error.mean(dim=(1, 2)))
+
+    nothing_hidden = replace(batch, cond=torch.zeros_like(batch.cond))
+    found = region_losses(nothing_hidden, error)
+    assert found["repainted"].isnan().all() and found["kept"].isfinite().all()
 
 
 def test_noise_levels_are_shifted_as_inference_shifts_them() -> None:
