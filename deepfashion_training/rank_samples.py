@@ -82,6 +82,7 @@ def main(argv: list[str]) -> None:
     import torch
     from accelerate import Accelerator
 
+    from tryon.data.try_off import with_try_offs
     from tryon.flux.load import fetch_models, load_vae
     from tryon.flux.memory import dtype_of
     from tryon.inference.pipeline import load_try_on, models_of
@@ -94,7 +95,7 @@ def main(argv: list[str]) -> None:
     models = use_toy_model_for_try_on(models_of(config), read_facts(lora))
     files = fetch_models(models.base, models.transformer, models.cache_dir)
     data, dtype = training_data(settings, config, device), dtype_of(config)
-    paths = latent_files(data, files, config, dtype)
+    paths = latent_files(with_try_offs(data) if config.try_off_share else data, files, config, dtype)
     trained, now = identity_of(lora.parents[1])["data"], data_identity(paths)
     if now != trained:
         logger.warning("these are not the pairs that %s was trained on: %s then, %s now", run, trained, now)
