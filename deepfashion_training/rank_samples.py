@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from deepfashion_training.preflight import DataConfig, from_settings, toy_data_folder
 from folder_lists import FolderConfig
 from tryon.cli import parse, run_script
-from tryon.config import MOST, MaskConfig, Quantization, TrainConfig, is_nowhere, setting
+from tryon.config import MOST, MaskConfig, Quantization, TrainConfig, is_nowhere, models_of, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, progress_bar, set_up_logging
 from tryon.data.category import Category
 from tryon.files import full_path, replacing
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
     from tryon.data.try_off import with_try_offs
     from tryon.flux.load import fetch_models, load_vae
     from tryon.flux.memory import dtype_of
-    from tryon.inference.pipeline import load_try_on, models_of
+    from tryon.inference.pipeline import load_try_on
     from tryon.toy.model import use_toy_model_for_try_on
     from tryon.training.latent_cache import cache_latents, data_identity, latent_files
 

@@ -308,6 +308,15 @@ def on_toy(config: TrainConfig) -> TrainConfig:
     )  # fmt: skip
 
 
+def models_of(config: TrainConfig) -> TryOnConfig:
+    """The models of a training, and how it keeps their weights, to dress people with."""
+    return TryOnConfig(
+        base=config.pretrained_model_name_or_path, transformer=config.pretrained_inpaint_model_name_or_path,
+        toy=config.toy, quantization=config.quantization, offload=config.offload,
+        cache_dir=config.cache_dir, data_cache_dir=config.data_cache_dir,
+    )  # fmt: skip
+
+
 # Each is a switch of the command line, explained by its docstring.
 PROFILES = {"full": full, "quick_test": quick_test, "h100": h100}
 

@@ -33,7 +33,7 @@ from diffusers.training_utils import free_memory
 from PIL import Image
 from torch import Tensor
 
-from tryon.config import TrainConfig, TryOnConfig
+from tryon.config import TrainConfig, TryOnConfig, models_of
 from tryon.console import progress_bar
 from tryon.data.outline import outline_on_edges
 from tryon.data.sample import TryOnSample, fit_picture, read_picture, split_diptych, to_picture
@@ -48,7 +48,7 @@ from tryon.flux.encode import decode_latents, encode_pictures
 from tryon.flux.lora_header import LoraFacts
 from tryon.flux.memory import choose_quantization
 from tryon.flux.prompts import prompt_key
-from tryon.inference.pipeline import TryOnModel, load_try_on, models_of, try_on_batch
+from tryon.inference.pipeline import TryOnModel, load_try_on, try_on_batch
 from tryon.report import EVALUATION
 from tryon.runs import find_lora
 from tryon.scores import INPUTS, LINES, Results, aligned, input_path, picture_path, read_lines

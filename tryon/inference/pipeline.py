@@ -18,7 +18,7 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor, nn
 
-from tryon.config import TrainConfig, TryOnConfig, cache_threshold, is_nowhere
+from tryon.config import TryOnConfig, cache_threshold, is_nowhere
 from tryon.data.category import Category, MaskRule
 from tryon.data.sample import (
     PromptEmbedding,
@@ -87,15 +87,6 @@ def usable_rule(facts: LoraFacts) -> MaskRule:
     """The mask rule that a LoRA was trained with, or the default rule where its data brought their own masks. Use it
     where somebody looks at the mask that is made."""
     return MaskRule() if facts.mask_rule == "given" else trained_rule(facts)
-
-
-def models_of(config: TrainConfig) -> TryOnConfig:
-    """The models of a training, and how it keeps their weights, for load_try_on."""
-    return TryOnConfig(
-        base=config.pretrained_model_name_or_path, transformer=config.pretrained_inpaint_model_name_or_path,
-        toy=config.toy, quantization=config.quantization, offload=config.offload,
-        cache_dir=config.cache_dir, data_cache_dir=config.data_cache_dir,
-    )  # fmt: skip
 
 
 def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOnModel:
