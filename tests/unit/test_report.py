@@ -16,7 +16,7 @@ from folder_lists import FolderConfig
 from tryon.config import TOY_NOTICE, MaskConfig, on_toy, quick_test
 from tryon.files import file_hash, save_json, write_manifest
 from tryon.report import DATA_DEFAULTS, add_evaluation, write_data, write_environment, write_report
-from tryon.runs import lora_file, own_run
+from tryon.runs import ema_file, lora_file, own_run
 
 
 @pytest.fixture
@@ -233,6 +233,22 @@ def test_the_best_checkpoint_is_the_one_to_use(run: Path) -> None:
     page = (run / "report.html").read_text()
     assert "<th>best checkpoint</th><td>checkpoint-20</td>" in page and command(run) in page
     assert "checkpoint-20/transformer/pytorch_lora_weights.safetensors</p>" in page
+
+    # Its moving average is better still, and is what was scored.
+    (average := ema_file(run / "checkpoint-20")).parent.mkdir()
+    average.write_text("average of step 20")
+    write_manifest(run / "checkpoint-20")
+    rows[0]["validation/ema_loss_upper"] = 0.05
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    of_all = {"cases": 6, "base": {"psnr": value(10.0, 6)}, "LoRA": {"psnr": value(12.0, 6)}}
+    of_all["LoRA - base"] = {"psnr": {**value(2.0, 6), "marked": True}}
+    loras = {"LoRA": {"file": str(average), "sha256": file_hash(average)[:16], "step": 20}}
+    scores = {"paired": {"lower": of_all, "all": of_all}}
+    save_json(run / "evaluation.json", {"version": 2, "settings": {}, "loras": loras, "scores": scores})
+    assert verdict_of(run).startswith(
+        "Use checkpoint-20, whose validation loss_upper is the lowest (0.0500): on 6 paired"
+    )
+    assert "checkpoint-20/ema/pytorch_lora_weights.safetensors</p>" in (run / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 
 from test_report import OF_OLDER_COMMAND, OF_OLDER_RUN, value
 from tryon.config import full, on_toy
-from tryon.files import file_hash, save_json, write_manifest
+from tryon.files import file_hash, read_json, save_json, write_manifest
 from tryon.flux.lora_header import read_facts
 from tryon.flux.prompts import TRY_OFF_PROMPT
-from tryon.runs import LORA_FILE, lora_file
+from tryon.runs import LORA_FILE, STATE_FILE, ema_file, lora_file
 from tryon.share import CARD_TEMPLATE, ShareConfig, card_values, export_lora, shared, write_share
 from tryon.toy.model import ToyFolders
 
@@ -169,6 +169,23 @@ def test_the_newest_checkpoint_is_shared_unless_another_is_given(
     lora_file(older).unlink()
     with pytest.raises(ValueError, match="pytorch_lora_weights.safetensors is missing: name the run or another of its"):
         share(older)
+
+
+def test_the_best_checkpoint_of_a_run_that_keeps_it_is_shared(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
+    older, newer = finished / "checkpoint-1", shutil.copytree(finished / "checkpoint-1", finished / "checkpoint-2")
+    (average := ema_file(older)).parent.mkdir()
+    shutil.copy(lora_file(older), average)
+    change_header(average, tryon_lora=json.dumps({**asdict(read_facts(average)), "profile": "averaged"}))
+    save_json(newer / STATE_FILE, {**read_json(newer / STATE_FILE), "keep_best": "loss"})
+    for checkpoint in (older, newer):
+        write_manifest(checkpoint)
+    rows = {1: {"validation/loss": 0.2, "validation/ema_loss": 0.1}, 2: {"validation/loss": 0.3}}
+    lines = [json.dumps({"step": step, **row}) + "\n" for step, row in rows.items()]
+    (finished / "metrics.jsonl").write_text("".join(lines))
+    with caplog.at_level(logging.INFO):
+        folder = share(finished)
+    assert caplog.messages[0] == "checkpoint-1 is shared: its validation loss is the lowest"
+    assert read_facts(folder / LORA_FILE).profile == "averaged"
 
 
 def test_people_are_shown_when_asked_for_alone(finished: Path) -> None:
