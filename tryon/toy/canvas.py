@@ -24,6 +24,17 @@ class Drawing:
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where in a picture, and how large, people stand and garments lie."""
+
+    zoom: float
+    across: float = 0.5  # where the figure's middle is, in widths of the picture
+    down: float = 0.97  # where its `level` is, in heights of the picture
+    level: float = 1.0  # body units; 1 is the soles
+    lean: float = 0.0  # sideways shift of the crown relative to the soles, body units
+
+
+@dataclass(frozen=True)
 class Canvas:
     """A picture in the making, and where the figure stands in it."""
 
@@ -31,7 +42,14 @@ class Canvas:
     pen: ImageDraw.ImageDraw
     scale: float  # fine pixels per body unit
     origin: complex  # fine pixel of body point 0
-    lean: float = 0.0  # sideways shift of the crown relative to the soles, body units
+    lean: float
+
+
+def canvas_at(image: Image.Image, unit: float, where: Place) -> Canvas:
+    """A canvas on a fine image, RGB and the owner. unit: fine pixels per body unit at zoom 1."""
+    scale = unit * where.zoom
+    origin = image.width * where.across + 1j * (image.height * where.down - where.level * scale)
+    return Canvas(image, ImageDraw.Draw(image), scale, origin, where.lean)
 
 
 def place(canvas: Canvas, points: np.ndarray) -> np.ndarray:

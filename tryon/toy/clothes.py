@@ -135,7 +135,7 @@ def draw_sleeve(canvas: Canvas, body: Body, garment: Garment, owner: int, side: 
 
 def neckline(body: Body, garment: Garment) -> np.ndarray:
     """The edge at the neck from left to right, in u + iv of the trunk."""
-    half, depth = _NECK_WIDTH[garment.neckline] * body.across, _NECK_DEPTH[garment.neckline] * 1j
+    half, depth = _NECK_WIDTH[garment.neckline] * body.across, _NECK_DEPTH[garment.neckline] * 1j + body.front
     if garment.neckline == "high":
         return np.array([-half, depth - 0.9 * half, depth + 0.9 * half, half])
     if garment.neckline in ("v", "collar") and not body.back:
@@ -165,7 +165,7 @@ def _draw_trunk(canvas: Canvas, body: Body, garment: Garment, owner: int) -> Non
         rise, foot = 0.6j * (end - WAIST), width[-1]
         seams += [(s * 0.3 * foot + hem - rise, s * 0.45 * foot + hem + 0.02j) for s in (-1, 1)]
     if not low:
-        neck, depth = neckline(body, garment), _NECK_DEPTH[garment.neckline] * 1j
+        neck, depth = neckline(body, garment), _NECK_DEPTH[garment.neckline] * 1j + body.front
         dark = shade(garment.colours[0], 0.66)
         top = [body.shoulder - 0.012 + 0.023j, body.shoulder - 0.004 + 0.044j]
         if garment.sleeve == 0:
@@ -174,14 +174,18 @@ def _draw_trunk(canvas: Canvas, body: Body, garment: Garment, owner: int) -> Non
         right = np.concatenate([neck[-1:], top, right])
         details.append((neck[None], dark, 0.018))
         if garment.neckline == "collar" and not body.back:
-            flap = np.array([neck[-1], depth, 0.035 + depth + 0.02j, neck[-1] + 0.012 + 0.012j])
-            details.append((np.array([flap, -np.conj(flap)]), shade(garment.colours[0], 0.82), 0))
-            buttons = 0.012 + 1j * np.arange(depth.imag + 0.03, hem.imag - 0.01, 0.045)
+            flaps = [
+                [side * neck[-1].real, depth, depth + side * 0.035 + 0.02j, side * (neck[-1].real + 0.012) + 0.012j]
+                for side in (1, -1)
+            ]
+            details.append((np.array(flaps), shade(garment.colours[0], 0.82), 0))
+            buttons = body.front + 0.012 + 1j * np.arange(depth.imag + 0.03, hem.imag - 0.01, 0.045)
             details.append((buttons[:, None] + 0.007 * DISC, dark, 0))
-            seams.append((depth, hem))
+            seams.append((depth, hem + body.front))
     outline = np.concatenate([right, bottom, -np.conj(right[::-1]), neck])
-    logo = 0.05 * body.across + waist + 0.085j if low else 0.115j
-    _clothe(canvas, garment, owner, body.back, (UPRIGHT, outline, [_seams(garment, *seams), *details], 0.0, logo))
+    logo = 0.05 * body.across + waist + 0.085j if low else 0.115j + body.front
+    part = UPRIGHT, outline, [_seams(garment, *seams), *details], body.front, logo
+    _clothe(canvas, garment, owner, body.back, part)
 
 
 def draw_unsleeved(canvas: Canvas, body: Body, garment: Garment, owner: int) -> None:

@@ -11,8 +11,8 @@ from PIL import Image
 from tryon.console import progress_bar
 from tryon.data.category import CATEGORIES, Category
 from tryon.files import replacing
-from tryon.toy.drawing import draw_garment, draw_person
-from tryon.toy.world import TEXTURES, VIEWS, Garment, random_outfit, random_person
+from tryon.toy.drawing import AS_WORN, draw_garment, draw_person, random_layout
+from tryon.toy.world import TEXTURES, VIEWS, WORLD_VERSION, Garment, World, random_outfit, random_wearer
 
 _CLOTHES = {  # noun and cloth_type
     "tee": ("t-shirt", "Tees_Tanks"), "long_sleeve": ("sweater", "Sweaters"), "tank": ("tank top", "Tees_Tanks"),
@@ -40,12 +40,12 @@ def _png(image: Image.Image) -> dict:
 
 
 def _item_rows(
-    index: int, seed: int, height: int, width: int, views: Sequence[str], flat: bool, category: Category
-) -> list[dict]:
+    index: int, seed: int, height: int, width: int, views: Sequence[str], flat: bool, category: Category,
+    world: World,
+) -> list[dict]:  # fmt: skip
     rng = np.random.default_rng([seed, index])
     outfit = random_outfit(rng, category)
-    garment, skirted = outfit[0], any(garment.kind in ("skirt", "dress") for garment in outfit)
-    person = random_person(rng, "WOMEN" if skirted else None)
+    garment, person = outfit[0], random_wearer(rng, outfit, world)
     cloth = _CLOTHES[garment.kind][1]
     if garment.kind == "tee" and garment.texture == "logo":
         cloth = "Graphic_Tees"
@@ -54,7 +54,8 @@ def _item_rows(
     shown = (views[0], *rng.permutation(views[1:])[:2].tolist())
     drawings = {view: draw_person(person, outfit, view, height, width) for view in shown}
     if flat:
-        drawings["flat"] = draw_garment(garment, height, width)
+        layout = random_layout(rng, garment) if world == 5 else AS_WORN
+        drawings["flat"] = draw_garment(garment, height, width, layout)
     worn = f"a {'man' if person.gender == 'MEN' else 'woman'} in {' and '.join(map(_phrase, outfit))}"
     rows = []
     for view, drawing in drawings.items():
@@ -68,7 +69,7 @@ def _item_rows(
 
 def write_dataset(
     folder: Path, items: int, seed: int, height: int = 192, width: int = 144, views: Sequence[str] = VIEWS,
-    every_flat: bool = False, categories: Sequence[Category] = CATEGORIES,
+    every_flat: bool = False, categories: Sequence[Category] = CATEGORIES, world: World = WORLD_VERSION,
 ) -> Path:  # fmt: skip
     """Writes `items` items as folder/data/train-00000-of-00001.parquet and returns that path.
 
@@ -93,7 +94,7 @@ def write_dataset(
     with progress_bar(items, "drawing", visible=True) as bar:
         for index in range(items):
             category = categories[index % len(categories)]
-            rows += _item_rows(index, seed, height, width, views, every_flat or index % 4 != 3, category)
+            rows += _item_rows(index, seed, height, width, views, every_flat or index % 4 != 3, category, world)
             bar.update()
     table = pyarrow.Table.from_pylist(rows, schema=features.arrow_schema)
     name = "train-00000-of-00001.parquet"

@@ -4,13 +4,15 @@ Parts are painted back to front.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from tryon.toy.canvas import FINE, Canvas, Drawing, fill, finished, ink, place, shade
+from tryon.toy.canvas import FINE, Canvas, Drawing, Place, canvas_at, fill, finished, ink, place, shade
 from tryon.toy.clothes import draw_sleeve, draw_unsleeved, neckline
 from tryon.toy.geometry import (
+    ANKLE,
     ARM_GIRTH,
     DISC,
     HAND_GIRTH,
@@ -18,6 +20,7 @@ from tryon.toy.geometry import (
     STEPS,
     UPRIGHT,
     Body,
+    Pose,
     closed_curve,
     curve,
     make_body,
@@ -31,12 +34,13 @@ from tryon.toy.world import VIEWS, Colour, Garment, Person
 REGIONS = ("head", "arms", "hands", "torso", "legs", "shoes")  # what is not garment; hair counts as head
 
 _HEAD, _ARMS, _HANDS, _TORSO, _LEGS, _SHOES, _WORN = range(1, 8)  # owners; 0 is background, garments start at _WORN
-_FLAT = 0.907, 0.482  # zoom, and the y shown in the middle, of flat pictures: as large as, and where, people wear it
-# Ranges of the angles of upper arm and forearm, degrees from hanging, outwards. In front views all stand alike: masks
-# hide it, and what nobody can know would be luck when pictures are compared. Else arms hang, are held out, on the
-# thigh, on the hip; and in the livelier "additional" view held out, on the hip, before the belly, waving.
+# Ranges of the angles of upper arm and forearm, degrees from hanging, outwards. In front views of world 4 all stand
+# alike: masks hide it, and what nobody can know would be luck when pictures are compared. Else arms hang, are held out,
+# on the thigh, on the hip; in front views of world 5 held far out, too; and in the livelier "additional" view held out,
+# on the hip, before the belly, waving.
 _FRONT_ARMS = (((12.5, 13.5), (8.5, 9.5)),)
 _USUAL_ARMS = ((3, 12), (0, 8)), ((16, 32), (14, 38)), ((18, 26), (-16, -6)), ((36, 48), (-50, -38))
+_FREE_ARMS = (*_USUAL_ARMS, ((42, 64), (44, 76)))
 _LIVELY_ARMS = ((16, 32), (14, 38)), ((36, 48), (-50, -38)), ((16, 26), (-75, -55)), ((48, 64), (158, 174))
 _FRONT_STANCE, _USUAL_STANCE, _LIVELY_STANCE = (0.0645, 0.0655), (0.045, 0.085), (0.045, 0.12)  # feet from the middle
 _MANES = {  # right halves of the outlines of hair
@@ -46,6 +50,7 @@ _MANES = {  # right halves of the outlines of hair
     "long": (0.02 - 0.004j, 0.06 + 0.02j, 0.08 + 0.08j, 0.086 + 0.19j, 0.076 + 0.265j, 0.04 + 0.285j),
 }
 _MANES["over"] = _MANES["long"]
+_WIDEST = 0.3  # half the width of a skirt's hem, at most, body units
 _LOCK = np.array([0.058 + 0.035j, 0.074 + 0.1j, 0.09 + 0.19j, 0.08 + 0.27j, 0.06 + 0.275j, 0.056 + 0.19j, 0.052 + 0.1j])
 
 
@@ -119,7 +124,7 @@ def _draw_legs_and_torso(canvas: Canvas, body: Body, person: Person) -> None:
         shoe = mirrored(np.array([0.026 + 0.93j, 0.031 + 0.965j, 0.031 + 0.991j]))
         shoe.real *= body.across
         shoe[2 if (body.turn or side) > 0 else 3] += 0.035 * body.turn or 0.008 * side  # the toe
-        fill(canvas, closed_curve(shoe) + spine[1][-2].real, _SHOES, person.shoes)
+        fill(canvas, closed_curve(shoe) + (spine[1][-2] - 1j * ANKLE), _SHOES, person.shoes)
     neck = 0.033 * body.across
     trunk = [neck + 0.12j, neck + 0.155j, 2 * neck + 0.176j, body.shoulder - 0.02 + 0.188j]
     fill(canvas, mirrored(np.concatenate([trunk, np.interp(y, *body.profile) + 1j * y])), _TORSO, skin)
@@ -128,16 +133,32 @@ def _draw_legs_and_torso(canvas: Canvas, body: Body, person: Person) -> None:
         ink(canvas.pen, shadow[None], shade(skin, 0.82), _TORSO)
 
 
-def _pose(person: Person, view: str) -> tuple[Body, float, float, float]:
-    """The body as it stands in a view; then its zoom, its shift from the middle in widths of the picture, its lean."""
-    rng = np.random.default_rng([person.seed, VIEWS.index(view)])
-    poses = {"front": _FRONT_ARMS, "additional": _LIVELY_ARMS}.get(view, _USUAL_ARMS)
+def _pose(person: Person, view: str) -> tuple[Body, Place]:
+    """The body as it stands in a view, and where in the picture."""
+    rng, free = np.random.default_rng([person.seed, VIEWS.index(view)]), person.world == 5
+    poses = {"front": _FREE_ARMS if free else _FRONT_ARMS, "additional": _LIVELY_ARMS}.get(view, _USUAL_ARMS)
     arms = [rng.uniform(*np.transpose(poses[rng.integers(len(poses))])) @ (1, 1j) * np.pi / 180 for _ in "lr"]
-    stance = {"front": _FRONT_STANCE, "additional": _LIVELY_STANCE}.get(view, _USUAL_STANCE)
-    feet = rng.uniform(*stance) + rng.uniform(-1, 1, 2) * (0.001 if view == "front" else 0.015)
+    stances = {"front": _LIVELY_STANCE if free else _FRONT_STANCE, "additional": _LIVELY_STANCE}
+    feet = rng.uniform(*stances.get(view, _USUAL_STANCE))
+    feet = feet + rng.uniform(-1, 1, 2) * (0.001 if view == "front" and not free else 0.015)
     turn = float(rng.choice([-1, 1]) * rng.uniform(0.75, 1.0)) if view == "side" else 0.0
-    placed = rng.uniform((0.98, -0.015, -0.01), (1.0, 0.015, 0.01)) * (0.84 if view == "full" else 1, 1, 1)
-    return make_body(person, arms, feet, turn, view == "back"), *placed
+    zoom, shift, lean = rng.uniform((0.98, -0.015, -0.01), (1.0, 0.015, 0.01)) * (0.84 if view == "full" else 1, 1, 1)
+    pose = Pose(arms, feet, turn, back=view == "back")
+    if not free:
+        return make_body(person, pose), Place(zoom, 0.5 + shift, lean=lean)
+    steps = rng.permutation([0.0, rng.choice([0.0, rng.uniform(0.01, 0.035)])])
+    turn = turn or float(rng.choice([0.0, rng.uniform(-0.5, 0.5)]))
+    body = make_body(person, replace(pose, feet=feet + 1j * steps, turn=turn, front=0.04 * turn))
+    return body, _anywhere(rng, body, zoom, lean)
+
+
+def _anywhere(rng: np.random.Generator, body: Body, zoom: float, lean: float) -> Place:
+    """A place for a whole figure, at up to this zoom, in portraits of 3:4; in wider pictures there is more room."""
+    hands = np.array([warp(arm, np.array([0.29j, 0.34j])).real for arm in body.arms])
+    left, right = np.maximum(_WIDEST, 0.05 + np.array([-hands.min(), hands.max()])) * 0.93 * 4 / 3  # widths at zoom 1
+    zoom = min(zoom * rng.uniform(0.65, 1.0), 0.97 / (left + right))
+    across = rng.uniform(0.015 + zoom * left, 0.985 - zoom * right)
+    return Place(zoom, across, rng.uniform(max(0.85, 0.97 * zoom), 0.97), lean=lean)
 
 
 def _backdrop(person: Person, width: int, height: int) -> Image.Image:
@@ -161,24 +182,48 @@ def draw_person(person: Person, outfit: Sequence[Garment], view: str, height: in
         raise ValueError(f"view must be one of {', '.join(VIEWS)}, not {view!r}")
     if sorted(garment.category for garment in outfit) not in (["lower", "upper"], ["full"]):
         raise ValueError("an outfit is an upper and a lower garment, or one full garment")
-    body, zoom, shift, lean = _pose(person, view)
+    body, where = _pose(person, view)
     size = width * FINE, height * FINE
     image = _backdrop(person, *size)
-    scale = 0.93 * min(size[1], size[0] * 4 / 3) * person.stature * zoom
-    origin = size[0] * (0.5 + shift) + 1j * (0.97 * size[1] - scale)
-    canvas = Canvas(image, ImageDraw.Draw(image), scale, origin, lean)
+    canvas = canvas_at(image, 0.93 * min(size[1], size[0] * 4 / 3) * person.stature, where)
     ground = place(canvas, oval(0.99j, 0.2, 0.014))[None]
-    ink(canvas.pen, ground, shade(image.getpixel((0, int(0.97 * size[1])))[:3], 0.85), 0)
+    ink(canvas.pen, ground, shade(image.getpixel((0, int(where.down * size[1])))[:3], 0.85), 0)
     _draw_figure(canvas, body, person, outfit)
     return finished(canvas, [*REGIONS, *(garment.category for garment in outfit)])
 
 
-def draw_garment(garment: Garment, height: int, width: int) -> Drawing:
-    """The flat product picture on white, at one zoom for all garments, so that lengths compare."""
-    body = make_body(None, (0.3 + 0.3j, 0.3 + 0.3j), (0.085, 0.085), 0.0, False)
-    size, (zoom, middle) = (width * FINE, height * FINE), _FLAT
-    image, scale = Image.new("RGBX", size, (255, 255, 255, 0)), zoom * min(size[1], size[0] * 4 / 3)
-    canvas = Canvas(image, ImageDraw.Draw(image), scale, size[0] / 2 + 1j * (size[1] / 2 - middle * scale))
+@dataclass(frozen=True)
+class Layout:
+    """How a garment lies in its flat picture."""
+
+    sleeves: float  # radians from hanging, outwards
+    legs: float  # from the middle to an ankle, body units
+    where: Place
+
+
+# World 4's: as large as, and where, people wear it, at one zoom for all garments, so that lengths compare.
+AS_WORN = Layout(0.3, 0.085, Place(0.907, down=0.5, level=0.482))
+
+
+def random_layout(rng: np.random.Generator, garment: Garment) -> Layout:
+    """World 5's: spread out, and anywhere in the picture at between three fifths of the largest size and that."""
+    layout = Layout(rng.uniform(0.15, 0.8), rng.uniform(0.065, 0.1), Place(0.8, down=0.5, level=0.55))
+    size, unit = np.array([96, 128]), 128 * layout.where.zoom  # of a 3:4 portrait to measure it in
+    left, top, right, bottom = draw_garment(garment, *size[::-1], layout).masks[garment.category].getbbox()
+    extent = np.array([right - left, bottom - top])
+    larger = rng.uniform(0.6, 1.0) * (0.96 * size / extent).min()
+    across, down = 0.5 + rng.uniform(-0.48, 0.48, 2) * (1 - larger * extent / size / 0.96)
+    middle = layout.where.level + ((top + bottom) / 2 - 64) / unit
+    return replace(layout, where=Place(larger * layout.where.zoom, across, down, middle))
+
+
+def draw_garment(garment: Garment, height: int, width: int, layout: Layout = AS_WORN) -> Drawing:
+    """The flat product picture on white."""
+    arm = layout.sleeves * (1 + 1j)
+    body = make_body(None, Pose((arm, arm), (layout.legs, layout.legs)))
+    size = width * FINE, height * FINE
+    image = Image.new("RGBX", size, (255, 255, 255, 0))
+    canvas = canvas_at(image, min(size[1], size[0] * 4 / 3), layout.where)
     if garment.category != "lower":  # the inside of the back, seen through the neckline
         neck, rise = neckline(body, garment), -0.024j if garment.neckline == "high" else 0.006j
         inside = neck[-1].real * np.cos(np.pi * STEPS) + rise * np.sin(np.pi * STEPS)

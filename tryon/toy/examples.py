@@ -1,6 +1,6 @@
 """Try-on pairs drawn on the spot, with what no real data set has: the truth of an unpaired try-on, and its length."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
 from typing import ClassVar
@@ -16,12 +16,13 @@ from tryon.data.sample import TryOnSample, fit_picture, fitted_sample, to_pictur
 from tryon.evaluation.cases import TRY_OFF, Case, CaseSource, TryOffs
 from tryon.evaluation.leftovers import share_by_truth
 from tryon.toy.canvas import Drawing, edge_colour
-from tryon.toy.drawing import draw_garment, draw_person
+from tryon.toy.drawing import AS_WORN, draw_garment, draw_person, random_layout
 from tryon.toy.model import PARSER_LABELS
 from tryon.toy.people import OTHER_LENGTH, VIEW, Example, distance, random_example, surroundings
-from tryon.toy.world import VIEWS, WORLD_VERSION, Colour, Garment
+from tryon.toy.world import VIEWS, WORLD_VERSION, Colour, Garment, World, random_outfit, random_wearer
 
 EVALUATION_SEED = 10_000  # no run has seen these drawings; they are the same for all, so that numbers can be compared
+REFERENCE_VIEWS = ("front", "full", "additional")  # from behind, neither logos nor necklines are seen
 LENGTH_TOLERANCE = 0.1  # of the true length
 PARSED_SIZES = ((96, 64), (96, 72), (192, 144), (384, 288))  # height and width of what the parser learns from
 LEGGINGS = Garment("lower", "trousers", 0.95, 0.0, "none", 0.0, 0.0, "plain", 0.1, 0.0, "disc", ((0, 0, 0), (0, 0, 0)))
@@ -29,7 +30,8 @@ LEGGINGS = Garment("lower", "trousers", 0.95, 0.0, "none", 0.0, 0.0, "plain", 0.
 
 @dataclass(frozen=True)
 class DrawnData:
-    """Drawn pairs of one panel size: a SampleSource. Pair i is of categories[i % len(categories)]."""
+    """Drawn pairs of one panel size: a SampleSource. Pair i is of categories[i % len(categories)]. The fields that
+    `repr` leaves out enter the key where they are not at world 4's values."""
 
     variants: ClassVar[int] = 1
     worn_reference_share: ClassVar[float] = 0.0
@@ -41,13 +43,15 @@ class DrawnData:
     width: int
     unpaired: bool = False  # whether the other garment is tried on
     mask_rule: MaskRule = MaskRule()
+    world: World = field(default=WORLD_VERSION, repr=False)
+    worn_reference_share: float = field(default=0.0, repr=False)  # of pairs whose reference is a photograph
 
     def __len__(self) -> int:
         return self.count
 
     def example(self, index: int) -> Example:
         """Who and what pair `index` shows."""
-        return random_example(self.seed, index, self.category(index))
+        return random_example(self.seed, index, self.category(index), self.world)
 
     def tried_on(self, index: int) -> tuple[Garment, ...]:
         """What the person of pair `index` wears in the end; the first is the garment that is tried on."""
@@ -59,9 +63,23 @@ class DrawnData:
         example = self.example(index)
         return draw_person(example.person, self.tried_on(index), VIEW, self.height, self.width)
 
+    def has_worn_reference(self, index: int) -> bool:
+        """Whether the reference of pair `index` is a photograph of somebody else who wears the garment."""
+        return np.random.default_rng([self.seed, index, 1]).random() < self.worn_reference_share
+
+    def reference(self, index: int) -> Drawing:
+        """What shows the garment that is tried on: alone, or the whole picture of another person in another pose."""
+        garment, size = self.tried_on(index)[0], (self.height, self.width)
+        rng = np.random.default_rng([self.seed, index, 2])
+        if not self.has_worn_reference(index):
+            return draw_garment(garment, *size, random_layout(rng, garment) if self.world == 5 else AS_WORN)
+        outfit = (garment, *random_outfit(rng, garment.category)[1:])
+        return draw_person(random_wearer(rng, outfit, self.world), outfit, str(rng.choice(REFERENCE_VIEWS)), *size)
+
     def key(self, index: int) -> str:
         """A hash of all that pair `index` is drawn from."""
-        return sha256(repr((WORLD_VERSION, MASK_VERSION, self, index)).encode()).hexdigest()
+        reference = ("worn",) if self.has_worn_reference(index) else ()
+        return sha256(repr((self.world, MASK_VERSION, self, index, *reference)).encode()).hexdigest()
 
     def category(self, index: int) -> Category:
         return self.categories[index % len(self.categories)]
@@ -74,12 +92,12 @@ class DrawnData:
 
     def __getitem__(self, index: int) -> TryOnSample:
         example = self.example(index)
-        garment, category = self.tried_on(index)[0], example.outfit[0].category
+        category = example.outfit[0].category
         person = draw_person(example.person, example.outfit, VIEW, self.height, self.width)
         worn = torch.from_numpy(np.asarray(person.masks[category]) > 0)[None]
         hidden = mask_picture(agnostic_mask(worn, category, self.mask_rule, label_map(person)))
         size = self.height, self.width
-        pictures = draw_garment(garment, *size).image, person.image, hidden
+        pictures = self.reference(index).image, person.image, hidden
         return fitted_sample(self.key(index), pictures, category, size)
 
     def length(self, index: int, picture: np.ndarray) -> int:
@@ -119,10 +137,10 @@ def label_map(drawing: Drawing) -> Tensor:
     return torch.from_numpy(labels)
 
 
-def labelled_person(seed: int, index: int) -> tuple[Image.Image, Tensor]:
+def labelled_person(seed: int, index: int, world: World = WORLD_VERSION) -> tuple[Image.Image, Tensor]:
     """A drawn person, RGB, and its labels, [H, W] of places in PARSER_LABELS. Sixty in a row cover every combination of
     category, view and size."""
-    example = random_example(seed, index, CATEGORIES[index % len(CATEGORIES)])
+    example = random_example(seed, index, CATEGORIES[index % len(CATEGORIES)], world)
     view, size = VIEWS[index % len(VIEWS)], PARSED_SIZES[index % len(PARSED_SIZES)]
     drawing = draw_person(example.person, example.outfit, view, *size)
     lower = "Skirt" if any(garment.kind == "skirt" for garment in example.outfit) else "Pants"

@@ -24,6 +24,17 @@ DISC = np.exp(1j * ROUND)
 
 
 @dataclass(frozen=True)
+class Pose:
+    """How a body stands, or a garment is laid out. Pairs are of the picture's left and right."""
+
+    arms: Sequence[complex]  # radians from hanging, outwards: of the upper arm + i of the forearm
+    feet: Sequence[complex]  # body units: from the middle, outwards, + i off the ground, as of a leg that steps back
+    turn: float = 0.0  # 0 faces the viewer or away; -1 and 1 are turned to the picture's left and right
+    front: float = 0.0  # body units: where the middle of the chest is seen
+    back: bool = False
+
+
+@dataclass(frozen=True)
 class Body:
     """The geometry under the clothes, for one person in one pose."""
 
@@ -32,7 +43,8 @@ class Body:
     across: float  # factor on widths: the build, less when turned
     arms: list[Spine]  # picture left and right, from the shoulder to the wrist
     legs: list[Spine]  # from the waist to the ankle
-    turn: float  # 0 faces the viewer or away; -1 and 1 are turned to the picture's left and right
+    turn: float  # this and what follows: the pose's
+    front: float
     back: bool
 
 
@@ -86,21 +98,23 @@ def tube(v: np.ndarray, right: np.ndarray, left: np.ndarray) -> np.ndarray:
     return np.concatenate([right + 1j * v, (-left + 1j * v)[::-1]])
 
 
-def make_body(person: Person | None, arms: Sequence[complex], feet: Sequence[float], turn: float, back: bool) -> Body:
-    """arms: radians of upper arm + i forearm; feet: from the middle, body units. Nobody in particular if no person."""
+def make_body(person: Person | None, pose: Pose) -> Body:
+    """The person's body in a pose; nobody's in particular if no person."""
     build, shoulders, hips = (person.build, person.shoulders, person.hips) if person else (1.0, 1.0, 1.0)
-    across = build * (1 - 0.3 * abs(turn))
+    across = build * (1 - 0.3 * abs(pose.turn))
     chest, hip = 0.103 * (0.4 + 0.6 * shoulders), 0.112 * hips
     waist = 0.39 * (chest + hip) * (1.0 if hips >= shoulders else 1.08)
     profile = curve([chest + 0.19j, 0.98 * chest + 0.26j, waist + 0.36j, hip + 0.455j, hip + 0.505j, hip + 0.6j])
     shoulder = 0.128 * shoulders * across
-    body = Body((profile.imag, profile.real * across), shoulder, across, [], [], turn, back)
-    for side, arm, foot in zip((-1, 1), arms, feet, strict=True):
+    body = Body((profile.imag, profile.real * across), shoulder, across, [], [], pose.turn, pose.front, pose.back)
+    for side, arm, foot in zip((-1, 1), pose.arms, pose.feet, strict=True):
         joint = side * (shoulder - 0.026 * build) + 0.213j
         elbow = joint + UPPER_ARM * 1j * np.exp(-1j * side * arm.real)
         wrist = elbow + FOREARM * 1j * np.exp(-1j * side * arm.imag)
         body.arms.append(make_spine(curve([joint, 0.4 * joint + 0.6 * elbow, 0.6 * elbow + 0.4 * wrist, wrist])))
-        top, ankle = side * 0.053 * across * hips, side * foot * across
+        top, ankle = side * 0.053 * across * hips, side * foot.real * across
         knee = 0.4 * top + 0.6 * ankle + side * 0.004
-        body.legs.append(make_spine(curve([top + 1j * WAIST, top + 0.47j, knee + 0.71j, ankle + 1j * ANKLE])))
+        down = [top + 1j * WAIST, top + 0.47j, knee + 0.71j, ankle + 1j * (ANKLE - foot.imag)]
+        along, centre, normal = make_spine(curve(down))
+        body.legs.append((along * (LEG / (LEG - foot.imag)), centre, normal))  # foreshortened: as long as the other
     return body

@@ -7,7 +7,7 @@ import numpy as np
 
 from tryon.data.category import Category
 from tryon.toy.canvas import edge_colour
-from tryon.toy.world import Colour, Garment, Person, random_garment, random_outfit, random_person
+from tryon.toy.world import WORLD_VERSION, Colour, Garment, Person, World, random_garment, random_outfit, random_wearer
 
 VIEW = "front"  # of all examples
 OTHER_LENGTH = {"trousers": "shorts", "shorts": "trousers"}
@@ -24,13 +24,12 @@ class Example:
     other: Garment
 
 
-def random_example(seed: int, index: int, category: Category) -> Example:
+def random_example(seed: int, index: int, category: Category, world: World = WORLD_VERSION) -> Example:
     """The example that seed, index and category stand for. People in trousers get shorts to try on and the reverse, in
     colours unlike those of legs and background, so that the length of the result can be measured."""
     rng = np.random.default_rng([seed, index])
     outfit = random_outfit(rng, category)
-    skirted = any(garment.kind in ("skirt", "dress") for garment in outfit)
-    person = random_person(rng, "WOMEN" if skirted else None)
+    person = random_wearer(rng, outfit, world)
     other = random_garment(rng, category)
     if wanted := OTHER_LENGTH.get(outfit[0].kind):
         while other.kind != wanted or distance(other.colours, surroundings(person)).min() < DISTINCT:

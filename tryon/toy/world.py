@@ -4,13 +4,18 @@ A small, exactly known version of the real task: the same person can be drawn in
 """
 
 import colorsys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 
 from tryon.data.category import CATEGORIES, Category
 
-WORLD_VERSION = 4  # raise it whenever a drawing changes: caches are named after it
+# In world 4 all stand alike in the middle of front views, and flat pictures show garments where they are worn. In
+# world 5 people move, are off-centre and of any size, and garments are laid out in a size and place of their own.
+World = Literal[4, 5]
+WORLD_VERSION: World = 4  # the default; raise it whenever a drawing changes: caches are named after it
 VIEWS = ("front", "side", "back", "full", "additional")
 TEXTURES = ("plain", "stripes", "checks", "dots", "blocks", "logo")
 WORD = "word"  # a texture that only drawings made by hand have
@@ -71,6 +76,7 @@ class Person:
     backdrop: str  # plain, gradient, room
     backdrop_colours: tuple[Colour, Colour]  # upper and lower
     seed: int
+    world: World = WORLD_VERSION  # whose poses and places are taken
 
 
 def _random_colour(rng: np.random.Generator, low: float, high: float, value: float) -> Colour:
@@ -110,7 +116,7 @@ def random_outfit(rng: np.random.Generator, category: Category) -> tuple[Garment
     return lower, replace(upper, length=0.4 * upper.length)  # a long top would hide short lower garments
 
 
-def random_person(rng: np.random.Generator, gender: str | None = None) -> Person:
+def random_person(rng: np.random.Generator, gender: str | None = None, world: World = WORLD_VERSION) -> Person:
     """Somebody of the given gender, "WOMEN" or "MEN"; of either by default."""
     gender = gender or str(rng.choice(["WOMEN", "MEN"]))
     men, tone = gender == "MEN", rng.uniform(0, len(_SKINS) - 1)
@@ -123,5 +129,11 @@ def random_person(rng: np.random.Generator, gender: str | None = None) -> Person
         hair=_HAIRS[rng.integers(len(_HAIRS))], hair_style=str(rng.choice(styles)),
         shoes=_SHOE_COLOURS[rng.integers(len(_SHOE_COLOURS))], backdrop=str(rng.choice(["plain", "gradient", "room"])),
         backdrop_colours=(_random_colour(rng, 0.03, 0.25, 0.7), _random_colour(rng, 0.03, 0.25, 0.7)),
-        seed=int(rng.integers(2**31)),
+        seed=int(rng.integers(2**31)), world=world,
     )  # fmt: skip
+
+
+def random_wearer(rng: np.random.Generator, outfit: Sequence[Garment], world: World = WORLD_VERSION) -> Person:
+    """Somebody for the outfit: a woman where it has a skirt or a dress."""
+    skirted = any(garment.kind in ("skirt", "dress") for garment in outfit)
+    return random_person(rng, "WOMEN" if skirted else None, world)
