@@ -34,7 +34,6 @@ class DrawnData:
     `repr` leaves out enter the key where they are not at world 4's values."""
 
     variants: ClassVar[int] = 1
-    worn_reference_share: ClassVar[float] = 0.0
 
     count: int
     seed: int
