@@ -235,13 +235,8 @@ def test_the_best_checkpoint_is_the_one_to_use(run: Path) -> None:
     write_manifest(run / "checkpoint-20")
     rows[0]["validation/ema_loss_upper"] = 0.05
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    measured = {"psnr": value(12.0, 6), "ssim": value(0.5, 6)}
-    of_all = {
-        "cases": 6,
-        "base": measured,
-        "LoRA": measured,
-        "LoRA - base": {"psnr": {**value(2.0, 6), "marked": True}},
-    }
+    measured, gain = {"psnr": value(12.0, 6), "ssim": value(0.5, 6)}, {"psnr": {**value(2.0, 6), "marked": True}}
+    of_all = {"cases": 6, "base": measured, "LoRA": measured, "LoRA - base": gain}
     loras = {"LoRA": {"file": str(average), "sha256": file_hash(average)[:16], "step": 20}}
     scores = {"paired": {"lower": of_all, "all": of_all}}
     save_json(run / "evaluation.json", {"version": 2, "settings": {}, "loras": loras, "scores": scores})
