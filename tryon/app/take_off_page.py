@@ -34,10 +34,13 @@ class TakeOffPage:
                 with gr.Column(min_width=320):
                     category = gr.Radio(list(CATEGORIES), value=CATEGORIES[0], label="Garment", elem_id="worn")
                     lora = gr.Dropdown(session.loras_for_try_off(), label="LoRA")
-                    seed = gr.Number(None, label="Seed, a new one each time where empty", precision=0)
+                    seed = gr.Number(0, label="Seed, another one for another picture", precision=0)
                     button = gr.Button("Take off", variant="primary", elem_id="take-off")
                 with gr.Column(min_width=320):
-                    result = gr.Image(label="Garment", format="png", interactive=False, height=420, elem_id="taken-off")
+                    result = gr.Image(
+                        label="Garment as a product", format="png", interactive=False, height=420, elem_id="taken-off",
+                        buttons=["download", "fullscreen"],
+                    )  # fmt: skip
                     made_with = gr.JSON(label="Made with", open=True)
             button.click(
                 self.take_off, [person, category, lora, seed], [result, made_with], api_name="take_off",
