@@ -6,7 +6,7 @@ from typing import Literal
 from tryon.config import MOST, MOST_AT_ONCE, MOST_SEED, PROJECT, setting
 
 # The stages in their order, and by which share of --max_time each ends where all run.
-STAGE_ENDS = {"vae": 0.25, "transformer": 0.85, "parser": 1.0}
+STAGE_ENDS = {"vae": 0.25, "transformer": 0.88, "parser": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)

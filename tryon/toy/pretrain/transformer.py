@@ -1,7 +1,6 @@
 """Trains the toy's transformer, on upper-body garments, in the latents of the toy's VAE."""
 
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from tryon.console import progress_bar
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.sample import FillBatch, LatentSample, make_diptych
 from tryon.evaluation.metrics import psnr
-from tryon.files import files_fingerprint
+from tryon.files import file_hash
 from tryon.flux.encode import collate, encode_pictures
 from tryon.flux.flow_matching import NoiseLevels, draw_sigma_and_noise, fill_error, interpolate
 from tryon.flux.load import load_scheduler, load_vae
@@ -68,8 +67,8 @@ def transformer_stage(config: PretrainConfig, device: torch.device) -> Stage:
         DrawnData(count, config.seed + offset, UPPER_ONLY, TOY_HEIGHT, TOY_WIDTH)
         for count, offset in ((config.drawings, 2), (config.held_out, 3))
     )
-    encode = partial(encoded_pairs, vae=vae, vae_files=toy.base / "vae", config=config)
-    latents, held_out = encode(learnt, "pairs to learn from"), encode(pairs, "pairs to measure on")
+    latents = encoded_pairs(learnt, "pairs to learn from", vae, config)
+    held_out = encoded_pairs(pairs, "pairs to measure on", vae, config)
     transformer = first_transformer(config, device)
 
     def loss(draws: tuple[list[int], Tensor, Tensor, float]) -> Tensor:
@@ -93,13 +92,12 @@ def transformer_stage(config: PretrainConfig, device: torch.device) -> Stage:
     return Stage(transformer, config.transformer_steps, optimizers, batches, loss, measure)
 
 
-def encoded_pairs(
-    pairs: DrawnData, what: str, vae: AutoencoderKL, vae_files: Path, config: PretrainConfig
-) -> list[LatentSample]:
+def encoded_pairs(pairs: DrawnData, what: str, vae: AutoencoderKL, config: PretrainConfig) -> list[LatentSample]:
     """The pairs' latents on the VAE's device. They are kept in a file in output_dir, and drawn and encoded where it is
     not there yet."""
-    key = content_key(pairs.key(0), files_fingerprint(vae_files), str(vae.dtype))
-    file = Path(config.output_dir) / "latents" / f"{key}.safetensors"
+    output = Path(config.output_dir)
+    key = content_key(pairs.key(0), file_hash(output / "weights" / "vae.safetensors"))
+    file = output / "latents" / f"{key}.safetensors"
     if not file.exists():
         write_whole(file, encode_pairs(pairs, what, vae, config.drawing_processes))
     stored = {name: tensor.to(vae.device) for name, tensor in read_whole(file)[0].items()}
@@ -119,7 +117,8 @@ def encode_pairs(pairs: DrawnData, what: str, vae: AutoencoderKL, processes: int
         parts.append((target, hidden, torch.stack(masks).bool().cpu()))
         bar.update(len(some))
     bar.close()
-    return dict(zip(("target", "masked", "mask"), map(torch.cat, zip(*parts, strict=True)), strict=True))
+    whole = (torch.cat(part).contiguous() for part in zip(*parts, strict=True))
+    return dict(zip(("target", "masked", "mask"), whole, strict=True))
 
 
 def first_transformer(config: PretrainConfig, device: torch.device) -> FluxTransformer2DModel:
