@@ -52,7 +52,7 @@ def main(argv: list[str]) -> None:
     import torch
 
     from tryon.toy.pretrain.parser import parser_stage
-    from tryon.toy.pretrain.stage import is_finished, run_stage, transformer_has_begun
+    from tryon.toy.pretrain.stage import is_finished, run_stage
     from tryon.toy.pretrain.transformer import transformer_stage
     from tryon.toy.pretrain.vae import vae_stage
 
@@ -61,9 +61,11 @@ def main(argv: list[str]) -> None:
     command, code = " ".join(["python pretrain_toy.py", *argv]), 0
     for stage, end in STAGE_ENDS.items() if config.stage == "all" else ((config.stage, 1.0),):
         one = replace(config, stage=stage)
-        # In a later call: what is finished, and the VAE from whose latents the transformer has begun to learn.
-        if config.stage == "all" and (is_finished(one) or (stage == "vae" and transformer_has_begun(one))):
-            logger.info("%s: stays as it is", stage)
+        if config.stage == "all" and is_finished(one):
+            logger.info("%s: finished", stage)
+            continue
+        if stage == "transformer" and code:  # another VAE would be another task
+            logger.info("transformer: waits for the VAE's last step")
             continue
         stop_after(end * seconds_of(config.max_time) if config.max_time else None)
         if not run_stage(make_stage[stage](one, device), one, command):

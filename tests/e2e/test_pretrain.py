@@ -94,21 +94,24 @@ def failing_after(calls: int, function: str):
 
 
 def test_the_time_is_up_and_the_same_command_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Each call makes one step of each stage; the VAE from whose latents the transformer learns stays as it is."""
-    flags = ["--stage", "all", "--output_dir", str(tmp_path), *SMALL]
-    for steps, words in ((1, "vae: stopped at step 1 of 7, where the same command"), (2, "vae: stays as it is")):
+    """Each call makes one step of each stage, but for the transformer, which waits for the finished VAE."""
+    flags = ["--stage", "all", "--output_dir", str(tmp_path), *SMALL, "--vae_steps", "2"]
+    for words, steps in (
+        ("vae: stopped at step 1 of 2, where the same command goes on", {"vae": 1, "parser": 1}),
+        ("transformer: stopped at step 1 of 3", {"vae": 2, "transformer": 1, "parser": 2}),
+    ):
         with pytest.raises(SystemExit) as stopped:
             main([*flags, "--max_time", "0:00"])
         assert stopped.value.code == 124 and words in capsys.readouterr().out
-        assert written_steps(tmp_path) == {"vae": 1, "transformer": steps, "parser": steps}
+        assert written_steps(tmp_path) == steps
     encoded = {file: file.stat().st_mtime_ns for file in (tmp_path / "latents").iterdir()}
     main(flags)
-    assert written_steps(tmp_path) == {"vae": 1, "transformer": 3, "parser": 3}
+    assert written_steps(tmp_path) == {"vae": 2, "transformer": 3, "parser": 3}
     assert encoded == {file: file.stat().st_mtime_ns for file in (tmp_path / "latents").iterdir()}
     capsys.readouterr()
     main(flags)
     assert [line.split()[1:] for line in capsys.readouterr().out.splitlines()] == [
-        [f"{stage}:", "stays", "as", "it", "is"] for stage in STAGES
+        [f"{stage}:", "finished"] for stage in STAGES
     ]
 
 

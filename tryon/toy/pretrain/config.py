@@ -5,9 +5,9 @@ from typing import Literal
 
 from tryon.config import MOST, MOST_AT_ONCE, MOST_SEED, PROJECT, setting
 
-# The stages in their order, and after which share of --max_time each ends at the latest where all run. The VAE has more
-# than it needs: stopped early, it has seen no whole diptych, and what it leaves over is the transformer's.
-STAGE_ENDS = {"vae": 0.4, "transformer": 0.88, "parser": 1.0}
+# The stages in their order, and after which share of --max_time each stops where all run. The transformer, which needs
+# the finished VAE, has what that leaves over.
+STAGE_ENDS = {"vae": 0.88, "transformer": 0.88, "parser": 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)

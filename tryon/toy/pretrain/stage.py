@@ -134,16 +134,11 @@ def is_finished(config: PretrainConfig) -> bool:
     return found is not None and found[1]["step"] == steps == written.get("steps")
 
 
-def transformer_has_begun(config: PretrainConfig) -> bool:
-    """Whether there is a state of the transformer, which learns from the latents of one VAE only."""
-    return newest_state(Path(config.output_dir) / "transformer") is not None
-
-
 def read_state(config: PretrainConfig) -> tuple[Path, dict[str, Any]] | None:
     """The newest state's folder and its step, seconds and settings; None: there is none yet. Raises ValueError where it
     is of other settings."""
     folder = Path(config.output_dir) / config.stage
-    if (newest := newest_state(folder)) is None:
+    if (newest := _newest_state(folder)) is None:
         return None
     state = json.loads((newest / "state.json").read_text())
     begun = [(name, state["settings"].get(name), value) for name, value in state_settings(config).items()]
@@ -154,7 +149,7 @@ def read_state(config: PretrainConfig) -> tuple[Path, dict[str, Any]] | None:
     return newest, state
 
 
-def newest_state(folder: Path) -> Path | None:
+def _newest_state(folder: Path) -> Path | None:
     """The newest state's folder. Earlier versions kept their only one in `folder`, and aside while it was replaced."""
     states = sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
     places = [*states, folder, folder.with_name(f".{folder.name}.old")]
