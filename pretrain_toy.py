@@ -26,8 +26,10 @@ from pathlib import Path
 from tryon.cli import parse, run_script
 from tryon.config import seconds_of
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
+from tryon.files import MANIFEST, read_json
 from tryon.signals import TIME_IS_UP, asked_to_stop, stop_after
 from tryon.toy.pretrain.config import STAGE_ENDS, PretrainConfig
+from tryon.units import plural
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +43,11 @@ def read_settings(argv: list[str]) -> PretrainConfig:
 
 def problems_of(config: PretrainConfig) -> Iterator[str]:
     """What is wrong with the flags beyond single values."""
-    if config.stage == "transformer" and not (Path(config.output_dir) / "weights" / "vae.safetensors").is_file():
+    vae = read_json(Path(config.output_dir) / "weights" / MANIFEST).get("vae.safetensors")
+    if config.stage == "transformer" and vae is None:
         yield f"{config.output_dir} has no weights/vae.safetensors: run --stage vae first"
+    elif config.stage == "transformer" and (left := vae.get("steps_left")):
+        yield f"the VAE in {config.output_dir} has {plural(left, 'step')} left: run --stage vae to its end first"
 
 
 def main(argv: list[str]) -> None:

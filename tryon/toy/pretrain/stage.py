@@ -199,6 +199,7 @@ def _write_average(
         "seed": config.seed,
         "world": WORLD_VERSION,
         "steps": step,
+        "steps_left": stage.steps - step,
         "hardware": torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores",
         "minutes": round(seconds / 60, 1),
         "measured": {name: round(value, 3) for name, value in measured.items()},
