@@ -15,7 +15,7 @@ same command goes on with:
     python pretrain_toy.py --stage all --max_time 0:09 --drawing_processes 16 --compile --save_every 2000 \\
         --drawings 24000 --vae_batch_size 128 --transformer_batch_size 128 --parser_batch_size 16
     python pretrain_toy.py --stage all --max_time 0:03 --drawing_processes 2 --compile --save_every 10 \\
-        --drawings 64 --held_out 4 --vae_steps 40 --transformer_steps 40 --parser_steps 40 --output_dir runs/rehearsal
+        --drawings 64 --held_out 4 --vae_steps 20 --transformer_steps 20 --parser_steps 20 --output_dir runs/rehearsal
 """
 
 import logging
