@@ -402,6 +402,9 @@ def mistakes(config: Any) -> typing.Iterator[str]:
             cache_threshold(config.cache)
         except ValueError as error:
             yield str(error)
+    max_time = getattr(config, "max_time", None)
+    if max_time is not None and not re.fullmatch(r"\d{1,4}:[0-5]\d", max_time):
+        yield f"--max_time {max_time} is not hh:mm, such as 11:30, and at most 9999:59"
     for name in (*MODELS, "base", "transformer"):
         if (model := getattr(config, name, None)) and is_nowhere(model):
             yield f"--{name} {model} is neither here nor a hub name: check the path"
@@ -426,8 +429,6 @@ def mistakes(config: Any) -> typing.Iterator[str]:
             f"--run_name {config.run_name} is no name of a folder: give at most 100 letters, digits, dots, dashes and "
             "underscores, the first a letter or a digit"
         )
-    if config.max_time is not None and not re.fullmatch(r"\d{1,4}:[0-5]\d", config.max_time):
-        yield f"--max_time {config.max_time} is not hh:mm, such as 11:30, and at most 9999:59"
     if config.init_lora and config.resume_from_checkpoint:
         yield "--init_lora starts a run and --resume_from_checkpoint continues one: give one of them"
 

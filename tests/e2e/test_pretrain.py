@@ -21,6 +21,7 @@ pytestmark = pytest.mark.e2e
 
 SMALL = ("--drawings", "3", "--held_out", "1", "--vae_batch_size", "2", "--transformer_batch_size", "2", "--vae_steps",
          "7", "--transformer_steps", "3", "--parser_steps", "3", "--parser_batch_size", "2")  # fmt: skip
+STEPS = {"vae": 7, "transformer": 3, "parser": 3}
 STAGES = {"vae": "vae_loss", "transformer": "fill_error", "parser": "parser_loss"}  # and what is called at every step
 # Where earlier versions kept a stage's state; and where they put it while a newer one took its place.
 EARLIER = {"vae": "vae", "parser": ".parser.old"}
@@ -29,24 +30,26 @@ EARLIER = {"vae": "vae", "parser": ".parser.old"}
 def test_all_stages_and_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
+    """In one go, drawn by other processes; and one by one, interrupted."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    for folder in (whole, stopped):
-        for stage, name in STAGES.items():
-            flags = ["--stage", stage, "--output_dir", str(folder), *SMALL, "--save_every", "2"]
-            if folder == stopped:  # by an error at the third step, after the state of the second was written
-                function = f"tryon.toy.pretrain.{stage}.{name}"
-                with monkeypatch.context() as patched, pytest.raises(InterruptedError):
-                    patched.setattr(function, failing_after(2, function))
-                    main(flags)
-                assert not (folder / "weights" / f"{stage}.safetensors").exists()
-                if stage in EARLIER:
-                    (folder / stage / "step-2").rename(folder / "state")
-                    (folder / stage).rmdir()
-                    (folder / "state").rename(folder / EARLIER[stage])
-            capsys.readouterr()
+    main(["--stage", "all", "--output_dir", str(whole), *SMALL, "--drawing_processes", "2"])
+    for stage, name in STAGES.items():
+        flags = ["--stage", stage, "--output_dir", str(stopped), *SMALL, "--save_every", "2"]
+        # by an error at the third step, after the state of the second was written
+        function = f"tryon.toy.pretrain.{stage}.{name}"
+        with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+            patched.setattr(function, failing_after(2, function))
             main(flags)
-            assert f"parameters, step {2 if folder == stopped else 0} of" in capsys.readouterr().out
-            assert [path.name for path in (folder / stage).iterdir()] == [f"step-{7 if stage == 'vae' else 3}"]
+        assert written_steps(stopped)[stage] == 2
+        if stage in EARLIER:
+            (stopped / stage / "step-2").rename(stopped / "state")
+            (stopped / stage).rmdir()
+            (stopped / "state").rename(stopped / EARLIER[stage])
+        capsys.readouterr()
+        main(flags)
+        assert "parameters, step 2 of" in capsys.readouterr().out
+        for folder in (whole, stopped):
+            assert [path.name for path in (folder / stage).iterdir()] == [f"step-{STEPS[stage]}"]
     for stage in STAGES:
         expected, found = (load_file(folder / "weights" / f"{stage}.safetensors") for folder in (whole, stopped))
         assert all(torch.equal(expected[name], found[name]) for name in expected)
@@ -62,7 +65,7 @@ def test_all_stages_and_an_interruption(
         assert all(torch.equal(tensor, weights[name].float()) for name, tensor in model.state_dict().items())
     manifest = json.loads((whole / "weights" / "manifest.json").read_text())
     assert manifest["vae.safetensors"]["measured"].keys() >= {"psnr", "psnr_inside"}
-    assert manifest["transformer.safetensors"]["command"].startswith("python pretrain_toy.py --stage transformer")
+    assert manifest["transformer.safetensors"]["command"].startswith("python pretrain_toy.py --stage all")
 
     with pytest.raises(ValueError, match="was begun with seed 0, not 1: give what it was begun with"):
         main(["--stage", "vae", "--output_dir", str(stopped), *SMALL, "--seed", "1"])
@@ -70,6 +73,12 @@ def test_all_stages_and_an_interruption(
         file.write(b"x")
     with pytest.raises(ValueError, match="vae.safetensors is not what its manifest says"):
         toy_model(tmp_path / "another cache", whole / "weights")
+
+
+def written_steps(folder: Path) -> dict[str, int]:
+    """After how many steps the weights of each stage were written."""
+    manifest = json.loads((folder / "weights" / "manifest.json").read_text())
+    return {name.removesuffix(".safetensors"): facts["steps"] for name, facts in manifest.items()}
 
 
 def failing_after(calls: int, function: str):
@@ -84,9 +93,39 @@ def failing_after(calls: int, function: str):
     return call
 
 
+def test_the_time_is_up_and_the_same_command_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Each call makes one step of each stage, but for the transformer, which waits for the finished VAE."""
+    flags = ["--stage", "all", "--output_dir", str(tmp_path), *SMALL, "--vae_steps", "2"]
+    assert stopped_after_a_step(flags) == 124
+    assert "vae: stopped at step 1 of 2, where the same command goes on" in capsys.readouterr().out
+    assert written_steps(tmp_path) == {"vae": 1, "parser": 1}
+    with pytest.raises(ValueError, match="has 1 step left: run --stage vae to its end first"):
+        read_settings(["--stage", "transformer", "--output_dir", str(tmp_path)])
+    assert stopped_after_a_step(flags) == 124
+    assert written_steps(tmp_path) == {"vae": 2, "transformer": 1, "parser": 2}
+    encoded = {file: file.stat().st_mtime_ns for file in (tmp_path / "latents").iterdir()}
+    main(flags)
+    assert written_steps(tmp_path) == {"vae": 2, "transformer": 3, "parser": 3}
+    assert encoded == {file: file.stat().st_mtime_ns for file in (tmp_path / "latents").iterdir()}
+    capsys.readouterr()
+    main(flags)
+    assert [line.split()[1:] for line in capsys.readouterr().out.splitlines()] == [
+        [f"{stage}:", "finished"] for stage in STAGES
+    ]
+
+
+def stopped_after_a_step(flags: list[str]) -> int:
+    """The exit code where the time is up before each stage's first step, which is made."""
+    with pytest.raises(SystemExit) as stopped:
+        main([*flags, "--max_time", "0:00"])
+    return stopped.value.code
+
+
 def test_what_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="--vae_steps 0 is too small"):
         read_settings(["--vae_steps", "0"])
+    with pytest.raises(ValueError, match="--max_time 9 is not hh:mm"):
+        read_settings(["--max_time", "9"])
     with pytest.raises(ValueError, match="has no weights/vae.safetensors: run --stage vae first"):
         main(["--stage", "transformer", "--output_dir", str(tmp_path), *SMALL])
 

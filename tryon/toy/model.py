@@ -31,7 +31,7 @@ from transformers import (
 
 from tryon.config import TOY_NOTICE, TrainConfig, TryOnConfig
 from tryon.data.category import CATEGORIES
-from tryon.files import MANIFEST, files_fingerprint, replacing, save_json
+from tryon.files import MANIFEST, files_fingerprint, read_json, replace_json, replacing, save_json
 from tryon.flux.lora_header import TOY, LoraFacts, is_for_toy
 from tryon.flux.prompts import FIXED_PROMPT, prompt_for
 
@@ -156,12 +156,11 @@ def build_toy_model(folder: Path, weights: Path) -> None:
 
 def write_weights(folder: Path, name: str, model: torch.nn.Module, facts: dict[str, Any]) -> Path:
     """Writes folder/<name>.safetensors in half precision, and its hash with the facts to the folder's manifest."""
-    folder.mkdir(parents=True, exist_ok=True)
     file, manifest = folder / f"{name}.safetensors", folder / MANIFEST
-    save_file({key: tensor.half().contiguous().cpu() for key, tensor in model.state_dict().items()}, file)
-    entries = json.loads(manifest.read_text()) if manifest.is_file() else {}
-    entries[file.name] = {"sha256": sha256(file.read_bytes()).hexdigest(), **facts}
-    save_json(manifest, entries)
+    with replacing(file) as staging:
+        save_file({key: tensor.half().contiguous().cpu() for key, tensor in model.state_dict().items()}, staging)
+    entry = {"sha256": sha256(file.read_bytes()).hexdigest(), **facts}
+    replace_json(manifest, {**read_json(manifest), file.name: entry})
     return file
 
 

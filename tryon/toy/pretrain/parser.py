@@ -1,10 +1,12 @@
 """Trains the toy's human parser, on people of all categories, views and sizes."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils.data import Dataset
 from transformers import SegformerForSemanticSegmentation, SegformerImageProcessorPil
 
 from tryon.data.category import CATEGORIES
@@ -16,6 +18,21 @@ from tryon.toy.pretrain.config import PretrainConfig
 from tryon.toy.pretrain.stage import Stage, mixed_precision, muon_and_adamw
 
 
+@dataclass(frozen=True)
+class ParserBatches(Dataset):
+    """The people of step i, drawn for it alone, as the processor makes them: pixel_values [B, 3, H, W] and labels
+    [B, H, W]."""
+
+    processor: SegformerImageProcessorPil
+    config: PretrainConfig
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        count = self.config.parser_batch_size
+        people = [labelled_person(self.config.seed + 4, index) for index in range(step * count, (step + 1) * count)]
+        pictures, labels = zip(*people, strict=True)
+        return dict(self.processor(list(pictures), segmentation_maps=list(labels), return_tensors="pt"))
+
+
 def parser_stage(config: PretrainConfig, device: torch.device) -> Stage:
     """The stage of the parser."""
     held_out = [labelled_person(config.seed + 5, index) for index in range(config.held_out)]
@@ -23,12 +40,9 @@ def parser_stage(config: PretrainConfig, device: torch.device) -> Stage:
     torch.manual_seed(config.seed)
     model = new_parser().to(device).train()
 
-    def loss(step: int) -> Tensor:
-        first = step * config.parser_batch_size
-        indices = range(first, first + config.parser_batch_size)
-        people = [labelled_person(config.seed + 4, index) for index in indices]
+    def loss(batch: dict[str, Tensor]) -> Tensor:
         with mixed_precision(device):
-            return parser_loss(model, processor, people)
+            return parser_loss(model, batch)
 
     def measure() -> dict[str, float]:
         parser = Parser("", model.eval(), processor, parts_of(PARSER_LABELS))
@@ -36,18 +50,13 @@ def parser_stage(config: PretrainConfig, device: torch.device) -> Stage:
         model.train()
         return measured
 
-    return Stage(model, config.parser_steps, muon_and_adamw(model, config.parser_learning_rate), loss, measure)
+    batches, optimizers = ParserBatches(processor, config), muon_and_adamw(model, config.parser_learning_rate)
+    return Stage(model, config.parser_steps, optimizers, batches, loss, measure)
 
 
-def parser_loss(
-    model: SegformerForSemanticSegmentation,
-    processor: SegformerImageProcessorPil,
-    people: Sequence[tuple[Image.Image, Tensor]],
-) -> Tensor:
-    """Cross-entropy of the labels [H, W] of people, all brought to the size that the processor makes of pictures."""
-    pictures, labels = zip(*people, strict=True)
-    inputs = processor(list(pictures), segmentation_maps=list(labels), return_tensors="pt")
-    return model(**inputs.to(model.device)).loss
+def parser_loss(model: SegformerForSemanticSegmentation, batch: dict[str, Tensor]) -> Tensor:
+    """Cross-entropy of the labels of a batch."""
+    return model(**{name: tensor.to(model.device, non_blocking=True) for name, tensor in batch.items()}).loss
 
 
 def measure_parser(parser: Parser, people: Sequence[tuple[Image.Image, Tensor]]) -> dict[str, float]:

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from tryon.config import TOY_HEIGHT, TOY_WIDTH
 from tryon.console import progress_bar
@@ -15,11 +16,11 @@ from tryon.evaluation.metrics import psnr
 from tryon.toy.examples import DrawnData
 from tryon.toy.model import new_vae
 from tryon.toy.pretrain.config import PretrainConfig
-from tryon.toy.pretrain.stage import Stage, adamw, mixed_precision
+from tryon.toy.pretrain.stage import Stage, adamw, made_ahead, mixed_precision
 
 CROP = 64  # pixels; crops are several times cheaper than whole drawings
 WHOLE_SHARE = 0.15  # of the steps, the last, on whole diptychs: normalisation sees other statistics in a crop
-WHOLE_BATCH = 1
+CROPS_PER_WHOLE = 16  # of a batch, for each whole diptych, which has 13.5 times as many pixels
 KL_WEIGHT = 1e-6
 SPREAD_WEIGHT = 1e-2  # of the latents' distance from the mean and spread that FLUX's shift and scaling expect
 
@@ -32,36 +33,64 @@ class Drawn:
     hidden: Tensor
 
 
+@dataclass(frozen=True)
+class Diptychs(Dataset):
+    """Pair i of `data` as a picture [3, H, W], uint8, and what is repainted of it, [H, W] bool."""
+
+    data: DrawnData
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, _, mask = make_diptych(self.data[index])
+        return ((image + 1) * 127.5).round().to(torch.uint8), mask[0].bool()
+
+
+@dataclass(frozen=True)
+class VaeBatches(Dataset):
+    """What step i learns from, of pictures [N, 3, H, W]: crops or at the end whole pictures, uint8, and the seed of its
+    noise."""
+
+    pictures: Tensor
+    config: PretrainConfig
+
+    def __getitem__(self, step: int) -> tuple[Tensor, int]:
+        config, rng = self.config, np.random.default_rng([self.config.seed, 1, step])
+        if step < (1 - WHOLE_SHARE) * config.vae_steps:
+            batch = pick_crops(rng, self.pictures, config.vae_batch_size)
+        else:
+            wholes = max(1, config.vae_batch_size // CROPS_PER_WHOLE)
+            batch = self.pictures[rng.integers(len(self.pictures), size=wholes)]
+        return batch, config.seed + step
+
+
 def vae_stage(config: PretrainConfig, device: torch.device) -> Stage:
     """The stage of the VAE."""
     size = (TOY_HEIGHT, TOY_WIDTH)
-    drawn = draw_diptychs(DrawnData(config.drawings, config.seed, CATEGORIES, *size), "what is learnt from")
-    held_out = draw_diptychs(DrawnData(config.held_out, config.seed + 1, CATEGORIES, *size), "what is measured on")
+    learnt, measured = (
+        DrawnData(count, config.seed + offset, CATEGORIES, *size)
+        for count, offset in ((config.drawings, 0), (config.held_out, 1))
+    )
+    drawn = draw_diptychs(learnt, "what is learnt from", config.drawing_processes)
+    held_out = draw_diptychs(measured, "what is measured on", config.drawing_processes)
     torch.manual_seed(config.seed)
     vae = new_vae().to(device)
 
-    def loss(step: int) -> Tensor:
-        rng = np.random.default_rng([config.seed, 1, step])
-        if step < (1 - WHOLE_SHARE) * config.vae_steps:
-            batch = pick_crops(rng, drawn.pictures, config.vae_batch_size)
-        else:
-            batch = drawn.pictures[rng.integers(len(drawn.pictures), size=WHOLE_BATCH)]
+    def loss(batch: tuple[Tensor, int]) -> Tensor:
+        pictures, seed = batch
         with mixed_precision(device):
-            return vae_loss(vae, to_float(batch).to(device), seed=config.seed + step)
+            return vae_loss(vae, to_float(pictures.to(device, non_blocking=True)), seed)
 
-    optimizers = (adamw(vae.parameters(), config.vae_learning_rate),)
-    return Stage(vae, config.vae_steps, optimizers, loss, lambda: measure_vae(vae, held_out))
+    batches, optimizers = VaeBatches(drawn.pictures, config), (adamw(vae.parameters(), config.vae_learning_rate),)
+    return Stage(vae, config.vae_steps, optimizers, batches, loss, lambda: measure_vae(vae, held_out))
 
 
-def draw_diptychs(data: DrawnData, what: str) -> Drawn:
-    """All pairs of `data` as diptychs."""
+def draw_diptychs(data: DrawnData, what: str, processes: int = 0) -> Drawn:
+    """All pairs of `data` as diptychs, drawn by so many processes; 0: by this one."""
     pictures = torch.empty(len(data), 3, data.height, 2 * data.width, dtype=torch.uint8)
     hidden = torch.empty(len(data), data.height, 2 * data.width, dtype=torch.bool)
     bar = progress_bar(len(data), f"drawing {what}", visible=True)
-    for index in range(len(data)):
-        image, _, mask = make_diptych(data[index])
-        pictures[index] = ((image + 1) * 127.5).round().to(torch.uint8)
-        hidden[index] = mask[0].bool()
+    ahead = made_ahead(Diptychs(data), range(len(data)), processes, pictures.device)
+    for index, drawn in enumerate(ahead):
+        pictures[index], hidden[index] = drawn
         bar.update()
     bar.close()
     return Drawn(pictures, hidden)
