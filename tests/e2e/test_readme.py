@@ -36,6 +36,9 @@ INSPECT = "python -m deepfashion_training.inspect_dataset <data set>"
 INFERENCE = "python tryon_inference_lora.py --lora runs/<run> --image person.jpg --garment garment.jpg"
 INFERENCE += " --category lower --output_tryon out.png"
 AGAIN = "python tryon_inference_lora.py --again out.png"
+TAKE_OFF = (
+    "python tryon_inference_lora.py --lora runs/<run> --take_off person.jpg --category lower --output garment.png"
+)
 COMPARE = INFERENCE.replace("runs/", "base runs/").replace("<run>", "<run> runs/<other>")
 COMPARE = COMPARE.replace("--output_tryon out.png", "--output_grid compared.png")
 RESUME = f"{TRAIN} --quick-test --max_train_steps 500 --resume_from_checkpoint latest"
@@ -72,7 +75,7 @@ def test_every_command_is_one_that_is_tested_here() -> None:
         f"{TRAIN} --quick-test", TRAIN, f"{TRAIN} --h100", f"{TRAIN} --help", PLAN,
         f"{TRAIN} --check",  # in test_machine_check.py
         INSPECT, EXPORT, FOLDERS, DRAW, INFERENCE, AGAIN, COMPARE, SCORE, SCORE_BOTH, BLIND, READ, RANK, REPORT,
-        SHARE, RESUME, APP, TRAINING_APP,
+        SHARE, RESUME, APP, TRAINING_APP, TAKE_OFF,
     }  # fmt: skip
 
 

@@ -255,14 +255,13 @@ def test_the_best_checkpoint_is_the_one_to_use(run: Path) -> None:
     write_manifest(run / "checkpoint-20")
     rows[0]["validation/ema_loss_upper"] = 0.05
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    of_all = {"cases": 6, "base": {"psnr": value(10.0, 6)}, "LoRA": {"psnr": value(12.0, 6)}}
-    of_all["LoRA - base"] = {"psnr": {**value(2.0, 6), "marked": True}}
+    measured, gain = {"psnr": value(12.0, 6), "ssim": value(0.5, 6)}, {"psnr": {**value(2.0, 6), "marked": True}}
+    of_all = {"cases": 6, "base": measured, "LoRA": measured, "LoRA - base": gain}
     loras = {"LoRA": {"file": str(average), "sha256": file_hash(average)[:16], "step": 20}}
     scores = {"paired": {"lower": of_all, "all": of_all}}
     save_json(run / "evaluation.json", {"version": 2, "settings": {}, "loras": loras, "scores": scores})
-    assert verdict_of(run).startswith(
-        "Use checkpoint-20, whose validation loss_upper is the lowest (0.0500): on 6 paired"
-    )
+    words = "Use checkpoint-20, whose validation loss_upper is the lowest (0.0500): on 6 paired pairs better"
+    assert verdict_of(run).startswith(words)
     assert "checkpoint-20/ema/pytorch_lora_weights.safetensors</p>" in (run / "report.html").read_text()
 
 
