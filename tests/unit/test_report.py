@@ -228,6 +228,7 @@ def test_the_page_opens_with_a_verdict_and_names_the_checkpoint_to_use(run: Path
     few_of_end = "5 paired pairs cannot say whether it is better than the base: look at the pictures."
     assert verdict_of(run).endswith(f"{lower}: {few_of_end}"), "not that of other data"
     assert "<p>Of drawings.</p>" in (run / "report.html").read_text()
+    (run / "scores" / "earlier" / "1").mkdir(parents=True)
     save_json(run / "scores" / "earlier" / "1" / "evaluation.json", scores(LoRA=newest))
     assert verdict_of(run).endswith(f"{lower}: {own}"), "an earlier one of more pairs"
     shutil.rmtree(run / "scores" / "earlier")
