@@ -144,7 +144,12 @@ def main(argv: list[str]) -> None:
     perception = load_perception(metrics, device, asked.parser, config.cache_dir)
     perception = replace(perception, read=read_text)
     legend = {
-        heading: {"file": str(file), "sha256": digest, "step": each.step if each.known else None}
+        heading: {
+            "file": str(file),
+            "sha256": digest,
+            "step": each.step if each.known else None,
+            "own_data": held_out.is_own(trained[file], asked),
+        }
         for heading, each, (digest, file) in zip(headings, facts, loras.items(), strict=True)
     }
     score.write_scores(folder, {**settings, "num_samples": asked.num_samples}, legend, models, cases, perception)

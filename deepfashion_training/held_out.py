@@ -93,6 +93,11 @@ def named_data(asked: HeldOutConfig, trained: TrainingSettings) -> HeldOutConfig
     return asked
 
 
+def is_own(settings: dict[str, Any], asked: HeldOutConfig) -> bool:
+    """Whether a run with these settings was trained on the data that are scored. asked: see named_data."""
+    return (settings.get("dataset_name"), settings.get("dataroot")) == (asked.dataset_name, asked.dataroot)
+
+
 def scored_pairs(asked: HeldOutConfig, trained: TrainingSettings) -> tuple[FolderConfig, list[FolderPair]]:
     """The folder, and its validation pairs, which are scored: where it brings none, those that the first training on it
     has held back."""

@@ -101,7 +101,7 @@ def write_report(run: Path) -> Path:
         scores=score_table(run),
         evaluated=read_evaluated(run),
         meanings=meanings_of(run),
-        length_ok=read_length(run),
+        lengths=read_lengths(run),
         length_in_words=LENGTH_IN_WORDS,
         curves=_curves(rows, steps),
         losses=_loss_table(rows),
@@ -172,12 +172,6 @@ def scored_step(run: Path) -> int | None:
     return next((lora["step"] for lora in read_json(run / EVALUATION).get("loras", {}).values()), None)
 
 
-def own_verdict(run: Path) -> str:
-    """What the run's own scores say of its LoRA, see tryon.scores.verdict."""
-    found = read_json(run / EVALUATION)
-    return next((verdict(found["scores"], heading) for heading in found.get("loras", {})), "")
-
-
 def read_scores(run: Path) -> list[tuple[str, Scores]]:
     """The rows of evaluation.json, such as "upper, paired": {column: {"psnr": dB, "ssim": x}}; none where it is not
     there, or its pairs have no truth. Files without a version may be of either of two older forms."""
@@ -198,13 +192,16 @@ def read_scores(run: Path) -> list[tuple[str, Scores]]:
     return rows
 
 
-def read_length(run: Path) -> float | None:
-    """The share of results with the right length, where drawn people in shorts try on trousers and the reverse; None
-    where that was not measured."""
+def read_lengths(run: Path) -> str:
+    """How many results have the right length, in words, where drawn people in shorts try on trousers and the reverse;
+    empty where that was not measured."""
     found = read_json(run / EVALUATION)
     scores = found.get("scores", {}).get("unpaired", {}).get("all", {})
-    right = (scores.get(name, {}).get("length_right") for name in found.get("loras", {}))
-    return next((each["mean"] for each in right if each), found.get("length_ok"))
+    for name in found.get("loras", {}):
+        if right := scores.get(name, {}).get("length_right"):
+            counts = (round(each["mean"] * right["cases"]) for each in (right, scores[BASE]["length_right"]))
+            return "right in {} of {cases}, before in {}".format(*counts, cases=right["cases"])
+    return f"right in {share:.0%}" if (share := found.get("length_ok")) is not None else ""
 
 
 def score_table(run: Path) -> Rows:
@@ -225,8 +222,10 @@ def score_table(run: Path) -> Rows:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What evaluate_lora.py came to. tables: see tryon.scores.short_tables. stars: whether they have some."""
+    """What evaluate_lora.py came to. data: in words. tables: see tryon.scores.short_tables. stars: whether they have
+    some."""
 
+    data: str
     loras: dict[str, str]
     tables: dict[str, Rows]
     stars: bool
@@ -238,13 +237,16 @@ def read_evaluated(run: Path) -> Evaluated | None:
         return None
     loras = {heading: f"{each['file']}, step {each['step'] or 'unknown'}" for heading, each in found["loras"].items()}
     tables = short_tables(found["scores"], [BASE, *loras])
-    return Evaluated(loras, tables, has_stars(tables))
+    return Evaluated(found["settings"]["data"], loras, tables, has_stars(tables))
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A checkpoint that was scored: what is said of it, its mean PSNR inside the mask, over how many pairs."""
+    """A checkpoint that was scored in a file, as heading: what is said of it, its mean PSNR inside the mask, over how
+    many pairs."""
 
+    file: Path
+    heading: str
     checkpoint: Path
     said: str
     psnr: float
@@ -254,8 +256,9 @@ class Scored:
 def run_verdict(run: Path, saved: Sequence[Path]) -> str:
     """Which checkpoint to use, what it improved and what it made worse, in a sentence without its full stop.
 
-    Of the scores of evaluate_lora.py and of the run's end those count that are of the run's result, of more
-    checkpoints, of more pairs, in this order; its result is its best checkpoint with --keep_best, else its newest.
+    Of the scores of evaluate_lora.py and of the run's end, on data of the run's own, those count that are of the run's
+    result, of more checkpoints, of more pairs, and newest, in this order; its result is its best checkpoint with
+    --keep_best, else its newest.
     Where several checkpoints were scored together, on six pairs or more, use the one with the highest PSNR; else the
     result. An older one with a lower validation loss is named beside the newest, as this loss has no spread to be
     judged by. See also tryon.scores.verdict.
@@ -288,19 +291,40 @@ def _judging(run: Path, saved: Sequence[Path]) -> list[Scored]:
     def weight(scored: list[Scored]) -> tuple[bool, int, int]:
         return result in [each.checkpoint for each in scored], len(scored), sum(each.pairs for each in scored)
 
-    found = max((_scored(run / file, by_digest) for file in (EVALUATION, EVALUATED)), key=weight)
+    found = max((_scored(file, by_digest) for file in _files_of_scores(run)), key=weight, default=[])
     return sorted(found, key=lambda each: each.psnr, reverse=True)
 
 
+def judged(run: Path, checkpoint: Path) -> Scored | None:
+    """What the scores of most pairs say of a checkpoint, of equals the newest; None where there are none of it."""
+    found = [each for file in _files_of_scores(run) for each in _scored(file, {_lora_digest(checkpoint): checkpoint})]
+    return max(found, key=lambda each: each.pairs, default=None)
+
+
+def judged_rows(scored: Scored) -> tuple[str, Rows]:
+    """The scores of a checkpoint that evaluate_lora.py has scored: the kind of pairs, and rows of cells."""
+    found = read_json(scored.file)
+    kind = judged_kind(found["scores"])
+    rows = short_tables(found["scores"], [BASE, scored.heading])[kind]
+    return kind, [[each.replace(scored.heading, "LoRA") for each in rows[0]], *rows[1:]]
+
+
+def _files_of_scores(run: Path) -> list[Path]:
+    """The run's own scores and those of evaluate_lora.py, the newest first."""
+    files = [run / EVALUATION, run / EVALUATED, *run.glob(f"scores/earlier/*/{EVALUATION}")]
+    return sorted(filter(Path.is_file, files), key=lambda file: file.stat().st_mtime, reverse=True)
+
+
 def _scored(file: Path, by_digest: Mapping[str, Path]) -> list[Scored]:
-    """Those of the checkpoints that a file of scores judges."""
+    """Those of the checkpoints that a file of scores judges on data of their own run."""
     found = read_json(file)
     results, scored = found.get("scores", {}), []
     for heading, lora in found.get("loras", {}).items():
-        if lora["sha256"] in by_digest and (said := verdict(results, heading)):
+        known = lora["sha256"] in by_digest and lora.get("own_data", True)
+        if known and (said := verdict(results, heading)):
             of_all = results[judged_kind(results)][ALL]
             checkpoint, psnr = by_digest[lora["sha256"]], of_all[heading]["psnr"]["mean"]
-            scored.append(Scored(checkpoint, said, psnr, of_all["cases"]))
+            scored.append(Scored(file, heading, checkpoint, said, psnr, of_all["cases"]))
     return scored
 
 

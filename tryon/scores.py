@@ -16,7 +16,7 @@ BASE = "base"  # the heading of the model without a LoRA
 ALL = "all"  # the categories together: every case counts the same
 STAR = "*"  # before a difference that is marked
 LEAST_CASES = 6  # for a difference to be marked: of five cases all may well have one sign by chance
-VERDICTS = "better than the base", "worse than the base", "mixed", "no difference beyond the spread", "too few to say"
+VERDICTS = "better than the base", "worse than the base", "mixed", "no clear difference", "too few to say"
 BETTER, WORSE, MIXED, NEITHER, FEW = VERDICTS
 JUDGED = "psnr", "ssim", "lpips"
 LOWER_IS_BETTER = "lpips", "leftovers"
@@ -137,10 +137,13 @@ def verdict(results: Results, lora: str) -> str:
     ones. A difference counts where it is marked: pair by pair, its 95 % interval excludes 0, and there are at least six
     pairs. A category, or all together, is better where at least one difference counts and each that does is for the
     better; worse in the reverse case; mixed where some are for either; else the spread hides what difference there is.
+    Of fewer than six pairs in all nothing is said.
     """
     kind = judged_kind(results)
     if not _judged(results, kind, ALL, lora):
         return ""
+    if (count := results[kind][ALL]["cases"]) < LEAST_CASES:
+        return f"{plural(count, f'{kind} pair')} cannot say whether it is better than the base: look at the pictures"
     found: dict[str, list[str]] = {judgement: [] for judgement in VERDICTS}
     categories = [each for each in results[kind] if each != ALL]
     for category in categories if len(categories) == 1 else [*categories, ALL]:
@@ -154,7 +157,7 @@ def verdict(results: Results, lora: str) -> str:
         words = ", ".join(" ".join(each) for each in (shown if judgement == MIXED else shown[:1]))
         found[judgement].append(f"{category} ({words})")
     clauses = [f"{judgement} on {', '.join(each)}" for judgement, each in found.items() if each]
-    return f"on {plural(results[kind][ALL]['cases'], f'{kind} pair')} {'; '.join(clauses)}"
+    return f"on {plural(count, f'{kind} pair')} {'; '.join(clauses)}"
 
 
 def judged_kind(results: Results) -> str:

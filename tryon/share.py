@@ -44,9 +44,10 @@ from tryon.report import (
     ENVIRONMENT,
     LENGTH_IN_WORDS,
     advised_checkpoint,
+    judged,
+    judged_rows,
     meanings_of,
-    own_verdict,
-    read_length,
+    read_lengths,
     score_table,
     scored_pictures,
     scored_step,
@@ -222,7 +223,8 @@ def card_values(
 ) -> dict[str, Any]:
     """The values that the card's template names. jinja2 would leave a missing one out without a word. name: of the
     hub's repository, if that is known."""
-    is_scored = _is_scored(run, facts.step)
+    scores = score_table(run) if _is_scored(run, facts.step) else []
+    found = judged(run, run / f"checkpoint-{facts.step}")
     return {
         "title": name.rpartition("/")[2] if name else "Try-on LoRA",
         "name": name or "<user>/<name>",
@@ -239,10 +241,11 @@ def card_values(
         "pictures": {picture.stem: f"{PICTURES}/{picture.name}" for picture in pictures},
         "of_deepfashion": "deepfashion" in Path(settings.get("dataset_name") or "").name.lower(),
         "prompts": list(dict.fromkeys(prompt_for(facts.prompt, category) for category in CATEGORIES)),
-        "scores": score_table(run) if is_scored else [],
-        "verdict": own_verdict(run) if is_scored else "",
+        "scores": scores,
+        "evaluated": judged_rows(found) if found and not scores else None,
+        "verdict": found.said if found else "",
         "meanings": meanings_of(run),
-        "length_ok": read_length(run) if is_scored else None,
+        "lengths": read_lengths(run) if scores else "",
         "length_in_words": LENGTH_IN_WORDS,
         "losses": _loss_table(run, facts.step),
         "pairs": _pairs(run),

@@ -86,12 +86,12 @@ def test_base_and_loras_on_drawings_and_going_on_after_an_interruption(
     names = 2 * ["measure", "PSNR, mask"]
     assert len({line.index(name) for line, name in zip(rows, names, strict=True)}) == 1
     assert "|" not in said and "**" not in said and "##" not in said, "no Markdown"
-    assert "LoRA: on 3 unpaired pairs too few to say on upper (PSNR " in said
+    assert "LoRA: 3 unpaired pairs cannot say whether it is better" in said
     text = (folder / "evaluation.md").read_text()
     assert "| upper (1) | base |" in text and str(find_lora(str(run))) in text
     assert "Not computed: LPIPS, FID, KID (pip install" in text and "In bold" not in text
     page = (folder / "evaluation.html").read_text()
-    assert "too few to say on upper" in page and page.count('src="data:image/jpeg;base64,') == 2
+    assert "cannot say whether it is better" in page and page.count('src="data:image/jpeg;base64,') == 2
 
     # As it was after the first picture of the LoRA's first batch, with a line that was cut short.
     kept = [line for line in (folder / "measured.jsonl").read_text().splitlines() if line][:3]
@@ -157,7 +157,7 @@ def test_on_other_data_the_unpaired_truth_is_not_known(run: Path, data_cache: Pa
     (copy / "config.json").write_text(json.dumps({**trained, "data_cache_dir": "gone"}))
     main(["--lora", str(copy / ".." / copy.name), "--data_cache_dir", str(data_cache)])
     report = (copy / "report.html").read_text()
-    assert "Use checkpoint-1, the newest: on 2 paired pairs too few to say on" in report
+    assert "Use checkpoint-1, the newest: 2 paired pairs cannot say whether" in report
     assert "<h2>Scores by evaluate_lora.py</h2>" in report and (copy / "evaluate_lora.json").is_file()
     result = result_of(copy / "scores")
     assert (result["settings"]["steps"], result["settings"]["guidance_scale"]) == (1, 5)

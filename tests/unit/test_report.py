@@ -125,18 +125,20 @@ def test_scores_of_today_and_of_both_older_forms_are_shown(run: Path) -> None:
         "fill": {"psnr": value(10.06), "ssim": value(0.461)},
         "vae": {"psnr": value(27.22), "ssim": value(0.874)},
     }
-    today["scores"]["unpaired"]["all"]["LoRA"]["length_right"] = value(0.75)
+    for name, share in (("LoRA", 0.75), ("base", 0.25)):
+        today["scores"]["unpaired"]["all"][name]["length_right"] = value(share)
     models = "".join(f'<td class="number">{cell}</td>' for cell in ("14.63 / 0.504", "20.50 / 0.700", "+5.87 / +0.196"))
     bounds = '<td class="number">10.06 / 0.461</td><td class="number">27.22 / 0.874</td>'
     for scores, cells, length in (
-        (today, models + bounds, True), (OF_OLDER_RUN, models + bounds, True), (OF_OLDER_COMMAND, models, False),
+        (today, models + bounds, "3 of 4, before in 1"), (OF_OLDER_RUN, models + bounds, "75%"),
+        (OF_OLDER_COMMAND, models, None),
     ):  # fmt: skip
         save_json(run / "evaluation.json", scores)
         page = write_report(run).read_text()
         assert f"<tr><td>lower, paired</td>{cells}</tr>" in page and "unpaired</td>" not in page
         heads = "".join(f'<th class="number">{name}</th>' for name in ("base", "LoRA", "LoRA - base"))
         assert heads in page and "all, paired" not in page
-        assert ("Length of trousers for shorts and the reverse: right in 75%." in page) == length
+        assert (f"Length of trousers for shorts and the reverse: right in {length}." in page) == (length is not None)
         assert "<code>base</code>: the model without this LoRA" in page
 
 
@@ -171,7 +173,12 @@ def test_the_page_opens_with_a_verdict_and_names_the_checkpoint_to_use(run: Path
         for number, heading in enumerate(loras):
             of_all[heading] = {"psnr": value(12.0 - number, 6)}
             of_all[f"{heading} - base"] = {"psnr": {**value(2.0 - number, 6), "marked": number == 0}}
-        return {"version": 2, "settings": {}, "loras": loras, "scores": {"paired": {"lower": of_all, "all": of_all}}}
+        return {
+            "version": 2,
+            "settings": {"data": "drawings"},
+            "loras": loras,
+            "scores": {"paired": {"lower": of_all, "all": of_all}},
+        }
 
     of_end = scores(LoRA=newest)
     for result in of_end["scores"]["paired"].values():
@@ -194,7 +201,7 @@ def test_the_page_opens_with_a_verdict_and_names_the_checkpoint_to_use(run: Path
     both.write_text(many.replace('"cases": 6', '"cases": 5'))
     add_evaluation(run, run / "scores")
     assert command(run) in (run / "report.html").read_text()
-    few = "checkpoint-20: on 5 paired pairs too few to say on"
+    few = "checkpoint-20: 5 paired pairs cannot say whether it is better than the base: look at the pictures"
     assert verdict_of(run).startswith(f"Use checkpoint-40, the newest, {lower}; {few}")
     both.write_text(many)
     add_evaluation(run, run / "scores")
@@ -216,6 +223,15 @@ def test_the_page_opens_with_a_verdict_and_names_the_checkpoint_to_use(run: Path
     save_json(run / "evaluation.json", of_end)
     save_json(run / "evaluate_lora.json", scores(**{"any heading": newest}))
     assert verdict_of(run).endswith(f"{lower}: {own}"), "that of more pairs"
+    elsewhere = scores(**{"of another run": {**newest, "own_data": False}})
+    save_json(run / "evaluate_lora.json", elsewhere)
+    few_of_end = "5 paired pairs cannot say whether it is better than the base: look at the pictures."
+    assert verdict_of(run).endswith(f"{lower}: {few_of_end}"), "not that of other data"
+    assert "<p>Of drawings.</p>" in (run / "report.html").read_text()
+    (run / "scores" / "earlier" / "1").mkdir(parents=True)
+    save_json(run / "scores" / "earlier" / "1" / "evaluation.json", scores(LoRA=newest))
+    assert verdict_of(run).endswith(f"{lower}: {own}"), "an earlier one of more pairs"
+    shutil.rmtree(run / "scores" / "earlier")
     save_json(run / "evaluate_lora.json", scores(LoRA=older))
     (run / "evaluation.json").unlink()
     assert verdict_of(run).endswith(f"{lower}; checkpoint-20: {own}")
