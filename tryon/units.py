@@ -1,4 +1,4 @@
-"""Numbers in words: sizes in GB of 10^9 bytes, and counts of things."""
+"""Numbers in words: sizes in GB of 10^9 bytes, durations, and counts of things."""
 
 from collections.abc import Iterable
 from math import floor
@@ -11,6 +11,13 @@ def gigabytes(size: float) -> str:
     if 0 < size < 0.01 * GB:
         return "under 0.01 GB"
     return f"{size / GB:,.{2 if size < GB else 1}f} GB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: "2.1 h", below an hour "4.0 min", below a minute "17 s"."""
+    if seconds < 60:
+        return f"{seconds:.2g} s"
+    return f"{seconds / 3600:,.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
 def plural(count: int, thing: str) -> str:

@@ -31,7 +31,7 @@ def test_the_toy_is_fit_for_this_machine(tmp_path: Path, data_cache: Path) -> No
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert lines[-1] == "fit for this run: everything it depends on is right"
-    assert re.fullmatch(r"8,000 steps: about [\d.]+ h, [\d.]+ at 2 an hour, validation and .*", lines[-2])
+    assert re.fullmatch(r"8,000 steps: about [\d.]+ (h|min), [\d.]+ at 2 an hour, validation and .*", lines[-2])
     table = lines[next(index for index, line in enumerate(lines) if line.startswith("checked ")) + 1 : -2]
     compared = [line for line in table if re.match(r"(attention |blocks |a LoRA)", line)]
     assert len(compared) == len(CPU_KERNELS) + 4 * 4 + 1

@@ -1,4 +1,4 @@
-"""Sizes in words."""
+"""Numbers in words."""
 
 from decimal import Decimal
 
@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 
 from conftest import PROJECT
-from tryon.units import gigabytes, gigabytes_that_add_up, plural
+from tryon.units import duration, gigabytes, gigabytes_that_add_up, plural
 
 
 def test_sizes_are_in_gb_of_ten_to_the_ninth() -> None:
     sizes = [0, 3_000_000, 28_600_000, 867_000_000, 2**30, 13_949_000_000, 1_300_000_000_000]
     shown = ["0.00 GB", "under 0.01 GB", "0.03 GB", "0.87 GB", "1.1 GB", "13.9 GB", "1,300.0 GB"]
     assert [gigabytes(size) for size in sizes] == shown
+
+
+def test_durations_have_the_unit_that_reads_well() -> None:
+    assert [duration(seconds) for seconds in (1.7, 17.1, 240, 7700)] == ["1.7 s", "17 s", "4.0 min", "2.1 h"]
 
 
 @pytest.mark.parametrize("seed", range(20))

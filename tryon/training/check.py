@@ -21,7 +21,7 @@ from tryon.training.check_blocks import DEPTH, Row, random_batch, random_transfo
 from tryon.training.check_cost import Estimate, memory_rows, plan_row, time_rows
 from tryon.training.check_numerics import attention_rows, block_rows, lora_row
 from tryon.training.speed import kind_of_step
-from tryon.units import plural
+from tryon.units import duration, plural
 
 CHECKS_FILE = "checks.json"  # in the data cache
 
@@ -52,7 +52,9 @@ def check(
     if estimate and not config.num_train_epochs:
         hours = config.max_train_steps * estimate.step / 3600
         cost = "" if price_per_hour is None else f", {hours * price_per_hour:,.2f} at {price_per_hour:g} an hour"
-        print(f"{plural(config.max_train_steps, 'step')}: about {hours:.3g} h{cost}, validation and checkpoints aside")
+        print(
+            f"{plural(config.max_train_steps, 'step')}: about {duration(3600 * hours)}{cost}, validation and checkpoints aside"
+        )
     print("fit for this run: everything it depends on is right" if not failed
           else f"NOT FIT for this run: {'; '.join(failed)}")  # fmt: skip
     return not failed

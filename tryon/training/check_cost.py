@@ -28,7 +28,7 @@ from tryon.flux.memory import (
 from tryon.flux.offload import blocks_of
 from tryon.training.check_blocks import DEPTH, Row, collect, prepared, seeded_loss
 from tryon.training.step import make_optimizer
-from tryon.units import GB
+from tryon.units import GB, gigabytes
 
 MEMORY_ALLOWED = 0.10
 PASSES = 3  # timed
@@ -108,7 +108,7 @@ def time_rows(
     picture = config.num_inference_steps * forward
     yield Row("a validation picture, extrapolated", f"{picture:.3g} s: {config.num_inference_steps} x {forward:.3g} s")
     rate, size = disk_speed(folder), checkpoint_bytes(config, costs.sizes.trained)
-    yield Row("a checkpoint", f"{size / rate:.2g} s: {size / GB:.2f} GB at {rate / GB:.2f} GB/s")
+    yield Row("a checkpoint", f"{size / rate:.2g} s: {gigabytes(size)} at {rate / GB:.2f} GB/s")
     yield Estimate(step, picture, size / rate)
 
 

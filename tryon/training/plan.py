@@ -43,7 +43,7 @@ from tryon.training.speed import (
     remembered_speed,
     step_flops,
 )
-from tryon.units import gigabytes, gigabytes_that_add_up, plural
+from tryon.units import duration, gigabytes, gigabytes_that_add_up, plural
 
 TEXT_ENCODERS_AND_VAE = 9.9e9  # bytes of FLUX.1-dev's parts on the hub: T5 9.5 GB, CLIP 0.25 GB, VAE 0.17 GB
 # What each part of a step's memory is.
@@ -178,7 +178,7 @@ def _time_lines(
     at = "" if price_per_hour is None else f" at {price_per_hour:g} an hour"
     if measured := remembered_speed(config, device) if device else None:
         hours = steps * measured / 3600
-        lines = [f"  {_hours(hours)}, at {measured:.3g} s a step, measured on {device_name(device)}", on_top]
+        lines = [f"  {duration(3600 * hours)}, at {measured:.3g} s a step, measured on {device_name(device)}", on_top]
         return lines if price_per_hour is None else [*lines, f"  {hours * price_per_hour:,.2f}{at}"]
     checked = remembered_check(config, device) if device else None
     lines = []
@@ -188,7 +188,7 @@ def _time_lines(
         hours = steps * checked["step"] / 3600
         cost = "" if price_per_hour is None else f", {hours * price_per_hour:,.2f}{at}"
         by = f"extrapolated by --check on {checked['date']}"
-        return [*lines, f"  {_hours(hours)}{cost}, at {checked['step']:.3g} s a step, {by}", on_top]
+        return [*lines, f"  {duration(3600 * hours)}{cost}, at {checked['step']:.3g} s a step, {by}", on_top]
     if (device and device.type == "cpu") or config.mixed_precision != "bf16":
         price = "" if price_per_hour is None else "; so there is no price either"
         return [f"  nothing measured yet: the first run of this kind leaves its speed to later plans{price}"]
@@ -226,10 +226,6 @@ def _too_small(needs: list[tuple[Path, float]]) -> list[str]:
 
 def _free(folder: Path) -> str:
     return f"{gigabytes(free_disk(folder))} free in {folder}"
-
-
-def _hours(hours: float) -> str:
-    return f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
 
 
 def _hours_range(least: float, most: float) -> str:

@@ -193,7 +193,7 @@ def test_only_what_the_run_needs_makes_it_unfit(
     assert check.check(config, NARROW, CPU, tmp_path, price_per_hour=2.5) == fit
     out = capsys.readouterr().out
     assert shown in out
-    assert "7,200 steps: about 4 h, 10.00 at 2.5 an hour, validation and checkpoints aside\n" in out
+    assert "7,200 steps: about 4.0 h, 10.00 at 2.5 an hour, validation and checkpoints aside\n" in out
     verdict = "fit for this run: everything it depends on is right" if fit else "NOT FIT for this run: this way"
     assert out.splitlines()[-1] == verdict
     (kept,) = json.loads((tmp_path / CHECKS_FILE).read_text())[machine(CPU)].values()
