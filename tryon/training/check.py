@@ -50,8 +50,11 @@ def check(
         failed.append(first_line(error))
     remember_check(config, device, estimate, failed)
     if estimate and not config.num_train_epochs:
-        hours = config.max_train_steps * estimate.step / 3600
-        cost = "" if price_per_hour is None else f", {hours * price_per_hour:,.2f} at {price_per_hour:g} an hour"
+        seconds = config.max_train_steps * estimate.step
+        price = (
+            "" if price_per_hour is None else f", {seconds / 3600 * price_per_hour:,.2f} at {price_per_hour:g} an hour"
+        )
+        steps = plural(config.max_train_steps, "step")
         print(
             f"{plural(config.max_train_steps, 'step')}: about {duration(3600 * hours)}{cost}, validation and checkpoints aside"
         )
