@@ -289,6 +289,7 @@ def memory_advice(config: TrainConfig, every: int | None) -> list[str]:
         "--quantization nf4": config.quantization != "nf4",
         f"--train_batch_size 1 --gradient_accumulation_steps {samples}": config.train_batch_size > 1,
         "--optimizer adamw8bit": config.optimizer != "adamw8bit",
+        "--ema_decay 0": config.ema_decay > 0,
         "a smaller --lora_rank": config.lora_rank > 16,
         "--offload" + (" instead of --compile" if config.compile else ""): not config.offload,
     }
