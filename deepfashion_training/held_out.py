@@ -148,8 +148,10 @@ def choose_cases(
 
     # The split of a LoRA that was trained on these data: only what it held back is scored.
     settings = next((each for each in trained.values() if each.get("dataset_name") == name), UNSEEN)
-    kept = from_settings(DataConfig, settings)
-    chosen = replace(kept, dataset_name=name, parser=rule.parser, worn_reference_share=0.0)  # that is of the training
+    chosen = replace(
+        from_settings(DataConfig, settings), dataset_name=name, parser=rule.parser,
+        worn_reference_share=0.0,  # it changes training pairs only
+    )  # fmt: skip
     split = replace(
         from_settings(TrainConfig, settings), height=config.height, width=config.width, cache_dir=config.cache_dir,
         data_cache_dir=str(full_path(config.data_cache_dir)),

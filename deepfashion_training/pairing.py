@@ -91,9 +91,8 @@ class Pair:
 def make_pairs(table: Dataset, columns: Columns, data_cache: Path, *, find_other_views: bool = False) -> list[Pair]:
     """A pair for every row that shows a person. A `flat` row is a reference and never a person.
 
-    data_cache: where the colours of garments are kept. find_other_views: also of persons whose garment is shown better
-    than by another view. Raises ValueError for a `cloth_type` that is not known, and
-    where no row shows a person.
+    data_cache: where the colours of garments are kept. find_other_views: even where the garment is shown better. Raises
+    ValueError for a `cloth_type` that is not known, and where no row shows a person.
     """
     count = len(table)
 
@@ -115,10 +114,9 @@ def make_pairs(table: Dataset, columns: Columns, data_cache: Path, *, find_other
         if is_flat(poses[row]):
             flats.setdefault(views[row], row)
     without = [row for row in persons if not garments[row] and views[row] not in flats]
-    others = other_views(table, columns, {row: views[row] for row in without}, data_cache)
-    known = others
+    others = found = other_views(table, columns, {row: views[row] for row in without}, data_cache)
     if find_other_views:
-        known = other_views(table, columns, {row: views[row] for row in persons}, data_cache)
+        found = other_views(table, columns, {row: views[row] for row in persons}, data_cache)
     pairs = []
     for row in persons:
         shown: tuple[int, Reference] = row, "same_picture"
@@ -128,7 +126,7 @@ def make_pairs(table: Dataset, columns: Columns, data_cache: Path, *, find_other
             shown = flats[views[row]], "flat"
         elif row in others:
             shown = others[row], "other_view"
-        pairs.append(Pair(row, *shown, category_of(kinds[row], captions[row]), items[row], known.get(row)))
+        pairs.append(Pair(row, *shown, category_of(kinds[row], captions[row]), items[row], found.get(row)))
     if not pairs:
         raise ValueError("the data set has no row that shows a person: give one with rows that are not flat views")
     return pairs

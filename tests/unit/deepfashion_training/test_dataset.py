@@ -19,6 +19,7 @@ from deepfashion_training.deepfashion_dataset import DeepFashionData, load_deepf
 from deepfashion_training.pairing import Pair, category_of, is_flat
 from deepfashion_training.preflight import DataConfig, checked_data_path
 from test_human_parser import write_parser
+from train_flux_inpaint import lora_facts
 from tryon.config import MaskConfig, TrainConfig, on_toy
 from tryon.data.human_parser import ATR
 from tryon.data.sample import UnreadablePicture, fit_picture
@@ -138,7 +139,8 @@ def test_a_share_of_the_garments_is_shown_worn(tmp_path: Path) -> None:
         assert keys == [validation.key(index) for index in range(len(validation))]
         changed[share] = {at for at, pair in enumerate(data.pairs) if pair.reference == "other_view_photo"}
         same = {at for at in range(len(plain)) if data.key(at) == plain.key(at)}
-        assert same == set(range(len(plain))) - changed[share] and data.worn_reference_share == share
+        assert same == set(range(len(plain))) - changed[share]
+        assert lora_facts(config(), data).worn_reference_share == share
     assert changed[1.0] == {at for at, pair in enumerate(plain.pairs) if pair.reference == "flat"}, "all that have one"
     assert changed[0.25] < changed[0.5] < changed[1.0]
     assert 0.1 < len(changed[0.25]) / len(changed[1.0]) < 0.4
