@@ -42,7 +42,10 @@ _FRONT_ARMS = (((12.5, 13.5), (8.5, 9.5)),)
 _USUAL_ARMS = ((3, 12), (0, 8)), ((16, 32), (14, 38)), ((18, 26), (-16, -6)), ((36, 48), (-50, -38))
 _FREE_ARMS = (*_USUAL_ARMS, ((42, 64), (44, 76)))
 _LIVELY_ARMS = ((16, 32), (14, 38)), ((36, 48), (-50, -38)), ((16, 26), (-75, -55)), ((48, 64), (158, 174))
-_FRONT_STANCE, _USUAL_STANCE, _LIVELY_STANCE = (0.0645, 0.0655), (0.045, 0.085), (0.045, 0.12)  # feet from the middle
+# Arms, the range of the feet from the middle, and how much further each of them may be.
+_FRONT = {4: (_FRONT_ARMS, (0.0645, 0.0655), 0.001), 5: (_FREE_ARMS, (0.045, 0.12), 0.015)}
+_USUAL, _LIVELY = (_USUAL_ARMS, (0.045, 0.085), 0.015), (_LIVELY_ARMS, (0.045, 0.12), 0.015)
+_WIDEST = 0.3  # half the width of the widest skirt, body units
 _MANES = {  # right halves of the outlines of hair
     "bob": (0.02 - 0.004j, 0.06 + 0.02j, 0.08 + 0.08j, 0.082 + 0.13j, 0.05 + 0.165j),
     "bun": (0.01 - 0.036j, 0.034 - 0.01j, 0.01 + 0.02j),
@@ -50,7 +53,6 @@ _MANES = {  # right halves of the outlines of hair
     "long": (0.02 - 0.004j, 0.06 + 0.02j, 0.08 + 0.08j, 0.086 + 0.19j, 0.076 + 0.265j, 0.04 + 0.285j),
 }
 _MANES["over"] = _MANES["long"]
-_WIDEST = 0.3  # half the width of a skirt's hem, at most, body units
 _LOCK = np.array([0.058 + 0.035j, 0.074 + 0.1j, 0.09 + 0.19j, 0.08 + 0.27j, 0.06 + 0.275j, 0.056 + 0.19j, 0.052 + 0.1j])
 
 
@@ -135,29 +137,27 @@ def _draw_legs_and_torso(canvas: Canvas, body: Body, person: Person) -> None:
 
 def _pose(person: Person, view: str) -> tuple[Body, Place]:
     """The body as it stands in a view, and where in the picture."""
-    rng, free = np.random.default_rng([person.seed, VIEWS.index(view)]), person.world == 5
-    poses = {"front": _FREE_ARMS if free else _FRONT_ARMS, "additional": _LIVELY_ARMS}.get(view, _USUAL_ARMS)
+    rng = np.random.default_rng([person.seed, VIEWS.index(view)])
+    poses, stance, further = {"front": _FRONT[person.world], "additional": _LIVELY}.get(view, _USUAL)
     arms = [rng.uniform(*np.transpose(poses[rng.integers(len(poses))])) @ (1, 1j) * np.pi / 180 for _ in "lr"]
-    stances = {"front": _LIVELY_STANCE if free else _FRONT_STANCE, "additional": _LIVELY_STANCE}
-    feet = rng.uniform(*stances.get(view, _USUAL_STANCE))
-    feet = feet + rng.uniform(-1, 1, 2) * (0.001 if view == "front" and not free else 0.015)
+    feet = rng.uniform(*stance) + rng.uniform(-1, 1, 2) * further
     turn = float(rng.choice([-1, 1]) * rng.uniform(0.75, 1.0)) if view == "side" else 0.0
     zoom, shift, lean = rng.uniform((0.98, -0.015, -0.01), (1.0, 0.015, 0.01)) * (0.84 if view == "full" else 1, 1, 1)
-    pose = Pose(arms, feet, turn, back=view == "back")
-    if not free:
-        return make_body(person, pose), Place(zoom, 0.5 + shift, lean=lean)
-    steps = rng.permutation([0.0, rng.choice([0.0, rng.uniform(0.01, 0.035)])])
-    turn = turn or float(rng.choice([0.0, rng.uniform(-0.5, 0.5)]))
-    body = make_body(person, replace(pose, feet=feet + 1j * steps, turn=turn, front=0.04 * turn))
+    if person.world == 4:
+        return make_body(person, Pose(arms, feet, turn, back=view == "back")), Place(zoom, 0.5 + shift, lean=lean)
+    if view not in ("side", "back"):
+        turn = float(rng.choice([0.0, rng.uniform(-0.5, 0.5)]))
+    feet = feet + 1j * rng.permutation([0.0, rng.choice([0.0, rng.uniform(0.01, 0.035)])])  # a step back
+    body = make_body(person, Pose(arms, feet, turn, front=0.04 * turn, back=view == "back"))
     return body, _anywhere(rng, body, zoom, lean)
 
 
 def _anywhere(rng: np.random.Generator, body: Body, zoom: float, lean: float) -> Place:
-    """A place for a whole figure, at up to this zoom, in portraits of 3:4; in wider pictures there is more room."""
+    """A place that holds the whole figure in any outfit, at up to this zoom."""
     hands = np.array([warp(arm, np.array([0.29j, 0.34j])).real for arm in body.arms])
     left, right = np.maximum(_WIDEST, 0.05 + np.array([-hands.min(), hands.max()])) * 0.93 * 4 / 3  # widths at zoom 1
     zoom = min(zoom * rng.uniform(0.65, 1.0), 0.97 / (left + right))
-    across = rng.uniform(0.015 + zoom * left, 0.985 - zoom * right)
+    across = 0.015 + zoom * left + rng.uniform() * (0.97 - zoom * (left + right))
     return Place(zoom, across, rng.uniform(max(0.85, 0.97 * zoom), 0.97), lean=lean)
 
 
