@@ -19,7 +19,7 @@ from tryon.config import (
     setting,
 )
 from tryon.data.category import CATEGORIES, Category, plain
-from tryon.data.layout import DRESSCODE_FOLDERS, LAYOUTS, is_dresscode, run_prefix
+from tryon.data.layout import DRESSCODE_FOLDERS, LAYOUTS, holds_rows, is_dresscode, rows_in_words, run_prefix
 from tryon.data.split import split_by_item
 from tryon.files import full_path
 from tryon.runs import with_paths
@@ -193,7 +193,10 @@ def _viton_hd_pairs(root: Path, split: str, list_name: str | None) -> list[Folde
     masks = folder / MASKS if has_masks(root) else None
     if root.is_dir() and list_name and not (root / list_name).is_file():
         raise ValueError(f"{root / list_name} is not there: name the list of {split} pairs that lies in --dataroot")
-    if missing := [str(path) for path in (root, people, garments, masks) if path and not path.exists()]:
+    missing = [str(path) for path in (root, people, garments, masks) if path and not path.exists()]
+    if missing and root.is_dir() and holds_rows(root):
+        raise ValueError(f"--dataroot {root} holds {rows_in_words(root)}: give it as --dataset_name")
+    if missing:
         raise ValueError(
             f"--dataroot {root} lacks {', '.join(missing)}: give a folder laid out as VITON-HD is (docs/data.md)"
         )

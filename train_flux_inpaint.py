@@ -33,11 +33,13 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from folder_datasets import load_folder
+from folder_datasets import describe_pairs, load_folder
 from tryon.config import PlanConfig, TrainConfig, seconds_of
 from tryon.console import on_terminal, progress_bar, set_up_logging
 from tryon.data.category import Category
+from tryon.data.layout import pairs_in_words
 from tryon.data.sample import PromptEmbedding, SampleSource
+from tryon.data.split import few_pairs
 from tryon.data.try_off import with_try_offs
 from tryon.evaluation.cases import paired_cases, try_offs_of
 from tryon.evaluation.score import score_run
@@ -72,7 +74,6 @@ from tryon.runs import (
     locked,
     lora_file,
     own_run,
-    step_of,
 )
 from tryon.share import ShareConfig, push
 from tryon.signals import TIME_IS_UP, asked_to_stop, finishing_steps, stop_after
@@ -82,7 +83,7 @@ from tryon.training.check import check
 from tryon.training.checkpoint import CheckpointWriter, TrainerState, load_checkpoint, tidy, verify
 from tryon.training.ema import WeightAverage, make_average
 from tryon.training.latent_cache import LatentData, cache_latents, data_identity, latent_files
-from tryon.training.plan import plan_lines
+from tryon.training.plan import plan_lines, seen_often
 from tryon.training.progress import Progress
 from tryon.training.speed import device_name
 from tryon.training.step import make_lr_scheduler, make_optimizer, optimiser_step
@@ -123,8 +124,13 @@ class Training:
         return count_sampled(self.latents, self.config.balance, self.config.seed, first_step, step, per_step)
 
 
-def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource) -> Path:
+def train(
+    config: TrainConfig, train_data: SampleSource, val_data: SampleSource, begun: Callable[[], None] = lambda: None
+) -> Path:
     """Trains a LoRA and returns the run's folder, config.output_dir, with checkpoints, metrics and pictures in it.
+
+    begun: is called on the main process once models, data and checkpoint are accepted; nothing in the run is changed
+    before.
 
     Raises ValueError, in one sentence, for everything the user can mend: models that cannot be loaded, data that cannot
     be read, a checkpoint of another LoRA, a loss that is no longer finite.
@@ -141,12 +147,14 @@ def train(config: TrainConfig, train_data: SampleSource, val_data: SampleSource)
         read_lora(lora_file(checkpoint) if checkpoint else find_lora(config.init_lora))
     stop_after(None if config.max_time is None else seconds_of(config.max_time))
     with locked(run) if start_processes().is_main_process else nullcontext():
-        accelerator = start_accelerator(config, run, step_of(checkpoint) if checkpoint else 0)
-        accelerator.wait_for_everyone()  # until all have found the checkpoint
-        if accelerator.is_main_process:
-            tidy(run, checkpoint)
+        accelerator = start_accelerator(config, run)
         try:
-            fit(setup(config, train_data, val_data, accelerator, checkpoint))
+            training = setup(config, train_data, val_data, accelerator, checkpoint)
+            accelerator.wait_for_everyone()  # until all have found the checkpoint
+            if accelerator.is_main_process:
+                tidy(run, checkpoint)
+                begun()
+            fit(training)
         finally:  # the curves' last points are still in memory
             with_trackers(accelerator, lambda tracker: tracker.finish())
             accelerator.trackers.clear()
@@ -212,6 +220,7 @@ def setup(
     scheduler = load_scheduler(files.base)
     pipeline = build_pipeline(transformer, vae, scheduler)
     validate = make_validation(config, accelerator, pipeline, val_data, val_latents, prompts, run, average)
+    start_trackers(accelerator, config, run, step)
     if accelerator.is_main_process:
         write_environment(run, device_name(accelerator.device))
     return Training(
@@ -314,11 +323,8 @@ def agreed_stop(accelerator: Accelerator) -> int:
     return code
 
 
-def start_accelerator(config: TrainConfig, run: Path, first_step: int) -> Accelerator:
-    """Accelerate with the run's folder and trackers, whose curves go on after `first_step`.
-
-    Raises ValueError where fewer processes run than were asked for.
-    """
+def start_accelerator(config: TrainConfig, run: Path) -> Accelerator:
+    """Accelerate with the run's folder. Raises ValueError where fewer processes run than were asked for."""
     if not config.toy and not torch.cuda.is_available():
         raise ValueError("there is a GPU that torch cannot use: update the NVIDIA driver, or add --toy")
     start_processes()
@@ -338,7 +344,6 @@ def start_accelerator(config: TrainConfig, run: Path, first_step: int) -> Accele
         )
     if accelerator.is_main_process:
         run.mkdir(parents=True, exist_ok=True)
-    start_trackers(accelerator, config, run, first_step)
     return accelerator
 
 
@@ -411,13 +416,18 @@ def run_training(
         with state.main_process_first():
             config = use_toy_model(config, toy_asked_for)
     config = resolved(config, state.device)
-    with own_run(config, state.is_main_process, *settings):
+    with own_run(config, state.is_main_process, *settings) as accepted:
         with state.main_process_first():
             fetch_training_models(config, state.device)  # what cannot be had or does not fit is refused before the data
             train_data, val_data, pairs = load_data(config, state.device)
-        if state.is_main_process:
+        if state.is_main_process and (often := seen_often(config, len(train_data) // train_data.variants)):
+            logger.warning("warning: %s", often)
+
+        def begun() -> None:
             write_data(Path(config.output_dir), pairs)
-        run = train(config, train_data, val_data)
+            accepted()
+
+        run = train(config, train_data, val_data, begun)
     if config.num_evaluation_samples and state.is_main_process:
         score(val_data, run, config)
     if config.push_to_hub and state.is_main_process:
@@ -426,11 +436,13 @@ def run_training(
     logger.info("finished: %s", run)
 
 
-def answer(config: TrainConfig, plan: PlanConfig, pairs: int | None, variants: int, *, toy_asked_for: bool) -> None:
+def answer(
+    config: TrainConfig, plan: PlanConfig, data: list[str], pairs: int | None, variants: int, *, toy_asked_for: bool
+) -> None:
     """Prints what --plan or --check asks for. Of the models only the transformer's config.json is read.
 
-    pairs, variants: see plan_lines. toy_asked_for: see use_toy_model. Raises SystemExit where --check finds that this
-    machine is not fit for the run.
+    data: what is trained on, in lines. pairs, variants: see plan_lines. toy_asked_for: see use_toy_model. Raises
+    SystemExit where --check finds that this machine is not fit for the run.
     """
     if plan.check:
         set_up_logging(is_main_process=True)
@@ -456,6 +468,7 @@ def answer(config: TrainConfig, plan: PlanConfig, pairs: int | None, variants: i
         print(f"the size of FLUX-Fill is assumed, because {error}")
         shapes = FILL_CONFIG
     here = None if plan.gpu_memory else device
+    print("planned, data: " + "\n  ".join(data))
     print("\n".join(plan_lines(config, shapes, pairs, variants, here, plan.gpu_memory, price)))
 
 
@@ -468,12 +481,18 @@ def main(argv: list[str]) -> None:
     config, folders, masks, plan = read_settings(argv)
     toy_asked_for = "--toy" in argv
     if plan.plan or plan.check:
-        pairs, variants = len(read_pairs(folders, config)[0]), masks.variants if masks.mask_growth else 1
-        answer(config, plan, pairs, variants, toy_asked_for=toy_asked_for)
+        train, validation = read_pairs(folders, config)
+        data = [f"{folders.dataroot}, taken for {pairs_in_words(Path(folders.dataroot))}"]
+        data += [*describe_pairs(folders, train, validation), *few_pairs(len(train), len(validation))]
+        variants = masks.variants if masks.mask_growth else 1
+        answer(config, plan, data, len(train), variants, toy_asked_for=toy_asked_for)
         return
 
     def load_data(config: TrainConfig, device: torch.device) -> tuple[SampleSource, SampleSource, PairCounts]:
         train_data, val_data = load_folder(folders, masks, config, device)
+        if start_processes().is_main_process:
+            for line in few_pairs(len(train_data.pairs), len(val_data.pairs)):
+                logger.warning("warning: %s", line)
         return train_data, val_data, {"training": pairs_of(train_data), "validation": pairs_of(val_data)}
 
     settings = (folders,) if has_masks(Path(folders.dataroot)) else (folders, masks)

@@ -6,6 +6,7 @@ Columns, poses, categories, views, references and split are read without decodin
 decoded once, and its mask measured. The exit code is 0 where training can begin.
 """
 
+import argparse
 import io
 import logging
 from collections import Counter, defaultdict
@@ -52,6 +53,7 @@ class InspectConfig:
     """What is inspected, and where the page is written. Seed and limits have to be those of the training."""
 
     data_set: str = setting(None, f"{DATA_SET}, or laid out as {LAYOUTS}", positional=True)
+    dataset_name: str | None = setting(None, argparse.SUPPRESS)  # a training's flag, which is refused with a word
     page: str | None = setting(None, "where the page is written (default runs/inspection_<name>.html)")
     seed: int = setting(TrainConfig.seed, "seed of the split", 0, MOST_SEED)
     max_train_samples: int | None = setting(None, "train on the first N samples only", 1, MOST)
@@ -64,9 +66,9 @@ def read_settings(argv: list[str]) -> tuple[InspectConfig, DataConfig | FolderCo
     """The flags, checked. Raises ValueError, in one sentence, for everything that is missing or wrong."""
     command = "python -m deepfashion_training.inspect_dataset <data set>"
     description = f"Reports what a data set, or a folder laid out as {LAYOUTS}, holds, and whether training can begin."
-    shapes = InspectConfig, DataConfig, MaskConfig
-    _, of_data, of_masks = given = parse_flags(argv, command, description, *shapes)
-    config, data, masks = checked(shapes, given, problems_of)
+    shapes = DataConfig, MaskConfig, InspectConfig
+    of_data, of_masks, _ = given = parse_flags(argv, command, description, *shapes)
+    data, masks, config = checked(shapes, given, problems_of)
     if not holds_pairs(Path(config.data_set).expanduser()):
         return config, checked_data(replace(data, dataset_name=config.data_set), masks, toy=False), masks
     for name in ("min_reference", "worn_reference_share"):
@@ -84,10 +86,10 @@ def training_settings(config: InspectConfig) -> TrainConfig:
     return from_settings(TrainConfig, vars(config))
 
 
-def problems_of(config: InspectConfig, data: DataConfig, masks: MaskConfig) -> Iterator[str]:
+def problems_of(data: DataConfig, masks: MaskConfig, config: InspectConfig) -> Iterator[str]:
     """What is wrong with the flags beyond single values."""
-    if data.dataset_name:
-        yield f"--dataset_name {data.dataset_name} was given: name the data set without a flag"
+    if config.dataset_name:
+        yield f"--dataset_name {config.dataset_name} was given: name the data set without a flag"
 
 
 def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Findings:
@@ -118,7 +120,7 @@ def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Finding
         found = Counter(pair.category for pair in data.pairs)
         lines.append(f"{what}: {plural(len(data.pairs), 'pair')} ({counts(found)})")
 
-    warnings = few_or_rare([pair.category for pair in train.pairs])
+    warnings = few_or_rare([pair.category for pair in train.pairs], len(validation.pairs))
     faults = [] if validation.pairs else ["there is nothing to validate on"]
     return Findings(lines, warnings, faults)
 

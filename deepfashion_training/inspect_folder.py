@@ -35,7 +35,8 @@ UNMASKED = (
 def inspect(folders: FolderConfig, masks: MaskConfig, config: TrainConfig) -> Inspected:
     """What there is to say of the folder, and to see. Raises ValueError as folder_samples does."""
     pairs = read_pairs(folders, config)
-    findings = Findings(describe_pairs(folders, *pairs), few_or_rare([pair.category for pair in pairs[0]]), [])
+    warnings = few_or_rare([pair.category for pair in pairs[0]], len(pairs[1]))
+    findings = Findings(describe_pairs(folders, *pairs), warnings, [])
     if masked := not needs_parser(folders) or folders.parser is not None:
         train, validation = (folder_samples(each, folders, masks, config, torch.device("cpu")) for each in pairs)
     else:

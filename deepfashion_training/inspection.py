@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tryon.data.category import CATEGORIES, Category
+from tryon.data.split import few_pairs
 from tryon.pages import jpeg_url, render
 from tryon.units import plural
 
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-SMALL = 100  # pairs; with fewer a training learns little
 RARE = 0.05  # of all pairs; a category with fewer is rare
 GREY = (8, 247)  # values of a mask between these are noise or soft edges
 NOISY = 0.01  # a mask with a larger share of grey pixels counts as noisy
@@ -56,12 +56,13 @@ class Look:
     measured: dict[str, Any]
 
 
-def few_or_rare(categories: list[Category]) -> list[str]:
-    """A warning where there are few training pairs, and for each category that is rare among them."""
-    warnings = [f"only {plural(len(categories), 'pair')} to train on"] if len(categories) < SMALL else []
+def few_or_rare(categories: list[Category], validation: int) -> list[str]:
+    """A warning for each part that has few pairs, and for each category that is rare among the training's.
+    validation: how many pairs are validated on."""
     found = Counter(categories)
     rare = [category for category in CATEGORIES if found[category] < RARE * len(categories)]
-    return warnings + [f"{found[category]} of {len(categories)} training pairs are {category}" for category in rare]
+    few = few_pairs(len(categories), validation)
+    return few + [f"{found[category]} of {len(categories)} training pairs are {category}" for category in rare]
 
 
 def measure(person: "Image.Image", worn: "Image.Image") -> dict[str, Any]:

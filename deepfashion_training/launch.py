@@ -20,8 +20,9 @@ import folder_lists
 from deepfashion_training.preflight import read_settings, start_log
 from tryon.cli import run_script
 from tryon.config import PROJECT, TrainConfig, cuda_device_count
-from tryon.runs import LAUNCHER_LOCK, locked
-from tryon.signals import STOP_SIGNALS
+from tryon.files import save_json
+from tryon.runs import LAUNCH, LAUNCHER_LOCK, locked
+from tryon.signals import BEGUN, STOP_SIGNALS
 
 DRIVER = "deepfashion_training.train_deepfashion_lora"
 FOLDER_DRIVER = "train_flux_inpaint"
@@ -37,9 +38,12 @@ def main(argv: list[str]) -> None:
         driver, (config, _, _, plan) = DRIVER, read_settings(argv)
     if plan.plan or plan.check:  # the driver alone answers: there is no run to supervise
         os.execv(sys.executable, [sys.executable, "-m", driver, *argv])
-    log = start_log(config, argv)
+    log, before = start_log(config, argv)
     with locked(log.parent, LAUNCHER_LOCK):
-        raise SystemExit(supervise(accelerate_command(config, driver, argv), log, config.num_processes))
+        code, begun = supervise(accelerate_command(config, driver, argv), log, config.num_processes)
+        if before and not begun:  # the run is as it was, and so is what it goes on with
+            save_json(log.parent / LAUNCH, before)
+        raise SystemExit(code)
 
 
 def accelerate_command(config: TrainConfig, driver: str, argv: list[str]) -> list[str]:
@@ -58,8 +62,9 @@ def accelerate_command(config: TrainConfig, driver: str, argv: list[str]) -> lis
     ]  # fmt: skip
 
 
-def supervise(command: list[str], log: Path, num_processes: int) -> int:
-    """Runs the command, which starts num_processes that call run_script, and returns the training's exit code.
+def supervise(command: list[str], log: Path, num_processes: int) -> tuple[int, bool]:
+    """Runs the command, which starts num_processes that call run_script, and returns the training's exit code, and
+    whether it began.
 
     What the processes say is copied to stdout and, as plain lines, into the log. Signals go on to them; one that comes
     before any of them listens ends everything.
@@ -106,12 +111,13 @@ def supervise(command: list[str], log: Path, num_processes: int) -> int:
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         code, words = verdict(code if code >= 0 else 128 - code, received[-1:], status, num_processes)
+        begun = (status / BEGUN).exists()
     if words:  # on the terminal and in the log, whichever is still there
         with suppress(OSError):
             os.write(2, words.encode())
         with suppress(OSError), log.open("ab") as file:
             file.write(words.encode())
-    return code
+    return code, begun
 
 
 def verdict(code: int, received: list[int], status: Path, num_processes: int) -> tuple[int, str]:

@@ -16,9 +16,9 @@ from tryon.config import (
     resolve,
     setting,
 )
-from tryon.data.layout import holds_pairs, holds_rows, metadata_files
-from tryon.files import save_json
-from tryon.runs import LAUNCH, locked, with_paths
+from tryon.data.layout import LAYOUTS, holds_pairs, holds_rows, metadata_files
+from tryon.files import read_json, save_json
+from tryon.runs import LAUNCH, LAUNCHER_LOCK, locked, with_paths
 
 DEEPFASHION = "SaffalPoosh/deepFashion-with-masks"
 TOY_ITEMS = 750  # enough for the quick test's 720 training and 20 validation pairs
@@ -26,7 +26,8 @@ KNOWN_ROWS = {None: TOY_ITEMS, DEEPFASHION: 40_658}  # of data sets, None the to
 COMMAND = "bash ./train_deepfashion_lora.sh"
 DESCRIPTION = (
     "LoRA fine-tuning of CatVTON-Flux. Defaults shown are the full profile's; a flag beats the profile. "
-    "RUNS_DIR moves the folder that runs are kept in."
+    "RUNS_DIR moves the folder that runs are kept in. In place of --dataset_name, --dataroot FOLDER trains on a folder "
+    f"laid out as {LAYOUTS}; --dataroot FOLDER --help lists its flags."
 )
 DATA_SET = "hub name, saved data set, or folder of parquet files or of pictures with metadata.jsonl"
 
@@ -117,18 +118,20 @@ def toy_data_folder(data_cache_dir: str) -> Path:
     return Path(data_cache_dir) / "toy" / f"data-v{WORLD_VERSION}-{TOY_ITEMS}-tops"
 
 
-def start_log(config: TrainConfig, argv: list[str]) -> Path:
-    """Creates the run's folder, a file that says how it was started, and the train.log, which it returns.
+def start_log(config: TrainConfig, argv: list[str]) -> tuple[Path, dict[str, Any]]:
+    """Creates the run's folder, a file that says how it was started, and the train.log. Returns the log, and what that
+    file said before, empty for a new run.
 
     Raises ValueError where the folder cannot be written or another training writes into it.
     """
     folder = Path(config.output_dir)
     try:
-        with locked(folder):
+        with locked(folder, LAUNCHER_LOCK), locked(folder):
             log = folder / "train.log"
             log.touch()
             begins = log.stat().st_size  # what earlier starts said comes before
+            before = read_json(folder / LAUNCH)
             save_json(folder / LAUNCH, {"flags": argv, "folder": str(Path.cwd()), "log_begins": begins})
     except OSError as error:
         raise ValueError(f"the run's folder {folder} cannot be written ({error.strerror}): choose another") from error
-    return log
+    return log, before

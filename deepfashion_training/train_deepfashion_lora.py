@@ -12,6 +12,8 @@ from deepfashion_training.preflight import KNOWN_ROWS, TOY_ITEMS, DataConfig, re
 from tryon.cli import run_script
 from tryon.config import TrainConfig
 from tryon.console import MODEL_LIBRARIES, load_libraries
+from tryon.data.layout import rows_in_words
+from tryon.units import plural
 
 if TYPE_CHECKING:
     import torch
@@ -38,7 +40,8 @@ def main(argv: list[str]) -> None:
     toy_asked_for = "--toy" in argv
     if plan.plan or plan.check:
         pairs = count_pairs(config, data) if plan.plan else None
-        answer(config, plan, pairs, masks.variants, toy_asked_for=toy_asked_for)
+        trained_on = [data_in_words(data, pairs)] if plan.plan else []
+        answer(config, plan, trained_on, pairs, masks.variants, toy_asked_for=toy_asked_for)
         return
 
     drawn = data.dataset_name is None  # the toy's own data
@@ -65,6 +68,15 @@ def count_pairs(config: TrainConfig, data: DataConfig) -> int | None:
     if rows is None and Path(data.dataset_name).is_dir():
         rows = count_rows(Path(data.dataset_name), config.cache_dir)
     return min(filter(None, (rows, config.max_train_samples)), default=None)
+
+
+def data_in_words(data: DataConfig, pairs: int | None) -> str:
+    """What is trained on, what it was taken for, and how much there is. pairs: see count_pairs."""
+    if data.dataset_name is None:
+        return f"the toy's drawings, of which at most {pairs:,} are trained on"
+    folder = Path(data.dataset_name)
+    kind = f"taken for {rows_in_words(folder)}" if folder.is_dir() else "of the hub"
+    return f"{data.dataset_name}, {kind}" + (f": at most {plural(pairs, 'pair')} to train on" if pairs else "")
 
 
 def evaluate_on_drawings(val_data: "SampleSource", run: Path, config: TrainConfig) -> None:

@@ -20,7 +20,7 @@ import shlex
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from typing import Any
 
 from tryon.config import MODELS, PROJECT, TrainConfig
 from tryon.files import MANIFEST, damage, full_path, read_json, save_json
+from tryon.signals import say_begun
 
 logger = logging.getLogger(__name__)
 
@@ -98,35 +99,68 @@ def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
         )
 
 
-def announce(config: TrainConfig, *others: Any) -> Path:
-    """Creates the run's folder with config.json in it, whose path it returns, and prints every setting. What a run
-    began with stays: the settings of a resumed part get a file of their own. others: the data's dataclasses."""
+def goes_on(config: TrainConfig) -> bool:
+    """Whether the training goes on in the folder of an earlier one."""
+    return config.resume_from_checkpoint is not None and (Path(config.output_dir) / "config.json").exists()
+
+
+def settings_file(config: TrainConfig) -> Path:
+    """Where the settings are written. What a run began with stays: those of a resumed part get a file of their own."""
+    folder = Path(config.output_dir)
+    if not goes_on(config):
+        return folder / "config.json"
+    return folder / f"config-from-{step_of(find_checkpoint(config.resume_from_checkpoint, folder))}.json"
+
+
+def announce(config: TrainConfig, *others: Any) -> None:
+    """Creates the run's folder with the settings in it, and prints them. others: the data's dataclasses."""
     settings = {key: value for part in (config, *others) for key, value in asdict(part).items()}
     folder = Path(config.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / "config.json"
-    if config.resume_from_checkpoint and file.exists():
-        for name, was in read_json(file).items():
+    if goes_on(config):
+        for name, was in read_json(folder / "config.json").items():
             if name in settings and settings[name] != was and name not in WHERE_IT_LIES:
                 logger.info("changed since the run began: %s was %s and is %s", name, was, settings[name])
-        file = folder / f"config-from-{step_of(find_checkpoint(config.resume_from_checkpoint, folder))}.json"
-    save_json(file, settings)
+    save_json(settings_file(config), settings)
     for name, value in settings.items():
         logger.info("  %-38s %s", name, value)
-    return file
 
 
 @contextmanager
-def own_run(config: TrainConfig, is_main_process: bool, *others: Any) -> Iterator[None]:
+def own_run(config: TrainConfig, is_main_process: bool, *others: Any) -> Iterator[Callable[[], None]]:
     """Around a training: its folder is its own, its settings are written there and printed, and where it ends early the
-    log says how to go on. others: the data's dataclasses."""
+    log says how to go on. others: the data's dataclasses. Gives a function to call once the training has begun, see
+    records_kept."""
     if not is_main_process:
-        with resume_hint(config, None):
-            yield
+        with resume_hint(config):
+            yield lambda: None
         return
     run = Path(config.output_dir)
-    with locked(run), warnings_kept(run), resume_hint(config, announce(config, *others)):
-        yield
+    with locked(run), records_kept(config) as begun, warnings_kept(run):
+        announce(config, *others)
+        with resume_hint(config):
+            yield begun
+
+
+@contextmanager
+def records_kept(config: TrainConfig) -> Iterator[Callable[[], None]]:
+    """Around a training that may go on with a run. Gives a function to call once it has begun: checkpoint and data have
+    been accepted. Where it ends before, what was written of its settings and warnings is taken out of the run again."""
+    files = (settings_file(config), Path(config.output_dir) / WARNINGS) if goes_on(config) else ()
+    before = {file: file.read_bytes() if file.exists() else None for file in files}
+
+    def begun() -> None:
+        before.clear()
+        say_begun()
+
+    try:
+        yield begun
+    finally:
+        for file, content in before.items():
+            if content is None:
+                file.unlink(missing_ok=True)
+            else:
+                file.write_bytes(content)
 
 
 @contextmanager
@@ -148,9 +182,9 @@ def warnings_kept(run: Path) -> Iterator[None]:
 
 
 @contextmanager
-def resume_hint(config: TrainConfig, settings: Path | None) -> Iterator[None]:
-    """Around a training: where it ends before its end, the log says what is saved and how to resume. Where resuming is
-    refused, `settings`, the file that `announce` wrote for it, is taken away again."""
+def resume_hint(config: TrainConfig) -> Iterator[None]:
+    """Around a training: where it ends before its end, and not because resuming is refused, the log says what is saved
+    and how to resume."""
     run = Path(config.output_dir)
     try:
         yield
@@ -164,8 +198,6 @@ def resume_hint(config: TrainConfig, settings: Path | None) -> Iterator[None]:
                 logger.info("saved up to step %d: go on with the same flags and %s", step, flags)
             else:
                 logger.info("all is done up to step %d, and saved in %s", step, saved[-1])
-        elif settings and settings.name != "config.json":
-            settings.unlink(missing_ok=True)
         raise
 
 
@@ -178,7 +210,7 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
     """The run's folder: the one named; the run that is resumed, with `latest` the newest of the profile; else a new
     name below RUNS_DIR. Nothing is created. Raises ValueError where a new run would mix with an old one's checkpoints,
     or there is nothing to resume."""
-    parent, prefix, resume = runs_folder(), f"{prefix}_{config.profile}_", config.resume_from_checkpoint
+    parent, resume = runs_folder(), config.resume_from_checkpoint
     folder = full_path(config.output_dir) if config.output_dir is not None else None
     if config.run_name:
         named = parent / config.run_name
@@ -207,13 +239,24 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
             raise ValueError(f"{asked} holds checkpoints of another run{than}: name another folder{or_resume}")
         return folder
     if resume == "latest":
-        runs = sorted(path for path in parent.glob(f"{prefix}*") if checkpoints(path))
-        if not runs:
-            raise ValueError(f"{parent} has no {config.profile} run with a checkpoint: start one without resuming")
-        return runs[-1]
-    while (folder := parent / f"{prefix}{time.strftime('%Y%m%d_%H%M%S')}").exists():
+        return newest_run(parent, config.profile)
+    while (folder := parent / f"{prefix}_{config.profile}_{time.strftime('%Y%m%d_%H%M%S')}").exists():
         time.sleep(0.1)  # two runs started in the same second
     return folder
+
+
+def newest_run(parent: Path, profile: str) -> Path:
+    """The run with a checkpoint that was begun last of those of the profile, whatever their names. Raises ValueError,
+    with the runs of other profiles listed, where there is none."""
+    files = [file for file in parent.glob("*/config.json") if checkpoints(file.parent)]  # it stays as a run began
+    files.sort(key=lambda file: (file.stat().st_mtime, file.parent.name), reverse=True)
+    profiles = {file.parent: read_json(file).get("profile") for file in files}
+    if found := [run for run, name in profiles.items() if name == profile]:
+        return found[0]
+    others = [f"{run.name} ({name})" for run, name in profiles.items()]
+    listed = ", ".join([*others[:LISTED], *(["..."] if len(others) > LISTED else [])])
+    hint = f", or give the profile of another: {listed}" if others else ""
+    raise ValueError(f"{parent} has no {profile} run with a checkpoint: start one without resuming{hint}")
 
 
 @contextmanager

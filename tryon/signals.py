@@ -2,7 +2,7 @@
 
 `accelerate launch` turns every exit code into 1, does not pass signals on and prints tracebacks of its own. The
 launcher therefore gives its processes a folder, TRAIN_STATUS_DIR. Each writes its output to the pipe `output` in it and
-leaves its process id there; the first that fails leaves its exit code.
+leaves its process id there; the first that fails leaves its exit code, and the main one says when the training begins.
 """
 
 import os
@@ -18,6 +18,7 @@ from types import FrameType
 GRACE_SECONDS = 10  # between a signal and leaving whatever still runs
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 REPEAT_SECONDS = 1.0  # a signal to all processes of a job reaches the driver twice: directly and by the launcher
+BEGUN = "begun"  # the file that says that the training has begun
 TIME_IS_UP = 124  # exit code, as timeout(1)'s
 _started = time.monotonic()
 _deadline: float | None = None
@@ -39,6 +40,12 @@ def listen() -> None:
             os.dup2(pipe, stream)
         os.close(pipe)
         (Path(status) / f"{os.getpid()}.pid").touch()
+
+
+def say_begun() -> None:
+    """Tells the launcher, where there is one, that nothing can refuse the training any more."""
+    if status := os.environ.get("TRAIN_STATUS_DIR"):
+        (Path(status) / BEGUN).touch()
 
 
 def ignore() -> None:

@@ -11,19 +11,21 @@ from conftest import PROJECT
 from launch import environment, launch, metrics
 from test_folders import write_dresscode, write_viton_hd
 from train_flux_inpaint import main
+from tryon.app.training import read_run
 from tryon.config import TOY_NOTICE
 from tryon.flux.lora_header import read_facts
+from tryon.runs import LAUNCHER_LOCK, LOCK_FILE
 
 pytestmark = pytest.mark.e2e
 
 
 def test_the_launcher_trains_on_a_viton_hd_folder(tmp_path: Path, data_cache: Path) -> None:
     root, run = write_viton_hd(tmp_path / "viton hd", size=(96, 128)), tmp_path / "run"
-    done = launch(
-        "--toy", f"--dataroot={root}", "--max_train_steps", "2", "--gradient_accumulation_steps", "1",
-        "--lora_rank", "4", "--num_validation_images", "1", "--data_cache_dir", data_cache,
-        "--run_name", "run", "--num_evaluation_samples", "1", runs=tmp_path,
-    )  # fmt: skip
+    flags = [
+        "--toy", f"--dataroot={root}", "--gradient_accumulation_steps", "1", "--lora_rank", "4",
+        "--num_validation_images", "1", "--data_cache_dir", data_cache, "--num_evaluation_samples", "1",
+    ]  # fmt: skip
+    done = launch(*flags, "--max_train_steps", "2", "--run_name", "run", runs=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     log = (run / "train.log").read_text()
     assert f"finished: {run}" in log and log.count(TOY_NOTICE) == 1
@@ -33,6 +35,20 @@ def test_the_launcher_trains_on_a_viton_hd_folder(tmp_path: Path, data_cache: Pa
     assert json.loads((run / "data.json").read_text()) == {"training": {"upper": 3}, "validation": {"upper": 3}}
     assert set(metrics(run)) == {1, 2}
     assert (run / "checkpoint-2/transformer/pytorch_lora_weights.safetensors").is_file()
+
+    # A start that is refused once the data are there changes nothing but the log.
+    before = contents(run)
+    refused = launch(*flags, "--max_train_samples", "2", "--resume_from_checkpoint", "latest", runs=tmp_path)
+    assert refused.returncode == 1 and "data was 3 samples" in refused.stdout and "and is 2 samples" in refused.stdout
+    assert contents(run) == before and log in (run / "train.log").read_text()
+    assert read_run(run).state == "finished"
+
+
+def contents(run: Path) -> dict[str, bytes]:
+    """The files of a run but for its log and locks."""
+    names = {"train.log", LOCK_FILE, LAUNCHER_LOCK}
+    return {str(file.relative_to(run)): file.read_bytes() for file in run.rglob("*")
+            if file.is_file() and file.name not in names}  # fmt: skip
 
 
 def test_the_loop_trains_on_a_dresscode_folder(tmp_path: Path, data_cache: Path) -> None:

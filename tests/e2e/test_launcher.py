@@ -118,6 +118,7 @@ def test_a_plan_is_printed_and_nothing_is_left_behind(
     shown, said = capsys.readouterr()
     assert said == "loading torch, diffusers and transformers ...\n"
     assert "the size of FLUX-Fill is assumed, because xiaozaa/catvton-flux-alpha is not a folder here" in shown
+    assert "planned, data: SaffalPoosh/deepFashion-with-masks, of the hub: at most 40,658 pairs to train on\n" in shown
     assert "GB of 24.7 GB usable" in shown and "frozen weights: nf4; every block recomputes" in shown
     assert not list(tmp_path.iterdir())
 
@@ -173,7 +174,7 @@ def test_refusals_are_one_sentence_and_leave_nothing(flags: list[str], message: 
 def test_help_lists_launcher_and_driver(tmp_path: Path) -> None:
     done = launch("--help", runs=tmp_path / "runs")
     assert done.returncode == 0
-    assert "--quick-test" in done.stdout and "--learning_rate" in done.stdout
+    assert all(flag in done.stdout for flag in ("--quick-test", "--learning_rate", "--dataroot FOLDER"))
     assert not (tmp_path / "runs").exists()
 
 

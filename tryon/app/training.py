@@ -245,7 +245,8 @@ def _state(run: Path, log: list[str], step: int, steps: int | None, steps_now: b
         if any("saving after this step" in line or line.startswith("stopped by SIG") for line in log):
             return "stopping"
         return "running" if steps_now else "loading" if log else "starting"
-    if " finished: " in newest or (not log and steps and step >= steps):
+    # After the end there may be words of a start that was refused.
+    if any(" finished: " in line for line in log) or (not log and steps and step >= steps):
         return "finished"
     return "failed" if newest.startswith("error: ") or "Traceback (most recent call last):" in log else "stopped"
 

@@ -6,6 +6,7 @@ from tryon.data.category import Category
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 DRESSCODE_FOLDERS: dict[str, Category] = {"upper_body": "upper", "lower_body": "lower", "dresses": "full"}
+MOST_NAMED = 3  # files that a line names
 LAYOUTS = "VITON-HD, DressCode, or image/ and cloth/ alone"
 
 
@@ -24,6 +25,23 @@ def is_saved(folder: Path) -> bool:
 def holds_rows(folder: Path) -> bool:
     """Whether the folder is a data set of rows: saved, in parquet files, or pictures with a table."""
     return is_saved(folder) or next(folder.rglob("*.parquet"), None) is not None or bool(metadata_files(folder))
+
+
+def rows_in_words(folder: Path) -> str:
+    """What kind of data set of rows the folder is, with the first names of its files."""
+    if is_saved(folder):
+        return "a saved data set"
+    tables = metadata_files(folder)
+    files = [str(file.relative_to(folder)) for file in tables or sorted(folder.rglob("*.parquet"))]
+    named = ", ".join([*files[:MOST_NAMED], *(["..."] if len(files) > MOST_NAMED else [])])
+    return f"{'pictures with a table' if tables else 'parquet files'} ({named})"
+
+
+def pairs_in_words(folder: Path) -> str:
+    """How a folder for --dataroot is laid out."""
+    if is_dresscode(str(folder)):
+        return "DressCode"
+    return "VITON-HD" if (folder / "train").is_dir() else "a person's own image/ and cloth/"
 
 
 def holds_pairs(folder: Path) -> bool:

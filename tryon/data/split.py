@@ -1,11 +1,21 @@
-"""Which pairs of a data set without a split of its own are held back for validation. Imports nothing heavy."""
+"""Which pairs of a data set without a split of its own are held back for validation, and whether the parts are large
+enough. Imports nothing heavy."""
 
 import hashlib
 from collections.abc import Callable
 from itertools import zip_longest
 from typing import TypeVar
 
+from tryon.units import plural
+
 Pair = TypeVar("Pair")
+SMALL = 100  # pairs; with fewer a training learns little
+
+
+def few_pairs(training: int, validation: int) -> list[str]:
+    """A warning for each part that has few pairs."""
+    warnings = [f"only {plural(training, 'pair')} to train on"] if training < SMALL else []
+    return warnings + (["only 1 pair to validate on, whose loss and scores say little"] if validation == 1 else [])
 
 
 def split_by_item(

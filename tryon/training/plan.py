@@ -46,6 +46,8 @@ from tryon.training.speed import (
 from tryon.units import duration, gigabytes, gigabytes_that_add_up, plural
 
 TEXT_ENCODERS_AND_VAE = 9.9e9  # bytes of FLUX.1-dev's parts on the hub: T5 9.5 GB, CLIP 0.25 GB, VAE 0.17 GB
+OFTEN = 200  # times that a run may show each pair before the plan speaks of it
+PASSES = 100  # that are advised then: 100 steps a picture, one picture a step, is the rule of thumb for a few pictures
 # What each part of a step's memory is.
 MEANS = {
     "weights": "the frozen ones on the device, and the VAE's",
@@ -120,11 +122,25 @@ def plan_lines(
         lines.append(f"  more {several} would take more samples per step, so that the epochs need fewer steps")
     else:
         lines.append(f"  more {several} would take more samples per step; the steps stay as many and as long")
+    if pairs and (often := seen_often(config, pairs)):
+        lines.append(f"  {often}")
     if config.num_train_epochs and not pairs:
         lines.append("  --num_train_epochs is left out: how many pairs the data set has is not known yet")
     flops = steps * per_step / config.num_processes * step_flops(config, transformer_config, every)
     lines += _time_lines(config, steps, flops, device, card, price_per_hour)
     return lines
+
+
+def seen_often(config: TrainConfig, pairs: int) -> str:
+    """A sentence where the run shows each of its pairs more than OFTEN times, with the steps of PASSES passes, a tenth
+    of them for the learning rate's rise where that takes longer; else empty, as where epochs were asked for."""
+    per_step = config.train_batch_size * config.gradient_accumulation_steps * config.num_processes
+    times = config.max_train_steps * per_step // pairs
+    if config.num_train_epochs or times <= OFTEN:
+        return ""
+    steps = -(-PASSES * pairs // per_step)
+    rise = f" --lr_warmup_steps {steps // 10}" if config.lr_warmup_steps > steps // 10 else ""
+    return f"each of {plural(pairs, 'pair')} is seen {times:,} times: for so few give --max_train_steps {steps}{rise}"
 
 
 def _memory_lines(

@@ -34,7 +34,7 @@ from tryon.cli import run_script
 
 def main(argv):
     log, processes, driver, starter = argv
-    sys.exit(supervise([sys.executable, "-c", starter, processes, driver, log], Path(log), int(processes)))
+    sys.exit(supervise([sys.executable, "-c", starter, processes, driver, log], Path(log), int(processes))[0])
 
 run_script(main)
 """

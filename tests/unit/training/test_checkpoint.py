@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from conftest import PROJECT
 from tryon.config import TrainConfig, mistakes
-from tryon.files import write_manifest
+from tryon.files import save_json, write_manifest
 from tryon.flux.load import load_transformer
 from tryon.flux.lora import add_lora
 from tryon.flux.lora_header import LoraFacts, verify_lora
@@ -33,6 +33,7 @@ from tryon.runs import (
     lora_file,
     lora_name,
     newest_checkpoint,
+    own_run,
     resume_hint,
     run_folder,
     step_of,
@@ -313,10 +314,19 @@ def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     with pytest.raises(ValueError, match="has no h100 run with a checkpoint"):
         run_folder(TrainConfig(profile="h100", resume_from_checkpoint="latest"), "lora")
-    make_run(tmp_path / "lora_h100_20260101_000000")
-    newest = make_run(tmp_path / "lora_h100_20260102_000000")
-    (tmp_path / "lora_h100_20260103_000000").mkdir()  # a run that never saved
-    make_run(tmp_path / "lora_full_20260104_000000")
+
+    def begin(name: str, profile: str, day: int) -> Path:
+        (tmp_path / name).mkdir()
+        save_json(tmp_path / name / "config.json", {"profile": profile})
+        os.utime(tmp_path / name / "config.json", (day, day))
+        return tmp_path / name
+
+    make_run(begin("full_shirts", "full", 4))
+    with pytest.raises(ValueError, match=r"no h100 run .*, or give the profile of another: full_shirts \(full\)$"):
+        run_folder(TrainConfig(profile="h100", resume_from_checkpoint="latest"), "lora")
+    make_run(begin("lora_h100_20260101_000000", "h100", 1))
+    newest = make_run(begin("a", "h100", 2))
+    begin("never_saved", "h100", 3)
     assert run_folder(TrainConfig(profile="h100", resume_from_checkpoint="latest"), "lora") == newest
 
     with pytest.raises(ValueError, match="holds checkpoints of another run"):
@@ -377,24 +387,44 @@ def test_model_folders_are_recorded_with_paths_that_hold_from_anywhere(
 
 def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     run = make_run(tmp_path / "my run", step=25)
-    config, settings = TrainConfig(output_dir=str(run), max_train_steps=50), run / "config-from-25.json"
+    config = TrainConfig(output_dir=str(run), max_train_steps=50)
     go_on = "saved up to step 25: go on with the same flags and"
     for changes, words in (
         ({}, f"{go_on} --resume_from_checkpoint '{run}/checkpoint-25'"),
         ({"init_lora": "other"}, f"{go_on} --init_lora none --resume_from_checkpoint"),
         ({"max_train_steps": 25}, "all is done up to step 25, and saved in "),
     ):
-        stopped = resume_hint(replace(config, **changes), None)
-        with caplog.at_level(logging.INFO), pytest.raises(SystemExit), stopped:
+        with caplog.at_level(logging.INFO), pytest.raises(SystemExit), resume_hint(replace(config, **changes)):
             raise SystemExit(130)
         assert words in caplog.text
         caplog.clear()
 
-    settings.write_text("{}")
-    with caplog.at_level(logging.INFO), pytest.raises(ValueError), resume_hint(config, settings):
+    with caplog.at_level(logging.INFO), pytest.raises(ValueError), resume_hint(config):
         raise ValueError("the disk is full")
-    assert "saved up to step 25" in caplog.text and settings.exists()
+    assert "saved up to step 25" in caplog.text
     caplog.clear()
-    with caplog.at_level(logging.INFO), pytest.raises(ValueError), resume_hint(config, settings):
+    with caplog.at_level(logging.INFO), pytest.raises(ValueError), resume_hint(config):
         raise Refused("another run")
-    assert not caplog.text and not settings.exists()
+    assert not caplog.text
+
+
+def test_a_start_that_does_not_begin_leaves_no_record(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", step=25)
+    kept = {"config.json": "{}", "config-from-25.json": '{"seed": 1}', "warnings.log": "12:00:00 of the run\n"}
+    for name, content in kept.items():
+        (run / name).write_text(content)
+    config = TrainConfig(output_dir=str(run), resume_from_checkpoint="latest")
+    for names in (kept, ["config.json"]):  # with files of an earlier start from this checkpoint, and without
+        for name in kept.keys() - names:
+            (run / name).unlink()
+        with pytest.raises(Refused), own_run(config, True):
+            logging.getLogger().warning("of another data set")
+            assert "of another data set" in (run / "warnings.log").read_text()
+            raise Refused("another run")
+        assert {name: (run / name).read_text() for name in kept if (run / name).exists()} == {
+            name: kept[name] for name in names
+        }
+    with pytest.raises(SystemExit), own_run(config, True) as begun:
+        begun()
+        raise SystemExit(130)
+    assert json.loads((run / "config-from-25.json").read_text())["output_dir"] == str(run)
