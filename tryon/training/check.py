@@ -50,14 +50,11 @@ def check(
         failed.append(first_line(error))
     remember_check(config, device, estimate, failed)
     if estimate and not config.num_train_epochs:
-        seconds = config.max_train_steps * estimate.step
-        price = (
+        seconds, steps = config.max_train_steps * estimate.step, plural(config.max_train_steps, "step")
+        cost = (
             "" if price_per_hour is None else f", {seconds / 3600 * price_per_hour:,.2f} at {price_per_hour:g} an hour"
         )
-        steps = plural(config.max_train_steps, "step")
-        print(
-            f"{plural(config.max_train_steps, 'step')}: about {duration(3600 * hours)}{cost}, validation and checkpoints aside"
-        )
+        print(f"{steps}: about {duration(seconds)}{cost}, validation and checkpoints aside")
     print("fit for this run: everything it depends on is right" if not failed
           else f"NOT FIT for this run: {'; '.join(failed)}")  # fmt: skip
     return not failed
