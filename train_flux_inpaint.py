@@ -37,7 +37,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from folder_datasets import load_folder
 from tryon.config import PlanConfig, TrainConfig, seconds_of
 from tryon.console import on_terminal, progress_bar, set_up_logging
-from tryon.data.category import CATEGORIES, Category
+from tryon.data.category import CATEGORIES, Category, mask_variation_of
 from tryon.data.sample import PromptEmbedding, SampleSource
 from tryon.evaluation.cases import paired_cases
 from tryon.evaluation.score import score_run
@@ -441,7 +441,8 @@ def main(argv: list[str]) -> None:
     config, folders, masks, plan = read_settings(argv)
     toy_asked_for = "--toy" in argv
     if plan.plan or plan.check:
-        pairs, variants = len(read_pairs(folders, config)[0]), masks.variants if masks.mask_growth else 1
+        pairs = len(read_pairs(folders, config)[0])
+        variants = masks.variants if mask_variation_of(masks).is_random else 1
         answer(config, plan, pairs, variants, toy_asked_for=toy_asked_for)
         return
 
