@@ -10,7 +10,7 @@ from typing import get_args
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from scipy.ndimage import distance_transform_edt, label, maximum_filter
+from scipy.ndimage import binary_opening, distance_transform_edt, label, maximum_filter
 from scipy.spatial import ConvexHull
 from torch import Tensor
 
@@ -32,12 +32,19 @@ PROTECTED: dict[Category, tuple[str, ...]] = {
     "lower": ("head", "hands", "shoes", "arms", "upper", "other"),
     "full": ("head", "hands", "shoes", "other"),
 }
+# The garments that one of each category takes the place of.
+REPLACED: dict[Category, tuple[str, ...]] = {
+    "upper": ("upper", "full"),
+    "lower": ("lower", "full"),
+    "full": ("full", "upper", "lower"),
+}
 # Raise it when a mask changes: the names of cached latents depend on it.
 MASK_VERSION = 2
 VARIATION_VERSION = 1  # as MASK_VERSION, for masks that vary only
 SMOOTHING = 0.03  # of the picture's height: the mask grows by this and shrinks by half of it
 SPECK = 0.001  # of the picture's area: smaller regions are mistakes of the parser
 BY_HAND = 0.03, 0.1  # of the picture's height: how far around its region an outline drawn by hand lies, at most
+SLIVER = 0.02  # of the picture's height: where labels differ over less than this, each way, nothing has moved
 WAVES = 6, 4  # random distances of such an outline, down and across the picture; smooth in between
 
 
@@ -107,6 +114,21 @@ def varied_mask(
         else:
             larger = agnostic_mask(garment_mask, category, replace(grown, name=kind), labels, unsure)
     return own | (larger & ~_around_face(garment_mask, category, labels))
+
+
+def needed_mask(mask: Tensor, category: Category, before: Tensor, after: Tensor, margin: float) -> Tensor:
+    """What of a mask, [1, H, W] bool, had to be repainted: the old garment, the new one, and whatever else is not where
+    it was. Never larger than the mask.
+
+    before, after: [H, W] of indices into PARTS, of the person and of the result. margin: how far around it the needed
+    reaches, as a share of the height.
+    """
+    height = mask.shape[1]
+    cloth = among(before, REPLACED[category]) | among(after, REPLACED[category])
+    side = max(1, round(SLIVER * height))
+    moved = binary_opening(((before != after) & ~cloth[0]).numpy(), np.ones((side, side)))
+    needed = without_specks((cloth | torch.from_numpy(moved)) & mask)
+    return _dilated(needed, *[round(margin * height)] * 4) & mask
 
 
 def mask_picture(mask: Tensor) -> Image.Image:
