@@ -50,6 +50,7 @@ class EvaluateConfig(held_out.HeldOutConfig):
         None, "guidance; as the first LoRA was trained for, else 30, if not given", 0, MOST_GUIDANCE
     )
     batch_size: int = setting(1, "persons dressed at once", 1, MOST_AT_ONCE)
+    give_back: bool = setting(False, "score results as tryon_inference_lora.py --give_back makes them")
     text: bool = setting(False, "also read what is printed on garments and say how much of it the results show")
     parser: str | None = setting(
         None, f"hub name or folder of a human parser, such as {DEFAULT_PARSER}, that looks for leftovers in photographs"
@@ -102,8 +103,9 @@ def main(argv: list[str]) -> None:
     from tryon.evaluation.cases import BASE, places_of
     from tryon.evaluation.perceptual import load_perception
     from tryon.evaluation.text import load_reader
+    from tryon.inference.dressing import part_finder
     from tryon.inference.pipeline import TryOnModel, load_try_on, same_models, swap_lora, usable_rule
-    from tryon.toy.model import use_toy_model_for_try_on
+    from tryon.toy.model import parser_for_try_on, use_toy_model_for_try_on
 
     read_text = load_reader() if asked.text else None  # before all else, as it may be missing
 
@@ -117,6 +119,11 @@ def main(argv: list[str]) -> None:
     rule = usable_rule(facts[0])
     data, cases = held_out.choose_cases(asked, trained, rule, sized, device, try_offs=try_offs)
     folder, settings = scores_folder(asked, files[0], first), score.settings_of(data, facts[0], config, size, how)
+    find_parts = None
+    if asked.give_back:
+        settings["give_back"] = True
+        parser = asked.parser or parser_for_try_on(loaded, facts[0])
+        find_parts = part_finder(parser, config.cache_dir, at_once=True)
     score.open_folder(folder, settings, cases)
     logger.info("scoring on %s: %s", data, ", ".join(f"{len(source)} {kind}" for kind, source in cases.items()))
 
@@ -135,7 +142,7 @@ def main(argv: list[str]) -> None:
             model = load_try_on(loaded, file)
         place = f"{file} ({number} of {len(loras)})" if len(loras) > 1 else file
         logger.info("trying on with %s, %s at guidance %g", place, plural(how.steps, "step"), how.guidance_scale)
-        score.measure(folder, model, names, cases, how)
+        score.measure(folder, model, names, cases, how, find_parts)
 
     # What all that says of them.
     headings = ["LoRA"] if len(loras) == 1 else [f"LoRA {number}" for number in range(1, len(loras) + 1)]

@@ -37,10 +37,10 @@ from PIL import Image
 
 from folder_lists import FolderConfig, FolderPair, garment_of, has_masks, has_validation, needs_parser, read_pairs
 from tryon.config import DEFAULT_PARSER, MaskConfig, TrainConfig, TryOnConfig
-from tryon.data.category import CATEGORIES, Category, MaskRule, mask_rule_of
-from tryon.data.human_parser import cached_label_maps, mask_of_labels, read_label_map
+from tryon.data.category import CATEGORIES, Category, MaskRule, MaskVariation, mask_rule_of, mask_variation_of
+from tryon.data.human_parser import UNSURE, cached_label_maps, find_worn, read_label_map
 from tryon.data.layout import is_dresscode
-from tryon.data.masks import MASK_VERSION, agnostic_mask, among, grown, mask_picture
+from tryon.data.masks import MASK_VERSION, VARIATION_VERSION, among, mask_picture, varied_mask
 from tryon.data.sample import UNREADABLE, TryOnSample, UnreadablePicture, fitted_sample, read_mask, read_picture
 from tryon.toy.model import toy_parser
 from tryon.units import plural
@@ -61,7 +61,7 @@ class FolderData:
     height: int
     width: int
     mask_rule: MaskRule | None = None
-    mask_growth: float = 0.0
+    mask_variation: MaskVariation = MaskVariation()
     variants: int = 1
     parsed: bool = False
 
@@ -86,9 +86,12 @@ class FolderData:
         pair, size = self.pair(index), (self.height, self.width)
         facts = ("viton-hd", pair.category, *size)
         if self.mask_rule:
-            variant = index // len(self.pairs) if self.mask_growth else 0
+            variation = self.mask_variation
+            variant = index // len(self.pairs) if variation.is_random else 0
             rule, kind = replace(self.mask_rule, parser=None), "parsed" if self.parsed else "dresscode"
-            facts = (kind, MASK_VERSION, pair.category, *size, rule, self.mask_growth, variant)
+            facts = (kind, MASK_VERSION, pair.category, *size, rule, variation.growth, variant)
+            if variation.is_random:
+                facts += (VARIATION_VERSION, variation.share)
         digest = hashlib.sha256(repr(facts).encode())
         for file in (pair.person, pair.garment, pair.mask):
             digest.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
@@ -104,14 +107,13 @@ class FolderData:
             person, garment = read_picture(pair.person), read_picture(pair.garment)
             if self.mask_rule:
                 labels = read_label_map(pair.mask, person.size)
-                rule = self.mask_rule
-                if self.mask_growth:  # the same whenever it is built
-                    rng = np.random.default_rng(list(bytes.fromhex(self.key(index))[:16]))
-                    rule = grown(rule, self.mask_growth, rng)
                 if self.parsed:
-                    mask = mask_of_labels(labels, pair.category, rule)
+                    worn, unsure = find_worn(labels, pair.category), UNSURE
                 else:
-                    mask = mask_picture(agnostic_mask(among(labels, WORN[pair.category]), pair.category, rule, labels))
+                    worn, unsure = among(labels, WORN[pair.category]), 0.0
+                rng = np.random.default_rng(list(bytes.fromhex(self.key(index))[:16]))  # the same whenever it is built
+                region = varied_mask(worn, pair.category, self.mask_rule, labels, self.mask_variation, rng, unsure)
+                mask = mask_picture(region)
             else:
                 mask = read_mask(pair.mask, person.size)
         except UNREADABLE as error:
@@ -131,7 +133,8 @@ def load_folder(
     for line in describe_pairs(folders, train, validation):
         logger.info("%s", line)
     train_data = folder_samples(train, folders, masks, config, device)
-    return train_data, folder_samples(validation, folders, replace(masks, mask_growth=0.0), config, device)
+    fixed = replace(masks, mask_growth=0.0, mask_variation=0.0)
+    return train_data, folder_samples(validation, folders, fixed, config, device)
 
 
 def describe_pairs(folders: FolderConfig, train: list[FolderPair], validation: list[FolderPair]) -> list[str]:
@@ -164,8 +167,8 @@ def folder_samples(
         parser = folders.parser or (str(toy_parser(cache)) if config.toy else DEFAULT_PARSER)
         maps = cached_label_maps([pair.person for pair in pairs], parser, config.cache_dir, cache, device)
         pairs = [replace(pair, mask=file) for pair, file in zip(pairs, maps, strict=True)]
-    variants = masks.variants if masks.mask_growth else 1
-    return FolderData(pairs, *size, rule, masks.mask_growth, variants, parsed)
+    variation = mask_variation_of(masks)
+    return FolderData(pairs, *size, rule, variation, masks.variants if variation.is_random else 1, parsed)
 
 
 def _counts(pairs: list[FolderPair]) -> str:

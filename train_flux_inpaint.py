@@ -36,7 +36,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from folder_datasets import describe_pairs, load_folder
 from tryon.config import PlanConfig, TrainConfig, seconds_of
 from tryon.console import on_terminal, progress_bar, set_up_logging
-from tryon.data.category import Category
+from tryon.data.category import Category, mask_variation_of
 from tryon.data.layout import pairs_in_words
 from tryon.data.sample import PromptEmbedding, SampleSource
 from tryon.data.split import few_pairs
@@ -484,7 +484,7 @@ def main(argv: list[str]) -> None:
         train, validation = read_pairs(folders, config)
         data = [f"{folders.dataroot}, taken for {pairs_in_words(Path(folders.dataroot))}"]
         data += [*describe_pairs(folders, train, validation), *few_pairs(len(train), len(validation))]
-        variants = masks.variants if masks.mask_growth else 1
+        variants = masks.variants if mask_variation_of(masks).is_random else 1
         answer(config, plan, data, len(train), variants, toy_asked_for=toy_asked_for)
         return
 

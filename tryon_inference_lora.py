@@ -85,6 +85,10 @@ class PictureConfig:
     category: Literal["upper", "lower", "full"] | None = setting(
         None, "the garment's category; needed without --mask, and by a LoRA that has one prompt per category"
     )
+    give_back: bool = setting(
+        False, "give back what the mask hid for nothing: background, limbs and other garments that a human parser sees "
+        "in the same place before and after",
+    )  # fmt: skip
     output_tryon: str | None = setting(
         None, "where the dressed person is written; needed, or --output_grid, or --pairs"
     )
@@ -142,7 +146,9 @@ def problems_of_one(pictures: PictureConfig) -> list[str]:
         problems.append("--output_tryon is missing")
     if pictures.mask and pictures.worn:
         problems.append("give either --mask or --worn")
-    if pictures.mask and pictures.parser:
+    if pictures.give_back and pictures.category is None:
+        problems.append("--give_back is without --category, which says what had to change: upper, lower or full")
+    if pictures.mask and pictures.parser and not pictures.give_back:
         problems.append("--parser has no use with --mask")
     if not pictures.mask and pictures.category is None:
         problems.append("give --mask, or say --category upper, lower or full, from which one is made")
@@ -250,6 +256,7 @@ def main(argv: list[str]) -> None:
     config = replace(config, height=size[0], width=size[1])  # where LoRAs are compared, the first one's for all
     flags = asdict(config) | asdict(pictures) | {"steps": steps, "guidance_scale": guidance}
     flags["toy"] = is_for_toy(config, facts)
+    flags["give_back"] = pictures.give_back or None  # left out, as pictures that were made before it was there do
     shared = recipe_of(loras, flags)
     if pairs:
         recipe = with_files(shared, {"pairs": pairs})
@@ -281,14 +288,17 @@ def main(argv: list[str]) -> None:
         mask_maker,
         open_picture,
         open_pictures,
+        part_finder,
         take_off_garment,
     )
     from tryon.inference.pipeline import load_try_on
     from tryon.toy.model import parser_for_try_on, use_toy_model_for_try_on
 
     config = use_toy_model_for_try_on(config, facts)
-    how, first = Denoising(steps, guidance, seeds), next(iter(loras.values()))
-    make_mask = mask_maker(facts, pictures.parser, parser_for_try_on(config, facts), config.cache_dir)
+    parser, give_back = pictures.parser or parser_for_try_on(config, facts), pictures.give_back
+    find_parts = part_finder(parser, config.cache_dir, at_once=give_back)  # before the models, which take minutes
+    how, first = Denoising(steps, guidance, seeds, find_parts if give_back else None), next(iter(loras.values()))
+    make_mask = mask_maker(facts, find_parts, needless=pictures.parser is not None and not give_back)
     words = f"{plural(steps, 'step')} at guidance {guidance:g}"
     if taken_off:
         person = open_picture("person", taken_off)

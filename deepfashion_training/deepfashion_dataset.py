@@ -28,10 +28,10 @@ from deepfashion_training.picture_folder import check_metadata, is_held_back
 from deepfashion_training.preflight import REFERENCES, DataConfig
 from deepfashion_training.references import cut_out, moved
 from tryon.config import MaskConfig, TrainConfig
-from tryon.data.category import CATEGORIES, Category, MaskRule, mask_rule_of
+from tryon.data.category import CATEGORIES, Category, MaskRule, MaskVariation, mask_rule_of, mask_variation_of
 from tryon.data.human_parser import Parser, load_parser, parse
 from tryon.data.layout import METADATA, is_saved, metadata_files
-from tryon.data.masks import MASK_VERSION, agnostic_mask, grown, mask_picture
+from tryon.data.masks import MASK_VERSION, VARIATION_VERSION, mask_picture, varied_mask
 from tryon.data.sample import UNREADABLE, TryOnSample, UnreadablePicture, fitted_sample, read_mask, read_picture
 from tryon.data.split import split_by_item
 from tryon.hub import hub_or_folder
@@ -57,7 +57,7 @@ class DeepFashionData:
     height: int
     width: int
     mask_rule: MaskRule = MaskRule()
-    mask_growth: float = 0.0
+    mask_variation: MaskVariation = MaskVariation()
     variants: int = 1
     parser: Parser | None = None  # what rules that follow the body know it from
     worn_reference_share: float = 0.0
@@ -97,14 +97,16 @@ class DeepFashionData:
         """A hash of the pictures' undecoded bytes and of every setting that shapes the sample."""
         facts = (
             SAMPLE_VERSION, MASK_VERSION, self.pair(index).reference, self.category(index), self.height, self.width,
-            replace(self.mask_rule, parser=self.parser and self.parser.fingerprint), self.mask_growth,
+            replace(self.mask_rule, parser=self.parser and self.parser.fingerprint), self.mask_variation.growth,
         )  # fmt: skip
+        if self.mask_variation.is_random:
+            facts += (VARIATION_VERSION, self.mask_variation.share)
         return hashlib.sha256(repr((facts, *self._content(index))).encode()).hexdigest()
 
     def _content(self, index: int) -> tuple[str, int]:
         """A hash of the pictures' bytes, and the variant, 0 where nothing is random: what random draws follow from, so
         that they are the same at every panel size."""
-        random = self.mask_growth > 0 or self.pair(index).reference == "same_picture"
+        random = self.mask_variation.is_random or self.pair(index).reference == "same_picture"
         digests = [hashlib.sha256(file).digest() for file in self.files(index)]
         return hashlib.sha256(b"".join(digests)).hexdigest(), index // len(self.pairs) if random else 0
 
@@ -127,8 +129,8 @@ class DeepFashionData:
                 if pair.reference == "other_view":
                     garment = cut_out(garment, read_mask(io.BytesIO(garment_files[1]), garment.size))
             labels = parse(self.parser, person) if self.parser else None
-            rule = grown(self.mask_rule, self.mask_growth, rng)
-            hidden = agnostic_mask(torch.from_numpy(np.array(worn) > 0)[None], pair.category, rule, labels)
+            region = torch.from_numpy(np.array(worn) > 0)[None]
+            hidden = varied_mask(region, pair.category, self.mask_rule, labels, self.mask_variation, rng)
         except UNREADABLE as error:
             raise UnreadablePicture(f"{self.name(index)}: {error}") from error
         return garment, person, mask_picture(hidden)
@@ -170,9 +172,10 @@ def load_deepfashion(
         logger.info("%s pairs: %d  (%s; garment from %s)", what, len(part), counts(categories), counts(references))
     rule, size = mask_rule_of(masks, data.parser), (config.height, config.width)
     held_back = DeepFashionData(table, columns, validation, *size, mask_rule=rule, parser=parser)
-    random = masks.mask_growth > 0 or any(pair.reference == "same_picture" for pair in train)
+    variation = mask_variation_of(masks)
+    random = variation.is_random or any(pair.reference == "same_picture" for pair in train)
     variants = masks.variants if random else 1
-    changed = {"mask_growth": masks.mask_growth, "variants": variants, "worn_reference_share": share}
+    changed = {"mask_variation": variation, "variants": variants, "worn_reference_share": share}
     return replace(held_back, pairs=train, **changed), held_back
 
 

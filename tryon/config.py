@@ -225,7 +225,12 @@ class MaskConfig:
     mask_bottom: float = setting(0.0, "how much further down", 0, 1)
     mask_left: float = setting(0.0, "how much further to the left", 0, 1)
     mask_right: float = setting(0.0, "how much further to the right", 0, 1)
-    mask_growth: float = setting(0.0, "reach further down and sideways by up to this share, at random", 0, 1)
+    mask_growth: float = setting(
+        0.0, "reach further on each side by up to this share, at random, but never further over the face", 0, 1
+    )
+    mask_variation: float = setting(
+        0.0, "share of the masks that follow a larger rule, or an outline as if drawn by hand, at random", 0, 1
+    )
     variants: int = setting(
         2, "fixed versions of each pair that has something random in it; each epoch uses the next one", 1, 1000
     )

@@ -357,7 +357,7 @@ def test_programs_use_the_named_endpoint(page_url: str, drawn: Path, tmp_path: P
     results, settings = client.predict(mask=handle_file(tmp_path / "mask.png"), **asked)
     assert settings == {
         "lora": "newer, step 2", "strength": 1, "category": "lower", "height": 96, "width": 64, "steps": 1,
-        "guidance": 30, "seeds": [3, 4],
+        "guidance": 30, "seeds": [3, 4], "give_back": False,
     }  # fmt: skip
     assert [Path(each["image"]).name for each in results] == [f"person_garment-1_newer-step-2_{n}.png" for n in (3, 4)]
     result = np.asarray(Image.open(results[0]["image"]).convert("RGB"))

@@ -168,8 +168,18 @@ def test_a_category_is_enough(
     assert made in capsys.readouterr().out
     true = sample.mask[0].bool().numpy()
     assert (changed & true).sum() / (changed | true).sum() > 0.85
-    with pytest.raises(ValueError, match="no mask can be made without a human parser: no/parser is .*, or give a mask"):
+    with pytest.raises(ValueError, match="no mask can be made and nothing given back: no/parser is .*, or give a mask"):
         main([*flags, "--output_tryon", str(out), "--parser", "no/parser"])
+
+    back, again = tmp_path / "back.png", tmp_path / "back-again.png"
+    main([*flags, "--output_tryon", str(back), "--give_back"])
+    kept = (pixels(tmp_path / "person.png") == pixels(back)).all(-1)
+    assert kept[~changed].all() and kept[changed].mean() > 0.1
+    old = np.asarray(data.truth(1).masks["lower"]) > 0
+    assert kept[old].mean() < 0.1, "the old garment is gone"
+    assert "give_back" not in read_recipe(out).flags
+    main(["--again", str(back), "--data_cache_dir", str(data_cache)])
+    assert np.array_equal(pixels(back), pixels(again))
 
 
 def test_pairs_of_a_file_are_dressed_and_bad_lines_listed(
@@ -349,6 +359,7 @@ def test_what_is_refused(run: Path, pictures: Path, data_cache: Path, toy: ToyFo
         (("--lora", pictures / "checkpoint-1", "--category", "upper", *out), "weights.safetensors is damaged"),
         (("--lora", run, *out, "--worn", pictures / "mask.png"), "either --mask or --worn"),
         (("--lora", run, *out, "--parser", "some/parser"), "--parser has no use with --mask"),
+        (("--lora", run, *out, "--give_back"), "--give_back is without --category"),
         (("--lora", run, "--image", "nowhere.png"), "--output_tryon is missing; --image nowhere.png is no file"),
         (("--lora", run, "--pairs", pictures / "odd.csv"), "--image is for a single try-on: leave it out with --pairs"),
     ):

@@ -119,6 +119,9 @@ def test_dresscode_has_garments_of_all_parts_of_the_body(tmp_path: Path) -> None
     grown, validation = load(root, MaskConfig(mask_growth=0.1, variants=2))
     assert len(grown) == 18 and grown.key(0) != grown.key(9)
     assert len(validation) == 3 and validation.variants == 1
+    varied = load(root, MaskConfig(mask_variation=1.0, variants=2))[0]
+    assert len(varied) == 18 and len({varied.key(0), varied.key(9), grown.key(0), data.key(0)}) == 4
+    assert varied[1].mask[sample.mask > 0].all() and varied[1].mask.sum() > sample.mask.sum()
 
 
 def test_lists_name_files_of_their_folder_only(tmp_path: Path) -> None:

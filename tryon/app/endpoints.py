@@ -41,6 +41,7 @@ def add_endpoints(session: Session, dress: Callable[[TryOnRequest, gr.Progress],
         count: int = 1,
         seed: int | None = None,
         strength: float | None = None,
+        give_back: bool = False,
         progress: gr.Progress = PROGRESS,
     ) -> tuple[tuple[str, ...], dict[str, Any]]:
         """The results, and the settings that they were made with. Without a mask one is made; without a LoRA the page's
@@ -60,12 +61,12 @@ def add_endpoints(session: Session, dress: Callable[[TryOnRequest, gr.Progress],
             asked = session.request(
                 lora=file, strength=session.config.lora_scale if strength is None else strength, person=person,
                 garment=garment, mask=painted, category=category, size=size, steps=steps, guidance=guidance,
-                count=count, seed=seed, called=called,
+                count=count, seed=seed, called=called, give_back=bool(give_back),
             )  # fmt: skip
             return dress(asked, progress).results, {
                 "lora": lora_name(asked.lora), "strength": asked.strength, "category": asked.category,
                 "height": asked.size[0], "width": asked.size[1], "steps": asked.steps, "guidance": asked.guidance,
-                "seeds": list(asked.seeds),
+                "seeds": list(asked.seeds), "give_back": asked.give_back,
             }  # fmt: skip
         except (ValueError, torch.OutOfMemoryError) as error:
             logger.warning("%s", error)
@@ -81,6 +82,7 @@ def add_endpoints(session: Session, dress: Callable[[TryOnRequest, gr.Progress],
         gr.Number(1, label="Results", precision=0, visible=False),
         gr.Number(None, label="Seed", precision=0, visible=False),
         gr.Number(None, label="Strength of the LoRA", visible=False),
+        gr.Checkbox(False, label="Give back what the mask hid for nothing", visible=False),
     ]
     results = gr.Gallery(label="Results", format="png", visible=False)
     settings = gr.JSON(label="Settings that they were made with", visible=False)

@@ -169,6 +169,10 @@ class Layout:
             self.size = gr.Dropdown(sizes, value=sizes[0], label="Size of the repainted panel", elem_id="size")
             self.steps = gr.Slider(1, most_steps, value=steps, step=1, label="Steps", elem_id="steps")
             self.guidance = gr.Slider(0, most_guidance, value=guidance, step=0.5, label="Guidance", elem_id="guidance")
+            self.give_back = gr.Checkbox(
+                False, label="Give back what the mask hid for nothing", elem_id="give-back",
+                info="background, limbs and other garments that are in their place before and after",
+            )  # fmt: skip
             self.made = gr.File(label="All as for a result: drop it here", file_types=["image"], height=110)
 
     def _show_results(self) -> None:

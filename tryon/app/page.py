@@ -173,7 +173,7 @@ class Page(Layout):
 
         settings = {
             self.category, self.size, self.steps, self.guidance, self.count, self.seed, self.is_random, self.strength,
-            self.others,
+            self.others, self.give_back,
         }  # fmt: skip
         buttons = {self.button, self.stop_button}
         compared = {self.slider, self.shown, self.results, self.compared, self.said}
@@ -367,6 +367,7 @@ class Page(Layout):
                     count=1 if len(versions) > 1 else values[self.count],
                     seed=asked[0].seeds[0] if asked else seed,
                     called=called,
+                    give_back=values[self.give_back],
                 )  # fmt: skip
             ]
         try:
@@ -452,6 +453,7 @@ class Page(Layout):
             self.seed: made.seeds[0],
             self.is_random: False,
             self.strength: made.strength,
+            self.give_back: made.give_back,
             self.others: [BASE if each.strength == 0 else str(each.lora) for each in others],
         }
 
@@ -477,6 +479,7 @@ class Page(Layout):
             self.seed: flags["seed"],
             self.is_random: False,
             self.strength: flags["lora_scale"],
+            self.give_back: flags.get("give_back", False) is True,
             self.said: "All is set as for that picture." + ("" if found else f" Its LoRA, {name}, is not here."),
         }
 

@@ -26,6 +26,7 @@ from tryon.data.human_parser import Parser, mask_by_rule, parse, parser_for_mask
 from tryon.data.sample import usable_mask
 from tryon.files import files_fingerprint, replacing
 from tryon.flux.lora_header import LoraFacts, check_takes_off, denoising, panel_size, read_facts, verify_lora
+from tryon.inference.photograph import given_back
 from tryon.inference.pipeline import TryOnModel, same_models, swap_lora, take_off, try_on
 from tryon.inference.recipe import BASE, FINGERPRINT, Recipe, png_text, versions
 from tryon.runs import all_loras, lora_name, run_of, validation_losses
@@ -61,6 +62,7 @@ class TryOnRequest:
     guidance: float
     seeds: range
     called: tuple[str, str] = ("person", "garment")
+    give_back: bool = False  # what the mask hid for nothing
     results: tuple[str, ...] = ()
 
     @property
@@ -76,6 +78,8 @@ class TryOnRequest:
             "category": self.category, "height": self.size[0], "width": self.size[1], "steps": self.steps,
             "guidance_scale": self.guidance, "seed": seed, "num_results": 1, "lora_scale": self.strength,
         }  # fmt: skip
+        if self.give_back:
+            flags["give_back"] = True
         return recipe_of_result(self.lora, flags)
 
     def result_name(self, seed: int) -> str:
@@ -228,7 +232,7 @@ class Session:
     def request(
         self, *, lora: Path, strength: float, person: Image.Image, garment: Image.Image, mask: Image.Image,
         category: Category, size: str | None, steps: int, guidance: float, count: int, seed: int | None,
-        called: tuple[str, str],
+        called: tuple[str, str], give_back: bool = False,
     ) -> TryOnRequest:  # fmt: skip
         """A try-on to be made. size: a name of `sizes`; None: as trained. seed: None: a random one.
 
@@ -255,7 +259,9 @@ class Session:
             self.file(garment, file_name(called[1])),
             self.file(usable_mask(mask, person.size)),
         )
-        return TryOnRequest(lora, strength, *pictures, category, sizes[size], int(steps), guidance, seeds, called)
+        return TryOnRequest(
+            lora, strength, *pictures, category, sizes[size], int(steps), guidance, seeds, called, give_back
+        )
 
     def dress(self, asked: TryOnRequest, each_step: Callable[[int], None]) -> TryOnRequest:
         """The request with its results, made with its LoRA on the models. each_step: called with how many steps are
@@ -263,11 +269,18 @@ class Session:
         with self.dressing:
             each_step(0)
             self.take(asked.lora, asked.strength)
-            pictures = map(Image.open, (asked.person, asked.garment, asked.mask))
+            person, garment, mask = map(Image.open, (asked.person, asked.garment, asked.mask))
             results = try_on(
-                replace(self.model, size=asked.size), *pictures, asked.category,
+                replace(self.model, size=asked.size), person, garment, mask, asked.category,
                 steps=asked.steps, guidance=asked.guidance, seeds=asked.seeds, each_step=each_step,
             )  # fmt: skip
+        if asked.give_back:
+            parser = self.parser(read_facts(asked.lora))
+            before, *after = (self._labels(parser, picture) for picture in (person, *results))
+            results = [
+                given_back(person, result, mask, asked.category, before, labels)
+                for result, labels in zip(results, after, strict=True)
+            ]
         names, recipes = map(asked.result_name, asked.seeds), map(asked.recipe, asked.seeds)
         return replace(asked, results=tuple(map(self.file, results, names, recipes)))
 

@@ -32,6 +32,24 @@ class MaskRule:
         return self.top, self.bottom, self.left, self.right
 
 
+@dataclass(frozen=True)
+class MaskVariation:
+    """How masks of training differ from their rule at random, 0..1 both. growth: by how much of the picture each side
+    reaches further, at most. share: of the masks that follow a larger rule, or an outline as if drawn by hand."""
+
+    growth: float = 0.0
+    share: float = 0.0
+
+    @property
+    def is_random(self) -> bool:
+        return self.growth > 0 or self.share > 0
+
+
 def mask_rule_of(masks: MaskConfig, parser: str | None = None) -> MaskRule:
     """The rule that the settings ask for."""
     return MaskRule(masks.mask_rule, masks.mask_top, masks.mask_bottom, masks.mask_left, masks.mask_right, parser)
+
+
+def mask_variation_of(masks: MaskConfig) -> MaskVariation:
+    """How the settings let masks vary."""
+    return MaskVariation(masks.mask_growth, masks.mask_variation)

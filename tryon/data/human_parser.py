@@ -91,12 +91,14 @@ def load_parser(name: str, cache_dir: str | None, device: torch.device) -> Parse
 
 
 def parser_for_masks(name: str | None, cache_dir: str | None) -> Parser:
-    """The parser, or the default one for photographs, to make a mask with. Raises ValueError, in one sentence, where it
-    cannot be had: then a mask has to be given."""
+    """The parser, or the default one for photographs, to make masks with. Raises ValueError, in one sentence, where it
+    cannot be had: then masks have to be given."""
     try:
         return load_parser(name or DEFAULT_PARSER, cache_dir, torch.device("cpu"))
     except ValueError as error:
-        raise ValueError(f"no mask can be made without a human parser: {error}, or give a mask") from error
+        raise ValueError(
+            f"without a human parser no mask can be made and nothing given back: {error}, or give a mask"
+        ) from error
 
 
 def parse(parser: Parser, person: Image.Image) -> Tensor:

@@ -35,6 +35,7 @@ from torch import Tensor
 
 from tryon.config import TrainConfig, TryOnConfig, models_of
 from tryon.console import progress_bar
+from tryon.data.masks import mask_picture
 from tryon.data.outline import outline_on_edges
 from tryon.data.sample import TryOnSample, fit_picture, read_picture, split_diptych, to_picture
 from tryon.evaluation import compare
@@ -48,6 +49,8 @@ from tryon.flux.encode import decode_latents, encode_pictures
 from tryon.flux.lora_header import LoraFacts
 from tryon.flux.memory import choose_quantization
 from tryon.flux.prompts import prompt_key
+from tryon.inference.dressing import FindParts
+from tryon.inference.photograph import given_back
 from tryon.inference.pipeline import TryOnModel, load_try_on, try_on_batch
 from tryon.report import EVALUATION
 from tryon.runs import find_lora
@@ -71,12 +74,14 @@ class Denoising:
 
 
 def measured_results(
-    model: TryOnModel, names: Sequence[str], cases: Cases, how: Denoising, done: Collection[Place] = (), *, saved: bool
-) -> Iterator[tuple[Place, Line, Tensor]]:
+    model: TryOnModel, names: Sequence[str], cases: Cases, how: Denoising, done: Collection[Place] = (), *, saved: bool,
+    find_parts: FindParts | None = None,
+) -> Iterator[tuple[Place, Line, Tensor]]:  # fmt: skip
     """What is measured of each result that is not done, and the result, [3, H, W/2] in [-1, 1].
 
     names: of models; one that is neither BASE nor a bound is the LoRA. saved: measure results as they are in a file of
-    256 levels. Batches are always the same ones, wherever the work was interrupted, so that the results are, too.
+    256 levels. find_parts: by which what masks hid for nothing is given back; None: it is not. Batches are always the
+    same ones, wherever the work was interrupted, so that the results are, too.
     """
     places = places_of(names, cases)
     missing = places - set(done)
@@ -87,7 +92,8 @@ def measured_results(
                 wanted = [name for name in names if any((name, kind, index) in missing for index in batch)]
                 opened = [source[index] for index in batch] if wanted else []
                 for name in wanted:
-                    results = results_of(model, name, opened, how, seeds=[how.seed + index for index in batch])
+                    seeds = [how.seed + index for index in batch]
+                    results = results_of(model, name, opened, how, seeds, find_parts)
                     for index, case, (result, more) in zip(batch, opened, results, strict=True):
                         if (place := (name, kind, index)) in missing:
                             result = as_tensor(to_picture(result)) if saved else result
@@ -96,8 +102,9 @@ def measured_results(
 
 
 def results_of(
-    model: TryOnModel, name: str, cases: Sequence[Case], how: Denoising, seeds: Sequence[int]
-) -> list[tuple[Tensor, Line]]:
+    model: TryOnModel, name: str, cases: Sequence[Case], how: Denoising, seeds: Sequence[int],
+    find_parts: FindParts | None,
+) -> list[tuple[Tensor, Line]]:  # fmt: skip
     """The results of a batch, [3, H, W/2] in [-1, 1] each, and what is known of them before they are measured."""
     samples, transformer = [case.sample for case in cases], model.pipeline.transformer
     if name == VAE:
@@ -107,7 +114,15 @@ def results_of(
     (transformer.disable_adapters if name == BASE else transformer.enable_adapters)()
     prompts = [model.prompts[prompt_key(sample.category, sample.try_off)] for sample in samples]
     worn = try_on_batch(model.pipeline, samples, prompts, steps=how.steps, guidance=how.guidance_scale, seeds=seeds)
+    if find_parts:
+        worn = [with_given_back(sample, panel, find_parts) for sample, panel in zip(samples, worn, strict=True)]
     return [(result, {}) for result in worn]
+
+
+def with_given_back(sample: TryOnSample, panel: Tensor, find_parts: FindParts) -> Tensor:
+    """A result, [3, H, W/2] in [-1, 1], with everything as it was that its mask hid for nothing."""
+    person, result, mask = to_picture(sample.person), to_picture(panel), mask_picture(sample.mask.bool())
+    return as_tensor(given_back(person, result, mask, sample.category, find_parts(person), find_parts(result)))
 
 
 def filled(sample: TryOnSample) -> Tensor:
@@ -237,9 +252,14 @@ def open_folder(folder: Path, settings: dict[str, Any], cases: Cases) -> None:
             raise ValueError(f"{folder} holds scores of other data ({kind} case {index} is {name} now): {advice}")
 
 
-def measure(folder: Path, model: TryOnModel, names: Sequence[str], cases: Cases, how: Denoising) -> None:
-    """Makes, saves and measures what the folder does not hold yet. Raises ValueError where it cannot be written."""
-    for place, found, result in measured_results(model, names, cases, how, read_lines(folder), saved=True):
+def measure(
+    folder: Path, model: TryOnModel, names: Sequence[str], cases: Cases, how: Denoising,
+    find_parts: FindParts | None = None,
+) -> None:  # fmt: skip
+    """Makes, saves and measures what the folder does not hold yet. find_parts: see measured_results. Raises
+    ValueError where it cannot be written."""
+    done = read_lines(folder)
+    for place, found, result in measured_results(model, names, cases, how, done, saved=True, find_parts=find_parts):
         name, kind, index = place
         what = {"name": cases[kind].name(index), "key": cases[kind].key(index)}
         line = {"model": name, "kind": kind, "case": index, **what, **found}

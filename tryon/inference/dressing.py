@@ -9,6 +9,7 @@ from pathlib import Path
 
 from diffusers.training_utils import free_memory
 from PIL import Image
+from torch import Tensor
 
 from tryon.config import TryOnConfig
 from tryon.console import progress_bar
@@ -24,11 +25,13 @@ from tryon.data.sample import (
 )
 from tryon.flux.lora_header import LoraFacts, prompt_category, read_facts
 from tryon.inference.pairs_file import Request, results_of
+from tryon.inference.photograph import given_back
 from tryon.inference.pipeline import TryOnModel, load_try_on, same_models, swap_lora, take_off, trained_rule, try_on
 from tryon.inference.recipe import Recipe, of_result, save_picture, with_request
 
 logger = logging.getLogger(__name__)
 
+FindParts = Callable[[Image.Image], Tensor]  # [H, W] of places in PARTS, of an RGB picture of a person
 MakeMask = Callable[[Image.Image, Image.Image | None, Category | None], Image.Image]
 
 
@@ -44,31 +47,42 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Denoising:
-    """How results are drawn: see try_on."""
+    """How results are drawn: see try_on. find_parts: by which what was hidden for nothing is given back; None: it is
+    not."""
 
     steps: int
     guidance: float
     seeds: range
+    find_parts: FindParts | None = None
 
 
-def mask_maker(facts: LoraFacts, asked: str | None, usual: str | None, cache_dir: str | None) -> MakeMask:
-    """A function of the person, the region of what they wear, or None, and the category: the mask by the LoRA's rule.
-
-    asked: the human parser that was asked for; usual: the one used otherwise (see parser_for_masks). It is loaded when
-    it is first needed. The function raises ValueError where no mask can be made.
-    """
+def part_finder(parser: str | None, cache_dir: str | None, *, at_once: bool) -> FindParts:
+    """A function that finds a person's parts by a human parser (see parser_for_masks), which is loaded at once, or when
+    it is first needed. Raises ValueError, or the function does, where it cannot be had."""
 
     @cache
-    def parser() -> Parser:
-        return parser_for_masks(asked or usual, cache_dir)
+    def loaded() -> Parser:
+        return parser_for_masks(parser, cache_dir)
+
+    if at_once:
+        loaded()
+    return lambda person: parse(loaded(), person)
+
+
+def mask_maker(facts: LoraFacts, find_parts: FindParts, *, needless: bool) -> MakeMask:
+    """A function of the person, the region of what they wear, or None, and the category: the mask by the LoRA's rule.
+
+    needless: whether a parser was asked for that has no use where a rectangle is made around a region. The function
+    raises ValueError where no mask can be made.
+    """
 
     def make_mask(person: Image.Image, worn: Image.Image | None, category: Category | None) -> Image.Image:
         rule = trained_rule(facts)
         if category is None:
             raise ValueError("to make a mask the garment's category must be known: give it, or a mask")
-        if worn and rule.name == "rectangle" and asked:
+        if worn and rule.name == "rectangle" and needless:
             raise ValueError("--parser is not needed for the rectangles that this LoRA was trained with: leave it out")
-        return mask_by_rule(worn, category, rule, lambda: parse(parser(), person))
+        return mask_by_rule(worn, category, rule, lambda: find_parts(person))
 
     return make_mask
 
@@ -109,7 +123,18 @@ def draw(model: TryOnModel, opened: Pictures, denoising: Denoising) -> list[Imag
     """The try-on's results, one per seed. Raises ValueError for what cannot be dressed."""
     pictures = opened.person, opened.garment, opened.mask
     with progress_bar(denoising.steps, "denoising", visible=True) as bar:
-        return try_on(model, *pictures, opened.category, **vars(denoising), each_step=lambda step: bar.update())
+        results = try_on(
+            model, *pictures, opened.category, steps=denoising.steps, guidance=denoising.guidance,
+            seeds=denoising.seeds, each_step=lambda step: bar.update(),
+        )  # fmt: skip
+    find_parts = denoising.find_parts
+    if find_parts is None:
+        return results
+    before = find_parts(opened.person)
+    return [
+        given_back(opened.person, result, opened.mask, opened.category, before, find_parts(result))
+        for result in results
+    ]
 
 
 def dress(
@@ -117,6 +142,8 @@ def dress(
 ) -> list[Image.Image]:
     """Writes the results of the try-on that was asked for, with their recipes, and returns them. recipe: what all
     try-ons share. Raises ValueError for what cannot be dressed or written."""
+    if denoising.find_parts and request.category is None:
+        raise ValueError("to give back what was hidden for nothing the garment's category must be known: give it")
     results = draw(model, opened, denoising)
     save_results(results, denoising.seeds, request.output, with_request(recipe, request), "output_tryon")
     return results
@@ -128,7 +155,10 @@ def take_off_garment(
     """Writes product pictures of the garment of a category that the person wears, with their recipes. recipe: what
     they share."""
     with progress_bar(denoising.steps, "denoising", visible=True) as bar:
-        results = take_off(model, person, category, **vars(denoising), each_step=lambda step: bar.update())
+        results = take_off(
+            model, person, category, steps=denoising.steps, guidance=denoising.guidance, seeds=denoising.seeds,
+            each_step=lambda step: bar.update(),
+        )  # fmt: skip
     save_results(results, denoising.seeds, output, recipe, "output")
 
 

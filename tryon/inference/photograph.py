@@ -1,9 +1,15 @@
 """Between a photograph of any size and the panel that the model paints: which part of it is shown to the model, and how
-what was painted gets back into it. Pure."""
+what was painted gets back into it; and what of the person was hidden for nothing. Pure."""
 
 import numpy as np
+import torch
 from PIL import Image, ImageOps
 from scipy.ndimage import distance_transform_edt
+from torch import Tensor
+
+from tryon.data.category import Category
+from tryon.data.human_parser import UNSURE
+from tryon.data.masks import mask_picture, needed_mask
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two just outside
 
@@ -41,6 +47,20 @@ def put_back(person: Image.Image, mask: Image.Image, panel: Image.Image, window:
     restored = person.copy()
     restored.paste(painted, window, _fading(mask.crop(window)))
     return restored
+
+
+def given_back(
+    person: Image.Image, result: Image.Image, mask: Image.Image, category: Category, before: Tensor, after: Tensor
+) -> Image.Image:
+    """The result with everything as it was that the mask hid for nothing: background, limbs and other garments that are
+    seen there before and after.
+
+    person, result, mask: RGB, RGB, and "L" of 0 and 255, of one size. before, after: [H, W] of places in PARTS, what a
+    human parser finds in person and result.
+    """
+    hidden = torch.from_numpy(np.array(mask) > 0)[None]
+    needed = mask_picture(needed_mask(hidden, category, before, after, UNSURE))
+    return put_back(person, needed, result, (0, 0, *person.size))
 
 
 def _fading(mask: Image.Image) -> Image.Image:

@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from tryon.data.category import CATEGORIES, Category, MaskRule
-from tryon.data.masks import PARTS, _dilated, agnostic_mask
+from tryon.data.category import CATEGORIES, Category, MaskRule, MaskVariation
+from tryon.data.masks import PARTS, _dilated, agnostic_mask, needed_mask, varied_mask
 from tryon.toy.drawing import draw_person
 from tryon.toy.examples import label_map
 from tryon.toy.world import Garment, Person, random_garment, random_outfit, random_person
@@ -217,3 +217,65 @@ def test_dilation_reaches_each_pixel_within_its_distances() -> None:
 def test_rules_that_follow_the_body_need_to_know_it() -> None:
     with pytest.raises(ValueError, match="the mask rule hull needs to know the person's parts: name a parser"):
         agnostic_mask(torch.ones(1, 8, 8, dtype=torch.bool), "upper", MaskRule("hull"))
+
+
+def edges(mask: torch.Tensor) -> list[int]:
+    """The first and the last row, and the first and the last column, of a mask."""
+    return [int(mask.any(axis).nonzero()[end, 1]) for axis in (2, 1) for end in (0, -1)]
+
+
+def test_masks_grow_on_each_side_by_itself_and_stay_below_the_face() -> None:
+    rng = np.random.default_rng(10)
+    person = replace(random_person(rng), hair_style="short")
+    for category in CATEGORIES:
+        worn, labels = labelled(person, random_outfit(rng, category), category)
+        head = is_part(labels, "head")
+        for name, known in (("rectangle", None), ("rectangle", labels), ("parsing", labels)):
+            rule = MaskRule(name)
+            own = agnostic_mask(worn, category, rule, labels)
+            assert torch.equal(varied_mask(worn, category, rule, known, MaskVariation(), rng), own)
+            grown = [varied_mask(worn, category, rule, known, MaskVariation(0.15), rng) for _ in range(8)]
+            assert all(mask[own].all() and not (mask & ~own & head).any() for mask in grown)
+            apart = [sorted({end[side] for end in map(edges, grown)}) for side in range(4)]
+            upwards = known is not None or category == "lower"
+            assert len(apart[0]) > 3 if upwards else apart[0] == [edges(own)[0]]
+            assert all(len(apart[side]) > 3 for side in (2, 3))
+
+
+@pytest.mark.parametrize("name", ["rectangle", "hull", "parsing"])
+def test_masks_that_vary_are_larger_than_their_rule_and_never_over_the_face(name: str) -> None:
+    rng, rule = np.random.default_rng(11), MaskRule(name)
+    worn, labels = labelled(replace(random_person(rng), hair_style="short"), random_outfit(rng, "upper"), "upper")
+    own, head = agnostic_mask(worn, "upper", rule, labels), is_part(labels, "head")
+    draws = [np.random.default_rng(seed) for seed in range(12)]
+    masks = [varied_mask(worn, "upper", rule, labels, MaskVariation(share=1.0), each) for each in draws]
+    assert all(mask[own].all() and mask.sum() > own.sum() and not (mask & ~own & head).any() for mask in masks)
+    again = varied_mask(worn, "upper", rule, labels, MaskVariation(share=1.0), np.random.default_rng(0))
+    assert torch.equal(again, masks[0])
+    rectangle = agnostic_mask(worn, "upper")
+    if name == "rectangle":  # by hand: its corners are round
+        top, bottom, left, right = edges(masks[0])
+        corners = [masks[0][0, row, column] for row in (top, bottom) for column in (left, right)]
+        assert not any(corners) and not any(torch.equal(mask, masks[0]) for mask in masks[1:])
+    else:
+        assert 1 < sum(torch.equal(mask, own | (rectangle & ~head)) for mask in masks) < 11
+    some = [varied_mask(worn, "upper", rule, labels, MaskVariation(share=0.5), rng) for _ in range(20)]
+    assert 3 < sum(torch.equal(mask, own) for mask in some) < 17
+
+
+def test_of_a_mask_only_old_and_new_garment_and_what_moved_is_needed() -> None:
+    mask, before = torch.zeros(1, 200, 100, dtype=torch.bool), torch.zeros(200, 100, dtype=torch.long)
+    mask[:, 20:180, 10:90] = True
+    before[40:160, 30:34] = before[40:160, 66:70] = PARTS.index("arms")
+    after = before.clone()
+    before[50:90, 35:65], after[50:120, 40:60] = PARTS.index("upper"), PARTS.index("upper")
+    before[120:180, 40:60] = after[120:180, 40:60] = PARTS.index("lower")
+    after[:, 66:70], after[40:160, 72:78] = 0, PARTS.index("arms")  # this arm is elsewhere
+    after[40:160, 34] = PARTS.index("arms")  # this one's edge is not
+    after[10:15, 50:60] = PARTS.index("upper")  # outside of the mask
+    needed = needed_mask(mask, "upper", before, after, 0.0)[0]
+    expected = (before == PARTS.index("upper")) | (after == PARTS.index("upper"))
+    expected[40:160, 66:70] = expected[40:160, 72:78] = True
+    assert torch.equal(needed, expected & mask[0])
+    wider = needed_mask(mask, "upper", before, after, 0.02)
+    assert torch.equal(wider, _dilated(needed[None], 4, 4, 4, 4) & mask)

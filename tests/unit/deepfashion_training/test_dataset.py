@@ -172,6 +172,10 @@ def test_what_is_random_comes_in_variants(tmp_path: Path) -> None:
     assert not torch.equal(first, second)
     for mask in (first, second):
         assert mask[plain].all() and torch.equal(mask.any(2).nonzero()[0], plain.any(2).nonzero()[0])
+    varied = load(tops, config(), variants=2, mask_variation=1.0)[0]
+    assert len({each.key(0) for each in (data, grown, varied)} | {varied.key(len(data))}) == 4
+    assert varied[0].mask.bool()[plain].all() and not torch.equal(varied[0].mask, varied[len(data)].mask)
+    assert torch.equal(varied[0].mask, load(tops, config(), variants=2, mask_variation=1.0)[0][0].mask)
 
 
 def test_masks_that_follow_the_body_know_it_from_a_parser(tmp_path: Path) -> None:
