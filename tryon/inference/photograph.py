@@ -1,5 +1,7 @@
 """Between a photograph of any size and the panel that the model paints: which part of it is shown to the model, and how
-what was painted gets back into it; and what of the person was hidden for nothing. Pure."""
+what was painted gets back into it; and what of the person was hidden for nothing."""
+
+import logging
 
 import numpy as np
 import torch
@@ -9,7 +11,9 @@ from torch import Tensor
 
 from tryon.data.category import Category
 from tryon.data.human_parser import UNSURE
-from tryon.data.masks import mask_picture, needed_mask
+from tryon.data.masks import REPLACED, among, mask_picture, needed_mask
+
+logger = logging.getLogger(__name__)
 
 Box = tuple[int, int, int, int]  # left, top, right, bottom in pixels, the last two just outside
 
@@ -56,9 +60,12 @@ def given_back(
     seen there before and after.
 
     person, result, mask: RGB, RGB, and "L" of 0 and 255, of one size. before, after: [H, W] of places in PARTS, what a
-    human parser finds in person and result.
+    human parser finds in person and result. Where it sees no new garment, the log says so, and the result stays.
     """
     hidden = torch.from_numpy(np.array(mask) > 0)[None]
+    if not (hidden & among(after, REPLACED[category])).any():
+        logger.warning("the parser sees no %s-body garment in the result: nothing is given back", category)
+        return result
     needed = mask_picture(needed_mask(hidden, category, before, after, UNSURE))
     return put_back(person, needed, result, (0, 0, *person.size))
 

@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
+from tryon.data.masks import PARTS
 from tryon.data.sample import fit_picture, to_picture
-from tryon.inference.photograph import put_back, window_of
+from tryon.inference.photograph import given_back, put_back, window_of
 
 
 def masked(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
@@ -52,3 +53,14 @@ def test_the_seam_lies_inside_the_mask_and_only_there() -> None:
     everything = masked((400, 500), (0, 0, 400, 500))
     white = put_back(black, everything, Image.new("RGB", (64, 96), "white"), (0, 0, 400, 500))
     assert (torch.from_numpy(np.array(white)) == 255).all()
+
+
+def test_what_the_mask_hid_for_nothing_comes_back(caplog: pytest.LogCaptureFixture) -> None:
+    person, result = Image.new("RGB", (60, 100), "red"), Image.new("RGB", (60, 100), "blue")
+    mask, labels = masked((60, 100), (5, 20, 55, 90)), torch.zeros(100, 60, dtype=torch.long)
+    assert given_back(person, result, mask, "lower", labels, labels) is result
+    assert "the parser sees no lower-body garment in the result: nothing is given back" in caplog.text
+    labels[40:60, 20:40] = PARTS.index("lower")
+    back = np.asarray(given_back(person, result, mask, "lower", torch.zeros_like(labels), labels))
+    assert (back[40:60, 20:40] == (0, 0, 255)).all()
+    assert (back[np.asarray(masked((60, 100), (18, 38, 42, 62))) == 0] == (255, 0, 0)).all()
