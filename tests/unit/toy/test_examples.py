@@ -2,17 +2,21 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from hashlib import sha256
 
 import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
 
+from tryon.data.category import CATEGORIES
+from tryon.data.masks import MASK_VERSION
 from tryon.data.sample import fit_picture
 from tryon.evaluation.cases import Case
 from tryon.flux.encode import decode_latents, encode_pictures
-from tryon.toy.examples import DrawnCases, DrawnData, length_right
+from tryon.toy.examples import DrawnCases, DrawnData, colours_of, length_right
 from tryon.toy.people import DISTINCT, OTHER_LENGTH, distance, surroundings
+from tryon.toy.world import World
 
 SIZE = (192, 144)
 LOWER = DrawnData(45, 7, ("lower",), *SIZE, unpaired=True)
@@ -38,9 +42,10 @@ def test_who_wears_trousers_is_given_shorts_and_the_reverse() -> None:
     assert kinds == {"trousers", "shorts"}
 
 
-def test_the_truth_is_the_same_person_in_the_other_garment() -> None:
-    paired = DrawnData(9, 3, ("upper", "lower", "full"), *SIZE)
-    unpaired = DrawnData(9, 3, ("upper", "lower", "full"), *SIZE, unpaired=True)
+@pytest.mark.parametrize(("world", "share"), [(4, 0.0), (5, 0.0), (5, 1.0)])
+def test_the_truth_is_the_same_person_in_the_other_garment(world: World, share: float) -> None:
+    paired = DrawnData(9, 3, CATEGORIES, *SIZE, world=world, worn_reference_share=share)
+    unpaired = replace(paired, unpaired=True)
     for index, (own, other) in enumerate(zip(*map(drawn_cases, (paired, unpaired)), strict=True)):
         assert torch.equal(own.truth, own.sample.person)
         assert torch.equal(own.sample.person, other.sample.person) and torch.equal(own.sample.mask, other.sample.mask)
@@ -53,15 +58,38 @@ def test_the_truth_is_the_same_person_in_the_other_garment() -> None:
     assert DrawnCases(paired).key(0) == DrawnCases(replace(paired, count=12)).key(0) != DrawnCases(unpaired).key(0)
 
 
-def test_lengths_are_right_on_the_truth_and_wrong_on_what_was_worn() -> None:
-    truths = [fit_picture(LOWER.truth(index).image, *SIZE) for index in range(len(LOWER))]
-    right = [length_right(LOWER, index, truths[index]) for index in measured(LOWER)]
-    few = [case for case in drawn_cases(replace(LOWER, count=4)) if case.ends_right]
+def test_the_world_and_worn_references_enter_keys_where_they_are_not_world_4s() -> None:
+    data = DrawnData(4, 3, CATEGORIES, *SIZE)
+    assert data.key(1) == sha256(repr((4, MASK_VERSION, data, 1)).encode()).hexdigest()
+    assert "world" not in repr(replace(data, world=5)) and "worn" not in repr(data)
+    others = [replace(data, world=5), replace(data, worn_reference_share=1.0)]
+    assert len({data.key(1), *(other.key(1) for other in others)}) == 3
+
+
+def test_a_worn_reference_is_another_person_in_the_garment_that_is_tried_on() -> None:
+    data = DrawnData(60, 4, CATEGORIES, *SIZE, unpaired=True, world=5, worn_reference_share=0.4)
+    worn = [index for index in range(len(data)) if data.has_worn_reference(index)]
+    assert 15 <= len(worn) <= 33
+    for index in range(12):
+        garment, reference = data.tried_on(index)[0], data.reference(index)
+        assert set(reference.masks) >= ({"head", "hands", garment.category} if index in worn else {garment.category})
+        assert np.array_equal(data[index].garment, fit_picture(reference.image, *SIZE))
+        inside = np.asarray(reference.image)[np.asarray(reference.masks[garment.category]) > 0]
+        assert (distance(inside, colours_of(garment)).min(-1) < 10).mean() > 0.5
+        assert not np.array_equal(reference.image, data.truth(index).image)
+
+
+@pytest.mark.parametrize("world", [4, 5])
+def test_lengths_are_right_on_the_truth_and_wrong_on_what_was_worn(world: World) -> None:
+    lower = replace(LOWER, world=world)
+    truths = [fit_picture(lower.truth(index).image, *SIZE) for index in range(len(lower))]
+    right = [length_right(lower, index, truths[index]) for index in measured(lower)]
+    few = [case for case in drawn_cases(replace(lower, count=4)) if case.ends_right]
     assert [case.ends_right(case.truth) for case in few] == right[: len(few)]
-    assert len(few) == sum(index < 4 for index in measured(LOWER)) > 0
-    assert len(right) == len(list(measured(LOWER))) > 25
+    assert len(few) == sum(index < 4 for index in measured(lower)) > 0
+    assert len(right) == len(list(measured(lower))) > 25
     assert np.mean(right) >= 0.99
-    assert np.mean([length_right(LOWER, index, LOWER[index].person) for index in measured(LOWER)]) < 0.2
+    assert np.mean([length_right(lower, index, lower[index].person) for index in measured(lower)]) < 0.2
 
 
 @torch.no_grad()
