@@ -29,6 +29,7 @@ def test_the_launcher_trains_on_a_viton_hd_folder(tmp_path: Path, data_cache: Pa
     assert done.returncode == 0, done.stdout + done.stderr
     log = (run / "train.log").read_text()
     assert f"finished: {run}" in log and log.count(TOY_NOTICE) == 1
+    assert (run / "warnings.log").read_text().count("warning: only 3 pairs to train on") == 1
     scores = json.loads((run / "evaluation.json").read_text())["scores"]
     assert list(scores) == ["paired"] and list(scores["paired"]) == ["upper", "all"]
     assert (run / "evaluation-paired.png").is_file() and not (run / "evaluation-unpaired.png").exists()

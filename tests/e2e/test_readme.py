@@ -31,6 +31,7 @@ pytestmark = pytest.mark.e2e
 PAGES = [PROJECT / "README.md", *sorted((PROJECT / "docs").glob("*.md"))]
 TRAIN = "bash ./train_deepfashion_lora.sh"
 EXPORT = "python -m deepfashion_training.export_viton_hd <data set> <folder>"
+ROWS = f"{TRAIN} --quick-test --dataset_name <folder>"
 FOLDERS = "python train_flux_inpaint.py --dataroot <folder>"
 INSPECT = "python -m deepfashion_training.inspect_dataset <data set>"
 INFERENCE = "python tryon_inference_lora.py --lora runs/<run> --image person.jpg --garment garment.jpg"
@@ -74,7 +75,7 @@ def test_every_command_is_one_that_is_tested_here() -> None:
         "git clone <address of this repository> tryon-lora && cd tryon-lora", "bash tests/run.sh",
         f"{TRAIN} --quick-test", TRAIN, f"{TRAIN} --h100", f"{TRAIN} --help", PLAN,
         f"{TRAIN} --check",  # in test_machine_check.py
-        INSPECT, EXPORT, FOLDERS, DRAW, INFERENCE, AGAIN, COMPARE, SCORE, SCORE_BOTH, BLIND, READ, RANK, REPORT,
+        INSPECT, EXPORT, ROWS, FOLDERS, DRAW, INFERENCE, AGAIN, COMPARE, SCORE, SCORE_BOTH, BLIND, READ, RANK, REPORT,
         SHARE, RESUME, APP, TRAINING_APP, TAKE_OFF,
     }  # fmt: skip
 
@@ -120,6 +121,8 @@ def test_the_commands_in_their_order(tmp_path: Path, data_cache: Path, monkeypat
 
     write_dataset(tmp_path / "data", items=6, seed=2)
     inspect_dataset.main([*flags_of(INSPECT, data=tmp_path / "data"), "--page", str(tmp_path / "page.html")])
+    more = ["--plan", "--output_dir", str(tmp_path / "of rows"), *cache]
+    train_deepfashion_lora.main([*flags_of(ROWS, folder=tmp_path / "data"), *more])
     export_viton_hd.main(flags_of(EXPORT, data=tmp_path / "data", folder=tmp_path / "viton"))
     more = ["--toy", "--max_train_steps", "1", *SMALL, *cache, "--output_dir", str(tmp_path / "of viton")]
     train_flux_inpaint.main([*flags_of(FOLDERS, folder=tmp_path / "viton"), *more])

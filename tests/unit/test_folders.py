@@ -16,6 +16,7 @@ from tryon.data.category import MaskRule
 from tryon.data.human_parser import ATR, PART_OF_LABEL, Parser, mask_by_rule, parse
 from tryon.data.masks import PARTS
 from tryon.data.sample import UnreadablePicture, fit_mask, fit_picture
+from tryon.data.split import few_pairs
 from tryon.toy.drawing import draw_garment
 from tryon.toy.examples import DrawnData, label_map
 
@@ -59,6 +60,13 @@ def test_a_person_is_paired_with_the_garment_of_its_own_name(tmp_path: Path) -> 
     assert sample.key == data.key(1) != data.key(2)
 
 
+def test_few_pairs_are_warned_of() -> None:
+    assert few_pairs(100, 2) == []
+    assert few_pairs(1, 1) == [
+        "only 1 pair to train on", "only 1 pair to validate on, whose loss and scores say little"
+    ]  # fmt: skip
+
+
 def test_limit_and_missing_parts(tmp_path: Path) -> None:
     root = write_viton_hd(tmp_path)
     assert len(load(root, max_train_samples=2)[0]) == 2
@@ -74,6 +82,10 @@ def test_limit_and_missing_parts(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"lacks \S*/train/cloth: give a folder laid out as VITON-HD is"):
         viton_hd(root)
     (root / "train" / "cloth").mkdir()
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "metadata.jsonl").write_text("{}")
+    with pytest.raises(ValueError, match=r"rows holds pictures with a table \(metadata.jsonl\): give it as --data"):
+        read_settings(["--toy", "--dataroot", str(tmp_path / "rows")])
     with pytest.raises(ValueError, match="none of 3 pairs is complete, .*/cloth/00000_00.jpg is not there"):
         viton_hd(root)
 

@@ -146,7 +146,7 @@ def test_masks_that_are_too_small_for_their_garment_are_named() -> None:
     ]
 
 
-def test_wrong_flags_are_refused(tmp_path: Path) -> None:
+def test_wrong_flags_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     write_own(tmp_path / "own", 3)
     for flags, message in (
         (["--mask_rule", "hull"], "--mask_rule was given, but there are no masks without a --parser"),
@@ -162,3 +162,6 @@ def test_wrong_flags_are_refused(tmp_path: Path) -> None:
         read_settings(["a/b", "--dataset_name", "x/y"])
     with pytest.raises(ValueError, match="neither a folder nor a hub name"):
         read_settings(["no/such/data"])
+    with pytest.raises(SystemExit):
+        read_settings(["--help"])
+    assert "--page" in (shown := capsys.readouterr().out) and "--dataset_name" not in shown

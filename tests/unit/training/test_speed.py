@@ -15,7 +15,7 @@ from tryon.flux.load import FILL_CONFIG
 from tryon.flux.memory import card_memory
 from tryon.toy.model import new_transformer
 from tryon.training import plan, speed
-from tryon.training.plan import plan_lines
+from tryon.training.plan import plan_lines, seen_often
 from tryon.training.speed import estimated_hours, peak_of, peaks_of, remember_speed, remembered_speed, step_flops
 
 CPU = torch.device("cpu")
@@ -109,6 +109,15 @@ def test_a_plan_on_a_cpu_has_nothing_of_a_gpu() -> None:
     assert "at most: 9 pairs; " in shown and "GB: 2 of " in shown and "it does not fit" not in shown
     many = replace(config, train_batch_size=1024, height=1536, width=1152)
     assert "it does not fit: give smaller panels" in "\n".join(plan_lines(many, toy, 9, 1, CPU, None, None))
+
+
+def test_a_plan_of_few_pairs_gives_fewer_steps() -> None:
+    advice = "for so few give --max_train_steps 113 --lr_warmup_steps 11"
+    assert f"  each of 9 pairs is seen 7,111 times: {advice}" in plan_for(full(), 24, 9)
+    assert "--max_train_steps" not in "\n".join(plan_for(full(), 24, 320))
+    followed = replace(full(), max_train_steps=113, lr_warmup_steps=11)
+    for config in (followed, replace(full(), num_train_epochs=300)):
+        assert seen_often(config, 9) == ""
 
 
 def test_the_plan_says_what_the_host_needs() -> None:
