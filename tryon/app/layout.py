@@ -33,7 +33,7 @@ STYLE = """
 #title h1 { margin: 0; }
 #about p, #shown p { font-size: 13px; }
 #lora input { padding-right: 28px; text-overflow: ellipsis; }
-#person:has(.empty) .zoom-number { display: none; }
+#person:has(.empty) .zoom-number, #person .empty .or, #person .empty .or + div { display: none; }
 #mask button { padding-left: 4px; padding-right: 4px; white-space: nowrap; }
 .strip .grid-wrap { min-height: 0 !important; }
 .strip .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; }
@@ -169,7 +169,7 @@ class Layout:
             self.size = gr.Dropdown(sizes, value=sizes[0], label="Size of the repainted panel", elem_id="size")
             self.steps = gr.Slider(1, most_steps, value=steps, step=1, label="Steps", elem_id="steps")
             self.guidance = gr.Slider(0, most_guidance, value=guidance, step=0.5, label="Guidance", elem_id="guidance")
-            self.made = gr.File(label="All as for a result: drop it here", file_types=["image"], height=110)
+            self.made = gr.File(label="All as for a result: drop it here", file_types=["image"], height=170)
 
     def _show_results(self) -> None:
         self.slider = gr.ImageSlider(

@@ -477,7 +477,8 @@ class Page(Layout):
             self.seed: flags["seed"],
             self.is_random: False,
             self.strength: flags["lora_scale"],
-            self.said: "All is set as for that picture." + ("" if found else f" Its LoRA, {name}, is not here."),
+            self.said: "All settings are as for that picture; person, garment and mask are yours to give."
+            + ("" if found else f" Its LoRA, {name}, is not here."),
         }
 
     def show_example(self, values: Values, event: gr.SelectData) -> dict:
