@@ -96,6 +96,8 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         page.goto(page_url)
         dress, said = page.locator("#dress"), page.locator("#said")
         expect(page.locator("#about")).to_contain_text(f"Toy model: {TOY_NOTICE}.")
+        expect(page.get_by_text("Upload an image")).to_be_visible()
+        expect(page.get_by_text("select the draw tool to start")).to_be_hidden()
 
         def slide(name: str, value: int) -> None:
             """Sets a slider by its number, again where the page, still unfolding, has put the old one back."""
@@ -442,7 +444,7 @@ def test_settings_are_taken_from_a_result(loras: Path, drawn: Path, tmp_path: Pa
     set_to = page.take_settings({page.made: result, page.lora: str(first)})
     assert set_to[page.lora] == str(older) and set_to[page.category] == "full" and set_to[page.strength] == 0.5
     assert set_to[page.steps].value == 7 and set_to[page.guidance].value == 20 and set_to[page.seed] == 5
-    assert set_to[page.said] == "All is set as for that picture."
+    assert set_to[page.said] == "All settings are as for that picture; person, garment and mask are yours to give."
     stranger = session.file(Image.new("RGB", (9, 9)), "result", replace(made.recipe(5), loras=("other, step 9",)))
     set_to = page.take_settings({page.made: stranger, page.lora: str(first)})
     assert set_to[page.lora] == str(first) and "other, step 9, is not here" in set_to[page.said]

@@ -11,7 +11,7 @@ import pytest
 from launch import SMALL, environment, metrics, served_app, wait_for_no_process_with
 from tryon.app.page import Page
 from tryon.app.session import Session
-from tryon.app.train_page import SOURCES, TrainPage
+from tryon.app.train_page import SOURCES, TrainPage, check_table
 from tryon.config import TryOnConfig
 from tryon.runs import find_lora, process_of
 
@@ -52,6 +52,8 @@ def test_a_training_outlives_the_page_is_stopped_and_goes_on(page_url: str, tmp_
 
         page = opened()
         expect(page.locator("#run-state")).to_contain_text("There is no run yet.")
+        name, steps = page.locator("#name").bounding_box(), page.locator("#train-steps").bounding_box()
+        assert name["height"] == steps["height"], "boxes side by side are of one height"
         page.locator("#name textarea, #name input").fill("first")
         page.locator("#note textarea, #note input").fill("<b>is it red?")
         page.locator("#train-steps textarea, #train-steps input").fill("6")
@@ -76,6 +78,8 @@ def test_a_training_outlives_the_page_is_stopped_and_goes_on(page_url: str, tmp_
         expect(state).to_contain_text(re.compile("Loading, step [1-5] of 6"))
         expect(state).not_to_contain_text("left")
         expect(state).to_contain_text("Finished, step 6 of 6")
+        expect(state).to_contain_text(f"--init_lora {run} in Further flags")
+        expect(state).to_contain_text(str(run / "report.html"))
         expect(page.locator("#grid-said")).to_have_text("Validation pictures of step 6:")
         expect(page.locator("#grid img")).to_be_visible()
         expect(page.locator("#training")).to_be_visible()
@@ -85,6 +89,7 @@ def test_a_training_outlives_the_page_is_stopped_and_goes_on(page_url: str, tmp_
         page.locator("#delete").click()
         expect(page.locator("#question")).to_contain_text("Delete first with all its LoRAs")
         assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing is wider than a phone"
+        assert page.locator("#runs").evaluate("table => table.scrollWidth - table.clientWidth") == 0, "nor is the table"
         screenshot("train_phone")
         page.locator("#yes").click()
         expect(state).to_contain_text("There is no run yet.")
@@ -114,3 +119,11 @@ def test_the_try_on_is_the_other_tab_with_its_endpoints_and_new_loras(run: Path,
         (False, ""), (True, "Folder"), (True, "Name on the hub")
     ]  # fmt: skip
     assert "VITON-HD, DressCode, or image/ and cloth/ alone" in labels["a folder of photographs"].info
+
+
+def test_what_is_right_in_a_check_is_folded() -> None:
+    rows = [["checked", "found", "allowed"], ["a", "0", "1", "right"], ["b", "9", "1", "WRONG"], ["a step", "2 s"]]
+    first, folded = check_table(rows).split("<details>")
+    assert "WRONG" in first and "a step" in first and "right" not in first
+    assert folded.startswith("<summary>1 part right</summary>")
+    assert "<details>" not in check_table(rows[2:]), "nothing is right"

@@ -107,9 +107,13 @@ def test_people_answer_in_a_browser(runs: tuple[str, str], tmp_path: Path, capsy
         boxes = [figure.bounding_box() for figure in opened.locator("figure").all()]
         assert len({box["width"] for box in boxes}) == 1 and boxes[1]["x"] == boxes[3]["x"], "all of one size"
         marked = opened.locator("figure.chosen")
-        for number, key in enumerate(keys, 2):
+        expect(opened.locator("#keys")).to_be_hidden()
+        for number, key in enumerate(keys[:3], 2):
             expect(marked).to_have_count(0)
             press(key, number)
+        for key in keys[3:]:
+            opened.keyboard.press(key)  # at once: none is dropped
+        expect(opened.locator("#place")).to_contain_text("Pair 6;")
         press("ArrowUp", 5)
         expect(marked).to_have_attribute("data-side", "left")
         opened.reload()
@@ -120,6 +124,7 @@ def test_people_answer_in_a_browser(runs: tuple[str, str], tmp_path: Path, capsy
         opened.keyboard.press("ArrowDown")
         expect(opened.locator("#end")).to_contain_text("All pairs are answered: save the answers.")
         expect(opened.locator(".chosen button")).to_have_text("the same")
+        expect(opened.get_by_role("button", name="save the answers")).to_be_in_viewport(ratio=1)
         with opened.expect_download() as download:
             opened.get_by_role("button", name="save the answers").click()
         download.value.save_as(saved)

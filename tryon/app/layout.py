@@ -33,7 +33,7 @@ STYLE = """
 #title h1 { margin: 0; }
 #about p, #shown p { font-size: 13px; }
 #lora input { padding-right: 28px; text-overflow: ellipsis; }
-#person:has(.empty) .zoom-number { display: none; }
+#person:has(.empty) .zoom-number, #person .empty .or, #person .empty .or + div { display: none; }
 #mask button { padding-left: 4px; padding-right: 4px; white-space: nowrap; }
 .strip .grid-wrap { min-height: 0 !important; }
 .strip .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; }
@@ -173,7 +173,7 @@ class Layout:
                 False, label="Give back what the mask hid for nothing", elem_id="give-back",
                 info="background, limbs and other garments that are in their place before and after",
             )  # fmt: skip
-            self.made = gr.File(label="All as for a result: drop it here", file_types=["image"], height=110)
+            self.made = gr.File(label="All as for a result: drop it here", file_types=["image"], height=170)
 
     def _show_results(self) -> None:
         self.slider = gr.ImageSlider(

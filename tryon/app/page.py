@@ -480,7 +480,8 @@ class Page(Layout):
             self.is_random: False,
             self.strength: flags["lora_scale"],
             self.give_back: flags.get("give_back", False) is True,
-            self.said: "All is set as for that picture." + ("" if found else f" Its LoRA, {name}, is not here."),
+            self.said: "All settings are as for that picture; person, garment and mask are yours to give."
+            + ("" if found else f" Its LoRA, {name}, is not here."),
         }
 
     def show_example(self, values: Values, event: gr.SelectData) -> dict:

@@ -20,8 +20,9 @@ from tryon.app.take_off_page import TakeOffPage
 from tryon.app.training import RunFacts, Source, TrainingRequest
 from tryon.config import PROFILES
 from tryon.data.layout import LAYOUTS
+from tryon.report import REPORT
 from tryon.runs import process_of
-from tryon.units import gigabytes
+from tryon.units import gigabytes, plural
 
 LOOKED_EVERY = 2  # seconds between two looks at the runs
 SOURCES: dict[str, Source] = {
@@ -34,20 +35,31 @@ ASKED: dict[Source, tuple[str, str]] = {
     "folder": ("Folder", f"Laid out as {LAYOUTS}; or with a table of its pictures, or parquet files (docs/data.md)."),
     "hub": ("Name on the hub", "user/name"),
 }
+PROFILE_INFO = "full: for a GPU of 24 GB or more; h100: for 80 GB; quick test: does all work? Without a GPU on a toy."
+SHORTEST_AXIS = 15  # steps: a shorter one would be marked at halves
 COLUMNS = ["Run", "State", "Step", "Profile", "Lowest validation loss", "PSNR", "Size", "Note"]
 STARTING = "**Starting**"
 NO_RUN = "There is no run yet."
 NO_LORA = "There is no LoRA yet. When a run has saved its first checkpoint, start the app again to try it on."
+GO_FURTHER = (
+    "All steps are done. To train its LoRA further, start another run with `--init_lora {run}` in Further flags."
+)
 STYLE = """
-#plan, #runs { contain: inline-size; overflow-x: auto; }
+#plan, #runs { contain: inline-size; overflow-x: auto !important; }
 #plan .html-container, #runs .html-container { padding: 0; }
 #plan table, #runs table { width: 100%; margin: 0; border: 0; }
 #plan tr, #runs tr { border: 0; border-top: 1px solid var(--border-color-primary); }
 #plan td, #runs td { border: 0; padding: 2px 12px 2px 0; vertical-align: top; }
-#runs td, #plan td:not(:last-child) { white-space: nowrap; }
+#plan td { min-width: 4em; }
+#plan summary { padding: 2px 0; cursor: pointer; }
+#runs td { white-space: nowrap; }
 #runs tr:first-child td { font-weight: bold; white-space: normal; vertical-align: bottom; }
+@media (max-width: 640px) {
+  #runs td { white-space: normal; overflow-wrap: anywhere; min-width: 3.6em; }
+  #runs td:nth-child(4), #runs td:nth-child(7) { display: none; }
+}
 #run-state code { white-space: normal; }
-#plan td, #train-said, #run-state code, #question { overflow-wrap: anywhere; }
+#plan td:last-child, #train-said, #run-state code, #question { overflow-wrap: anywhere; }
 """
 
 
@@ -61,13 +73,15 @@ class Seen:
     marks: tuple[Any, ...] = ()
 
 
-def describe(facts: RunFacts, left: float | None) -> str:
+def describe(run: Path, facts: RunFacts, left: float | None) -> str:
     """How a run stands, in words. left: seconds that its other steps will take, where that is known."""
     steps = f", step {facts.step:,}" + (f" of {facts.steps:,}" if facts.steps else "") if facts.step else ""
     lasts = facts.state == "running" and left
     more = f"; about {timedelta(seconds=round(left))} of steps left, validation and scores aside" if lasts else ""
     said = f"\n\n`{facts.said}`" if facts.said else ""
-    return f"**{facts.state.capitalize()}**{steps}{more}.{said}"
+    further = f"\n\n{GO_FURTHER.format(run=shlex.quote(str(run)))}" if facts.state == "finished" else ""
+    report = f"\n\nIts report, to open in a browser: `{run / REPORT}`" if (run / REPORT).is_file() else ""
+    return f"**{facts.state.capitalize()}**{steps}{more}.{said}{further}{report}"
 
 
 def describe_grid(grid: Path) -> str:
@@ -90,6 +104,13 @@ def table(rows: list[list[str]]) -> str:
         start = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
         lines.append(f'<tr>{start}<td colspan="{widest - len(cells)}">{escape(last)}</td></tr>')
     return f"<table>{''.join(lines)}</table>"
+
+
+def check_table(rows: list[list[str]]) -> str:
+    """The rows of a check as HTML; those that are right are folded, as they are many."""
+    right = [row for row in rows if row[-1] == "right"]
+    folded = f"<details><summary>{plural(len(right), 'part')} right</summary>{table(right)}</details>" if right else ""
+    return table([row for row in rows if row[-1] != "right"]) + folded
 
 
 class TrainPage:
@@ -130,12 +151,11 @@ class TrainPage:
         self.source = gr.Radio(list(SOURCES), value=next(iter(SOURCES)), label="Data", elem_id="source")
         self.data = gr.Textbox("", visible=False, elem_id="data")
         profiles = [(name.replace("_", " "), name) for name in PROFILES]
-        self.profile = gr.Radio(profiles, value="quick_test", label="Profile", elem_id="profile")
+        self.profile = gr.Radio(profiles, value="quick_test", label="Profile", info=PROFILE_INFO, elem_id="profile")
         with gr.Row():
-            self.name = gr.Textbox("", label="Name", placeholder="data, profile, time", elem_id="name", min_width=120)
-            self.steps = gr.Textbox(
-                "", label="Steps", placeholder="the profile's", elem_id="train-steps", min_width=120
-            )
+            of_a_line = {"max_lines": 1, "min_width": 120}
+            self.name = gr.Textbox("", label="Name", placeholder="no spaces, or empty", elem_id="name", **of_a_line)
+            self.steps = gr.Textbox("", label="Steps", placeholder="the profile's", elem_id="train-steps", **of_a_line)
         self.note = gr.Textbox("", label="Note", placeholder="what is tried", elem_id="note")
         with gr.Accordion("Further flags", open=False):
             self.more = gr.Textbox("", label="As in a terminal", placeholder="--lora_rank 32 --seed 1", elem_id="more")
@@ -260,7 +280,7 @@ class TrainPage:
         try:
             for row in training.ask(self._request(values), flag, self.runs):
                 rows.append(row)
-                yield {self.plan: table(rows[1:])}
+                yield {self.plan: (check_table if flag == "--check" else table)(rows[1:])}
         except ValueError as error:
             rows = [[str(error)]]
             yield {**refusal(self, error), self.plan: ""}
@@ -324,9 +344,13 @@ class TrainPage:
         rows, of_run = training.read_metrics(run), facts[run]
         return {
             **changed,
-            self.state: describe(of_run, training.seconds_left(of_run, rows)),
+            self.state: describe(run, of_run, training.seconds_left(of_run, rows)),
             **{
-                plot: gr.LinePlot(pd.DataFrame(points, columns=["step", "loss"]), visible=len(points) > 1)
+                plot: gr.LinePlot(
+                    pd.DataFrame(points, columns=["step", "loss"]),
+                    visible=len(points) > 1,
+                    x_lim=[0, max(of_run.step, SHORTEST_AXIS)],
+                )  # fmt: skip
                 for plot, points in zip(self.plots, training.loss_curves(rows), strict=True)
             },
             self.stop_button: gr.Button(interactive=of_run.state in ("starting", "loading", "running")),

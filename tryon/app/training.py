@@ -24,7 +24,7 @@ from typing import Any, Literal
 from tryon.config import PROJECT
 from tryon.data.layout import holds_pairs, run_prefix
 from tryon.files import read_json
-from tryon.report import read_scores
+from tryon.report import REPORT, read_scores
 from tryon.runs import LAUNCH, LAUNCHER_LOCK, checkpoints, locked, process_of, read_metrics
 
 LAUNCHER = PROJECT / "train_deepfashion_lora.sh"
@@ -35,7 +35,12 @@ MOST_POINTS = 200  # of a curve
 RECENT = 50  # steps by whose median the time left is foretold
 Source = Literal["toy", "folder", "hub"]
 State = Literal["starting", "loading", "running", "stopping", "finished", "stopped", "failed"]
-FIELDS = {"--run_name": "Name", "--max_train_steps": "Steps"}  # what the page calls what refusals name by flag
+# What the page calls what refusals name as in a terminal.
+FIELDS = {
+    "--run_name": "Name",
+    "--max_train_steps": "Steps",
+    "give train_deepfashion_lora.sh --plan --gpu_memory 24": "press Plan with --gpu_memory 24 in Further flags",
+}
 SIGNAL = re.compile(r"SIG\w+: | by SIG\w+|; a second one stops at once")  # says nothing to who presses Stop
 
 
@@ -298,5 +303,7 @@ def newest_grid(run: Path) -> Path | None:
 
 def marks(runs: list[Path]) -> tuple[Any, ...]:
     """What changes whenever these runs have something else to show."""
-    files = [run / name for run in runs for name in (LAUNCH, "metrics.jsonl", "train.log", "evaluation.json", NOTE)]
+    files = [
+        run / name for run in runs for name in (LAUNCH, "metrics.jsonl", "train.log", "evaluation.json", REPORT, NOTE)
+    ]
     return *map(process_of, runs), *(file.is_file() and file.stat().st_mtime for file in files)

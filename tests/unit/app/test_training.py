@@ -112,11 +112,15 @@ def test_a_plan_of_a_persons_own_folder_is_of_its_pairs_and_names_its_run(tmp_pa
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_refusal_is_the_launchers_own_sentence_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_refusal_is_the_launchers_own_sentence_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     for asked, message in (
         (TrainingRequest("toy", "", "quick_test", more="--learning_rat 1"), "did you mean --learning_rate"),
         (TrainingRequest("toy", "", "quick_test", name="../escaped"), "^Name ../escaped is no name of a folder"),
         (TrainingRequest("toy", "", "quick_test", steps="0"), "^Steps 0 is too small"),
+        (TrainingRequest("hub", "a/b", "full"), "press Plan with --gpu_memory 24 in Further flags"),
         (TrainingRequest("folder", str(tmp_path / "none"), "quick_test", more="--toy"), "none is neither a folder nor"),
     ):
         with pytest.raises(ValueError, match=message) as refused:
