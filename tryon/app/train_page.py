@@ -50,12 +50,13 @@ STYLE = """
 #plan table, #runs table { width: 100%; margin: 0; border: 0; }
 #plan tr, #runs tr { border: 0; border-top: 1px solid var(--border-color-primary); }
 #plan td, #runs td { border: 0; padding: 2px 12px 2px 0; vertical-align: top; }
-#plan td { min-width: 4em; }
+#plan td:not(:empty) { min-width: 4em; }
 #plan summary { padding: 2px 0; cursor: pointer; }
 #runs td { white-space: nowrap; }
 #runs tr:first-child td { font-weight: bold; white-space: normal; vertical-align: bottom; }
 @media (max-width: 640px) {
-  #runs td { white-space: normal; overflow-wrap: anywhere; min-width: 3.6em; }
+  #runs td { white-space: normal; padding-right: 8px; font-size: 13px; }
+  #runs td:first-child, #runs td:last-child { overflow-wrap: anywhere; min-width: 4em; }
   #runs td:nth-child(4), #runs td:nth-child(7) { display: none; }
 }
 #run-state code { white-space: normal; }
@@ -154,7 +155,7 @@ class TrainPage:
         self.profile = gr.Radio(profiles, value="quick_test", label="Profile", info=PROFILE_INFO, elem_id="profile")
         with gr.Row():
             of_a_line = {"max_lines": 1, "min_width": 120}
-            self.name = gr.Textbox("", label="Name", placeholder="no spaces, or empty", elem_id="name", **of_a_line)
+            self.name = gr.Textbox("", label="Name", placeholder="no spaces", elem_id="name", **of_a_line)
             self.steps = gr.Textbox("", label="Steps", placeholder="the profile's", elem_id="train-steps", **of_a_line)
         self.note = gr.Textbox("", label="Note", placeholder="what is tried", elem_id="note")
         with gr.Accordion("Further flags", open=False):
