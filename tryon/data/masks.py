@@ -33,7 +33,7 @@ PROTECTED: dict[Category, tuple[str, ...]] = {
     "full": ("head", "hands", "shoes", "other"),
 }
 # The garments that one of each category takes the place of.
-REPLACED: dict[Category, tuple[str, ...]] = {
+REPLACED_GARMENTS: dict[Category, tuple[str, ...]] = {
     "upper": ("upper", "full"),
     "lower": ("lower", "full"),
     "full": ("full", "upper", "lower"),
@@ -124,7 +124,7 @@ def needed_mask(mask: Tensor, category: Category, before: Tensor, after: Tensor,
     reaches, as a share of the height.
     """
     height = mask.shape[1]
-    cloth = among(before, REPLACED[category]) | among(after, REPLACED[category])
+    cloth = among(before, REPLACED_GARMENTS[category]) | among(after, REPLACED_GARMENTS[category])
     side = max(1, round(SLIVER * height))
     moved = binary_opening(((before != after) & ~cloth[0]).numpy(), np.ones((side, side)))
     needed = without_specks((cloth | torch.from_numpy(moved)) & mask)

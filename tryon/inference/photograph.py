@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tryon.data.category import Category
 from tryon.data.human_parser import UNSURE
-from tryon.data.masks import REPLACED, among, mask_picture, needed_mask
+from tryon.data.masks import REPLACED_GARMENTS, among, mask_picture, needed_mask, without_specks
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ def given_back(
     human parser finds in person and result. Where it sees no new garment, the log says so, and the result stays.
     """
     hidden = torch.from_numpy(np.array(mask) > 0)[None]
-    if not (hidden & among(after, REPLACED[category])).any():
+    if not without_specks(hidden & among(after, REPLACED_GARMENTS[category])).any():
         logger.warning("the parser sees no %s-body garment in the result: nothing is given back", category)
         return result
     needed = mask_picture(needed_mask(hidden, category, before, after, UNSURE))
