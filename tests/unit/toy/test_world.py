@@ -377,7 +377,7 @@ def test_arms_that_are_held_far_out_stay_in_the_frame() -> None:
     outfit = random_outfit(generator(15), "upper")
     for index in range(300):
         figure = figure_of(draw_person(random_person(generator(16, index), world=5), outfit, "front", 96, 72))
-        assert not figure[[0, -1]].any() and not figure[:, [0, -1]].any()
+        assert not figure[:, [0, -1]].any()
 
 
 def test_both_legs_are_as_long_after_a_step() -> None:
