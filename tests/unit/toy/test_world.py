@@ -373,6 +373,13 @@ def test_people_of_world_5_stand_anywhere_in_any_size_and_step(moving: list) -> 
     assert 0 in steps and max(steps) >= 3
 
 
+def test_arms_that_are_held_far_out_stay_in_the_frame() -> None:
+    outfit = random_outfit(generator(15), "upper")
+    for index in range(300):
+        figure = figure_of(draw_person(random_person(generator(16, index), world=5), outfit, "front", 96, 72))
+        assert not figure[:, [0, -1]].any()
+
+
 def test_both_legs_are_as_long_after_a_step() -> None:
     """Hems end at the same share of either leg."""
     arms = (0.1 + 0.1j, 0.1 + 0.1j)
