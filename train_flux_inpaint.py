@@ -129,8 +129,8 @@ def train(
 ) -> Path:
     """Trains a LoRA and returns the run's folder, config.output_dir, with checkpoints, metrics and pictures in it.
 
-    begun: is called on the main process once models, data and checkpoint are accepted; nothing in the run is changed
-    before.
+    begun: is called on the main process once models, data and checkpoint are accepted. A start that is refused before
+    leaves checkpoints, curves and records of the run as they were.
 
     Raises ValueError, in one sentence, for everything the user can mend: models that cannot be loaded, data that cannot
     be read, a checkpoint of another LoRA, a loss that is no longer finite.
