@@ -34,7 +34,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from folder_datasets import describe_pairs, load_folder
-from tryon.config import PlanConfig, TrainConfig, seconds_of
+from tryon.answer import answer
+from tryon.config import TrainConfig, seconds_of
 from tryon.console import on_terminal, progress_bar, set_up_logging
 from tryon.data.category import Category, mask_variation_of
 from tryon.data.layout import pairs_in_words
@@ -46,16 +47,7 @@ from tryon.evaluation.score import score_run
 from tryon.files import files_fingerprint
 from tryon.flux.attention import fall_back, uses_safest
 from tryon.flux.flow_matching import NoiseLevels, noise_levels
-from tryon.flux.load import (
-    FILL_CONFIG,
-    TEXT_PARTS,
-    ModelFiles,
-    fetch_training_models,
-    load_scheduler,
-    load_transformer,
-    load_vae,
-    read_transformer_config,
-)
+from tryon.flux.load import TEXT_PARTS, ModelFiles, fetch_training_models, load_scheduler, load_transformer, load_vae
 from tryon.flux.lora import read_lora
 from tryon.flux.lora_header import LoraFacts, verify_lora
 from tryon.flux.memory import check_panel_fits, dtype_of, resolved
@@ -79,11 +71,10 @@ from tryon.share import ShareConfig, push
 from tryon.signals import TIME_IS_UP, asked_to_stop, finishing_steps, stop_after
 from tryon.toy.model import toy_name, use_toy_model
 from tryon.training.batches import count_sampled, load_batches, sampled_in_step
-from tryon.training.check import check
 from tryon.training.checkpoint import CheckpointWriter, TrainerState, load_checkpoint, tidy, verify
 from tryon.training.ema import WeightAverage, make_average
 from tryon.training.latent_cache import LatentData, cache_latents, data_identity, latent_files
-from tryon.training.plan import plan_lines, seen_often
+from tryon.training.plan import seen_often
 from tryon.training.progress import Progress
 from tryon.training.speed import device_name
 from tryon.training.step import make_lr_scheduler, make_optimizer, optimiser_step
@@ -434,42 +425,6 @@ def run_training(
         push(ShareConfig(run=str(run), push_to_hub=config.push_to_hub, private=config.private))
     logger.info("pictures, curves, and how to use the LoRA: %s", run / REPORT)
     logger.info("finished: %s", run)
-
-
-def answer(
-    config: TrainConfig, plan: PlanConfig, data: list[str], pairs: int | None, variants: int, *, toy_asked_for: bool
-) -> None:
-    """Prints what --plan or --check asks for. Of the models only the transformer's config.json is read.
-
-    data: what is trained on, in lines. pairs, variants: see plan_lines. toy_asked_for: see use_toy_model. Raises
-    SystemExit where --check finds that this machine is not fit for the run.
-    """
-    if plan.check:
-        set_up_logging(is_main_process=True)
-    if plan.plan and config.toy:
-        if toy_asked_for:
-            print("this plans the toy, as asked")
-        else:
-            print("no GPU was found: this plans the toy, which would be trained; --gpu_memory 24 plans the real model")
-    if config.toy:
-        config = use_toy_model(config, toy_asked_for)
-    name, price = config.pretrained_inpaint_model_name_or_path, plan.price_per_hour
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if plan.check:
-        if not config.toy and device.type != "cuda":
-            raise ValueError("there is a GPU that torch cannot use: update the NVIDIA driver, or add --toy")
-        shapes = read_transformer_config(name, None) if Path(name).exists() else FILL_CONFIG
-        if not check(config, shapes, device, Path(config.output_dir).parent, price):
-            raise SystemExit(1)
-        return
-    try:
-        shapes = read_transformer_config(name, config.cache_dir)
-    except ValueError as error:
-        print(f"the size of FLUX-Fill is assumed, because {error}")
-        shapes = FILL_CONFIG
-    here = None if plan.gpu_memory else device
-    print("planned, data: " + "\n  ".join(data))
-    print("\n".join(plan_lines(config, shapes, pairs, variants, here, plan.gpu_memory, price)))
 
 
 def pairs_of(data: SampleSource) -> dict[Category, int]:

@@ -34,7 +34,8 @@ def main(argv: list[str]) -> None:
     from deepfashion_training.deepfashion_dataset import load_deepfashion, pairs_by_reference
     from deepfashion_training.inspect_dataset import describe
     from deepfashion_training.inspection import log_findings
-    from train_flux_inpaint import PairCounts, answer, evaluate_on, run_training
+    from train_flux_inpaint import PairCounts, evaluate_on, run_training
+    from tryon.answer import answer
     from tryon.training.tracking import start_processes
 
     toy_asked_for = "--toy" in argv
