@@ -194,17 +194,18 @@ def write_own(root: Path, count: int = 6) -> DrawnData:
 
 
 def test_a_folder_without_lists_and_masks(
-    tmp_path: Path, data_cache: Path, drawn_parser: Parser, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, drawn_parser: Parser, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A garment is held back with all who wear it, and masks are those of inference, made once."""
     root = tmp_path / "own"
+    cache = tmp_path / "cache"  # its own: other tests label the same drawn people
     drawn = write_own(root)
     caplog.set_level("INFO")
-    train, validation = load(root, data_cache_dir=str(data_cache))
+    train, validation = load(root, data_cache_dir=str(cache))
     assert "no list of training pairs: every picture is taken" in caplog.text
     assert "1 garment held back from the training" in caplog.text and "labelling the people in" in caplog.text
     for seed in range(20):
-        splits = [load(root, data_cache_dir=str(data_cache), seed=seed) for _ in range(2)]
+        splits = [load(root, data_cache_dir=str(cache), seed=seed) for _ in range(2)]
         assert splits[0] == splits[1], "the same whenever it is made"
         trained, held_back = ({pair.name for pair in data.pairs} for data in splits[0])
         assert not trained & held_back and len(trained | held_back) == 6
@@ -212,13 +213,13 @@ def test_a_folder_without_lists_and_masks(
         assert len(held_back) == (2 if "me 0.png" in held_back else 1)
     files = {pair.mask for data in (train, validation) for pair in data.pairs}
     written = {file: file.stat().st_mtime_ns for file in files}
-    assert len(files) == 6 and files <= set(data_cache.rglob("*.png"))
+    assert len(files) == 6 and files <= set(cache.rglob("*.png"))
 
     for index, pair in enumerate(train.pairs):
         person = drawn.truth(int(pair.person.stem[-1])).image
         expected = mask_by_rule(None, "upper", MaskRule(), lambda person=person: parse(drawn_parser, person))
         assert torch.equal(train[index].mask, fit_mask(expected, 192, 144)), pair.name
-    hull = load(root, MaskConfig(mask_rule="hull"), data_cache_dir=str(data_cache))[0]
+    hull = load(root, MaskConfig(mask_rule="hull"), data_cache_dir=str(cache))[0]
     assert hull[0].mask.sum() < train[0].mask.sum() and hull.key(0) != train.key(0) and hull.mask_rule.name == "hull"
     assert written == {file: file.stat().st_mtime_ns for file in files}
 
