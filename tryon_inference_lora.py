@@ -289,6 +289,7 @@ def main(argv: list[str]) -> None:
         open_picture,
         open_pictures,
         part_finder,
+        part_finder_at_hand,
         take_off_garment,
     )
     from tryon.inference.pipeline import load_try_on
@@ -297,6 +298,7 @@ def main(argv: list[str]) -> None:
     config = use_toy_model_for_try_on(config, facts)
     parser, give_back = pictures.parser or parser_for_try_on(config, facts), pictures.give_back
     find_parts = part_finder(parser, config.cache_dir, at_once=give_back)  # before the models, which take minutes
+    at_hand = part_finder_at_hand(find_parts, parser, config.cache_dir)
     how, first = Denoising(steps, guidance, seeds, find_parts if give_back else None), next(iter(loras.values()))
     make_mask = mask_maker(facts, find_parts, needless=pictures.parser is not None and not give_back)
     words = f"{plural(steps, 'step')} at guidance {guidance:g}"
@@ -310,10 +312,11 @@ def main(argv: list[str]) -> None:
     if pairs:
         model = load_try_on(config, first, fold=True)
         logger.info("dressing, %s", words)
-        rows, undressed = dress_pairs(model, requests, made, how, make_mask, GRID_ROWS if grid else 0, shared)
+        shown = GRID_ROWS if grid else 0
+        rows, undressed = dress_pairs(model, requests, made, how, make_mask, at_hand, shown, shared)
         failed |= undressed
     else:
-        opened = open_pictures(request, facts, make_mask)  # before the models, which take minutes to load
+        opened = open_pictures(request, facts, make_mask, at_hand)  # before the models, which take minutes to load
         if pictures.output_tryon:
             model = load_try_on(config, first, fold=True)
             logger.info("dressing, %s", words)

@@ -50,6 +50,17 @@ def hub_or_folder(
     return folder
 
 
+def folder_on_disk(name: str, patterns: list[str], cache_dir: str | None) -> Path | None:
+    """The folder of `hub_or_folder` where all of a model is there already, without asking the hub; else None."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder.resolve()
+    try:
+        return Path(snapshot_download(name, **_wanted(patterns, cache_dir, (), "model"), local_files_only=True))
+    except (errors.LocalEntryNotFoundError, HFValidationError):
+        return None
+
+
 def download_size(
     name: str, patterns: list[str], cache_dir: str | None, ignore: Sequence[str] = (), kind: Kind = "model"
 ) -> int:

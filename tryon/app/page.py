@@ -31,7 +31,7 @@ from tryon.app.mask_layers import (
 from tryon.app.pictures import person_of, usable_file
 from tryon.app.session import MOST_GUIDANCE, MOST_STEPS, Session, TryOnRequest, error_text
 from tryon.data.category import CATEGORIES
-from tryon.data.sample import UNREADABLE, doubt_about_mask, read_photograph
+from tryon.data.sample import UNREADABLE, read_photograph
 from tryon.flux.lora_header import LoraFacts, read_facts
 from tryon.inference.pipeline import usable_rule
 from tryon.inference.recipe import BASE, read_recipe
@@ -396,7 +396,7 @@ class Page(Layout):
     def _dress(self, asked: TryOnRequest, stop: threading.Event | None, progress: gr.Progress) -> TryOnRequest:
         """The request with its results; says where its mask is hardly one that was meant. Raises Stopped once `stop` is
         set, and ValueError as Session.dress."""
-        if doubt := doubt_about_mask(Image.open(asked.mask)):
+        for doubt in self.session.doubts_about_mask(asked):
             logger.warning("%s", doubt)
             gr.Warning(doubt)
 

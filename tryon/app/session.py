@@ -9,7 +9,7 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +22,8 @@ from torch import Tensor
 
 from tryon.config import TryOnConfig, oversized
 from tryon.data.category import Category, MaskRule
-from tryon.data.human_parser import Parser, mask_by_rule, parse, parser_for_masks
+from tryon.data.human_parser import Parser, labels_at_hand, mask_by_rule, parse, parser_for_masks
+from tryon.data.mask_doubts import doubts_about_mask
 from tryon.data.sample import usable_mask
 from tryon.files import files_fingerprint, replacing
 from tryon.flux.lora_header import LoraFacts, check_takes_off, denoising, panel_size, read_facts, verify_lora
@@ -217,6 +218,12 @@ class Session:
         garment that the person wears, "L" of 0 and 255; None: the parser finds it. Raises ValueError where no mask can
         be made."""
         return mask_by_rule(worn, category, rule, lambda: self._labels(self.parser(read_facts(lora)), person))
+
+    def doubts_about_mask(self, asked: TryOnRequest) -> Iterator[str]:
+        """Why the mask of a try-on is hardly one that was meant, each reason in a clause."""
+        parser, person = self.parser(read_facts(asked.lora)), Image.open(asked.person)
+        labels = labels_at_hand(lambda: self._labels(parser, person), parser, self.config.cache_dir)
+        return doubts_about_mask(Image.open(asked.mask), labels, asked.category)
 
     def _labels(self, parser: str | None, person: Image.Image) -> Tensor:
         key = parser or "", sha256(person.tobytes()).hexdigest()

@@ -19,7 +19,7 @@ from tryon.data.category import CATEGORIES, Category, MaskRule
 from tryon.data.masks import PARTS, agnostic_mask, among, mask_picture, without_specks
 from tryon.data.sample import UNREADABLE, open_picture, read_picture
 from tryon.files import files_fingerprint, replacing
-from tryon.hub import hub_or_folder
+from tryon.hub import folder_on_disk, hub_or_folder
 from tryon.units import plural
 
 if TYPE_CHECKING:
@@ -91,14 +91,28 @@ def load_parser(name: str, cache_dir: str | None, device: torch.device) -> Parse
 
 
 def parser_for_masks(name: str | None, cache_dir: str | None) -> Parser:
-    """The parser, or the default one for photographs, to make masks with. Raises ValueError, in one sentence, where it
-    cannot be had: then masks have to be given."""
+    """The parser, or the default one for photographs, to make masks with; downloaded only where it is not on the disk.
+    Raises ValueError, in one sentence, where it cannot be had: then masks have to be given."""
+    name = name or DEFAULT_PARSER
     try:
-        return load_parser(name or DEFAULT_PARSER, cache_dir, torch.device("cpu"))
+        on_disk = folder_on_disk(name, PARSER_FILES, cache_dir)
+        return load_parser(str(on_disk or name), cache_dir, torch.device("cpu"))
     except ValueError as error:
         raise ValueError(
             f"without a human parser no mask can be made and nothing given back: {error}, or give a mask"
         ) from error
+
+
+def labels_at_hand(labels: Callable[[], Tensor], name: str | None, cache_dir: str | None) -> Tensor | None:
+    """A person's labels for what is worth no download: None where parser_for_masks would need one, or, which the log
+    says, where its parser cannot be used. labels: gives them, by that parser."""
+    if folder_on_disk(name or DEFAULT_PARSER, PARSER_FILES, cache_dir) is None:
+        return None
+    try:
+        return labels()
+    except ValueError as error:
+        logger.warning("the mask is not compared with the person: %s", error)
+        return None
 
 
 def parse(parser: Parser, person: Image.Image) -> Tensor:
@@ -131,15 +145,22 @@ def _parse_portrait(parser: Parser, person: Image.Image) -> Tensor:
     return interpolate(parts[None, None], size, mode="nearest-exact")[0, 0]
 
 
-def find_worn(labels: Tensor, category: Category) -> Tensor:
-    """[1, H, W] bool: the garment of a category that a person wears, by its labels, [H, W] of places in PARTS.
-
-    A full-body garment may replace an upper and a lower one together. A dress cannot be replaced in part, as its
-    waistline is not known. Raises ValueError if nothing of the category is worn, specks aside.
-    """
+def worn_garments(labels: Tensor) -> dict[Category, Tensor]:
+    """[1, H, W] bool: the garment of each category that a person wears, specks aside, by its labels, [H, W] of places
+    in PARTS. A full-body garment may replace an upper and a lower one together."""
     seen = {each: without_specks(among(labels, (each,))) for each in CATEGORIES}
     if not seen["full"].any() and seen["upper"].any():  # its mask hangs from the neckline
         seen["full"] = seen["upper"] | seen["lower"]
+    return seen
+
+
+def find_worn(labels: Tensor, category: Category) -> Tensor:
+    """[1, H, W] bool: the garment of a category that a person wears, as worn_garments finds it.
+
+    A dress cannot be replaced in part, as its waistline is not known. Raises ValueError if nothing of the category is
+    worn.
+    """
+    seen = worn_garments(labels)
     if seen[category].any():
         return seen[category]
     if others := [each for each in CATEGORIES if seen[each].any()]:

@@ -125,10 +125,6 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # What Pillow and our own checks raise for a picture that cannot be used.
 UNREADABLE = (OSError, SyntaxError, ValueError)
-# A mask that covers more of the picture, or more of its border and less of its middle, is hardly one that was meant.
-# No mask of 360 drawn people was doubted, by any rule, and each of them that was inverted was found.
-NEARLY_ALL, NEARLY_ALL_OF_BORDER = 0.9, 0.8
-GRID = 64  # cells, across and down, in which a mask is looked at
 # One bad row in a hundred is the data's fault; more is a mistake in how it was given.
 UNREADABLE_SHARE = 0.01
 
@@ -277,20 +273,6 @@ def usable_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
             "on black"
         )
     return binary
-
-
-def doubt_about_mask(mask: Image.Image) -> str | None:
-    """Why a mask, "L" of 0 and 255, is hardly one that was meant, in a clause; None where it may well be."""
-    white = np.asarray(mask.resize((GRID, GRID), Image.Resampling.BOX)) / 255
-    inside, middle = white[1:-1, 1:-1], white[GRID // 4 : -GRID // 4, GRID // 4 : -GRID // 4]
-    border = (white.sum() - inside.sum()) / (white.size - inside.size)
-    share = mask.histogram()[255] / (mask.width * mask.height)
-    white_is = f"the mask is white over {share:.0%} of the picture"
-    if border > NEARLY_ALL_OF_BORDER > middle.mean():
-        return f"{white_is}, and at its border more than in its middle: white is repainted, it looks inverted"
-    if share > NEARLY_ALL:
-        return f"{white_is}: all of that is repainted, perhaps the face too"
-    return None
 
 
 def fit_picture(picture: Image.Image, height: int, width: int) -> Tensor:

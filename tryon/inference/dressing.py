@@ -14,15 +14,9 @@ from torch import Tensor
 from tryon.config import TryOnConfig
 from tryon.console import progress_bar
 from tryon.data.category import CATEGORIES, Category
-from tryon.data.human_parser import Parser, mask_by_rule, parse, parser_for_masks
-from tryon.data.sample import (
-    UNREADABLE,
-    doubt_about_mask,
-    fit_picture,
-    read_photograph,
-    read_usable_mask,
-    to_picture,
-)
+from tryon.data.human_parser import Parser, labels_at_hand, mask_by_rule, parse, parser_for_masks
+from tryon.data.mask_doubts import doubts_about_mask
+from tryon.data.sample import UNREADABLE, fit_picture, read_photograph, read_usable_mask, to_picture
 from tryon.flux.lora_header import LoraFacts, prompt_category, read_facts
 from tryon.inference.pairs_file import Request, results_of
 from tryon.inference.photograph import given_back
@@ -32,6 +26,7 @@ from tryon.inference.recipe import Recipe, of_result, save_picture, with_request
 logger = logging.getLogger(__name__)
 
 FindParts = Callable[[Image.Image], Tensor]  # [H, W] of places in PARTS, of an RGB picture of a person
+FindPartsAtHand = Callable[[Image.Image], Tensor | None]
 MakeMask = Callable[[Image.Image, Image.Image | None, Category | None], Image.Image]
 
 
@@ -58,7 +53,9 @@ class Denoising:
 
 def part_finder(parser: str | None, cache_dir: str | None, *, at_once: bool) -> FindParts:
     """A function that finds a person's parts by a human parser (see parser_for_masks), which is loaded at once, or when
-    it is first needed. Raises ValueError, or the function does, where it cannot be had."""
+    it is first needed. The labels of the last person are kept. Raises ValueError, or the function does, where it cannot
+    be had."""
+    last: tuple[Image.Image, Tensor] | None = None
 
     @cache
     def loaded() -> Parser:
@@ -66,7 +63,19 @@ def part_finder(parser: str | None, cache_dir: str | None, *, at_once: bool) -> 
 
     if at_once:
         loaded()
-    return lambda person: parse(loaded(), person)
+
+    def find_parts(person: Image.Image) -> Tensor:
+        nonlocal last
+        if last is None or last[0] is not person:
+            last = person, parse(loaded(), person)
+        return last[1]
+
+    return find_parts
+
+
+def part_finder_at_hand(find_parts: FindParts, parser: str | None, cache_dir: str | None) -> FindPartsAtHand:
+    """The part_finder of a parser, for what is worth no download: see labels_at_hand."""
+    return lambda person: labels_at_hand(lambda: find_parts(person), parser, cache_dir)
 
 
 def mask_maker(facts: LoraFacts, find_parts: FindParts, *, needless: bool) -> MakeMask:
@@ -100,8 +109,11 @@ def open_picture(what: str, path: Path | None, size: tuple[int, int] | None = No
         raise ValueError(f"the {what} {path} cannot be used ({error}): give another file") from error
 
 
-def open_pictures(request: Request, facts: LoraFacts, make_mask: MakeMask) -> Pictures:
-    """What the try-on starts from. Raises ValueError for what cannot be used."""
+def open_pictures(
+    request: Request, facts: LoraFacts, make_mask: MakeMask, find_parts_at_hand: FindPartsAtHand
+) -> Pictures:
+    """What the try-on starts from. A mask that was given and is hardly meant is warned of. Raises ValueError for what
+    cannot be used."""
     if request.category not in (None, *CATEGORIES):
         raise ValueError(f"the category {request.category} is none of {', '.join(CATEGORIES)}: give one of them")
     person, garment = open_picture("person", request.person), open_picture("garment", request.garment)
@@ -114,8 +126,9 @@ def open_pictures(request: Request, facts: LoraFacts, make_mask: MakeMask) -> Pi
             "made a mask: rows %d to %d of %d, columns %d to %d of %d",
             top + 1, bottom, mask.height, left + 1, right, mask.width,
         )  # fmt: skip
-    if doubt := doubt_about_mask(mask):
-        logger.warning("%s: %s", request.mask or request.person, doubt)
+    else:
+        for doubt in doubts_about_mask(mask, find_parts_at_hand(person), request.category):
+            logger.warning("%s: %s", request.mask, doubt)
     return Pictures(person, garment, mask, category)
 
 
@@ -179,7 +192,7 @@ def grid_row(opened: Pictures, results: list[Image.Image], size: tuple[int, int]
 
 def dress_pairs(
     model: TryOnModel, requests: dict[int, Request], made: set[int], denoising: Denoising, make_mask: MakeMask,
-    shown: int, recipe: Recipe,
+    find_parts_at_hand: FindPartsAtHand, shown: int, recipe: Recipe,
 ) -> tuple[list[tuple[str, list[Image.Image]]], dict[int, str]]:  # fmt: skip
     """Dresses what is asked for by lines of a file, but for those that are made; returns the grid's rows, of the first
     `shown` that there are, and what is wrong with the lines that were not dressed. recipe: see dress."""
@@ -189,7 +202,7 @@ def dress_pairs(
             if number in made and len(rows) >= shown:
                 continue
             try:
-                opened = open_pictures(request, model.facts, make_mask)
+                opened = open_pictures(request, model.facts, make_mask, find_parts_at_hand)
                 if number in made:
                     results = [read_photograph(file) for file in results_of(request.output, denoising.seeds)]
                 else:
