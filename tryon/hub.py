@@ -51,14 +51,15 @@ def hub_or_folder(
 
 
 def folder_on_disk(name: str, patterns: list[str], cache_dir: str | None) -> Path | None:
-    """The folder of `hub_or_folder` where all of a model is there already, without asking the hub; else None."""
+    """The folder of `hub_or_folder` where a model is there already, without asking the hub; else None."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         return folder.resolve()
     try:
-        return Path(snapshot_download(name, **_wanted(patterns, cache_dir, (), "model"), local_files_only=True))
+        folder = Path(snapshot_download(name, **_wanted(patterns, cache_dir, (), "model"), local_files_only=True))
     except (errors.LocalEntryNotFoundError, HFValidationError):
         return None
+    return folder if all(any(folder.glob(pattern)) for pattern in patterns) else None  # a download may have been cut
 
 
 def download_size(

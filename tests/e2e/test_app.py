@@ -367,11 +367,14 @@ def test_programs_use_the_named_endpoint(page_url: str, drawn: Path, tmp_path: P
     assert not changed[~hidden].any() and changed[hidden].mean() > 0.9
 
     ImageOps.invert(mask).save(tmp_path / "inverted.png")
-    job = client.submit(mask=handle_file(tmp_path / "inverted.png"), **asked)
-    assert len(job.result()[0]) == 2
-    updates = (job.communicator.updates.get_nowait() for _ in range(job.communicator.updates.qsize()))
-    said = [log for log, _ in (update.log for update in updates if getattr(update, "log", None))]
-    assert len(said) == 1 and "white is repainted, it looks inverted" in said[0]
+    mask.paste(255, (150, 0, 400, 768))
+    mask.save(tmp_path / "high.png")
+    for name, words in (("inverted", "white is repainted, it looks inverted"), ("high", "of face and hair above the")):
+        job = client.submit(mask=handle_file(tmp_path / f"{name}.png"), **asked)
+        assert len(job.result()[0]) == 2
+        updates = (job.communicator.updates.get_nowait() for _ in range(job.communicator.updates.qsize()))
+        said = [log for log, _ in (update.log for update in updates if getattr(update, "log", None))]
+        assert len(said) == 1 and words in said[0], said
 
     results, _ = client.predict(mask=None, **asked)
     made = (np.asarray(Image.open(results[0]["image"]).convert("RGB")) != np.asarray(picture)).any(-1)

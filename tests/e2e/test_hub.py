@@ -18,6 +18,7 @@ from conftest import PROJECT
 from known_lines import INFERENCE, unknown_lines
 from stub_hub import StubHub, serve
 from test_dataset import write_pictures
+from tryon.hub import folder_on_disk
 from tryon.toy.dataset import write_dataset
 from tryon.toy.model import ToyFolders
 
@@ -120,6 +121,11 @@ def test_what_is_downloaded_refused_and_used_again(hub: StubHub, hub_home: Path)
         "somebody/plain/config.json"
     ]
 
+    catvton_files, cache = ["*.json", "*.safetensors"], str(hub_home / "hub")
+    assert (folder_on_disk(catvton, catvton_files, cache) / "config.json").is_file()
+    for name in ("somebody/cut", "somebody/later", "somebody/plain", "no/name/at all"):
+        assert folder_on_disk(name, catvton_files, cache) is None, name
+
     def load_again(variables: dict[str, str]) -> tuple[list, str]:
         return load([(flux, catvton), ("somebody/later", catvton)], hub_home, **variables)
 
@@ -147,6 +153,7 @@ def test_inference_with_models_and_lora_from_the_hub(hub: StubHub, hub_home: Pat
     assert done.stderr == "loading torch, diffusers and transformers ...\n" and "wrote " in done.stdout
     assert unknown_lines(done.stdout, INFERENCE) == []
     assert done.stdout.count("this LoRA was trained for") == 2
+    assert not [path for path in hub.asked if "segformer" in path], "a given mask is worth no parser's download"
     assert Image.open(pictures / "out.png").size == (64, 96)
 
 

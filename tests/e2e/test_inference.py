@@ -171,6 +171,15 @@ def test_a_category_is_enough(
     with pytest.raises(ValueError, match="no mask can be made and nothing given back: no/parser is .*, or give a mask"):
         main([*flags, "--output_tryon", str(out), "--parser", "no/parser"])
 
+    capsys.readouterr()
+    given = Image.new("L", (144, 192))
+    given.paste(255, (0, 0, 144, 90))
+    given.save(tmp_path / "mask.png")
+    main([*flags, "--output_tryon", str(tmp_path / "given.png"), "--mask", str(tmp_path / "mask.png")])
+    said = capsys.readouterr().out
+    assert "mask.png: the mask is white over 100% of face and hair above the clothes: they are repainted too" in said
+    assert "of the lower-body garment that is worn lies outside the mask and will still be seen" in said
+
     back, again = tmp_path / "back.png", tmp_path / "back-again.png"
     main([*flags, "--output_tryon", str(back), "--give_back"])
     kept = (pixels(tmp_path / "person.png") == pixels(back)).all(-1)

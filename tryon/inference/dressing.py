@@ -112,8 +112,8 @@ def open_picture(what: str, path: Path | None, size: tuple[int, int] | None = No
 def open_pictures(
     request: Request, facts: LoraFacts, make_mask: MakeMask, find_parts_at_hand: FindPartsAtHand
 ) -> Pictures:
-    """What the try-on starts from. A mask that was given and is hardly meant is warned of. Raises ValueError for what
-    cannot be used."""
+    """What the try-on starts from. Raises ValueError for what cannot be used; a mask that is hardly meant is warned
+    of."""
     if request.category not in (None, *CATEGORIES):
         raise ValueError(f"the category {request.category} is none of {', '.join(CATEGORIES)}: give one of them")
     person, garment = open_picture("person", request.person), open_picture("garment", request.garment)
@@ -126,9 +126,9 @@ def open_pictures(
             "made a mask: rows %d to %d of %d, columns %d to %d of %d",
             top + 1, bottom, mask.height, left + 1, right, mask.width,
         )  # fmt: skip
-    else:
-        for doubt in doubts_about_mask(mask, find_parts_at_hand(person), request.category):
-            logger.warning("%s: %s", request.mask, doubt)
+    known = find_parts_at_hand(person) if request.mask else None
+    for doubt in doubts_about_mask(mask, known, request.category):
+        logger.warning("%s: %s", request.mask or request.person, doubt)
     return Pictures(person, garment, mask, category)
 
 

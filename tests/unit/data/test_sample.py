@@ -8,14 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 
 from conftest import PROJECT, make_sample
-from tryon.data.category import CATEGORIES, MaskRule
-from tryon.data.masks import mask_picture
 from tryon.data.sample import (
     binary_mask,
-    doubt_about_mask,
     fit_mask,
     fit_picture,
     make_diptych,
@@ -28,7 +25,6 @@ from tryon.data.sample import (
     usable_mask,
 )
 from tryon.flux.prompts import FIXED_PROMPT, TRY_OFF_PROMPT, prompt_for, prompts_of
-from tryon.toy.examples import DrawnData
 
 
 def test_a_picture_of_panel_size_survives_unchanged() -> None:
@@ -87,21 +83,6 @@ def test_a_mask_without_white_is_told_its_largest_value() -> None:
     dot.putpixel((450, 450), 255)
     with pytest.raises(ValueError, match="the mask's white is too small to be seen at 96 x 64"):
         sample_of_pictures(picture, picture, dot, "upper", 96, 64)
-
-
-def test_masks_that_are_hardly_meant_are_doubted_and_others_are_not() -> None:
-    assert doubt_about_mask(Image.new("L", (900, 1200), 255)).startswith("the mask is white over 100% of the picture")
-    nearly = Image.new("L", (900, 1200), 255)
-    nearly.paste(0, (0, 0, 900, 84))
-    assert doubt_about_mask(nearly).startswith("the mask is white over 93% of the picture: all of that is repainted")
-    for rule in ("rectangle", "parsing"):
-        data = DrawnData(12, 0, CATEGORIES, 192, 144, mask_rule=MaskRule(rule))
-        for index in range(len(data)):
-            mask = mask_picture(data[index].mask.bool())
-            share = np.asarray(mask).mean() / 255
-            assert doubt_about_mask(mask) is None
-            said = doubt_about_mask(ImageOps.invert(mask))
-            assert said.startswith(f"the mask is white over {1 - share:.0%} of the picture") and "inverted" in said
 
 
 def test_a_large_photograph_is_read_at_half_its_size_and_others_as_they_are() -> None:
