@@ -121,7 +121,7 @@ def test_what_is_downloaded_refused_and_used_again(hub: StubHub, hub_home: Path)
         "somebody/plain/config.json"
     ]
 
-    catvton_files, cache = ["*.json", "*.safetensors"], str(hub_home / "hub")
+    catvton_files, cache = ["config.json", "diffusion_*.safetensors"], str(hub_home / "hub")
     assert (folder_on_disk(catvton, catvton_files, cache) / "config.json").is_file()
     for name in ("somebody/cut", "somebody/later", "somebody/plain", "no/name/at all"):
         assert folder_on_disk(name, catvton_files, cache) is None, name
