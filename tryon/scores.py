@@ -97,12 +97,13 @@ def names_of(loras: dict[str, dict[str, Any]]) -> dict[str, str]:
 
 
 def _short_name(file: Path, with_step: bool) -> str:
-    run, of_hub = run_of(file), file.parts[-4:-3]  # models--<owner>--<name>/snapshots/<commit>/<file>
-    name, step = (file.parent.name if file.name == LORA_FILE else file.stem), ""
-    if run:
+    of_hub, step = next((part for part in file.parts if part.startswith("models--")), ""), ""
+    if run := run_of(file):
         name, step = run.name, lora_name(file).removeprefix(run.name) if with_step else ""
-    elif of_hub and of_hub[0].startswith("models--"):
-        name = of_hub[0].rpartition("--")[2]
+    elif of_hub:  # models--<owner>--<name>/snapshots/<commit>/<file>
+        name = of_hub.rpartition("--")[2]
+    else:
+        name = file.parent.name if file.name == LORA_FILE else file.stem
     return (name if len(name) <= LONGEST_NAME else f"{name[:8]}…{name[9 - LONGEST_NAME :]}") + step
 
 
