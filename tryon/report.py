@@ -15,7 +15,7 @@ from typing import Any
 
 from tryon.cli import parse, run_script
 from tryon.config import MODELS, PROFILES, TOY_NOTICE, MaskConfig, on_toy, setting
-from tryon.data.category import CATEGORIES
+from tryon.data.category import CATEGORIES, category_order
 from tryon.files import MANIFEST, read_json, replace_json, replacing, save_json
 from tryon.pages import TEMPLATES, data_url, render
 from tryon.runs import (
@@ -409,7 +409,8 @@ def _curves(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> 
     training.plot([part[-1]["step"] for part in parts], means)
     training.set_title(f"training loss, means of {plural(size, 'step')}")
     curves: dict[tuple[tuple[int, float], ...], list[str]] = {}  # of one category, the loss of all is its own
-    for name in sorted({name for row in rows for name in row if name.startswith("validation/")}):
+    losses = {name for row in rows for name in row if name.startswith("validation/")}
+    for name in sorted(losses, key=lambda name: (category_order(name), name)):
         points = tuple((row["step"], row[name]) for row in rows if name in row)
         curves.setdefault(points, []).append(name.removeprefix("validation/"))
     for points, names in curves.items():

@@ -85,6 +85,13 @@ def test_the_loss_of_the_only_category_is_drawn_once(run: Path) -> None:
     page = write_report(run).read_text()
     assert "<!-- loss = loss_upper -->" in page and "<!-- loss -->" not in page
 
+    parts = ("loss_upper", "ema_loss_full", "loss", "loss_lower", "loss_full")
+    row = {f"validation/{name}": float(number) for number, name in enumerate(parts)}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"step": 41, **row}) + "\n")
+    shown = re.findall(r"<!-- (\w*loss\w*) -->", write_report(run).read_text())
+    assert shown == ["loss", "loss_upper", "loss_lower", "ema_loss_full", "loss_full"], "garments in their order"
+
 
 def value(mean: float, cases: int = 4) -> dict[str, float]:
     return {"mean": mean, "low": mean - 1, "high": mean + 1, "cases": cases}
