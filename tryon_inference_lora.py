@@ -15,7 +15,7 @@ the rule that the LoRA was trained with; or, with --category alone, a human pars
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -234,11 +234,13 @@ def columns_of(loras: Sequence[str], seeds: range) -> list[str]:
     return [f"{lora}, seed {seed}" if len(seeds) > 1 else lora for lora in loras for seed in seeds]
 
 
-def check_all_dressed(failed: dict[int, str], lines: int) -> None:
-    """Raises ValueError, with what is wrong with each, where some of the lines of --pairs were not dressed."""
+def check_all_dressed(failed: Collection[int], lines: int) -> None:
+    """Raises ValueError, which names them, where some of the lines of --pairs, each warned of, were not dressed."""
     if failed:
-        problems = "; ".join(f"line {number}: {failed[number]}" for number in sorted(failed))
-        raise ValueError(f"{len(failed)} of {lines} pairs were not dressed: {problems}")
+        were, numbers = "was" if len(failed) == 1 else "were", ", ".join(map(str, sorted(failed)))
+        raise ValueError(
+            f"{len(failed)} of {plural(lines, 'pair')} {were} not dressed, as is said above: line {numbers}"
+        )
 
 
 def main(argv: list[str]) -> None:
@@ -246,7 +248,7 @@ def main(argv: list[str]) -> None:
     config, pictures, fingerprints = read_settings(argv)
     paths = pictures.pairs, pictures.output_grid, pictures.take_off
     pairs, grid, taken_off = (Path(path).expanduser() if path else None for path in paths)
-    seeds, failed = seeds_of(pictures), {}
+    seeds, undressed = seeds_of(pictures), set()
     lines = read_pairs(pairs, seeds, grid) if pairs else []
     set_up_logging(is_main_process=True)
     loras = {name: lora_on_disk(name, config.cache_dir) for name in pictures.lora if name != BASE}
@@ -270,11 +272,12 @@ def main(argv: list[str]) -> None:
         recipe = with_request(shared, request)
     check_unchanged(recipe, fingerprints, pictures.again)
     if pairs:
-        requests, failed = requests_of(lines, pairs.parent, pictures.category)
+        requests = requests_of(lines, pairs.parent, pictures.category)
         made = {line for line, each in requests.items() if is_made(with_request(shared, each), each.output, seeds)}
         logger.info("%s, %d of them made already", plural(len(lines), "pair"), len(made))
+        undressed = {number for number, _ in lines} - requests.keys()
         if len(made) == len(requests) and not grid:
-            check_all_dressed(failed, len(lines))
+            check_all_dressed(undressed, len(lines))
             return
 
     load_libraries(*MODEL_LIBRARIES)
@@ -290,11 +293,17 @@ def main(argv: list[str]) -> None:
         open_pictures,
         part_finder,
         part_finder_at_hand,
+        possible,
         take_off_garment,
     )
     from tryon.inference.pipeline import load_try_on
     from tryon.toy.model import parser_for_try_on, use_toy_model_for_try_on
 
+    if pairs:
+        requests = possible(requests, facts)
+        undressed = {number for number, _ in lines} - requests.keys()
+        if not requests:
+            check_all_dressed(undressed, len(lines))
     config = use_toy_model_for_try_on(config, facts)
     parser, give_back = pictures.parser or parser_for_try_on(config, facts), pictures.give_back
     find_parts = part_finder(parser, config.cache_dir, at_once=give_back)  # before the models, which take minutes
@@ -313,8 +322,8 @@ def main(argv: list[str]) -> None:
         model = load_try_on(config, first, fold=True)
         logger.info("dressing, %s", words)
         shown = GRID_ROWS if grid else 0
-        rows, undressed = dress_pairs(model, requests, made, how, make_mask, at_hand, shown, shared)
-        failed |= undressed
+        rows, failed = dress_pairs(model, requests, made, how, make_mask, at_hand, shown, shared)
+        undressed |= failed
     else:
         opened = open_pictures(request, facts, make_mask, at_hand)  # before the models, which take minutes to load
         if pictures.output_tryon:
@@ -330,7 +339,7 @@ def main(argv: list[str]) -> None:
         headings = ["garment", "person", "masked", *columns_of(shared.loras, seeds)]
         save_picture(draw_grid(headings, rows), grid, with_output(recipe, "output_grid", grid))
         logger.info("wrote %s", grid)
-    check_all_dressed(failed, len(lines))
+    check_all_dressed(undressed, len(lines))
 
 
 if __name__ == "__main__":

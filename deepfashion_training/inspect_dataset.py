@@ -210,7 +210,9 @@ def main(argv: list[str]) -> None:
         load_libraries("torch", "datasets", *(["transformers"] if data.parser else []))
         what, (findings, columns, pictures) = "rows", inspect_rows(data, masks, settings)
     log_findings(findings)
-    verdict = f"ready: all {what} that are kept can be used"
+    noted = len(findings.warnings)
+    see = f", but see the {plural(noted, 'warning') if noted > 1 else 'warning'}" if noted else ""
+    verdict = f"ready{see}: all {what} that are kept can be used"
     if findings.faults:
         verdict = f"not ready: {'; '.join(findings.faults)}"
     write_page(page, config.data_set, findings, verdict, columns, pictures)

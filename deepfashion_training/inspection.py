@@ -110,36 +110,42 @@ def judge_pictures(findings: Findings, what: str, train: list[Look], validation:
         findings.lines.append("mask modes: " + in_words(Counter(each["mask_mode"] for each in stored)))
         findings.lines.append(f"masks: {len(stored) - noisy} binary, {noisy} noisy or soft (thresholded)")
 
-    def warn(said: str, of: Iterable[Look]) -> None:
+    def warn(said: str, of: Iterable[Look], advice: str) -> None:
         if names := sorted(look.name for look in of):
             shown = ", ".join(map(str, names[:MOST_SHOWN])) + (", ..." if len(names) > MOST_SHOWN else "")
-            findings.warnings.append(f"{said}: {plural(len(names), what)} ({shown})")
+            findings.warnings.append(f"{said}: {plural(len(names), what)} ({shown}); {advice}")
 
     warn("masks that do not have their picture's size, and are resized",
-         (look for look in masked if look.measured.get("resized")))  # fmt: skip
+         (look for look in masked if look.measured.get("resized")),
+         "nothing to do if they are masks of these pictures")  # fmt: skip
     for category, (low, high) in CENTRES.items():
         of_category = [look for look in masked if look.category == category]
         if areas := sorted(look.measured["area"] for look in of_category):
             findings.lines.append(f"masks of {category} garments: {areas[0]:.0%} to {areas[-1]:.0%} of the picture, "
                                   f"median {areas[len(areas) // 2]:.0%}")  # fmt: skip
-        warn(f"masks of {category} garments are too large: their outlines run through even colour",
-             (look for look in of_category if look.measured["still"] > TOO_LARGE))  # fmt: skip
+        warn(f"masks of {category} garments look larger than the garment: more than {TOO_LARGE:.0%} of their outline "
+             "runs through even colour", (look for look in of_category if look.measured["still"] > TOO_LARGE),
+             "they can be trained on, but hide more of the person than they need: look at them, and cut them closer "
+             "unless the garment merely has the colour of what is behind it")  # fmt: skip
         warn(f"masks of {category} garments are where on a picture no such garment is",
-             (look for look in of_category if not low <= look.measured["middle"] <= high))  # fmt: skip
+             (look for look in of_category if not low <= look.measured["middle"] <= high),
+             "look at them: where mask or category is wrong, the pair teaches the wrong thing")  # fmt: skip
         warn(f"masks of {category} garments are too short or too small to show one",
              (look for look in of_category if look.measured["height"] < SHORTEST[category]
-              or look.measured["area"] < SMALLEST))  # fmt: skip
+              or look.measured["area"] < SMALLEST),
+             "look at them: where the mask misses the garment, leave the pair out")  # fmt: skip
     same: dict[str, list[Look]] = defaultdict(list)
     for look in seen:
         same[look.measured["digest"]].append(look)
     again = (look for looks in same.values() for look in sorted(looks, key=lambda look: look.name)[1:])
-    warn("pictures that are there more than once", again)
+    warn("pictures that are there more than once", again, "each counts as often as it is there")
     held_back = {look.measured.get("digest") for look in validation} - {None}
     warn("training pictures that are in the validation too",
-         (look for look in train if look.measured.get("digest") in held_back))  # fmt: skip
+         (look for look in train if look.measured.get("digest") in held_back),
+         "the validation will look better than it is: leave them out of one of the two")  # fmt: skip
 
     problems = [look for look in looks if look.problem]
-    warn("cannot be used and are left out", problems)
+    warn("cannot be used and are left out", problems, "why is said above")
     for why, count in Counter(look.problem for look in problems).most_common(5):
         findings.lines.append(f"{plural(count, what)} cannot be used: {why}")
     for part, of in (("training pairs", train), ("validation pairs", validation)):

@@ -5,6 +5,7 @@ python -m tryon.compare_blind --read answers.json    wins, and which scores agre
 """
 
 import random
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +18,11 @@ from tryon.cli import parse, run_script
 from tryon.config import MOST_SEED, setting
 from tryon.files import file_hash, read_json
 from tryon.pages import TEMPLATES, jpeg_url, render
-from tryon.runs import find_lora, run_of
+from tryon.runs import find_lora, lora_name, run_of
 from tryon.scores import FEW, INPUTS, LEAST_CASES, LOWER_IS_BETTER, OF_CASES, input_path, picture_path, read_lines
 from tryon.units import plural
 
-PAGE = "compare_blind.html"
+PAGE = "compare_blind_{}.html"  # with the names of both LoRAs, so that no comparison takes another's place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,9 @@ class CompareConfig:
     """Which LoRAs are compared, on how many pairs; or which answers are read."""
 
     runs: tuple[str, ...] = setting((), "two runs or checkpoints", positional=True)
-    page: str | None = setting(None, f"where the page is written; {PAGE} in the first run's folder if not given")
+    page: str | None = setting(
+        None, "where the page is written; if not given, in the first run's folder, named after both LoRAs"
+    )
     count: int = setting(40, "pairs on the page", 1, 1000)
     seed: int = setting(0, "seed of the pairs, their order, and the sides", 0, MOST_SEED)
     read: str | None = setting(None, "say what the answers in this file mean, which the page's button saved")
@@ -84,10 +87,13 @@ def pairs_to_compare(runs: tuple[str, ...], count: int, seed: int) -> list[dict[
     return pairs
 
 
-def page_of(name: str) -> Path:
-    """Where the page is written unless another place is named: the folder of the run, else of the LoRA's file."""
+def page_of(name: str, other: str) -> Path:
+    """Where the page is written unless another place is named: in the folder of the first run, else of its LoRA's file,
+    by that one's step and the other's name, such as compare_blind_step-8000_shirts-step-4000.html."""
     file = find_lora(name).absolute()
-    return (run_of(file) or file.parent) / PAGE
+    folder = run_of(file) or file.parent
+    names = lora_name(file).removeprefix(folder.name), lora_name(find_lora(other))
+    return folder / PAGE.format("_".join(re.sub(r"[^\w.]+", "-", each).strip("-") for each in names))
 
 
 def said_by(answers: dict[str, Any]) -> list[str]:
@@ -129,7 +135,7 @@ def main(argv: list[str]) -> None:
         print("\n".join(said_by(answers)))
         return
     pairs = pairs_to_compare(config.runs, config.count, config.seed)
-    page = Path(config.page).expanduser().absolute() if config.page else page_of(config.runs[0])
+    page = Path(config.page).expanduser().absolute() if config.page else page_of(*config.runs)
     names = dict(zip("ab", config.runs, strict=True))
     page.write_text(render(TEMPLATES / "compare_blind.html.j2", name="Which is better?", names=names, pairs=pairs))
     print(f"{plural(len(pairs), 'pair')}: open {page} in a browser")

@@ -15,7 +15,7 @@ from typing import Any
 
 from tryon.cli import parse, run_script
 from tryon.config import MODELS, PROFILES, TOY_NOTICE, MaskConfig, on_toy, setting
-from tryon.data.category import CATEGORIES
+from tryon.data.category import CATEGORIES, category_order
 from tryon.files import MANIFEST, read_json, replace_json, replacing, save_json
 from tryon.pages import TEMPLATES, data_url, render
 from tryon.runs import (
@@ -29,7 +29,18 @@ from tryon.runs import (
     read_metrics,
     validation_losses,
 )
-from tryon.scores import ALL, BASE, LEAST_CASES, Rows, has_stars, judged_kind, short_tables, verdict
+from tryon.scores import (
+    ALL,
+    BASE,
+    LEAST_CASES,
+    Rows,
+    judged_kind,
+    legend_of,
+    names_of,
+    short_tables,
+    stars_in,
+    verdict,
+)
 from tryon.units import plural
 
 Scores = dict[str, dict[str, float]]
@@ -222,22 +233,21 @@ def score_table(run: Path) -> Rows:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What evaluate_lora.py came to. data: in words. tables: see tryon.scores.short_tables. stars: whether they have
-    some."""
+    """What evaluate_lora.py came to. data: in words. loras, tables, stars: see tryon.scores.legend_of, short_tables and
+    stars_in."""
 
     data: str
     loras: dict[str, str]
     tables: dict[str, Rows]
-    stars: bool
+    stars: str
 
 
 def read_evaluated(run: Path) -> Evaluated | None:
     """The scores of evaluate_lora.py; None where it did not score this run."""
     if not (found := read_json(run / EVALUATED)):
         return None
-    loras = {heading: f"{each['file']}, step {each['step'] or 'unknown'}" for heading, each in found["loras"].items()}
-    tables = short_tables(found["scores"], [BASE, *loras])
-    return Evaluated(found["settings"]["data"], loras, tables, has_stars(tables))
+    tables = short_tables(found["scores"], names_of(found["loras"]))
+    return Evaluated(found["settings"]["data"], legend_of(found["loras"]), tables, stars_in(tables))
 
 
 @dataclass(frozen=True)
@@ -305,8 +315,7 @@ def judged_rows(scored: Scored) -> tuple[str, Rows]:
     """The scores of a checkpoint that evaluate_lora.py has scored: the kind of pairs, and rows of cells."""
     found = read_json(scored.file)
     kind = judged_kind(found["scores"])
-    rows = short_tables(found["scores"], [BASE, scored.heading])[kind]
-    return kind, [[each.replace(scored.heading, "LoRA") for each in rows[0]], *rows[1:]]
+    return kind, short_tables(found["scores"], {BASE: BASE, scored.heading: "LoRA"})[kind]
 
 
 def _files_of_scores(run: Path) -> list[Path]:
@@ -400,7 +409,8 @@ def _curves(rows: Sequence[dict[str, Any]], steps: Sequence[dict[str, Any]]) -> 
     training.plot([part[-1]["step"] for part in parts], means)
     training.set_title(f"training loss, means of {plural(size, 'step')}")
     curves: dict[tuple[tuple[int, float], ...], list[str]] = {}  # of one category, the loss of all is its own
-    for name in sorted({name for row in rows for name in row if name.startswith("validation/")}):
+    losses = {name for row in rows for name in row if name.startswith("validation/")}
+    for name in sorted(losses, key=lambda name: (category_order(name), name)):
         points = tuple((row["step"], row[name]) for row in rows if name in row)
         curves.setdefault(points, []).append(name.removeprefix("validation/"))
     for points, names in curves.items():

@@ -4,10 +4,13 @@ tryon.evaluation.score describes the folder, tryon.evaluation.compare the file. 
 """
 
 import json
+from collections import Counter
 from dataclasses import dataclass
+from math import isclose
 from pathlib import Path
 from typing import Any
 
+from tryon.runs import LORA_FILE, lora_name, run_of
 from tryon.units import plural
 
 LINES = "measured.jsonl"
@@ -16,6 +19,11 @@ BASE = "base"  # the heading of the model without a LoRA
 ALL = "all"  # the categories together: every case counts the same
 STAR = "*"  # before a difference that is marked
 LEAST_CASES = 6  # for a difference to be marked: of five cases all may well have one sign by chance
+STARS = (
+    f"A star ({STAR}) is before differences that count: their 95 % interval, in brackets, excludes 0, of {LEAST_CASES} "
+    "cases or more. One in twenty does so by chance."
+)
+LONGEST_NAME = 20  # letters of a LoRA's name that fit over a column on a phone
 VERDICTS = "better than the base", "worse than the base", "mixed", "no clear difference", "too few to say"
 BETTER, WORSE, MIXED, NEITHER, FEW = VERDICTS
 JUDGED = "psnr", "ssim", "lpips"
@@ -75,13 +83,43 @@ OF_CASES = {
 OF_SETS = {"fid": Measure("FID", 1), "kid": Measure("KID x 1000", 2)}
 
 
-def short_tables(results: Results, headings: list[str]) -> dict[str, Rows]:
+def names_of(loras: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """What the models of an evaluation.json are called where people read it, by their headings, BASE first: a LoRA by
+    its run, and its step where several are of one run, or by its file; long names are cut in the middle. One that is
+    alone, and those that would share a name, keep their headings. loras: as in the file."""
+    if len(loras) == 1:
+        return {heading: heading for heading in (BASE, *loras)}
+    files = {heading: Path(lora["file"]) for heading, lora in loras.items()}
+    of_run = Counter(map(run_of, files.values()))
+    names = {BASE: BASE, **{heading: _short_name(file, of_run[run_of(file)] > 1) for heading, file in files.items()}}
+    count = Counter(names.values())
+    return {heading: name if count[name] == 1 else heading for heading, name in names.items()}
+
+
+def _short_name(file: Path, with_step: bool) -> str:
+    of_hub, step = next((part for part in file.parts if part.startswith("models--")), ""), ""
+    if run := run_of(file):
+        name, step = run.name, lora_name(file).removeprefix(run.name) if with_step else ""
+    elif of_hub:  # models--<owner>--<name>/snapshots/<commit>/<file>
+        name = of_hub.rpartition("--")[2]
+    else:
+        name = file.parent.name if file.name == LORA_FILE else file.stem
+    return (name if len(name) <= LONGEST_NAME else f"{name[:8]}…{name[9 - LONGEST_NAME :]}") + step
+
+
+def legend_of(loras: dict[str, dict[str, Any]]) -> dict[str, str]:
+    """Which file each LoRA of an evaluation.json is, and of which step, by its name."""
+    names = names_of(loras)
+    return {names[heading]: f"{each['file']}, step {each['step'] or 'unknown'}" for heading, each in loras.items()}
+
+
+def short_tables(results: Results, names: dict[str, str]) -> dict[str, Rows]:
     """For each kind a row for each category and measure, a column for each model's mean and for each difference of a
-    LoRA. Marked differences begin with a star. Nothing but a head where nothing was computed. headings: of models."""
+    LoRA. Marked differences begin with a star. Nothing but a head where nothing was computed. names: see names_of."""
     found = {}
     for kind, of_kind in results.items():
-        columns = columns_of(of_kind[ALL], headings)
-        found[kind] = [["category", "measure", *columns]]
+        columns = columns_of(of_kind[ALL], names)
+        found[kind] = [["category", "measure", *columns.values()]]
         for category, result in of_kind.items():
             for number, (name, how) in enumerate(measures_of({category: result}).items()):
                 label = "" if number else f"{category} ({result['cases']})"
@@ -91,9 +129,9 @@ def short_tables(results: Results, headings: list[str]) -> dict[str, Rows]:
     return found
 
 
-def has_stars(tables: dict[str, Rows]) -> bool:
-    """Whether a difference is marked in any of short_tables."""
-    return any(each.startswith(STAR) for rows in tables.values() for row in rows for each in row)
+def stars_in(tables: dict[str, Rows]) -> str:
+    """What the tables' stars say; empty where there are none."""
+    return STARS if any(each.startswith(STAR) for rows in tables.values() for row in rows for each in row) else ""
 
 
 def aligned(rows: Rows, texts: int = 1) -> list[str]:
@@ -104,19 +142,26 @@ def aligned(rows: Rows, texts: int = 1) -> list[str]:
 
 
 def measures_of(of_kind: dict[str, dict[str, Any]]) -> dict[str, Measure]:
-    """What was measured of any category."""
+    """What was measured of any category. PSNR of the whole picture is left out where its differences are those inside
+    the mask, as they are where all outside of it is the photograph's own."""
     parts = [part for result in of_kind.values() for part in result.values() if isinstance(part, dict)]
-    return {each: how for each, how in {**OF_CASES, **OF_SETS}.items() if any(each in part for part in parts)}
+    gains = [
+        (part["psnr"]["mean"], part["psnr_whole"]["mean"]) for part in parts if "marked" in part.get("psnr_whole", ())
+    ]
+    repeated = {"psnr_whole"} if gains and all(isclose(*each, abs_tol=1e-3) for each in gains) else ()
+    known = {each for part in parts for each in part}.difference(repeated)
+    return {each: how for each, how in {**OF_CASES, **OF_SETS}.items() if each in known}
 
 
-def columns_of(result: dict[str, Any], headings: list[str]) -> list[str]:
-    """The models' headings, each LoRA's followed by that of its difference from the base."""
-    return [each for heading in headings for each in (heading, f"{heading} - {BASE}") if each in result]
+def columns_of(result: dict[str, Any], names: dict[str, str]) -> dict[str, str]:
+    """The models' names by their headings, each LoRA's followed by that of its difference from the base."""
+    pairs = ((heading + end, name + end) for heading, name in names.items() for end in ("", f" - {BASE}"))
+    return {heading: name for heading, name in pairs if heading in result}
 
 
-def cell(value: dict[str, Any] | None, how: Measure, cases: int, mark: str = "", end: str = "") -> str:
-    """A value in words, between `mark` and `end` where it is marked. cases: the number of the category's; a value of
-    fewer says so behind it."""
+def cell(value: dict[str, Any] | None, how: Measure, cases: int, mark: str = "") -> str:
+    """A value in words, behind `mark` where it is marked. cases: the number of the category's; a value of fewer says so
+    behind it."""
     if value is None:
         return ""
     sign = "+" if "marked" in value else ""
@@ -126,7 +171,7 @@ def cell(value: dict[str, Any] | None, how: Measure, cases: int, mark: str = "",
         shown += f" [{low}, {high}]"
     if value.get("cases", cases) != cases:
         shown += f" ({value['cases']})"
-    return f"{mark}{shown}{end}" if value.get("marked") else shown
+    return f"{mark}{shown}" if value.get("marked") else shown
 
 
 def verdict(results: Results, lora: str) -> str:

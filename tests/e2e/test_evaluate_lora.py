@@ -89,7 +89,7 @@ def test_base_and_loras_on_drawings_and_going_on_after_an_interruption(
     assert "LoRA: 3 unpaired pairs cannot say whether it is better" in said
     text = (folder / "evaluation.md").read_text()
     assert "| upper (1) | base |" in text and str(find_lora(str(run))) in text
-    assert "Not computed: LPIPS, FID, KID (pip install" in text and "In bold" not in text
+    assert "Not computed: LPIPS, FID, KID (pip install" in text and "A star" not in text
     page = (folder / "evaluation.html").read_text()
     assert "cannot say whether it is better" in page and page.count('src="data:image/jpeg;base64,') == 2
 
@@ -118,6 +118,10 @@ def test_base_and_loras_on_drawings_and_going_on_after_an_interruption(
         both["scores"]["paired"]["all"]["LoRA 1"]["psnr"], both["scores"]["paired"]["all"]["base"]["psnr"],
     )  # fmt: skip
     assert Image.open(folder / "worst-unpaired.png").width == 24 + 7 * (64 + 4)
+    page, text = ((folder / f"evaluation.{kind}").read_text() for kind in ("html", "md"))
+    assert "LoRA 1" not in page + text, "called by their names"
+    assert f'<th class="number">{run.name}</th>' in page and '<th class="number">weaker - base</th>' in page
+    assert f"| {run.name} - base |" in text and "- weaker: `" in text and "weaker: 3 unpaired pairs cannot say" in text
     assert times(done) == done
 
     with pytest.raises(ValueError, match="holds scores of other settings: seed was 0 and is 1: give the same, or name"):

@@ -53,6 +53,17 @@ def test_pairs_and_sides_are_drawn_by_lot(runs: tuple[str, str]) -> None:
     assert len(pairs_to_compare(runs, 2, 0)) == 2
 
 
+def test_a_page_does_not_take_the_place_of_another(runs: tuple[str, str], tmp_path: Path) -> None:
+    another = str(shutil.copytree(runs[1], tmp_path / "c's"))
+    shutil.copytree(Path(another) / "checkpoint-1", Path(another) / "checkpoint-2")
+    for other in (runs[1], another, f"{another}/checkpoint-1"):
+        main([runs[0], other, "--count", "1"])
+    assert sorted(page.name for page in (tmp_path / "a").glob("*.html")) == [
+        "compare_blind_step-1_b-step-1.html", "compare_blind_step-1_c-s-step-1.html",
+        "compare_blind_step-1_c-s-step-2.html",
+    ]  # fmt: skip
+
+
 def test_what_cannot_be_compared_is_refused(runs: tuple[str, str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="or are the same LoRA: first run python evaluate_lora.py --lora"):
         main([runs[0], runs[0]])
@@ -86,7 +97,7 @@ def test_wins_and_agreement() -> None:
 
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
 def test_people_answer_in_a_browser(runs: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    page, saved = tmp_path / "a" / "compare_blind.html", tmp_path / "answers.json"
+    page, saved = tmp_path / "a" / "compare_blind_step-1_b-step-1.html", tmp_path / "answers.json"
     main([*runs])
     assert f"open {page} in a browser" in capsys.readouterr().out, "beside the first run's files"
     pairs = pairs_to_compare(runs, 40, 0)

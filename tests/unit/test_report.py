@@ -85,6 +85,13 @@ def test_the_loss_of_the_only_category_is_drawn_once(run: Path) -> None:
     page = write_report(run).read_text()
     assert "<!-- loss = loss_upper -->" in page and "<!-- loss -->" not in page
 
+    parts = ("loss_upper", "ema_loss_full", "loss", "loss_lower", "loss_full")
+    row = {f"validation/{name}": float(number) for number, name in enumerate(parts)}
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write("\n" + json.dumps({"step": 41, **row}) + "\n")
+    shown = re.findall(r"<!-- (\w*loss\w*) -->", write_report(run).read_text())
+    assert shown == ["loss", "loss_upper", "loss_lower", "ema_loss_full", "loss_full"], "garments in their order"
+
 
 def value(mean: float, cases: int = 4) -> dict[str, float]:
     return {"mean": mean, "low": mean - 1, "high": mean + 1, "cases": cases}
@@ -206,15 +213,14 @@ def test_the_page_opens_with_a_verdict_and_names_the_checkpoint_to_use(run: Path
     both.write_text(many)
     add_evaluation(run, run / "scores")
     page = (run / "report.html").read_text()
-    assert (
-        "<th>LoRA 1</th>" in page and "checkpoint-20/transformer/pytorch_lora_weights.safetensors, step 20</td>" in page
-    )
+    assert "<th>deepfash…" in page and ", step 20</th>" in page and "LoRA 1" not in page
+    assert "checkpoint-20/transformer/pytorch_lora_weights.safetensors, step 20</td>" in page
     cells = ("10.00", "12.00", "*+2.00 [+1.00, +3.00]", "11.00", "+1.00 [+0.00, +2.00]")
     row = "".join(f'<td class="number">{cell}</td>' for cell in cells)
-    assert f"<tr><td>lower (6)</td><td>PSNR, mask</td>{row}</tr>" in page and "A star is before" in page
+    assert f"<tr><td>lower (6)</td><td>PSNR, mask</td>{row}</tr>" in page and "A star (*) is before" in page
     save_json(both, json.loads(many.replace('"marked": true', '"marked": false')))
     add_evaluation(run, run / "scores")
-    assert "A star is before" not in (run / "report.html").read_text(), "there is none"
+    assert "A star" not in (run / "report.html").read_text(), "there is none"
 
     save_json(run / "scores" / "evaluation.json", scores(LoRA=older))
     add_evaluation(run, run / "scores")

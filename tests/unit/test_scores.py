@@ -1,10 +1,13 @@
-"""The verdict on a LoRA, by made-up differences from the base."""
+"""The verdict on a LoRA, by made-up differences from the base, and what LoRAs are called."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tryon.scores import verdict
+from tryon.evaluation.compare import markdown, page, tables
+from tryon.runs import lora_file
+from tryon.scores import STARS, names_of, short_tables, stars_in, verdict
 
 
 def difference(mean: float, half: float, cases: int = 32) -> dict[str, Any]:
@@ -70,3 +73,38 @@ def test_unpaired_pairs_count_first_where_their_truth_is_known() -> None:
     without_truth = {"unpaired": {"all": {"cases": 32, "base": {}, "LoRA - base": {}}}}
     assert verdict({**paired, **without_truth}, "LoRA").startswith("on 32 paired pairs ")
     assert verdict(without_truth, "LoRA") == verdict({}, "LoRA") == verdict(paired, "another") == ""
+
+
+def test_loras_are_called_by_their_runs_where_several_are_compared() -> None:
+    def names(*files: Path) -> list[str]:
+        headings = {f"LoRA {number}": {"file": str(file)} for number, file in enumerate(files, 1)}
+        base, *found = names_of(headings).values()
+        assert base == "base" and list(names_of(headings))[1:] == list(headings)
+        return found
+
+    def of(run: str, step: int = 10) -> Path:
+        return lora_file(Path("/runs") / run / f"checkpoint-{step}")
+
+    hub = Path("/hub/models--somebody--hats/snapshots/0123/pytorch_lora_weights.safetensors")
+    assert names(of("shirts"), of("skirts"), hub, Path("/x/soft.safetensors"), Path("/shared") / hub.name) == [
+        "shirts", "skirts", "hats", "soft", "shared",
+    ]  # fmt: skip
+    assert names(of("shirts"), of("shirts", 20), of("skirts")) == ["shirts, step 10", "shirts, step 20", "skirts"]
+    assert names(of("deepfashion_full_20261127_203311"), of("a")) == ["deepfash…1127_203311", "a"]
+    assert names(of("a/shirts"), of("b/shirts"), of("base")) == ["LoRA 1", "LoRA 2", "LoRA 3"], "else one of two"
+    assert names(of("shirts")) == ["LoRA 1"], "its heading says it"
+
+
+def test_one_mark_with_one_explanation_is_before_differences_that_count() -> None:
+    loras = {f"LoRA {number}": {"file": f"/{name}.safetensors", "sha256": "", "step": 9}
+             for number, name in enumerate(("better", "same"), 1)}  # fmt: skip
+    columns = {"LoRA 1 - base": {"psnr": difference(2.0, 0.5)}, "LoRA 2 - base": {"psnr": difference(0.1, 0.5)}}
+    results = {"paired": {"all": {"cases": 32, "base": {"psnr": difference(20.0, 1.0)}, **columns}}}
+    head, row = short_tables(results, names_of(loras))["paired"]
+    assert head[2:] == ["base", "better - base", "same - base"]
+    assert row[3:] == ["*+2.00 [+1.50, +2.50]", "+0.10 [-0.40, +0.60]"]
+    assert markdown(tables(results, names_of(loras))["paired"])[3:] == [
+        "|  | better - base | *+2.00 [+1.50, +2.50] |", "|  | same - base | +0.10 [-0.40, +0.60] |",
+    ]  # fmt: skip
+    text = page("drawings", loras, [], {}, results)
+    assert STARS in text and "**" not in text and stars_in({}) == ""

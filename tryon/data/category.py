@@ -53,3 +53,9 @@ def mask_rule_of(masks: MaskConfig, parser: str | None = None) -> MaskRule:
 def mask_variation_of(masks: MaskConfig) -> MaskVariation:
     """How the settings let masks vary."""
     return MaskVariation(masks.mask_growth, masks.mask_variation)
+
+
+def category_order(name: str) -> int:
+    """A key that sorts names of losses: those of all garments first, then those that end in a category, as in
+    CATEGORIES."""
+    return next((place for place, category in enumerate(CATEGORIES, 1) if name.endswith(f"_{category}")), 0)

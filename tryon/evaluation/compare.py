@@ -36,10 +36,12 @@ from tryon.scores import (
     aligned,
     cell,
     columns_of,
-    has_stars,
     judged_kind,
+    legend_of,
     measures_of,
+    names_of,
     short_tables,
+    stars_in,
     verdict,
 )
 
@@ -48,9 +50,8 @@ RESAMPLES = 10_000  # of the bootstrap
 MEANING = (
     "Means over the cases, differences from the base with 95 % intervals; all counts every case the same. PSNR in dB, "
     "SSIM, length and text: higher is better; LPIPS, leftovers, FID and KID: lower is better. mask: inside the mask "
-    f"alone. A difference counts where its interval excludes 0 and there are at least {LEAST_CASES} cases; of many "
-    "differences one in twenty does so by chance. A value of fewer cases than its category has says of how many. FID "
-    "and KID of less than thousands of pictures compare models on the same cases alone."
+    "alone. A value of fewer cases than its category has says of how many. FID and KID of less than thousands of "
+    "pictures compare models on the same cases alone."
 )
 
 
@@ -171,19 +172,19 @@ def overview(results: Results, models: dict[str, str]) -> Rows:
     return rows
 
 
-def tables(results: Results, models: dict[str, str]) -> dict[str, Rows]:
+def tables(results: Results, names: dict[str, str]) -> dict[str, Rows]:
     """For each kind a table: a row for each category, model and difference of a LoRA, a column for each measure. Marked
-    differences are bold, in Markdown. Nothing but a head where nothing was computed."""
+    differences begin with a star. Nothing but a head where nothing was computed. names: see tryon.scores.names_of."""
     found = {}
     for kind, of_kind in results.items():
         measures = measures_of(of_kind)
         found[kind] = [["category", "model", *(how.heading for how in measures.values())]]
         for category, result in of_kind.items() if measures else ():
-            for number, row in enumerate(columns_of(result, list(models.values()))):
+            for number, (heading, name) in enumerate(columns_of(result, names).items()):
                 label = "" if number else f"{category} ({result['cases']})"
-                values = {each: result[row].get(each) for each in measures}
-                cells = (cell(value, measures[each], result["cases"], "**", "**") for each, value in values.items())
-                found[kind].append([label, row, *cells])
+                values = {each: result[heading].get(each) for each in measures}
+                cells = (cell(value, measures[each], result["cases"], STAR) for each, value in values.items())
+                found[kind].append([label, name, *cells])
     return found
 
 
@@ -207,71 +208,78 @@ def lengths(results: Results) -> list[str]:
     ]
 
 
-def findings(lines: Mapping[Place, Line], results: Results, models: dict[str, str], cases: Cases) -> list[str]:
+def findings(
+    lines: Mapping[Place, Line], results: Results, models: dict[str, str], names: dict[str, str], cases: Cases
+) -> list[str]:
     """Of several LoRAs first a sentence on the one that comes nearest to the truth, and whether its lead over the next
-    counts, pair by pair; then one on each, see tryon.scores.verdict. None where no truth is known."""
+    counts, pair by pair; then one on each, see tryon.scores.verdict. None where no truth is known. names: see
+    tryon.scores.names_of."""
     _, *loras = models
-    found = [f"{models[name]}: {said}." for name in loras if (said := verdict(results, models[name]))]
+    called = {name: names[heading] for name, heading in models.items()}
+    found = [f"{called[name]}: {said}." for name in loras if (said := verdict(results, models[name]))]
     if len(found) < 2:
         return found
     kind = judged_kind(results)
     values = {name: [lines[name, kind, index]["psnr"] for index in range(len(cases[kind]))] for name in loras}
     first, second, *_ = sorted(loras, key=lambda name: np.mean(values[name]), reverse=True)
     lead = difference_of(zip(values[first], values[second], strict=True))
-    words = f"{cell(lead, OF_CASES['psnr'], lead['cases'])} against {models[second]}"
+    words = f"{cell(lead, OF_CASES['psnr'], lead['cases'])} against {called[second]}"
     doubt = "" if lead["marked"] else f", {FEW if lead['cases'] < LEAST_CASES else NEITHER}"
-    return [f"{models[first]} has the highest PSNR: {words}{doubt}.", *found]
+    return [f"{called[first]} has the highest PSNR: {words}{doubt}.", *found]
 
 
 def web_page(
-    settings: dict[str, Any], loras: dict[str, str], said: list[str], missing: dict[str, str], results: Results,
-    pictures: dict[str, Image.Image],
+    settings: dict[str, Any], loras: dict[str, dict[str, Any]], said: list[str], missing: dict[str, str],
+    results: Results, pictures: dict[str, Image.Image],
 ) -> str:  # fmt: skip
-    """The content of evaluation.html. loras: what they are, by their headings. said: see findings. missing: see
-    tryon.evaluation.score. pictures: by their titles."""
-    shown = short_tables(results, [BASE, *loras])
+    """The content of evaluation.html. said: see findings. loras, missing: see tryon.evaluation.score. pictures: by
+    their titles."""
+    shown = short_tables(results, names_of(loras))
     return render(
-        TEMPLATES / "comparison.html.j2", name="Scores", settings=settings, loras=loras, said=said, tables=shown,
-        stars=has_stars(shown), meaning=MEANING, missing=not_computed(missing),
+        TEMPLATES / "comparison.html.j2", name="Scores", settings=settings, loras=legend_of(loras), said=said,
+        tables=shown, stars=stars_in(shown), meaning=MEANING, missing=not_computed(missing),
         pictures={title: jpeg_url(picture) for title, picture in pictures.items()},
     )  # fmt: skip
 
 
-def terminal(loras: dict[str, str], said: list[str], missing: dict[str, str], results: Results) -> list[str]:
+def terminal(loras: dict[str, dict[str, Any]], said: list[str], missing: dict[str, str], results: Results) -> list[str]:
     """The lines that a terminal shows. loras, said, missing: see web_page."""
-    shown = short_tables(results, [BASE, *loras])
-    lines = ["", *(f"{heading}: {what}" for heading, what in loras.items())]
+    shown = short_tables(results, names_of(loras))
+    lines = ["", *(f"{name}: {what}" for name, what in legend_of(loras).items())]
     for kind, rows in shown.items():
         lines += ["", kind, *(aligned(rows, texts=2) if rows[1:] else ["nothing was computed: there is no truth"])]
-    if has_stars(shown):
-        lines += ["", f"{STAR}: its interval excludes 0, of {LEAST_CASES} cases or more"]
+    if stars := stars_in(shown):
+        lines += ["", stars]
     return [*lines, "", *([not_computed(missing)] if missing else []), *said]
 
 
 def page(
-    data: str, loras: dict[str, dict[str, Any]], said: list[str], missing: dict[str, str], results: Results,
-    models: dict[str, str],
-) -> str:  # fmt: skip
+    data: str, loras: dict[str, dict[str, Any]], said: list[str], missing: dict[str, str], results: Results
+) -> str:
     """The content of evaluation.md. data: what the cases are of. said: see findings. loras, missing: see
     tryon.evaluation.score."""
     shares = [
         f"{category} {cell(result['on_edges'], Measure('', 0, 100), result['cases'])} %"
         for category, result in next(iter(results.values())).items() if "on_edges" in result
     ]  # fmt: skip
-    changed, shown = changed_outside(results), tables(results, models)
-    bold = " In bold: differences that count." if "**" in str(shown) else ""
+    names = names_of(loras)
+    changed, shown = changed_outside(results), tables(results, names)
     lines = ["# Scores", "", f"Data: {data}.", ""]
-    lines += [f"- {heading}: `{each['file']}`, step {each['step'] or 'unknown'}, sha256 {each['sha256']}"
+    lines += [f"- {names[heading]}: `{each['file']}`, step {each['step'] or 'unknown'}, sha256 {each['sha256']}"
               for heading, each in loras.items()]  # fmt: skip
     lines += [line for sentence in said for line in ("", sentence)]
     for kind, rows in shown.items():
         lines += ["", f"## {kind}", "", *(markdown(rows) if rows[1:] else ["Nothing was computed: there is no truth."])]
     lines += [
         "",
-        f"{MEANING}{bold}",
+        f"{MEANING} {stars_in(shown)}".rstrip(),
         "",
         f"How much of the masks' outlines follows the picture, which may tell what was worn: {'; '.join(shares)}. "
-        + (f"{', '.join(changed)} CHANGED PIXELS OUTSIDE." if changed else "Outside the masks no pixel changed."),
+        + (
+            f"{', '.join(names.get(each, each) for each in changed)} CHANGED PIXELS OUTSIDE."
+            if changed
+            else "Outside the masks no pixel changed."
+        ),
     ]
     lines += ["", not_computed(missing)] if missing else []
     return "\n".join(lines) + "\n"

@@ -54,7 +54,7 @@ from tryon.inference.photograph import given_back
 from tryon.inference.pipeline import TryOnModel, load_try_on, try_on_batch
 from tryon.report import EVALUATION
 from tryon.runs import find_lora
-from tryon.scores import INPUTS, LINES, Results, aligned, input_path, picture_path, read_lines
+from tryon.scores import INPUTS, LINES, Results, aligned, input_path, names_of, picture_path, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -284,27 +284,27 @@ def write_scores(
     """Says what the folder's measured cases mean: logs tables, writes evaluation.md, worst-<kind>.png and
     evaluation.json. models: for each name its heading, BASE first. Raises ValueError as `save_scores` does."""
     save_inputs(folder, cases)
-    described = {name: f"{each['file']}, step {each['step'] or 'unknown'}" for name, each in loras.items()}
     held = read_lines(folder)
     lines = {place: held[place] for place in places_of(models, cases)}
     results = compare.summarise(lines, models, cases, perceive(folder, lines, models, cases, perception))
-    said = compare.findings(lines, results, models, cases)
+    names = names_of(loras)
+    said = compare.findings(lines, results, models, names, cases)
     evaluation = evaluation_of(settings, loras, perception.missing, results)
     keep_earlier(folder, evaluation)
-    text = compare.page(settings["data"], loras, said, perception.missing, results, models)
+    text = compare.page(settings["data"], loras, said, perception.missing, results)
     (folder / "evaluation.md").write_text(text)
-    for line in compare.terminal(described, said, perception.missing, results):
+    for line in compare.terminal(loras, said, perception.missing, results):
         logger.info("%s", line)
-    pictures = {}
+    pictures, shown = {}, {each: names[heading] for each, heading in models.items()}
     for kind, source in cases.items():
         picked = compare.worst_cases(lines, models, kind, len(source))[:WORST_ROWS]
-        grid = compare.case_grid(source, kind, picked, models, lines, partial(saved_picture, folder))
+        grid = compare.case_grid(source, kind, picked, shown, lines, partial(saved_picture, folder))
         grid.save(folder / f"worst-{kind}.png")
         order = "the worst cases first" if "psnr" in lines[BASE, kind, 0] else "the first cases"
         pictures[f"{kind}, {order}"] = grid
         logger.info("%s: %s", order, folder / f"worst-{kind}.png")
     (folder / "evaluation.html").write_text(
-        compare.web_page(settings, described, said, perception.missing, results, pictures)
+        compare.web_page(settings, loras, said, perception.missing, results, pictures)
     )
     logger.info("scores: %s, evaluation.md and evaluation.json beside it", folder / "evaluation.html")
     save_scores(folder, evaluation)

@@ -2,7 +2,8 @@
 try-ons; and LoRAs compared on one."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +17,7 @@ from tryon.console import progress_bar
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.human_parser import Parser, labels_at_hand, mask_by_rule, parse, parser_for_masks
 from tryon.data.mask_doubts import doubts_about_mask
-from tryon.data.sample import UNREADABLE, fit_picture, read_photograph, read_usable_mask, to_picture
+from tryon.data.sample import UNREADABLE, fit_picture, read_photograph, read_usable_mask, to_picture, upright_size
 from tryon.flux.lora_header import LoraFacts, prompt_category, read_facts
 from tryon.inference.pairs_file import Request, results_of
 from tryon.inference.photograph import given_back
@@ -27,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 FindParts = Callable[[Image.Image], Tensor]  # [H, W] of places in PARTS, of an RGB picture of a person
 FindPartsAtHand = Callable[[Image.Image], Tensor | None]
-MakeMask = Callable[[Image.Image, Image.Image | None, Category | None], Image.Image]
+MakeMask = Callable[[Image.Image, Image.Image | None, Category], Image.Image]
 
 
 @dataclass(frozen=True)
@@ -85,10 +86,8 @@ def mask_maker(facts: LoraFacts, find_parts: FindParts, *, needless: bool) -> Ma
     raises ValueError where no mask can be made.
     """
 
-    def make_mask(person: Image.Image, worn: Image.Image | None, category: Category | None) -> Image.Image:
+    def make_mask(person: Image.Image, worn: Image.Image | None, category: Category) -> Image.Image:
         rule = trained_rule(facts)
-        if category is None:
-            raise ValueError("to make a mask the garment's category must be known: give it, or a mask")
         if worn and rule.name == "rectangle" and needless:
             raise ValueError("--parser is not needed for the rectangles that this LoRA was trained with: leave it out")
         return mask_by_rule(worn, category, rule, lambda: find_parts(person))
@@ -96,17 +95,52 @@ def mask_maker(facts: LoraFacts, find_parts: FindParts, *, needless: bool) -> Ma
     return make_mask
 
 
+@contextmanager
+def named(what: str, path: Path) -> Iterator[None]:
+    """Raises ValueError, which names the file, where it cannot be used. what: it is, in the message."""
+    try:
+        if not path.is_file():
+            raise ValueError("there is no such file")
+        yield
+    except UNREADABLE as error:
+        raise ValueError(f"the {what} {path} cannot be used ({error}): give another file") from error
+
+
 def open_picture(what: str, path: Path | None, size: tuple[int, int] | None = None) -> Image.Image | None:
     """A photograph, or a mask of a photograph of this size, width and height; None where none is named. what: it is, in
     a message. Raises ValueError where it cannot be used."""
-    try:
-        if path is None:
-            return None
-        if not path.is_file():
-            raise ValueError("there is no such file")
+    if path is None:
+        return None
+    with named(what, path):
         return read_usable_mask(path, size) if size else read_photograph(path)
-    except UNREADABLE as error:
-        raise ValueError(f"the {what} {path} cannot be used ({error}): give another file") from error
+
+
+def possible(requests: dict[int, Request], facts: LoraFacts) -> dict[int, Request]:
+    """Those try-ons of lines of a file with which nothing is wrong that is seen without decoding a picture. Warns of
+    each other line."""
+    found = {}
+    for number, request in requests.items():
+        try:
+            check_request(request, facts)
+            found[number] = request
+        except ValueError as error:
+            logger.warning("line %d: %s", number, error)
+    return found
+
+
+def check_request(request: Request, facts: LoraFacts) -> None:
+    """Raises ValueError for what cannot be dressed, as far as that is seen without decoding a picture."""
+    if request.category not in (None, *CATEGORIES):
+        raise ValueError(f"the category {request.category} is none of {', '.join(CATEGORIES)}: give one of them")
+    for what, path in (("person", request.person), ("garment", request.garment), ("mask", request.mask)):
+        if path:
+            with named(what, path):
+                upright_size(path)
+    prompt_category(facts, request.category)
+    if request.mask is None:
+        trained_rule(facts)
+        if request.category is None:
+            raise ValueError("to make a mask the garment's category must be known: give it, or a mask")
 
 
 def open_pictures(
@@ -114,8 +148,6 @@ def open_pictures(
 ) -> Pictures:
     """What the try-on starts from. Raises ValueError for what cannot be used; a mask that is hardly meant is warned
     of."""
-    if request.category not in (None, *CATEGORIES):
-        raise ValueError(f"the category {request.category} is none of {', '.join(CATEGORIES)}: give one of them")
     person, garment = open_picture("person", request.person), open_picture("garment", request.garment)
     mask, worn = open_picture("mask", request.mask, person.size), open_picture("region", request.worn, person.size)
     category = prompt_category(facts, request.category)
@@ -193,10 +225,10 @@ def grid_row(opened: Pictures, results: list[Image.Image], size: tuple[int, int]
 def dress_pairs(
     model: TryOnModel, requests: dict[int, Request], made: set[int], denoising: Denoising, make_mask: MakeMask,
     find_parts_at_hand: FindPartsAtHand, shown: int, recipe: Recipe,
-) -> tuple[list[tuple[str, list[Image.Image]]], dict[int, str]]:  # fmt: skip
+) -> tuple[list[tuple[str, list[Image.Image]]], set[int]]:  # fmt: skip
     """Dresses what is asked for by lines of a file, but for those that are made; returns the grid's rows, of the first
-    `shown` that there are, and what is wrong with the lines that were not dressed. recipe: see dress."""
-    rows, failed = [], {}
+    `shown` that there are, and the lines that were not dressed, of which it warns. recipe: see dress."""
+    rows, failed = [], set()
     with progress_bar(len(requests), "dressing", visible=True, initial=len(made)) as bar:
         for number, request in requests.items():
             if number in made and len(rows) >= shown:
@@ -212,7 +244,7 @@ def dress_pairs(
                 if len(rows) < shown:
                     rows.append(grid_row(opened, results, model.size))
             except ValueError as error:
-                failed[number] = str(error)
+                failed.add(number)
                 logger.warning("line %d: %s", number, error)
             bar.update(number not in made)
     return rows, failed

@@ -71,19 +71,16 @@ def read_pairs(path: Path, seeds: range, output_grid: Path | None) -> list[tuple
     return lines
 
 
-def requests_of(
-    lines: list[tuple[int, dict[str, str]]], folder: Path, category: Category | None
-) -> tuple[dict[int, Request], dict[int, str]]:
-    """The try-ons of the lines of read_pairs, by number, and what is wrong with the lines that ask for none. Makes the
-    folders of their outputs. folder: what paths are taken from; category: where a line names none."""
-    requests, failed = {}, {}
+def requests_of(lines: list[tuple[int, dict[str, str]]], folder: Path, category: Category | None) -> dict[int, Request]:
+    """The try-ons of the lines of read_pairs, by number. Warns of each line that asks for none. Makes the folders of
+    their outputs. folder: what paths are taken from; category: where a line names none."""
+    requests = {}
     for number, line in lines:
         try:
             requests[number] = _request_of_line(line, folder, category)
         except ValueError as error:
-            failed[number] = str(error)
             logger.warning("line %d: %s", number, error)
-    return requests, failed
+    return requests
 
 
 def _request_of_line(line: dict[str, str], folder: Path, category: Category | None) -> Request:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tryon.config import TrainConfig
 from tryon.console import progress_bar
+from tryon.data.category import category_order
 from tryon.data.grid import draw_grid, pick_for_grid
 from tryon.data.sample import (
     FillBatch,
@@ -177,7 +178,7 @@ def validation_loss(
             losses.setdefault(f"{name}_{latents.category}", []).append(loss)
         if each:
             each(index + 1)
-    return {name: sum(values) / len(values) for name, values in losses.items()}
+    return {name: sum(losses[name]) / len(losses[name]) for name in sorted(losses, key=category_order)}
 
 
 def sample_losses(batch: FillBatch, error: Tensor, sigma: Tensor) -> dict[str, float]:

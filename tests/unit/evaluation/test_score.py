@@ -38,6 +38,7 @@ from tryon.evaluation.score import (
 from tryon.scores import LINES, aligned, picture_path, read_lines, short_tables
 
 MODELS = {BASE: "base", "abc": "LoRA"}
+NAMES = {"base": "base", "LoRA": "LoRA"}
 
 
 def test_the_interval_is_that_of_the_mean() -> None:
@@ -161,12 +162,15 @@ def test_categories_and_differences(written: Written) -> None:
     assert changed_outside({"paired": results}) == []
     results["full"]["LoRA"]["changed_outside"] = 0.01
     assert changed_outside({"paired": results}) == ["LoRA"]
-    table = markdown(tables({"paired": results}, MODELS)["paired"])
-    assert table[0] == "| category | model | PSNR, mask | SSIM, mask | PSNR | SSIM |" and len(table) == 2 + 12
+    table = markdown(tables({"paired": results}, NAMES)["paired"])
+    assert table[0] == "| category | model | PSNR, mask | SSIM, mask | SSIM |" and len(table) == 2 + 12
+    assert results["all"]["LoRA - base"]["psnr_whole"]["mean"] == pytest.approx(np.mean(gains)), "said by PSNR, mask"
     assert f"| all (9) | base | {results['all']['base']['psnr']['mean']:.2f} [" in table[-3]
     assert "] (3)" not in "".join(table)
     results["all"]["base"]["ssim"] |= {"mean": 0.5, "low": 0.25, "high": 0.75, "cases": 3}
-    table = markdown(tables({"paired": results}, MODELS)["paired"])
+    results["all"]["LoRA - base"]["psnr_whole"]["mean"] += 0.1
+    table = markdown(tables({"paired": results}, NAMES)["paired"])
+    assert table[0] == "| category | model | PSNR, mask | SSIM, mask | PSNR | SSIM |", "it says something else"
     assert "| 0.500 [0.250, 0.750] (3) |" in table[-3], "not that of all nine"
 
 
@@ -179,16 +183,16 @@ def test_tables_for_a_terminal_are_aligned(written: Written) -> None:
     psnr, ssim = (results["paired"]["full"]["LoRA"][each]["mean"] for each in ("psnr", "ssim"))
     assert rows[-1][-1] == f"{psnr:.2f} {ssim:.3f}"
     assert aligned([["a", "wide", "c"], ["longer", "1", "20.00"]]) == ["a       wide      c", "longer     1  20.00"]
-    table = aligned(short_tables(results, ["base", "LoRA"])["paired"], texts=2)
+    table = aligned(short_tables(results, NAMES)["paired"], texts=2)
     assert table[0].split() == ["category", "measure", "base", "LoRA", "LoRA", "-", "base"]
-    assert len(table) == 1 + 4 * 4 and not any("|" in line or "**" in line for line in table)
-    names = ["measure", *(4 * ["PSNR, mask", "SSIM, mask", "PSNR", "SSIM"])]
+    assert len(table) == 1 + 4 * 3 and not any("|" in line or "**" in line for line in table)
+    names = ["measure", *(4 * ["PSNR, mask", "SSIM, mask", "SSIM"])]
     assert len({line.index(name) for line, name in zip(table, names, strict=True)}) == 1
     assert len({len(line) for line in table}) == 1, "numbers end where their headings do"
     unknown = {"paired": {"all": {"cases": 1, "base": {"changed_outside": 0.0}}}}
     assert overview(unknown, MODELS) == [rows[0]]
-    assert short_tables(unknown, ["base", "LoRA"]) == {"paired": [["category", "measure", "base"]]}
-    text = page("drawings", {}, ["LoRA, on 9 pairs: so and so."], {}, unknown, MODELS)
+    assert short_tables(unknown, NAMES) == {"paired": [["category", "measure", "base"]]}
+    text = page("drawings", {}, ["LoRA, on 9 pairs: so and so."], {}, unknown)
     assert "Nothing was computed: there is no truth." in text and "\nLoRA, on 9 pairs: so and so.\n" in text
 
 
@@ -200,13 +204,14 @@ def test_several_loras_are_told_apart_only_beyond_the_spread(written: Written) -
     def lead(better: float) -> str:
         moved = {place: {**line, "psnr": line["psnr"] + better} for place, line in other.items()}
         both = {**lines, **moved}
-        first, *of_each = findings(both, summarise(both, models, written.cases), models, written.cases)
-        assert [said.partition(":")[0] for said in of_each] == ["LoRA 1", "LoRA 2"]
+        names = {"base": "base", "LoRA 1": "shirts", "LoRA 2": "skirts"}
+        first, *of_each = findings(both, summarise(both, models, written.cases), models, names, written.cases)
+        assert [said.partition(":")[0] for said in of_each] == ["shirts", "skirts"]
         return first
 
-    assert lead(0.5) == "LoRA 2 has the highest PSNR: +0.50 against LoRA 1."
-    assert lead(0.0) == "LoRA 1 has the highest PSNR: +0.00 against LoRA 2, no clear difference."
-    assert len(findings(lines, summarise(lines, MODELS, written.cases), MODELS, written.cases)) == 1
+    assert lead(0.5) == "skirts has the highest PSNR: +0.50 against shirts."
+    assert lead(0.0) == "shirts has the highest PSNR: +0.00 against skirts, no clear difference."
+    assert len(findings(lines, summarise(lines, MODELS, written.cases), MODELS, NAMES, written.cases)) == 1
 
 
 def test_bounds_have_no_difference_from_the_base(written: Written) -> None:
