@@ -155,13 +155,11 @@ def main(argv: list[str]) -> None:
         os.environ["GRADIO_TEMP_DIR"] = name
         shown = Path(name) / "shown"
         shown.mkdir()
-        try_on = take_off = None
-        if lora:
-            session = Session(config, load, parser, lora, runs, shown, page.steps, page.guidance_scale)
-            if not page.train:  # the GPU may be a training's, and is until somebody is dressed
-                session.take(lora, config.lora_scale)
-            try_on = Page(session, write_pictures(Path(name) / "examples"), notice)
-            take_off = TakeOffPage(session) if session.loras_for_try_off() else None
+        session = Session(config, load, parser, lora, runs, shown, page.steps, page.guidance_scale)
+        if not page.train:  # the GPU may be a training's, and is until somebody is dressed
+            session.take(lora, config.lora_scale)
+        try_on = Page(session, write_pictures(Path(name) / "examples"), notice)
+        take_off = TakeOffPage(session) if session.loras_for_try_off() else None
         kept = {name: getattr(config, name) for name in ("data_cache_dir", "cache_dir")}
         flags = [f"--{name}={full_path(place)}" for name, place in kept.items() if place]
         if page.train:

@@ -25,7 +25,7 @@ def answer(
         set_up_logging(is_main_process=True)
     if plan.plan and config.toy:
         if toy_asked_for:
-            print("this plans the toy, as asked")
+            print("this plans the toy")
         else:
             print("no GPU was found: this plans the toy, which would be trained; --gpu_memory 24 plans the real model")
     if config.toy:

@@ -110,6 +110,12 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
                     return
             raise AssertionError(f"{name} stays at {range_.input_value()}")
 
+        def assert_seen(*names: str) -> None:
+            for name in names:
+                box = page.locator(f"#{name}").bounding_box()
+                assert box["y"] >= 0 and box["y"] + box["height"] <= 800, f"{name} is seen without scrolling"
+                assert box["x"] >= 0 and box["x"] + box["width"] <= 1280, f"{name} is not cut off"
+
         def screenshot(name: str) -> None:
             if folder := os.environ.get("TRYON_SCREENSHOTS"):
                 page.wait_for_timeout(1000)
@@ -185,24 +191,21 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         assert 255 < rows[rows > 200][0] < 285, "from the waist, row 352, up by a tenth and a little"
         assert changed[60:250].any() and not changed[:40].any(), "a stroke of the brush above, and nothing else"
         assert not changed[650:665, 286:300].any(), "and one of the eraser below"
-        captions = page.locator("#results .caption-label")
-        expect(captions).to_have_text(["newer, step 2, seed 7", "newer, step 2, seed 8"])
-        marked, shown = page.locator("#results .selected"), page.locator("#shown")
-        expect(marked).to_have_attribute("aria-label", "Thumbnail 1 of 2")
-        expect(shown).to_have_text("After: newer, step 2, seed 7")
-        page.locator("#results img").nth(1).click()
-        expect(marked).to_have_attribute("aria-label", "Thumbnail 2 of 2")
-        expect(shown).to_have_text("After: newer, step 2, seed 8")
-        with page.expect_download() as download:
-            page.locator("#result").get_by_label("Download").click()
-        assert download.value.suggested_filename == "person-1_garment-1_newer-step-2_8.png"
+        captions, shown = page.locator("#results .caption-label"), page.locator("#shown")
+        for number, seed in ((0, 7), (1, 8)):
+            expect(captions).to_have_text(["newer, step 2, seed 7", "newer, step 2, seed 8"])
+            page.locator("#results img").nth(number).click()
+            expect(shown).to_have_text(f"After: newer, step 2, seed {seed}")
+            expect(page.locator("#results")).to_be_hidden()
+            with page.expect_download() as download:
+                page.locator("#result").get_by_label("Download").click()
+            assert download.value.suggested_filename == f"person-1_garment-1_newer-step-2_{seed}.png"
+            assert_seen("result")
+            page.locator("#all-results").click()
         page.locator("#settings").get_by_text("Settings").click()
         page.get_by_text("Change the mask").click()
         screenshot("app_desktop")
-        for name in ("person", "garment", "find", "dress", "said", "result", "results", "examples"):
-            box = page.locator(f"#{name}").bounding_box()
-            assert box["y"] >= 0 and box["y"] + box["height"] <= 800, f"{name} is seen without scrolling"
-            assert box["x"] >= 0 and box["x"] + box["width"] <= 1280, f"{name} is not cut off"
+        assert_seen("person", "garment", "find", "dress", "said", "results", "examples")
 
         # Undo takes back the slider's steps, the strokes, the mask.
         undone = 0
@@ -235,14 +238,19 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         expect(page.locator("#history img")).to_have_count(4)
         assert (picture_of(page, "#results img") == first).all(), "what is restored gives the same again"
 
-        # The base beside the LoRA, as a row with their names.
+        # The base and another LoRA beside the LoRA, all large, with their names.
+        page.locator("#base input").check()
         page.locator("#others input").click()
-        page.get_by_text("base: the model without the LoRA").click()
+        page.get_by_role("option", name="older, step 1").click()
+        page.locator("#others input").press("Escape")
         dress.click()
-        expect(captions).to_have_text(["newer, step 2, seed 7", "base, seed 7"])
-        expect(marked).to_have_attribute("aria-label", "Thumbnail 1 of 2")
-        expect(shown).to_have_text("After: newer, step 2, seed 7")
+        expect(captions).to_have_text(["newer, step 2, seed 7", "base, seed 7", "older, step 1, seed 7"])
         expect(dress).to_be_enabled()
+        page.evaluate("window.scrollTo(0, 0)")
+        assert_seen("results")
+        assert page.locator("#results img").nth(2).bounding_box()["height"] > 250
+        cut_off = page.locator("#results .grid-wrap").evaluate("grid => grid.scrollHeight - grid.clientHeight")
+        assert cut_off == 0, "the lower row is seen whole"
         screenshot("app_compared")
 
         # A long one is stopped; the button is locked meanwhile.
@@ -251,7 +259,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         slide("count", 4)
         dress.click()
         expect(dress).to_be_disabled()
-        expect(page.locator("#result")).to_contain_text("/100")
+        expect(page.locator("#results")).to_contain_text("/100")
         page.locator("#stop").click()
         expect(said).to_contain_text("Stopped: nothing was made.")
         expect(dress).to_be_enabled()
@@ -263,7 +271,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         expect(page.locator("#category input[value=full]")).to_be_checked()
         assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing is wider than a phone"
         tops = [
-            page.locator(f"#{name}").bounding_box()["y"] for name in ("person", "garment", "find", "dress", "result")
+            page.locator(f"#{name}").bounding_box()["y"] for name in ("person", "garment", "find", "dress", "results")
         ]
         assert tops == sorted(tops), "one column, in the order of the way"
         screenshot("app_phone")
@@ -540,17 +548,22 @@ def test_a_page_outlives_the_checkpoint_that_it_began_with(loras: Path, tmp_path
     shutil.copytree(loras, tmp_path / "runs")
     first, _ = first_lora(TryOnConfig(lora=str(tmp_path / "runs")))
     page = Page(session_of(first, tmp_path / "runs", tmp_path), [], lambda facts: "")
-    shown = page.refresh()
+    shown = page.list_loras({page.lora: str(first), page.others: [str(first)]})
     assert set(shown) == {page.lora, page.others} and len(shown[page.lora].choices) == 2
-    assert [value for _, value in shown[page.others].choices[:2]] == ["base", str(first)]
+    assert shown[page.others].choices == shown[page.lora].choices and shown[page.others].visible
+    assert shown[page.others].value == [str(first)]
     shutil.rmtree(first.parents[1])
-    shown = page.refresh()
+    shown = page.list_loras({page.lora: str(first), page.others: [str(first)]})
     assert shown[page.lora].value == str(find_lora(str(tmp_path / "runs" / "older")))
     assert shown[page.about].startswith("Profile full, step 1;")
     with pytest.raises(ValueError, match="or not any more"):
         page.session.chosen(str(first))
+    assert not shown[page.others].visible and shown[page.others].value == [], "there is no other one"
     shutil.rmtree(tmp_path / "runs" / "older")
-    assert page.refresh()[page.lora].choices == []
+    shown = page.list_loras({page.lora: shown[page.lora].value, page.others: []})
+    assert shown[page.lora].choices == [] and shown[page.about].startswith("There is no LoRA yet")
+    with pytest.raises(ValueError, match="There is no LoRA yet"):
+        page.session.chosen("")
 
 
 def test_what_somebody_wears_is_taken_off_where_a_lora_has_learnt_it(

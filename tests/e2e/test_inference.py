@@ -257,13 +257,17 @@ def test_pairs_that_are_made_already_are_not_made_again(
     assert made_by("--steps", "1") == (False, True)
 
 
-def test_a_picture_is_made_again_from_what_it_carries(run: Path, pictures: Path, data_cache: Path) -> None:
+def test_a_picture_is_made_again_from_what_it_carries(
+    run: Path, pictures: Path, data_cache: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     lora, out, cache = pictures / "lora.safetensors", pictures / "out.png", ["--data_cache_dir", str(data_cache)]
     shutil.copyfile(find_lora(str(run)), lora)
     flags = flags_for(pictures, data_cache, "--lora", lora, "--category", "lower", "--seed", "3", "--steps", "2")
     main([*flags, "--output_tryon", str(out), "--lora_scale", "0.5", "--quantization", "int8"])
     assert read_recipe(out).flags["toy"], "as the LoRA was trained on it"
+    capsys.readouterr()
     main(["--again", str(out), *cache])
+    assert "TOY MODEL: a tiny model" in capsys.readouterr().out, "nobody has asked for it"
     assert (pixels(pictures / "out-again.png") == pixels(out)).all()
     (pictures / "out-again.png").unlink()
     other = pictures / "other.webp"

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from launch import SMALL, environment, metrics, served_app, wait_for_no_process_with
+from test_app import press_until
 from tryon.app.page import Page
 from tryon.app.session import Session
 from tryon.app.train_page import SOURCES, TrainPage, check_table
@@ -61,6 +62,10 @@ def test_a_training_outlives_the_page_is_stopped_and_goes_on(page_url: str, tmp_
         page.locator("#more textarea").fill(" ".join(SLOW))
         page.locator("#start").click()
         expect(page.locator("#train-said")).to_contain_text("Started: first.")
+        page.get_by_role("tab", name="Try on").click()
+        expect(page.locator("#about")).to_contain_text("There is no LoRA yet")
+        page.locator("#examples img").first.click()
+        press_until(page, page.locator("#find"), "There is no LoRA yet")
         page.close()
         assert os.getsid(process_of(run)) == process_of(run), "it outlives the app and its terminal too"
 
@@ -84,6 +89,18 @@ def test_a_training_outlives_the_page_is_stopped_and_goes_on(page_url: str, tmp_
         expect(page.locator("#grid img")).to_be_visible()
         expect(page.locator("#training")).to_be_visible()
         screenshot("train_desktop")
+
+        # Its LoRA is tried on in the tab that was there before it, and in a page that is opened now.
+        for reload in (False, True):
+            if reload:
+                page.reload()
+            page.get_by_role("tab", name="Try on").click()
+            expect(page.locator("#lora input")).to_have_value("first, step 6 (newest)")
+            expect(page.locator("#about")).to_contain_text("Profile quick_test, step 6;")
+        page.locator("#examples img").first.click()
+        press_until(page, page.locator("#dress"), "pixels (height x width)")
+        expect(page.locator("#result img").first).to_be_visible()
+        page.get_by_role("tab", name="Train").click()
 
         page.set_viewport_size({"width": 390, "height": 844})
         page.locator("#delete").click()
@@ -111,9 +128,10 @@ def test_the_try_on_is_the_other_tab_with_its_endpoints_and_new_loras(run: Path,
     assert first_of_start.fn()[page.plan] == "", "no plan stays below a refusal"
     shutil.copytree(run / "checkpoint-1", runs / "trained meanwhile" / "checkpoint-2")
     os.utime(find_lora(str(runs / "trained meanwhile")))
-    offered = [name for name, _ in page.list_loras()[try_on.lora].choices]
-    assert offered == [name for name, _ in try_on.refresh()[try_on.lora].choices]
-    assert any(name.startswith("trained meanwhile, step 2") for name in offered)
+    listed = try_on.list_loras({try_on.lora: str(first), try_on.others: []})
+    assert any(name.startswith("trained meanwhile, step 2") for name, _ in listed[try_on.lora].choices)
+    said = page.conclude_check([["checked", "found", "allowed"], ["fit for this run: ", "everything is right"]])
+    assert "fit for this run" in said[page.said] and "fit for" not in said[page.plan], "the verdict is said once"
     labels = {name: page.name_data({page.source: name})[page.data] for name in SOURCES}
     assert [(box.visible, box.label) for box in labels.values()] == [
         (False, ""), (True, "Folder"), (True, "Name on the hub")

@@ -8,16 +8,16 @@ from PIL import Image
 
 from tryon.app.mask_layers import MASK_COLOUR, MASK_OPACITY
 from tryon.app.session import (
-    BASE,
     KEPT_SECONDS,
     MOST_GUIDANCE,
     MOST_RESULTS,
     MOST_STEPS,
     MOST_STRENGTH,
+    NO_LORA,
     Session,
 )
 from tryon.data.category import CATEGORIES, Category
-from tryon.flux.lora_header import LoraFacts, read_facts
+from tryon.flux.lora_header import LoraFacts
 from tryon.inference.pipeline import usable_rule
 
 CLEANED_EVERY = 60 * 60  # seconds
@@ -40,10 +40,11 @@ STYLE = """
 .strip .caption-label {
   max-width: 100%; padding: 0 4px; font-size: 12px; white-space: normal; overflow-wrap: anywhere;
 }
+#results .grid-wrap { max-height: none; }
 #results .thumbnail-item { display: flex; flex-direction: column; aspect-ratio: auto; }
-#results .thumbnail-item img { flex: none; height: 96px; }
+#results .thumbnail-item img { flex: none; height: auto; max-height: calc(100vh - 200px); }
+#results:has(.thumbnail-item:nth-child(3)) img { max-height: calc(50vh - 110px); }
 #results .caption-label { position: static; border: 0; background: none; }
-#results .selected { outline: 3px solid var(--color-accent); outline-offset: -1px; }
 #examples .thumbnail-item { aspect-ratio: 3 / 2; }
 """
 Example = tuple[Path, Path, Category]  # pictures of a person and of a garment to begin with
@@ -96,12 +97,12 @@ class Layout:
                     self._show_results()
 
     def _show_loras(self) -> None:
-        first = self.session.first
+        first, loras = self.session.first, self.session.labelled_loras()
         with gr.Row(equal_height=False):
             gr.Markdown("# Try-on", elem_id="title")
             self.lora = gr.Dropdown(
-                self.session.labelled_loras(), value=str(first), label="LoRA", show_label=False, container=False,
-                scale=7, elem_id="lora",
+                loras, value=first and str(first), label="LoRA", show_label=False, container=False, scale=7,
+                elem_id="lora",
             )  # fmt: skip
         self.about = gr.Markdown(self.describe_lora(first), elem_id="about")
 
@@ -132,7 +133,7 @@ class Layout:
             self.start_over_button = gr.Button("Start over", size="md", min_width=0, scale=3, elem_id="start-over")
         self.step_back = gr.Button(visible="hidden", elem_id="step-back")
         self.again = gr.Button(visible="hidden", elem_id="again")
-        rule, sides = usable_rule(read_facts(self.session.first)), {}
+        rule, sides = usable_rule(self.session.facts(self.session.first)), {}
         with gr.Accordion("Change the mask", open=False, elem_id="change"):
             gr.Markdown(
                 "The pink area will be repainted; it should reach well beyond the old garment. Change it with brush "
@@ -153,9 +154,11 @@ class Layout:
             self.button = gr.Button("Dress", variant="primary", min_width=0, scale=2, elem_id="dress")
             self.stop_button = gr.Button("Stop", variant="stop", interactive=False, min_width=0, elem_id="stop")
         self.said = gr.Markdown("Give a person and a garment, or press an example.", elem_id="said")
+        self.base = gr.Checkbox(False, label="Also without the LoRA", elem_id="base")
+        loras = self.session.labelled_loras()
         self.others = gr.Dropdown(
-            self.comparable(), multiselect=True, max_choices=MOST_RESULTS - 1, label="Compare with, on the same seed",
-            elem_id="others",
+            loras, multiselect=True, max_choices=MOST_RESULTS - 1, visible=len(loras) > 1, elem_id="others",
+            label="Also with other LoRAs",
         )  # fmt: skip
         with gr.Accordion("Settings", open=False, elem_id="settings"):
             self.count = gr.Slider(1, MOST_RESULTS, value=1, step=1, label="Results", elem_id="count")
@@ -180,15 +183,14 @@ class Layout:
             label="4. Before and after", format="png", interactive=False, height=420, max_height=420, elem_id="result"
         )
         self.shown = gr.Markdown(visible=False, elem_id="shown")
-        self.results = gr.Gallery(columns=MOST_RESULTS, visible=False, elem_id="results", **STRIP)
+        self.all_button = gr.Button("All results", size="md", visible=False, elem_id="all-results")
+        self.results = gr.Gallery(visible=False, elem_id="results", **STRIP)
         with gr.Column(visible=False) as self.earlier:
             gr.Markdown("Earlier results: press one to go back to it.")
             self.past = gr.Gallery(columns=6, elem_id="history", **STRIP)
 
-    def comparable(self) -> list[tuple[str, str]]:
-        """What a LoRA can be compared with, by name."""
-        return [("base: the model without the LoRA", BASE), *self.session.labelled_loras()]
-
-    def describe_lora(self, lora: Path) -> str:
-        facts, (size, *_) = read_facts(lora), self.session.sizes(lora).values()
+    def describe_lora(self, lora: Path | None) -> str:
+        if lora is None:
+            return NO_LORA
+        facts, (size, *_) = self.session.facts(lora), self.session.sizes(lora).values()
         return f"{self.notice(facts)} {describe(facts, size)}".strip()

@@ -4,6 +4,7 @@ Handlers get what components hold as {component: value}, and return what is to c
 """
 
 import logging
+import math
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -29,12 +30,12 @@ from tryon.app.mask_layers import (
     drawn,
 )
 from tryon.app.pictures import person_of, usable_file
-from tryon.app.session import MOST_GUIDANCE, MOST_STEPS, Session, TryOnRequest, error_text
+from tryon.app.session import MOST_GUIDANCE, MOST_STEPS, NO_LORA, Session, TryOnRequest, error_text
 from tryon.data.category import CATEGORIES
 from tryon.data.sample import UNREADABLE, read_photograph
 from tryon.flux.lora_header import LoraFacts, read_facts
 from tryon.inference.pipeline import usable_rule
-from tryon.inference.recipe import BASE, read_recipe
+from tryon.inference.recipe import read_recipe
 
 logger = logging.getLogger(__name__)
 
@@ -90,7 +91,8 @@ def describe_results(row: Row) -> str:
         width, height = result.size
     seeds = row[0].seeds
     which = f"Seed {seeds[0]}" if len(seeds) == 1 else f"Seeds {seeds[0]} to {seeds[-1]}"
-    return f"{which}; {height} x {width} pixels (height x width)."
+    press = " Press a result to see it large." if len(results_of(row)) > 1 else ""
+    return f"{which}; {height} x {width} pixels (height x width).{press}"
 
 
 def results_of(row: Row) -> list[tuple[str, str]]:
@@ -144,7 +146,9 @@ class Page(Layout):
 
     def _connect(self) -> None:
         of_lora = {self.about, self.size, self.steps, self.guidance, *self.offsets.values(), self.said}
-        self.blocks.load(self.refresh, outputs={self.lora, self.others, *of_lora}, **QUIETLY)
+        self.chosen = {self.lora, self.others}
+        self.listed = self.chosen | of_lora
+        self.blocks.load(self.list_loras, self.chosen, self.listed, **QUIETLY)
 
         of_mask = {self.lora, self.person, self.category, self.masks, *self.offsets.values()}
         masked = {self.person, self.masks, self.said}
@@ -173,10 +177,11 @@ class Page(Layout):
 
         settings = {
             self.category, self.size, self.steps, self.guidance, self.count, self.seed, self.is_random, self.strength,
-            self.others, self.give_back,
+            self.base, self.others, self.give_back,
         }  # fmt: skip
         buttons = {self.button, self.stop_button}
-        compared = {self.slider, self.shown, self.results, self.compared, self.said}
+        results = {self.slider, self.shown, self.all_button, self.results}
+        compared = {*results, self.compared, self.said}
         dressing = (
             self.button.click(None, None, self.uploaded, js=UPLOADED_NAME, **PRIVATE)
             .then(self.begin, outputs=buttons, queue=False, **PRIVATE)
@@ -184,28 +189,34 @@ class Page(Layout):
                 self.dress,
                 {self.garment, self.history, self.names, self.uploaded, *of_mask, *settings},
                 {self.seed, self.history, self.past, self.earlier, self.names, *masked, *compared},
-                show_progress_on=self.slider,
+                show_progress_on=[self.slider, self.results],
                 **PRIVATE,
             )
         )
         dressing.then(self.end, outputs=buttons, queue=False, **PRIVATE)
         self.stop_button.click(self.stop, queue=False, **PRIVATE)
-        self.results.select(self.compare, {self.compared}, {self.slider, self.shown}, **PRIVATE)
+        self.results.select(self.show_result, {self.compared}, results, **PRIVATE)
+        self.all_button.click(self.show_results, {self.compared}, results, **PRIVATE)
         restored = {self.lora, self.about, self.person, self.garment, self.masks, *settings, *compared}
         self.past.select(self.restore, {self.history, self.person, self.masks}, restored, **QUIETLY)
-        taken = {self.lora, self.about, self.said, *settings - {self.others}}
+        taken = {self.lora, self.about, self.said, *settings - {self.base, self.others}}
         self.made.upload(self.take_settings, {self.made, self.lora}, taken, **QUIETLY)
         begun = {self.person, self.garment, self.category, self.masks, self.names}
         self.shelf.select(self.show_example, {self.person, self.masks, self.names}, begun, **QUIETLY)
         self.blocks.unload(self.leave)
 
-    def refresh(self) -> dict:
-        """When the page is opened: lists the LoRAs, and chooses the newest where the first one is gone."""
-        loras, others = self.session.labelled_loras(), {self.others: gr.Dropdown(self.comparable())}
-        if self.session.first.exists() or not loras:
+    def list_loras(self, values: Values) -> dict:
+        """When the page or its tab is opened: offers the LoRAs that are there now, and chooses one where there was none
+        or the chosen one is gone."""
+        loras = self.session.labelled_loras()
+        files = [file for _, file in loras]
+        compared = [file for file in values[self.others] if file in files]
+        others = {self.others: gr.Dropdown(loras, value=compared, multiselect=True, visible=len(loras) > 1)}
+        if values[self.lora] in files:
             return {self.lora: gr.Dropdown(loras), **others}
-        newest = self.session.usual()
-        return {**self.choose_lora({self.lora: newest}), self.lora: gr.Dropdown(loras, value=newest), **others}
+        usual = self.session.usual()
+        facts = self.choose_lora({self.lora: usual}) if usual else {self.about: NO_LORA}
+        return {**facts, self.lora: gr.Dropdown(loras, value=usual or None), **others}
 
     @refusing
     def choose_lora(self, values: Values) -> dict:
@@ -388,10 +399,9 @@ class Page(Layout):
     def _versions(self, values: Values) -> list[tuple[Path, float]]:
         """The LoRAs that are compared, the chosen one first, each with its strength; the base has none."""
         lora, strength = self.session.chosen(values[self.lora]), values[self.strength]
-        others = [
-            (lora, 0) if other == BASE else (self.session.chosen(other), strength or 1) for other in values[self.others]
-        ]
-        return list(dict.fromkeys([(lora, strength), *others]))
+        base = [(lora, 0)] if values[self.base] else []
+        others = [(self.session.chosen(other), strength or 1) for other in values[self.others]]
+        return list(dict.fromkeys([(lora, strength), *base, *others]))
 
     def _dress(self, asked: TryOnRequest, stop: threading.Event | None, progress: gr.Progress) -> TryOnRequest:
         """The request with its results; says where its mask is hardly one that was meant. Raises Stopped once `stop` is
@@ -408,25 +418,37 @@ class Page(Layout):
         return self.session.dress(asked, each_step)
 
     def _compared(self, row: Row) -> dict:
-        """Shows a row's results: the first beside the person, and all where there are several."""
+        """Shows a row's results: one over the person, several beside one another."""
+        shown = self._beside(row) if len(results_of(row)) > 1 else self._large(row, 0)
+        return {**shown, self.compared: row, self.said: describe_results(row)}
+
+    def show_result(self, values: Values, event: gr.SelectData) -> dict:
+        """Shows the pressed result large."""
+        return self._large(values[self.compared], event.index)
+
+    def show_results(self, values: Values) -> dict:
+        """Shows all results again."""
+        return self._beside(values[self.compared])
+
+    def _large(self, row: Row, index: int) -> dict:
+        """One of a row's results over the person, and what it was made with."""
         results = results_of(row)
+        result, made_with = results[index]
         return {
-            **self._beside(row, 0),
-            self.results: gr.Gallery(results, columns=len(results), visible=len(results) > 1, selected_index=0),
-            self.compared: row,
-            self.said: describe_results(row),
+            self.slider: gr.ImageSlider((row[0].person, result), visible=True),
+            self.shown: gr.Markdown(f"After: {made_with}", visible=True),
+            self.all_button: gr.Button(visible=len(results) > 1),
+            self.results: gr.Gallery(visible=False),
         }
 
-    def compare(self, values: Values, event: gr.SelectData) -> dict:
-        """Shows the picked result beside the person."""
-        return self._beside(values[self.compared], event.index)
-
-    def _beside(self, row: Row, index: int) -> dict:
-        """One of a row's results beside the person, and what it was made with."""
-        result, made_with = results_of(row)[index]
+    def _beside(self, row: Row) -> dict:
+        """A row's results beside one another, in as many rows as columns."""
+        results = results_of(row)
+        columns = math.ceil(math.sqrt(len(results)))
+        hidden = {self.slider: gr.ImageSlider, self.shown: gr.Markdown, self.all_button: gr.Button}
         return {
-            self.slider: (row[0].person, result),
-            self.shown: gr.Markdown(f"After: {made_with}", visible=True),
+            **{component: kind(visible=False) for component, kind in hidden.items()},
+            self.results: gr.Gallery(results, columns=columns, visible=True, selected_index=None),
         }
 
     @refusing
@@ -454,7 +476,8 @@ class Page(Layout):
             self.is_random: False,
             self.strength: made.strength,
             self.give_back: made.give_back,
-            self.others: [BASE if each.strength == 0 else str(each.lora) for each in others],
+            self.base: any(each.strength == 0 for each in others),
+            self.others: [str(each.lora) for each in others if each.strength],
         }
 
     @refusing

@@ -26,7 +26,15 @@ from tryon.data.human_parser import Parser, labels_at_hand, mask_by_rule, parse,
 from tryon.data.mask_doubts import doubts_about_mask
 from tryon.data.sample import usable_mask
 from tryon.files import files_fingerprint, replacing
-from tryon.flux.lora_header import LoraFacts, check_takes_off, denoising, panel_size, read_facts, verify_lora
+from tryon.flux.lora_header import (
+    OF_ANOTHER_PROJECT,
+    LoraFacts,
+    check_takes_off,
+    denoising,
+    panel_size,
+    read_facts,
+    verify_lora,
+)
 from tryon.inference.photograph import given_back
 from tryon.inference.pipeline import TryOnModel, same_models, swap_lora, take_off, try_on
 from tryon.inference.recipe import BASE, FINGERPRINT, Recipe, png_text, versions
@@ -42,6 +50,7 @@ SEEDS = 2**31 - MOST_RESULTS  # seeds are below this
 RANDOM_SEEDS = 10**6  # random seeds are below this: short enough to be read and typed
 KEPT_LABELS = 8  # pictures whose parsed parts are kept, so that a slider answers at once
 KEPT_SECONDS = 24 * 60 * 60  # of pictures on the disk, and of what a browser's session has seen
+NO_LORA = "There is no LoRA yet: train one. It is listed here when its run has saved its first checkpoint."
 
 
 @dataclass(frozen=True)
@@ -142,7 +151,7 @@ class Session:
     config: TryOnConfig
     load: Callable[[Path, float], TryOnModel]  # reads a LoRA, at a strength, and the models that it was trained for
     parser: Callable[[LoraFacts], str | None]  # the human parser for a LoRA; None: the usual one
-    first: Path  # the LoRA that the page begins with
+    first: Path | None  # the LoRA that the page begins with; None: there is none yet
     runs: Path  # the folder of runs whose LoRAs can be chosen too
     folder: Path  # an empty one, for pictures
     steps: int | None  # denoising steps and guidance that the page begins with; None: as the LoRA was trained
@@ -158,7 +167,7 @@ class Session:
         """Names and paths of the LoRAs that can be chosen now, the newest first: a training removes its older
         checkpoints."""
         files = dict.fromkeys([*all_loras(self.runs), self.first])
-        return [(lora_name(file), str(file)) for file in files if file.exists()]
+        return [(lora_name(file), str(file)) for file in files if file and file.exists()]
 
     def labelled_loras(self) -> list[tuple[str, str]]:
         """As `loras`, each name with what the page says of it: the newest, the best of its run."""
@@ -174,23 +183,32 @@ class Session:
         return [(name, file) for name, file in self.loras() if read_facts(Path(file)).try_off_prompt]
 
     def usual(self) -> str:
-        """The LoRA that is used where none was chosen: the first one; the newest where that is gone."""
-        return str(self.first) if self.first.exists() else next((file for _, file in self.loras()), "")
+        """The LoRA that is used where none was chosen: the first one; the newest where that is gone, or there was none;
+        empty where there is none now."""
+        files = [file for _, file in self.loras()]
+        return str(self.first) if str(self.first) in files else next(iter(files), "")
 
     def chosen(self, lora: str) -> Path:
         """The file of a LoRA, given by path or name. Raises ValueError where it cannot be chosen."""
-        found = next((path for name, path in self.loras() if lora in (name, path)), None)
+        loras = self.loras()
+        if not loras:
+            raise ValueError(NO_LORA)
+        found = next((path for name, path in loras if lora in (name, path)), None)
         if found is None:
             raise ValueError("This LoRA is not there, or not any more: choose another; reloading the page shows them.")
         return Path(found)
 
-    def sizes(self, lora: Path) -> dict[str, tuple[int, int]]:
-        """Sizes of the panel, height and width, by name; the first one is as the LoRA was trained."""
-        return panel_sizes(panel_size(self.config, read_facts(lora)))
+    def facts(self, lora: Path | None) -> LoraFacts:
+        """What a LoRA was trained for; the defaults where there is none."""
+        return read_facts(lora) if lora else OF_ANOTHER_PROJECT
 
-    def denoising(self, lora: Path) -> tuple[int, float]:
+    def sizes(self, lora: Path | None) -> dict[str, tuple[int, int]]:
+        """Sizes of the panel, height and width, by name; the first one is as the LoRA was trained."""
+        return panel_sizes(panel_size(self.config, self.facts(lora)))
+
+    def denoising(self, lora: Path | None) -> tuple[int, float]:
         """The steps and the guidance that the page shows for a LoRA."""
-        return denoising(read_facts(lora), self.steps, self.guidance)
+        return denoising(self.facts(lora), self.steps, self.guidance)
 
     def file(self, picture: Image.Image, name: str = "picture", recipe: Recipe | None = None) -> str:
         """The picture as a PNG file of that name, which carries its recipe; one file for equal pictures. Files older

@@ -37,10 +37,9 @@ ASKED: dict[Source, tuple[str, str]] = {
 }
 PROFILE_INFO = "full: for a GPU of 24 GB or more; h100: for 80 GB; quick test: does all work? Without a GPU on a toy."
 SHORTEST_AXIS = 15  # steps: a shorter one would be marked at halves
-COLUMNS = ["Run", "State", "Step", "Profile", "Lowest validation loss", "PSNR", "Size", "Note"]
+COLUMNS = ["Run", "Data", "State", "Step", "Profile", "Lowest validation loss", "PSNR over base, dB", "Size", "Note"]
 STARTING = "**Starting**"
 NO_RUN = "There is no run yet."
-NO_LORA = "There is no LoRA yet. When a run has saved its first checkpoint, start the app again to try it on."
 GO_FURTHER = (
     "All steps are done. To train its LoRA further, start another run with `--init_lora {run}` in Further flags."
 )
@@ -56,8 +55,8 @@ STYLE = """
 #runs tr:first-child td { font-weight: bold; white-space: normal; vertical-align: bottom; }
 @media (max-width: 640px) {
   #runs td { white-space: normal; padding-right: 8px; font-size: 13px; }
-  #runs td:first-child, #runs td:last-child { overflow-wrap: anywhere; min-width: 4em; }
-  #runs td:nth-child(4), #runs td:nth-child(7) { display: none; }
+  #runs td:nth-child(-n+2), #runs td:last-child { overflow-wrap: anywhere; min-width: 4em; }
+  #runs td:nth-child(4), #runs td:nth-child(5), #runs td:nth-child(8) { display: none; }
 }
 #run-state code { white-space: normal; }
 #plan td:last-child, #train-said, #run-state code, #question { overflow-wrap: anywhere; }
@@ -94,12 +93,12 @@ def describe_grid(grid: Path) -> str:
 def overview(facts: RunFacts) -> list[str]:
     """The run's cells in the table of all runs."""
     profile, size = facts.profile.replace("_", " "), gigabytes(facts.size)
-    return [facts.name, facts.state, f"{facts.step:,}", profile, facts.loss, facts.psnr, size, facts.note]
+    return [facts.name, facts.data, facts.state, f"{facts.step:,}", profile, facts.loss, facts.psnr, size, facts.note]
 
 
 def table(rows: list[list[str]]) -> str:
     """Rows of cells as HTML; the last cell of a short row is as wide as the cells that it lacks."""
-    widest = max(map(len, rows))
+    widest = max(map(len, rows), default=0)
     lines = []
     for *cells, last in rows:
         start = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
@@ -117,17 +116,17 @@ def check_table(rows: list[list[str]]) -> str:
 class TrainPage:
     """The page with its tabs, whose `blocks` Gradio serves.
 
-    try_on: the first tab; None: there is no LoRA yet. runs: the folder of runs. flags: of every training. take_off: the
-    tab between, where a LoRA has learnt it.
+    try_on: the first tab. runs: the folder of runs. flags: of every training. take_off: the tab between, where a LoRA
+    has learnt it.
     """
 
-    def __init__(self, try_on: Page | None, runs: Path, flags: list[str], take_off: TakeOffPage | None = None):
+    def __init__(self, try_on: Page, runs: Path, flags: list[str], take_off: TakeOffPage | None = None):
         self.try_on, self.runs, self.flags = try_on, runs, flags
         cleaned = (CLEANED_EVERY, KEPT_SECONDS)
         with gr.Blocks(title="Try-on", analytics_enabled=False, delete_cache=cleaned) as self.blocks:
-            with gr.Tabs(selected="train" if try_on is None else "try-on"):
+            with gr.Tabs(selected="try-on" if try_on.session.loras() else "train"):
                 with gr.Tab("Try on", id="try-on") as self.other_tab:
-                    gr.Markdown(NO_LORA) if try_on is None else try_on.blocks.render()
+                    try_on.blocks.render()
                 if take_off:
                     with gr.Tab("Take off", id="take-off"):
                         take_off.blocks.render()
@@ -224,9 +223,7 @@ class TrainPage:
             event.then(lambda values: self.look({**values, self.seen: None}), shown, watched, **directly)
         for look in (self.blocks.load, self.clock.tick, self.run.input):
             look(self.look, shown, watched, **directly)
-        if self.try_on:
-            listed = {self.try_on.lora, self.try_on.others}
-            self.other_tab.select(self.list_loras, outputs=listed, **directly)
+        self.other_tab.select(self.try_on.list_loras, self.try_on.chosen, self.try_on.listed, **directly)
 
     def _request(self, values: Values) -> TrainingRequest:
         return TrainingRequest(
@@ -246,20 +243,11 @@ class TrainPage:
         label, info = ASKED.get(SOURCES[values[self.source]], ("", ""))
         return {self.data: gr.Textbox(label=label, info=info, visible=bool(label))}
 
-    def list_loras(self) -> dict:
-        """When the other tab is opened: offers the LoRAs that were trained meanwhile."""
-        loras, others = self.try_on.session.labelled_loras(), self.try_on.comparable()
-        return {self.try_on.lora: gr.Dropdown(loras), self.try_on.others: gr.Dropdown(others)}
-
-    def _make_room(self) -> None:
-        """Gives the GPU to the training; the next try-on loads its models again."""
-        if self.try_on:
-            self.try_on.session.release()
-
     @refusing
     def start(self, values: Values) -> dict:
-        """Starts a training as the page asks for it, and shows it."""
-        self._make_room()
+        """Starts a training as the page asks for it, and shows it. It gets the GPU; the next try-on loads its models
+        again."""
+        self.try_on.session.release()
         run = training.start(self._request(values), self.runs)
         if values[self.note]:
             (run / training.NOTE).write_text(values[self.note])
@@ -271,20 +259,26 @@ class TrainPage:
 
     def ask_check(self, values: Values) -> Iterator[dict]:
         """Shows whether this machine computes right at the run's settings."""
-        self._make_room()
+        self.try_on.session.release()
         rows = yield from self._ask(values, "--check")
-        yield {self.said: " ".join(rows[-1])}  # the verdict, which is far from the button
+        if rows:
+            yield self.conclude_check(rows)
+
+    def conclude_check(self, rows: list[list[str]]) -> dict:
+        """Shows the verdict, which comes last, by the buttons instead of below the table."""
+        return {self.said: " ".join(rows[-1]), self.plan: check_table(rows[:-1])}
 
     def _ask(self, values: Values, flag: Literal["--plan", "--check"]) -> Generator[dict, None, list[list[str]]]:
-        rows = [["Looking; this takes seconds for a plan, and minutes for a check."]]
-        yield {self.said: "", self.plan: table(rows)}
+        """Shows the launcher's answer as it comes, and returns its rows; none where it refuses."""
+        yield {self.said: "", self.plan: table([["Looking; this takes seconds for a plan, and minutes for a check."]])}
+        rows = []
         try:
             for row in training.ask(self._request(values), flag, self.runs):
                 rows.append(row)
-                yield {self.plan: (check_table if flag == "--check" else table)(rows[1:])}
+                yield {self.plan: (check_table if flag == "--check" else table)(rows)}
         except ValueError as error:
-            rows = [[str(error)]]
             yield {**refusal(self, error), self.plan: ""}
+            return []
         return rows
 
     @refusing
@@ -296,7 +290,7 @@ class TrainPage:
     @refusing
     def resume(self, values: Values) -> dict:
         """Lets the run go on."""
-        self._make_room()
+        self.try_on.session.release()
         training.resume(self._chosen(values[self.run]))
         return {self.said: ""}
 

@@ -180,11 +180,13 @@ def all_runs(runs: Path) -> list[Path]:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """A run as its folder shows it. step: optimiser steps done; steps: in all, None: not known. loss, psnr: the lowest
-    of its validations, the highest of its LoRAs, in words, empty before there is one. size: bytes on the disk. said:
-    the newest line of its log, but for settings. resumable: whether `resume` lets it go on."""
+    """A run as its folder shows it. data: what it is trained on, in words. step: optimiser steps done; steps: in all,
+    None: not known. loss, psnr: the lowest of its validations, and by how many dB the best of its LoRAs is above the
+    base, in words, empty before there is one. size: bytes on the disk. said: the newest line of its log, but for
+    settings. resumable: whether `resume` lets it go on."""
 
     name: str
+    data: str
     state: State
     step: int
     steps: int | None
@@ -208,11 +210,19 @@ def read_run(run: Path) -> RunFacts:
     state = _state(run, log, step, steps, _steps_now(run, settings, step))
     note = run / NOTE
     return RunFacts(
-        name=run.name, state=state, step=step, steps=steps, profile=config.get("profile", ""),
-        loss=_lowest_loss(run), psnr=_highest_psnr(run), size=_size(run),
+        name=run.name, data=_data(config), state=state, step=step, steps=steps, profile=config.get("profile", ""),
+        loss=_lowest_loss(run), psnr=_gained_psnr(run), size=_size(run),
         note=note.read_text() if note.is_file() else "", said=_said(run, log, rows),
         resumable=state in ("stopped", "failed") and (run / LAUNCH).is_file() and bool(checkpoints(run)),
     )  # fmt: skip
+
+
+def _data(config: dict[str, Any]) -> str:
+    """The toy, a folder's name, or a name on the hub; empty where the settings do not say."""
+    name = config.get("dataset_name") or config.get("dataroot") or ""
+    if Path(name).is_relative_to(Path(config.get("data_cache_dir", "")) / "toy"):
+        return "toy"
+    return Path(name).name if Path(name).is_absolute() else name
 
 
 def _size(run: Path) -> int:
@@ -262,12 +272,12 @@ def _lowest_loss(run: Path) -> str:
     return f"{min(losses):.4f}" if losses else ""
 
 
-def _highest_psnr(run: Path) -> str:
-    """The best LoRA's mean over all kinds of pairs, as the run scored it at its end."""
+def _gained_psnr(run: Path) -> str:
+    """By how many dB the best LoRA is above the base, a mean over all kinds of pairs that the run scored at its end."""
     rows = [scores for _, scores in read_scores(run)]
     loras = rows[0].keys() - {"base", "fill", "vae"} if rows else set()
-    means = [sum(row[lora]["psnr"] for row in rows) / len(rows) for lora in loras]
-    return f"{max(means):.1f} dB" if means else ""
+    gains = [sum(row[lora]["psnr"] - row["base"]["psnr"] for row in rows) / len(rows) for lora in loras]
+    return f"{max(gains):+.1f}" if gains else ""
 
 
 def _tail(file: Path, begin: int = 0) -> list[str]:

@@ -67,7 +67,7 @@ class ToyFolders:
 def use_toy_model(config: TrainConfig, asked_for: bool) -> TrainConfig:
     """The configuration with the paths of the toy's model, which is built in seconds where it is not there yet, and a
     word in the log that it is used. asked_for: by the user; otherwise there is no GPU."""
-    logger.info("TOY MODEL, %s: %s", "as asked" if asked_for else "because no GPU was found", NOTICE)
+    logger.info("TOY MODEL%s: %s", "" if asked_for else ", because no GPU was found", NOTICE)
     folders = toy_model(Path(config.data_cache_dir))
     base, transformer = str(folders.base), str(folders.transformer)
     return replace(config, pretrained_model_name_or_path=base, pretrained_inpaint_model_name_or_path=transformer)
@@ -78,7 +78,7 @@ def use_toy_model_for_try_on(config: TryOnConfig, facts: LoraFacts) -> TryOnConf
     no other model is named. facts: the LoRA's."""
     if not is_for_toy(config, facts):
         return config
-    logger.info("TOY MODEL, %s: %s", "as asked" if config.toy else "because the LoRA was trained on it", NOTICE)
+    logger.info("TOY MODEL%s: %s", "" if config.toy else ", because the LoRA was trained on it", NOTICE)
     if facts.known and facts.transformer != (name := toy_name()):
         logger.warning(
             "this LoRA was trained for %s and is used with %s: the result may suffer", facts.transformer, name

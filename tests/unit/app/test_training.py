@@ -226,8 +226,27 @@ def test_what_a_run_has_reached_is_known_once_it_is_trained_or_scored(tmp_path: 
         metrics.write('{"step": 25, "validation/loss": 0.4}\n{"step": 50, "validation/loss": 0.3}\n')
     columns = {"base": {"psnr": 30.0}, "LoRA": {"psnr": 21.04}, "vae": {"psnr": 40.0}}
     save_json(run / "evaluation.json", {"upper": {"paired": columns}})
-    assert (read_run(run).loss, read_run(run).psnr) == ("0.3000", "21.0 dB")
+    assert (read_run(run).loss, read_run(run).psnr) == ("0.3000", "-9.0")
+    columns["LoRA"]["psnr"] = 31.24
+    save_json(run / "evaluation.json", {"upper": {"paired": columns}})
+    assert read_run(run).psnr == "+1.2"
     assert all_runs(tmp_path) == [newer, run], "scores do not make it the newest"
+
+
+@pytest.mark.parametrize(
+    ("settings", "data"),
+    [
+        ({"dataset_name": "/cache/toy/data-v4-750-tops", "toy": True}, "toy"),
+        ({"dataset_name": "/photos/summer", "toy": True}, "summer"),
+        ({"dataset_name": "owner/garments"}, "owner/garments"),
+        ({"dataroot": "/data/viton"}, "viton"),
+        ({}, ""),
+    ],
+)
+def test_a_run_says_in_a_word_what_it_is_trained_on(settings: dict, data: str, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    save_json(run / "config.json", {"data_cache_dir": "/cache", **settings})
+    assert read_run(run).data == data
 
 
 def test_nobody_trains_through_a_shared_page_without_a_password(
