@@ -8,20 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from tryon.cli import checked, parse_flags
-from tryon.config import (
-    DEFAULT_PARSER,
-    PARSER_FILES,
-    MaskConfig,
-    PlanConfig,
-    TrainConfig,
-    cuda_device_count,
-    resolve,
-    setting,
-)
+from tryon.config import DEFAULT_PARSER, PARSER_FILES, MaskConfig, PlanConfig, TrainConfig, setting
 from tryon.data.category import CATEGORIES, Category, plain
 from tryon.data.layout import DRESSCODE_FOLDERS, LAYOUTS, holds_rows, is_dresscode, rows_in_words, run_prefix
 from tryon.data.split import split_by_item
 from tryon.files import full_path
+from tryon.profiles import cuda_device_count, resolve
 from tryon.runs import with_paths
 from tryon.units import plural
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains a try-on LoRA: finds a Python that has the packages, and hands over to deepfashion_training/launch.py.
-# `--help` lists the flags, the profiles among them, which are the driver's (tryon/config.py).
+# `--help` lists the flags, the profiles among them, which are the driver's (tryon/config.py, tryon/profiles.py).
 set -euo pipefail
 
 root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)

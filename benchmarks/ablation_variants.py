@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from deepfashion_training.train_deepfashion_lora import TOY_CATEGORIES
-from tryon.config import on_toy, quick_test
+from tryon.profiles import on_toy, quick_test
 
 # What is scored: people in their own garments, in others, and in others that are shown worn by another person.
 KINDS = ("paired", "unpaired", "worn")

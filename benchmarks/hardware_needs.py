@@ -5,8 +5,9 @@ python -m benchmarks.hardware_needs
 
 from dataclasses import replace
 
-from tryon.config import PROFILES, TrainConfig
+from tryon.config import TrainConfig
 from tryon.console import MODEL_LIBRARIES, load_libraries
+from tryon.profiles import PROFILES
 
 if __name__ == "__main__":
     load_libraries(*MODEL_LIBRARIES)

@@ -7,9 +7,10 @@ from typing import Any, Literal
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 
-from tryon.config import TrainConfig, full, on_toy, quick_test
+from tryon.config import TrainConfig
 from tryon.data.sample import PromptEmbedding, TryOnSample
 from tryon.flux.load import FILL_CONFIG, load_transformer, load_vae
+from tryon.profiles import full, on_toy, quick_test
 from tryon.toy.model import toy_model
 from tryon.training.check_blocks import random_transformer
 

@@ -20,10 +20,11 @@ from pathlib import Path
 from benchmarks.ablation_variants import KINDS, VARIANTS
 from benchmarks.variants import unknown_variants
 from tryon.cli import parse, run_script
-from tryon.config import MOST, PROJECT, TrainConfig, on_toy, quick_test, setting
+from tryon.config import MOST, PROJECT, TrainConfig, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.data.category import CATEGORIES
 from tryon.files import save_json
+from tryon.profiles import on_toy, quick_test
 
 logger = logging.getLogger(__name__)
 

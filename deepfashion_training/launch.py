@@ -19,8 +19,9 @@ from types import FrameType
 import folder_lists
 from deepfashion_training.preflight import read_settings, start_log
 from tryon.cli import run_script
-from tryon.config import PROJECT, TrainConfig, cuda_device_count
+from tryon.config import PROJECT, TrainConfig
 from tryon.files import save_json
+from tryon.profiles import cuda_device_count
 from tryon.runs import LAUNCH, LAUNCHER_LOCK, locked
 from tryon.signals import BEGUN, STOP_SIGNALS
 

@@ -6,18 +6,10 @@ from typing import Any, Literal, get_args
 
 from deepfashion_training.picture_folder import check_metadata
 from tryon.cli import checked, parse_flags
-from tryon.config import (
-    DEFAULT_PARSER,
-    HUB_NAME,
-    MaskConfig,
-    PlanConfig,
-    TrainConfig,
-    cuda_device_count,
-    resolve,
-    setting,
-)
+from tryon.config import DEFAULT_PARSER, HUB_NAME, MaskConfig, PlanConfig, TrainConfig, setting
 from tryon.data.layout import LAYOUTS, holds_pairs, holds_rows, metadata_files
 from tryon.files import read_json, save_json
+from tryon.profiles import cuda_device_count, resolve
 from tryon.runs import LAUNCH, LAUNCHER_LOCK, locked, with_paths
 
 DEEPFASHION = "SaffalPoosh/deepFashion-with-masks"

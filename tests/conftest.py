@@ -20,11 +20,12 @@ from diffusers import AutoencoderKL, FluxTransformer2DModel
 from diffusers.models.attention_dispatch import attention_backend
 from PIL import Image
 
-from tryon.config import TrainConfig, on_toy
+from tryon.config import TrainConfig
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.human_parser import Parser, load_parser
 from tryon.data.sample import TryOnSample, fit_picture
 from tryon.flux.load import load_transformer, load_vae
+from tryon.profiles import on_toy
 from tryon.toy.model import ToyFolders, toy_model, toy_parser
 
 PROJECT = Path(__file__).resolve().parent.parent

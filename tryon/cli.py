@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from tryon import signals
-from tryon.config import PROFILES, PROJECT, mistakes
+from tryon.config import PROJECT, mistakes
 from tryon.console import MODEL_LIBRARIES, load_libraries
+from tryon.profiles import PROFILES
 
 MEMORY_ADVICE = (
     "give --quantization nf4, in training --gradient_checkpointing full and --train_batch_size 1, smaller panels with "

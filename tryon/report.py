@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from tryon.cli import parse, run_script
-from tryon.config import MODELS, PROFILES, TOY_NOTICE, MaskConfig, on_toy, setting
+from tryon.config import MODELS, TOY_NOTICE, MaskConfig, setting
 from tryon.data.category import CATEGORIES, category_order
 from tryon.files import MANIFEST, read_json, replace_json, replacing, save_json
 from tryon.pages import TEMPLATES, data_url, render
+from tryon.profiles import PROFILES, on_toy
 from tryon.runs import (
     OCCASIONAL_PARTS,
     STEP_PARTS,

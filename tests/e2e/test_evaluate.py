@@ -11,13 +11,14 @@ import torch
 from PIL import Image
 
 from conftest import make_sample
-from tryon.config import TrainConfig, TryOnConfig, on_toy
+from tryon.config import TrainConfig, TryOnConfig
 from tryon.data.category import MaskRule
 from tryon.evaluation.cases import BASE, FILL, VAE, Case
 from tryon.evaluation.score import Denoising, filled, measured_results, score_run
 from tryon.flux.lora_header import read_facts
 from tryon.flux.prompts import prompt_key
 from tryon.inference.pipeline import TryOnModel, load_try_on, try_on_batch
+from tryon.profiles import on_toy
 from tryon.report import read_lengths, read_scores
 from tryon.runs import find_lora
 from tryon.toy.examples import held_out_drawings

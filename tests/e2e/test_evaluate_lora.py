@@ -17,10 +17,11 @@ from safetensors.torch import load_file, save_file
 from evaluate_lora import main, read_settings
 from test_dataset import row, write
 from test_folders import write_dresscode, write_viton_hd
-from tryon.config import TrainConfig, on_toy
+from tryon.config import TrainConfig
 from tryon.files import write_manifest
 from tryon.flux.lora_header import ADAPTER_KEY, FACTS_KEY, read_facts
 from tryon.flux.prompts import TRY_OFF_PROMPT
+from tryon.profiles import on_toy
 from tryon.runs import find_lora
 from tryon.toy.model import toy_parser
 

@@ -6,13 +6,14 @@ from pathlib import Path
 import pytest
 
 from deepfashion_training.train_deepfashion_lora import TOY_CATEGORIES
-from tryon.config import TryOnConfig, on_toy, quick_test
+from tryon.config import TryOnConfig
 from tryon.data.category import CATEGORIES
 from tryon.evaluation.cases import BASE, FILL
 from tryon.evaluation.compare import summarise
 from tryon.evaluation.score import Denoising, measured_results
 from tryon.flux.lora_header import read_facts
 from tryon.inference.pipeline import load_try_on
+from tryon.profiles import on_toy, quick_test
 from tryon.runs import find_lora
 from tryon.toy.examples import EVALUATION_SEED, DrawnCases, DrawnData
 from tryon.toy.model import use_toy_model, use_toy_model_for_try_on

@@ -23,10 +23,11 @@ from torch.utils.tensorboard import SummaryWriter
 from conftest import ListSource, make_sample
 from launch import assert_same_run, metrics
 from train_flux_inpaint import train
-from tryon.config import TrainConfig, on_toy
+from tryon.config import TrainConfig
 from tryon.flux.lora_header import read_facts
 from tryon.flux.prompts import TRY_OFF_PROMPT
 from tryon.inference.recipe import read_recipe
+from tryon.profiles import on_toy
 from tryon.runs import ema_file, find_lora, lora_file, lora_name, newest_checkpoint
 from tryon.toy.model import ToyFolders
 from tryon.training.batches import load_batches

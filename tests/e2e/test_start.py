@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 
 from conftest import PROJECT
 from test_folders import write_viton_hd
-from tryon.config import full, on_toy
 from tryon.files import save_json, write_manifest
+from tryon.profiles import full, on_toy
 from tryon.runs import lora_file
 from tryon.toy.dataset import write_dataset
 

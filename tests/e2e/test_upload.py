@@ -14,8 +14,8 @@ from conftest import PROJECT
 from launch import TOKEN
 from stub_hub import StubHub, serve
 from test_folders import write_viton_hd
-from tryon.config import full, on_toy
 from tryon.files import save_json
+from tryon.profiles import full, on_toy
 from tryon.runs import LORA_FILE
 
 pytestmark = pytest.mark.e2e

@@ -23,7 +23,6 @@ from tryon.cli import parse_flags
 from tryon.config import (
     MOST,
     MOST_SEED,
-    PROFILES,
     TRACKERS,
     MaskConfig,
     PlanConfig,
@@ -31,11 +30,10 @@ from tryon.config import (
     TryOnConfig,
     cache_threshold,
     mistakes,
-    on_toy,
-    resolve,
     trackers,
 )
 from tryon.flux.lora_header import OF_ANOTHER_PROJECT, panel_size
+from tryon.profiles import PROFILES, on_toy, resolve
 from tryon.share import ShareConfig
 from tryon.toy.pretrain.config import PretrainConfig
 from tryon_inference_lora import PictureConfig

@@ -11,12 +11,13 @@ from PIL import Image
 from deepfashion_training.held_out import HeldOutConfig, check_persons, scored_pairs
 from folder_datasets import FolderData, load_folder
 from folder_lists import FolderConfig, pairs_of, read_settings, with_lists
-from tryon.config import MaskConfig, TrainConfig, on_toy
+from tryon.config import MaskConfig, TrainConfig
 from tryon.data.category import MaskRule
 from tryon.data.human_parser import ATR, PART_OF_LABEL, Parser, mask_by_rule, parse
 from tryon.data.masks import PARTS
 from tryon.data.sample import UnreadablePicture, fit_mask, fit_picture
 from tryon.data.split import few_pairs
+from tryon.profiles import on_toy
 from tryon.toy.drawing import draw_garment
 from tryon.toy.examples import DrawnData, label_map
 

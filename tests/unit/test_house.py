@@ -90,6 +90,7 @@ def test_the_driver_calls_the_loop_and_patches_nothing() -> None:
 def test_settings_and_run_names_import_nothing_heavy() -> None:
     light = (
         "config",
+        "profiles",
         "cli",
         "signals",
         "runs",

@@ -13,8 +13,9 @@ from PIL import Image
 
 from deepfashion_training.preflight import DataConfig
 from folder_lists import FolderConfig
-from tryon.config import TOY_NOTICE, MaskConfig, on_toy, quick_test
+from tryon.config import TOY_NOTICE, MaskConfig
 from tryon.files import file_hash, save_json, write_manifest
+from tryon.profiles import on_toy, quick_test
 from tryon.report import DATA_DEFAULTS, add_evaluation, write_data, write_environment, write_report
 from tryon.runs import ema_file, lora_file, own_run
 

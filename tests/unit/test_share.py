@@ -16,10 +16,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from test_report import OF_OLDER_COMMAND, OF_OLDER_RUN, value
-from tryon.config import full, on_toy
 from tryon.files import file_hash, read_json, save_json, write_manifest
 from tryon.flux.lora_header import read_facts
 from tryon.flux.prompts import TRY_OFF_PROMPT
+from tryon.profiles import full, on_toy
 from tryon.runs import LORA_FILE, STATE_FILE, ema_file, lora_file
 from tryon.share import CARD_TEMPLATE, ShareConfig, card_values, export_lora, shared, write_share
 from tryon.toy.model import ToyFolders

@@ -18,8 +18,8 @@ from tryon.app.page import PRIVATE, QUIETLY, Page, Values, refusal, refusing
 from tryon.app.session import KEPT_SECONDS
 from tryon.app.take_off_page import TakeOffPage
 from tryon.app.training import RunFacts, Source, TrainingRequest
-from tryon.config import PROFILES
 from tryon.data.layout import LAYOUTS
+from tryon.profiles import PROFILES
 from tryon.report import REPORT
 from tryon.runs import process_of
 from tryon.units import gigabytes, plural

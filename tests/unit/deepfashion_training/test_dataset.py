@@ -20,10 +20,11 @@ from deepfashion_training.pairing import Pair, category_of, is_flat
 from deepfashion_training.preflight import DataConfig, checked_data_path
 from test_human_parser import write_parser
 from train_flux_inpaint import lora_facts
-from tryon.config import MaskConfig, TrainConfig, on_toy
+from tryon.config import MaskConfig, TrainConfig
 from tryon.data.human_parser import ATR
 from tryon.data.sample import UnreadablePicture, fit_picture
 from tryon.data.split import split_by_item
+from tryon.profiles import on_toy
 
 COLOURS = {"front": "red", "side": "green", "flat": "blue"}
 

@@ -24,7 +24,7 @@ from deepfashion_training.launch import DRIVER as DEEPFASHION
 from deepfashion_training.launch import accelerate_command
 from deepfashion_training.preflight import start_log
 from launch import interrupt, processes_with, read_until, start_on_a_terminal, wait_for_no_process_with, wait_until
-from tryon.config import full, on_toy
+from tryon.profiles import full, on_toy
 
 SUPERVISE = """
 import sys
@@ -155,7 +155,7 @@ def test_output_goes_to_stdout_and_into_the_log_as_plain_lines(training: Trainin
         ("raise SystemExit(124)", 124, ""),
         ("raise SystemExit(3)", 3, ""),
         ("raise RuntimeError('the driver broke')", 1, "RuntimeError: the driver broke"),
-        ("from tryon.config import resolve, PlanConfig; resolve({'profile': 'h100'}, 0)", 1, "error: the h100 profile"),
+        ("from tryon.profiles import resolve; resolve({'profile': 'h100'}, 0)", 1, "error: the h100 profile"),
     ],
 )
 def test_the_first_failure_is_the_exit_code(training: Training, main: str, code: int, words: str) -> None:

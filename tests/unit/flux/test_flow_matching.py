@@ -9,7 +9,6 @@ from diffusers.pipelines.flux.pipeline_flux_fill import calculate_shift
 from diffusers.training_utils import compute_loss_weighting_for_sd3
 
 from conftest import make_sample
-from tryon.config import full, on_toy
 from tryon.data.category import CATEGORIES
 from tryon.data.sample import FillBatch, PromptEmbedding
 from tryon.flux.encode import collate, encode_sample
@@ -28,6 +27,7 @@ from tryon.flux.flow_matching import (
     token_weights,
 )
 from tryon.flux.packing import count_tokens
+from tryon.profiles import full, on_toy
 from tryon.toy.model import scheduler
 
 

@@ -11,7 +11,7 @@ import torch
 from benchmarks import hardware_needs
 from conftest import PROJECT
 from tryon.cli import run_script
-from tryon.config import TrainConfig, full, on_toy
+from tryon.config import TrainConfig
 from tryon.flux import memory
 from tryon.flux.load import FILL_CONFIG, load_transformer, read_transformer_config
 from tryon.flux.lora import TARGET_MODULES, add_lora
@@ -32,6 +32,7 @@ from tryon.flux.memory import (
 from tryon.flux.offload import checkpoint_blocks
 from tryon.flux.packing import count_tokens, image_ids, text_ids
 from tryon.flux.training_blocks import branches_of, cast_lora_together, casts_lora, use_training_blocks
+from tryon.profiles import full, on_toy
 from tryon.toy.model import ToyFolders, new_vae
 
 TRAINING = (PROJECT / "docs" / "training.md").read_text()

@@ -9,12 +9,13 @@ from peft import get_peft_model_state_dict
 from torch._inductor import config as inductor
 from torch._inductor.utils import fresh_cache
 
-from tryon.config import TrainConfig, full, on_toy
+from tryon.config import TrainConfig
 from tryon.flux.compiler import no_compiler
 from tryon.flux.load import load_transformer
 from tryon.flux.memory import resolved
 from tryon.flux.placement import prepare_transformer
 from tryon.flux.quantize import QuantizedLinear
+from tryon.profiles import full, on_toy
 from tryon.toy.model import ToyFolders
 
 CPU = torch.device("cpu")

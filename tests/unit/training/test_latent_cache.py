@@ -15,7 +15,7 @@ from diffusers import AutoencoderKL
 from torch.utils.data import get_worker_info
 
 from conftest import ListSource, make_sample
-from tryon.config import TrainConfig, on_toy
+from tryon.config import TrainConfig
 from tryon.data.category import MaskRule
 from tryon.data.sample import LatentSample, TryOnSample, UnreadablePicture
 from tryon.data.try_off import with_try_offs
@@ -23,6 +23,7 @@ from tryon.flux.encode import encode_sample
 from tryon.flux.load import ModelFiles, load_text_encoders, load_vae
 from tryon.flux.prompt_cache import _device_for, cache_prompts
 from tryon.flux.prompts import FIXED_PROMPT
+from tryon.profiles import on_toy
 from tryon.signals import stop_after
 from tryon.toy.model import ToyFolders
 from tryon.training.latent_cache import cache_latents, latent_files, read_latents, write_latents

@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from benchmarks import hardware_needs
-from tryon.config import PROFILES, TrainConfig, full, h100, on_toy, quick_test
+from tryon.config import TrainConfig
 from tryon.flux import memory
 from tryon.flux.load import FILL_CONFIG
 from tryon.flux.memory import card_memory
+from tryon.profiles import PROFILES, full, h100, on_toy, quick_test
 from tryon.toy.model import new_transformer
 from tryon.training import plan, speed
 from tryon.training.plan import plan_lines, seen_often
