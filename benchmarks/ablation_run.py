@@ -5,13 +5,15 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
+import torch
 from PIL import Image
 
 from benchmarks.ablation_variants import KINDS, Reference, Variant
 from deepfashion_training.references import cut_out
 from train_flux_inpaint import train
 from tryon.config import TrainConfig, TryOnConfig
-from tryon.data.category import CATEGORIES, Category
+from tryon.data.category import CATEGORIES, Category, MaskVariation
+from tryon.data.masks import mask_picture, varied_mask
 from tryon.data.sample import TryOnSample, fit_mask, fit_picture
 from tryon.evaluation.cases import BASE, TRY_OFF, try_off_case
 from tryon.evaluation.compare import summarise
@@ -20,11 +22,12 @@ from tryon.flux.lora_header import read_facts
 from tryon.inference.pipeline import load_try_on
 from tryon.runs import find_lora
 from tryon.toy.drawing import draw_person
-from tryon.toy.examples import EVALUATION_SEED, DrawnCases, DrawnData
+from tryon.toy.examples import EVALUATION_SEED, DrawnCases, DrawnData, label_map
 from tryon.toy.model import use_toy_model, use_toy_model_for_try_on
 from tryon.toy.people import VIEW, random_example
 
 LENGTHS = "lengths right"  # of trousers given to people in shorts, and the reverse
+VARIATION = MaskVariation(growth=0.1, share=0.3)
 OTHER_PEOPLE = 3 * EVALUATION_SEED  # who wear what is tried on: neither trained on nor dressed
 
 
@@ -72,9 +75,14 @@ class VariantData:
         sample, example = self.drawings[index], self.drawings.example(index)
         size = (self.drawings.height, self.drawings.width)
         category = sample.category
+        person = draw_person(example.person, example.outfit, VIEW, *size)
         if self.variant.mask == "tight":
-            worn = draw_person(example.person, example.outfit, VIEW, *size).masks[category]
-            sample = replace(sample, mask=fit_mask(worn, *size))
+            sample = replace(sample, mask=fit_mask(person.masks[category], *size))
+        elif self.variant.mask == "varied":
+            worn = torch.from_numpy(np.asarray(person.masks[category]) > 0)[None]
+            rng = np.random.default_rng([self.drawings.seed, index])
+            hidden = varied_mask(worn, category, self.drawings.mask_rule, label_map(person), VARIATION, rng)
+            sample = replace(sample, mask=fit_mask(mask_picture(hidden), *size))
         if (reference := self.reference(index)) != "flat":
             sample = replace(sample, garment=fit_picture(self.on_somebody(index, reference), *size))
         return replace(sample, key=self.key(index))
@@ -88,7 +96,8 @@ def run_variant(variant: Variant, settings: TrainConfig, pairs: int, cases: int)
     size = (settings.height, settings.width)
     held_out = DrawnData(len(CATEGORIES) * cases, EVALUATION_SEED, CATEGORIES, *size)
     trained_on = DrawnData(pairs, 2 * EVALUATION_SEED + settings.seed, variant.categories, *size)
-    flat = replace(variant, reference="flat", worn_share=0.0)
+    mask = "rectangle" if variant.mask == "varied" else variant.mask
+    flat = replace(variant, reference="flat", worn_share=0.0, mask=mask)
     validated_on = VariantData(replace(held_out, count=3), replace(variant, worn_share=0.0))
     train(settings, VariantData(trained_on, variant), validated_on)
 

@@ -16,12 +16,13 @@ Reference = Literal["flat", "other view", "same picture", "worn", "worn by anoth
 class Variant:
     """A recipe. settings: of TrainConfig, where they differ. reference: what training's garment pictures are.
     worn_share: share of the pairs for which they are "worn" instead. mask: what is hidden, in training and when trying
-    on. categories: of the pairs trained on, in turn."""
+    on; "varied": in training rectangles that vary, when trying on plain ones. categories: of the pairs trained on, in
+    turn."""
 
     settings: dict[str, Any]
     reference: Reference = "flat"
     worn_share: float = 0.0
-    mask: Literal["rectangle", "tight"] = "rectangle"
+    mask: Literal["rectangle", "tight", "varied"] = "rectangle"
     categories: tuple[str, ...] = TOY_CATEGORIES
 
 
@@ -33,6 +34,7 @@ VARIANTS = {
     "rate_a_third": Variant({"learning_rate": on_toy(quick_test()).learning_rate / 3}),
     "rate_threefold": Variant({"learning_rate": 3 * on_toy(quick_test()).learning_rate}),
     "mask_tight": Variant({}, mask="tight"),
+    "mask_varied": Variant({}, mask="varied"),
     "reference_other_view": Variant({}, reference="other view"),
     "reference_same_picture": Variant({}, reference="same picture"),
     "worn_reference_quarter": Variant({}, worn_share=0.25),
@@ -46,5 +48,6 @@ VARIANTS = {
     "lora_attention_and_context": Variant({"lora_targets": "attention_and_context"}),
     "lora_double": Variant({"lora_blocks": "double"}),
     "lora_single": Variant({"lora_blocks": "single"}),
+    "average": Variant({"ema_decay": 0.95}),
     "try_off_fifth": Variant({"try_off_share": 0.2}),
 }

@@ -41,6 +41,14 @@ def test_a_quarter_of_the_garments_is_worn() -> None:
     assert torch.equal(data[worn[0]].person, recipe[worn[0]].person)
 
 
+def test_masks_vary_and_hide_no_less() -> None:
+    drawings = DrawnData(20, 0, CATEGORIES, 96, 72)
+    data, recipe = (VariantData(drawings, VARIANTS[name]) for name in ("mask_varied", "recipe"))
+    masks = [(data[index].mask, recipe[index].mask) for index in range(len(data))]
+    assert all((varied >= plain).all() for varied, plain in masks)
+    assert sum(torch.equal(varied, plain) for varied, plain in masks) < 5
+
+
 def test_an_unknown_variant_is_refused() -> None:
     with pytest.raises(ValueError, match="--variants rank_5 is not known: name some of recipe"):
         read_settings(["--variants", "rank_5"])
