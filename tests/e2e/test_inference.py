@@ -388,8 +388,8 @@ def test_what_is_refused(run: Path, pictures: Path, data_cache: Path, toy: ToyFo
         ("odd", "has the column colour: there may be person, garment, mask, category, output"),
         ("short", "has no column output"),
         ("none", "has no line below its first"),
-        ("twice", "reads or writes .*c-seed0.png too"),
-        ("seeds", "reads or writes .*c-seed1.png too"),
+        ("twice", "line 4 of .*twice.csv writes .*c-seed0.png, which line 2 reads or writes too"),
+        ("seeds", "line 2 of .*seeds.csv writes .*c-seed1.png, which line 3 reads or writes too"),
         ("nowhere", "cannot be read"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -1,8 +1,8 @@
 """Which try-ons are asked for: a line each of a CSV file, and the files of their results. Imports nothing heavy."""
 
 import csv
+import io
 import logging
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +12,7 @@ logger = logging.getLogger(__name__)
 
 PICTURE_KINDS = (".png", ".jpg", ".jpeg", ".webp")
 COLUMNS = {"person": True, "garment": True, "mask": False, "category": False, "output": True}  # whether each is needed
+SEPARATORS = ",;\t"  # of cells: which one a spreadsheet writes depends on the country
 
 
 @dataclass(frozen=True)
@@ -42,33 +43,49 @@ def unwritable(what: str, path: Path) -> list[str]:
 
 
 def read_pairs(path: Path, seeds: range, output_grid: Path | None) -> list[tuple[int, dict[str, str]]]:
-    """The lines of a CSV file of try-ons, with their numbers; its first line names COLUMNS. seeds: of each try-on's
-    results. output_grid: a file that is written too. Raises ValueError for what is wrong with the whole file."""
+    """The lines of a CSV file of try-ons, with their numbers; its first line names COLUMNS, between SEPARATORS. seeds:
+    of each try-on's results. output_grid: a file that is written too. Raises ValueError for what is wrong with the
+    whole file."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:  # as spreadsheets write it
-            reader = csv.DictReader(file)
-            lines = [(reader.line_num, line) for line in reader]
+        text = path.read_bytes().decode("utf-8-sig")  # as spreadsheets write it
+        header = next(iter(text.splitlines()), "")
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=max(SEPARATORS, key=header.count))
+        columns = set(reader.fieldnames or [])
+        lines = [(reader.line_num, line) for line in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"--pairs {path} cannot be read ({error}): give a CSV file in UTF-8") from error
-    columns = set(reader.fieldnames or [])
     if missing := [name for name, needed in COLUMNS.items() if needed and name not in columns]:
-        raise ValueError(f"--pairs {path} has no column {', '.join(missing)}: its first line names the columns")
+        raise ValueError(
+            f"--pairs {path} has no column {', '.join(missing)}: its first line names the columns, between commas, "
+            "semicolons or tabs"
+        )
     if unknown := sorted(columns - COLUMNS.keys()):
         raise ValueError(f"--pairs {path} has the column {unknown[0]}: there may be {', '.join(COLUMNS)}")
     if not lines:
         raise ValueError(f"--pairs {path} has no line below its first: give a try-on a line")
-    read, written = {path.resolve()}, Counter([output_grid.resolve()] if output_grid else [])
-    for _, line in lines:
+    _check_outputs(path, lines, seeds, output_grid)
+    return lines
+
+
+def _check_outputs(path: Path, lines: list[tuple[int, dict[str, str]]], seeds: range, output_grid: Path | None) -> None:
+    """Raises ValueError where a line writes a file that is read, or written by something else too."""
+    users = {path.resolve(): "--pairs"} | ({output_grid.resolve(): "--output_grid"} if output_grid else {})
+    written = []
+    for number, line in lines:
         for name in ("person", "garment", "mask", "output"):
             if cell := (line.get(name) or "").strip():
                 file = path.parent / Path(cell).expanduser()
                 if name != "output":
-                    read.add(file.resolve())
+                    users.setdefault(file.resolve(), f"line {number}")
                 elif file.name:
-                    written.update(each.resolve() for each in results_of(file, seeds))
-    if twice := [file for file, count in written.items() if count > 1 or file in read]:
-        raise ValueError(f"--pairs {path} reads or writes {twice[0]} too: give each line an output of its own")
-    return lines
+                    written += [(number, each.resolve()) for each in results_of(file, seeds)]
+    for number, file in written:
+        if user := users.get(file):
+            raise ValueError(
+                f"line {number} of --pairs {path} writes {file}, which {user} reads or writes too: give each line an "
+                "output of its own"
+            )
+        users[file] = f"line {number}"
 
 
 def requests_of(lines: list[tuple[int, dict[str, str]]], folder: Path, category: Category | None) -> dict[int, Request]:
@@ -86,7 +103,7 @@ def requests_of(lines: list[tuple[int, dict[str, str]]], folder: Path, category:
 def _request_of_line(line: dict[str, str], folder: Path, category: Category | None) -> Request:
     """Raises ValueError for what is missing or wrong."""
     if None in line or None in line.values():  # as DictReader tells of a line that is longer or shorter
-        raise ValueError("it has not as many cells as the first line: a path with a comma wants quotation marks")
+        raise ValueError("it has not as many cells as the first line: a path that holds the separator wants quotation marks")
     cells = {name: text.strip() for name, text in line.items()}
     if empty := [name for name, needed in COLUMNS.items() if needed and not cells[name]]:
         raise ValueError(f"its {empty[0]} is empty: name a file")
