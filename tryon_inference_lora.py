@@ -17,6 +17,7 @@ the rule that the LoRA was trained with; or, with --category alone, a human pars
 import logging
 from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -284,6 +285,7 @@ def main(argv: list[str]) -> None:
     from tryon.data.grid import draw_grid
     from tryon.inference.dressing import (
         Denoising,
+        Pictures,
         compare,
         dress,
         dress_pairs,
@@ -296,13 +298,13 @@ def main(argv: list[str]) -> None:
         possible,
         take_off_garment,
     )
-    from tryon.inference.pipeline import load_try_on
+    from tryon.inference.pipeline import TryOnModel, load_try_on
     from tryon.toy.model import parser_for_try_on, use_toy_model_for_try_on
 
     if pairs:
         requests = possible(requests, facts)
         undressed = {number for number, _ in lines} - requests.keys()
-        if not requests:
+        if not requests or (requests.keys() <= made and not grid):
             check_all_dressed(undressed, len(lines))
     config = use_toy_model_for_try_on(config, facts)
     parser, give_back = pictures.parser or parser_for_try_on(config, facts), pictures.give_back
@@ -311,6 +313,16 @@ def main(argv: list[str]) -> None:
     how, first = Denoising(steps, guidance, seeds, find_parts if give_back else None), next(iter(loras.values()))
     make_mask = mask_maker(facts, find_parts, needless=pictures.parser is not None and not give_back)
     words = f"{plural(steps, 'step')} at guidance {guidance:g}"
+
+    def open_request(request: Request) -> Pictures:
+        return open_pictures(request, facts, make_mask, at_hand)
+
+    @cache
+    def load_to_dress() -> TryOnModel:
+        model = load_try_on(config, first, fold=True)
+        logger.info("dressing, %s", words)
+        return model
+
     if taken_off:
         person = open_picture("person", taken_off)
         model = load_try_on(config, first, fold=True)
@@ -319,17 +331,13 @@ def main(argv: list[str]) -> None:
         take_off_garment(model, person, pictures.category, how, output, recipe)
         return
     if pairs:
-        model = load_try_on(config, first, fold=True)
-        logger.info("dressing, %s", words)
         shown = GRID_ROWS if grid else 0
-        rows, failed = dress_pairs(model, requests, made, how, make_mask, at_hand, shown, shared)
+        rows, failed = dress_pairs(load_to_dress, open_request, requests, made, how, size, shown, shared)
         undressed |= failed
     else:
-        opened = open_pictures(request, facts, make_mask, at_hand)  # before the models, which take minutes to load
+        opened = open_request(request)  # before the models, which take minutes to load
         if pictures.output_tryon:
-            model = load_try_on(config, first, fold=True)
-            logger.info("dressing, %s", words)
-            results = dress(model, opened, how, request, shared)
+            results = dress(load_to_dress(), opened, how, request, shared)
         else:
             compared = [(loras.get(name, first), 0 if name == BASE else config.lora_scale) for name in pictures.lora]
             logger.info("comparing, %s: %s", words, "; ".join(shared.loras))

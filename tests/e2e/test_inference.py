@@ -225,6 +225,16 @@ def test_pairs_of_a_file_are_dressed_and_bad_lines_listed(
     said = capsys.readouterr().out
     assert said.count("the category trousers is none of") == 1 and "TOY MODEL" not in said, "nothing was loaded for it"
 
+    Image.new("L", (96, 64), 255).save(pictures / "lying.png")
+    bad = [lines[1].replace("mask.png", f"{mask}.png").replace("first", mask) for mask in ("lying", "black")]
+    for number, rest in ((2, bad[:1]), (3, bad)):
+        (pictures / "pairs.csv").write_text("\n".join([*lines[:2], *rest]))
+        with pytest.raises(ValueError, match=f"^{number - 1} of {number} pairs w.* not dressed, .*: line 3"):
+            main(flags[:-2])
+        said = capsys.readouterr().out
+        assert "1 of them made already" in said and "another shape" in said and "loading" not in said, said
+    assert "line 4: the mask" in said, "seen only when it is decoded"
+
 
 def test_pairs_that_are_made_already_are_not_made_again(
     run: Path, pictures: Path, data_cache: Path, capsys: pytest.CaptureFixture[str]

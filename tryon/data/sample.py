@@ -256,11 +256,16 @@ def binary_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:
     mask = _upright(mask, "black").convert("L").point(lambda value: 255 if value > 127 else 0)
     if mask.size == size:
         return mask
-    if abs(mask.width * size[1] / (mask.height * size[0]) - 1) > 0.02:
-        raise ValueError(
-            f"the mask is {mask.width} x {mask.height} and its picture {size[0]} x {size[1]}: another shape"
-        )
+    check_shape(mask.size, size)
     return mask.resize(size, Image.Resampling.NEAREST)
+
+
+def check_shape(mask: tuple[int, int], picture: tuple[int, int]) -> None:
+    """Raises ValueError where a mask of this size (width, height) has not the proportions of its picture."""
+    if abs(mask[0] * picture[1] / (mask[1] * picture[0]) - 1) > 0.02:
+        raise ValueError(
+            f"the mask is {mask[0]} x {mask[1]} and its picture {picture[0]} x {picture[1]}: another shape"
+        )
 
 
 def usable_mask(mask: Image.Image, size: tuple[int, int]) -> Image.Image:

@@ -17,7 +17,15 @@ from tryon.console import progress_bar
 from tryon.data.category import CATEGORIES, Category
 from tryon.data.human_parser import Parser, labels_at_hand, mask_by_rule, parse, parser_for_masks
 from tryon.data.mask_doubts import doubts_about_mask
-from tryon.data.sample import UNREADABLE, fit_picture, read_photograph, read_usable_mask, to_picture, upright_size
+from tryon.data.sample import (
+    UNREADABLE,
+    check_shape,
+    fit_picture,
+    read_photograph,
+    read_usable_mask,
+    to_picture,
+    upright_size,
+)
 from tryon.flux.lora_header import LoraFacts, prompt_category, read_facts
 from tryon.inference.pairs_file import Request, results_of
 from tryon.inference.photograph import given_back
@@ -132,10 +140,13 @@ def check_request(request: Request, facts: LoraFacts) -> None:
     """Raises ValueError for what cannot be dressed, as far as that is seen without decoding a picture."""
     if request.category not in (None, *CATEGORIES):
         raise ValueError(f"the category {request.category} is none of {', '.join(CATEGORIES)}: give one of them")
-    for what, path in (("person", request.person), ("garment", request.garment), ("mask", request.mask)):
-        if path:
-            with named(what, path):
-                upright_size(path)
+    with named("person", request.person):
+        size = upright_size(request.person)
+    with named("garment", request.garment):
+        upright_size(request.garment)
+    if request.mask:
+        with named("mask", request.mask):
+            check_shape(upright_size(request.mask), size)
     prompt_category(facts, request.category)
     if request.mask is None:
         trained_rule(facts)
@@ -222,30 +233,44 @@ def grid_row(opened: Pictures, results: list[Image.Image], size: tuple[int, int]
     return opened.category, [to_picture(fit_picture(picture, *size)) for picture in shown]
 
 
+@contextmanager
+def warned_of(number: int, failed: set[int]) -> Iterator[None]:
+    """Warns of a ValueError, as one of this line of a file, and adds the line to those that failed."""
+    try:
+        yield
+    except ValueError as error:
+        failed.add(number)
+        logger.warning("line %d: %s", number, error)
+
+
 def dress_pairs(
-    model: TryOnModel, requests: dict[int, Request], made: set[int], denoising: Denoising, make_mask: MakeMask,
-    find_parts_at_hand: FindPartsAtHand, shown: int, recipe: Recipe,
+    load: Callable[[], TryOnModel], open_request: Callable[[Request], Pictures], requests: dict[int, Request],
+    made: set[int], denoising: Denoising, size: tuple[int, int], shown: int, recipe: Recipe,
 ) -> tuple[list[tuple[str, list[Image.Image]]], set[int]]:  # fmt: skip
     """Dresses what is asked for by lines of a file, but for those that are made; returns the grid's rows, of the first
-    `shown` that there are, and the lines that were not dressed, of which it warns. recipe: see dress."""
+    `shown` that there are, and the lines that were not dressed, of which it warns.
+
+    load: gives the model, and is called only where there is a line to dress; open_request: see open_pictures; size: of
+    the grid's panels, height and width; recipe: see dress.
+    """
     rows, failed = [], set()
     with progress_bar(len(requests), "dressing", visible=True, initial=len(made)) as bar:
         for number, request in requests.items():
             if number in made and len(rows) >= shown:
                 continue
-            try:
-                opened = open_pictures(request, model.facts, make_mask, find_parts_at_hand)
-                if number in made:
-                    results = [read_photograph(file) for file in results_of(request.output, denoising.seeds)]
-                else:
-                    person, garment = request.person.name, request.garment.name
-                    logger.info("%d of %d: %s in %s", bar.n + 1, len(requests), person, garment)
-                    results = dress(model, opened, denoising, request, recipe)
-                if len(rows) < shown:
-                    rows.append(grid_row(opened, results, model.size))
-            except ValueError as error:
-                failed.add(number)
-                logger.warning("line %d: %s", number, error)
+            with warned_of(number, failed):
+                opened = open_request(request)
+            model = None if number in failed | made else load()  # what is wrong with the model is no fault of the line
+            if number not in failed:
+                with warned_of(number, failed):
+                    if model is None:
+                        results = [read_photograph(file) for file in results_of(request.output, denoising.seeds)]
+                    else:
+                        person, garment = request.person.name, request.garment.name
+                        logger.info("%d of %d: %s in %s", bar.n + 1, len(requests), person, garment)
+                        results = dress(model, opened, denoising, request, recipe)
+                    if len(rows) < shown:
+                        rows.append(grid_row(opened, results, size))
             bar.update(number not in made)
     return rows, failed
 

@@ -103,7 +103,9 @@ def requests_of(lines: list[tuple[int, dict[str, str]]], folder: Path, category:
 def _request_of_line(line: dict[str, str], folder: Path, category: Category | None) -> Request:
     """Raises ValueError for what is missing or wrong."""
     if None in line or None in line.values():  # as DictReader tells of a line that is longer or shorter
-        raise ValueError("it has not as many cells as the first line: a path that holds the separator wants quotation marks")
+        raise ValueError(
+            "it has not as many cells as the first line: a path that holds the separator wants quotation marks"
+        )
     cells = {name: text.strip() for name, text in line.items()}
     if empty := [name for name, needed in COLUMNS.items() if needed and not cells[name]]:
         raise ValueError(f"its {empty[0]} is empty: name a file")
