@@ -79,7 +79,7 @@ def read_users(file: str) -> list[tuple[str, str]]:
     """Names and passwords of a file with a line name:password each. Raises ValueError where it has another form. They
     are no flags, as flags end up in logs and in the list of processes."""
     try:
-        lines = [line.strip() for line in Path(file).expanduser().read_text().splitlines() if line.strip()]
+        lines = [line.strip() for line in Path(file).expanduser().read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"--auth {file} cannot be read ({error}): name a file with lines of name:password") from error
     users = [tuple(line.split(":", 1)) for line in lines]

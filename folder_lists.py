@@ -233,13 +233,21 @@ def _dresscode_pairs(root: Path, list_name: str | None) -> list[FolderPair]:
 def _lines(file: Path, words: int) -> list[list[str]]:
     """The lines of a list of pairs, in words of which the first few name files. Raises ValueError where there is none,
     where one has fewer words, and where they lead out of the folder."""
-    lines = [line.split() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    lines = [line.split() for line in _text_lines(file) if line.strip()]
     if not lines or any(len(line) < words for line in lines):
         raise ValueError(f"{file} must have lines of `person.jpg garment.jpg`: give a list with at least one pair")
     for name in (word for line in lines for word in line[:words]):
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise ValueError(f"{file} names {name}, which lies outside the folder: give names of files in it")
     return lines
+
+
+def _text_lines(file: Path) -> list[str]:
+    """Raises ValueError where the file is no text."""
+    try:
+        return file.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{file} cannot be read ({error}): give a list in UTF-8") from error
 
 
 def _files(folder: Path) -> list[str]:
@@ -252,8 +260,9 @@ def _with_garments(garment_of_person: dict[str, str | None], folder: Path) -> li
     if not garment_of_person:
         raise ValueError(f"{folder} has no pictures of people, and no list names any: see docs/data.md for the layout")
     if alone := [person for person, garment in garment_of_person.items() if garment is None]:
+        example = f"such as {alone[0]}" if alone[1:] else alone[0]
         raise ValueError(
-            f"{plural(len(alone), 'person')} of {folder} without a garment of that name, such as {alone[0]}: name "
+            f"{plural(len(alone), 'person')} of {folder} without a garment of that name, {example}: name "
             "garments as their persons are named, or list the pairs that are complete"
         )
     return list(garment_of_person.items())
@@ -263,7 +272,7 @@ def read_categories(file: Path, names: list[str]) -> list[Category]:
     """Each name's category; without the file every garment is an upper-body one, as in VITON-HD."""
     if not file.is_file():
         return ["upper"] * len(names)
-    lines = [line.split(maxsplit=1) for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    lines = [line.split(maxsplit=1) for line in _text_lines(file)]
     words = dict(line for line in lines if len(line) == 2)
     for name in names:
         if plain(words.get(name, "")) not in CATEGORY_OF:

@@ -1,6 +1,5 @@
 """Which pairs LoRAs are scored on: such as none of them was trained on. Its checks import nothing heavy."""
 
-import json
 import logging
 import sys
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from folder_lists import FolderConfig, FolderPair, has_validation, keeps_tests_a
 from tryon.config import MOST, MaskConfig, TrainConfig, TryOnConfig, setting
 from tryon.data.category import MaskRule
 from tryon.data.layout import LAYOUTS
-from tryon.files import full_path
+from tryon.files import full_path, read_json
 from tryon.runs import run_of
 from tryon.units import plural
 
@@ -66,7 +65,7 @@ def training_settings(files: list[Path]) -> TrainingSettings:
         if file not in found:
             run = run_of(file)
             config = run / "config.json" if run else None
-            found[file] = json.loads(config.read_text()) if config and config.is_file() else {}
+            found[file] = read_json(config) if config else {}
             if root := found[file].get("dataroot"):
                 found[file]["dataroot"] = str(full_path(root))  # older runs keep a `..` as it was given
             if origin := found[file].get("init_lora"):

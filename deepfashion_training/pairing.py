@@ -297,8 +297,9 @@ def split_as_given(
         what = "validate" if train else "train"
         raise ValueError(f"the data set has no pair to {what} on: see docs/data.md for its folders")
     if both := {pair.pid for pair in train} & {pair.pid for pair in validation}:
+        example = f"such as {min(both)}" if len(both) > 1 else min(both)
         raise ValueError(
-            f"{plural(len(both), 'item')} (pid) both in training and validation, such as {min(both)}: move all rows of "
+            f"{plural(len(both), 'item')} (pid) both in training and validation, {example}: move all rows of "
             "an item into one of the folders"
         )
     return train[:max_train], validation[:max_validation]

@@ -42,6 +42,8 @@ def problems_of(config: CompareConfig) -> Iterator[str]:
     """What is wrong with the flags beyond single values."""
     if config.read and config.runs:
         yield "--read needs no runs: leave them out"
+    if config.read and not Path(config.read).expanduser().is_file():
+        yield f"--read {config.read} is no file"
     if not config.read and len(config.runs) != 2:
         yield f"{plural(len(config.runs), 'run')} given: name two runs or checkpoints, or --read a file of answers"
 
@@ -96,6 +98,17 @@ def page_of(name: str, other: str) -> Path:
     return folder / PAGE.format("_".join(re.sub(r"[^\w.]+", "-", each).strip("-") for each in names))
 
 
+def read_answers(file: Path) -> dict[str, Any]:
+    """The answers as said_by takes them. Raises ValueError where the file holds something else."""
+    try:
+        answers = read_json(file)
+    except ValueError:
+        answers = {}
+    if not {"a", "b", "answers"} <= answers.keys():
+        raise ValueError(f"{file} is no file of answers: name the one that the page's button saved")
+    return answers
+
+
 def said_by(answers: dict[str, Any]) -> list[str]:
     """Lines: who won how often, with a 95 % interval (Wilson), and how often each score agrees, where people and score
     prefer one of the two; fewer than LEAST_CASES say nothing. answers: {"a", "b": names, "answers": [{"chosen": "a",
@@ -129,10 +142,7 @@ def main(argv: list[str]) -> None:
     description = "Lets people compare two LoRAs blindly, and reads their answers."
     (config,) = parse(argv, "python -m tryon.compare_blind", description, CompareConfig, problems=problems_of)
     if config.read:
-        answers = read_json(Path(config.read).expanduser())
-        if "answers" not in answers:
-            raise ValueError(f"{config.read} is no file of answers: name the one that the page's button saved")
-        print("\n".join(said_by(answers)))
+        print("\n".join(said_by(read_answers(Path(config.read).expanduser()))))
         return
     pairs = pairs_to_compare(config.runs, config.count, config.seed)
     page = Path(config.page).expanduser().absolute() if config.page else page_of(*config.runs)

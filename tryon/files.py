@@ -54,8 +54,17 @@ def replace_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The dictionary that was written there; an empty one where there is no file."""
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """The dictionary that was written there; an empty one where there is no file. Raises ValueError where the file
+    holds something else."""
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text())
+        if not isinstance(content, dict):
+            raise ValueError(f"a {type(content).__name__} in place of names and values")
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read as JSON ({error}): put a whole copy in its place") from error
+    return content
 
 
 def full_path(name: str | Path) -> Path:

@@ -619,7 +619,7 @@ def test_what_is_missing_is_named(run: Path, data_cache: Path, tmp_path: Path) -
         port = taken.getsockname()[1]
         with pytest.raises(ValueError, match=f"port {port} of 127.0.0.1 cannot be used"):
             main(["--lora", str(run), "--port", str(port), "--data_cache_dir", str(data_cache)])
-    (tmp_path / "users").write_text("ada:secret\n\ngrace:with:colon\n")
+    (tmp_path / "users").write_text("ada:secret\n\ngrace:with:colon\n", encoding="utf-8-sig")
     assert read_users(str(tmp_path / "users")) == [("ada", "secret"), ("grace", "with:colon")]
     (tmp_path / "users").write_text("ada\n")
     for file, message in (("users", "has to hold a line name:password"), ("nobody", "cannot be read")):

@@ -69,8 +69,12 @@ def test_what_cannot_be_compared_is_refused(runs: tuple[str, str], tmp_path: Pat
         main([runs[0], runs[0]])
     with pytest.raises(ValueError, match="1 run given: name two"):
         main([runs[0]])
-    with pytest.raises(ValueError, match="is no file of answers"):
+    with pytest.raises(ValueError, match="--read .*nothing.json is no file$"):
         main(["--read", str(tmp_path / "nothing.json")])
+    for content in (b"", b"# Title", b"\x89PNG", b"[1]", b'{"answers": 3}'):
+        (tmp_path / "other.json").write_bytes(content)
+        with pytest.raises(ValueError, match="other.json is no file of answers: name the one that the page's button"):
+            main(["--read", str(tmp_path / "other.json")])
     shutil.rmtree(tmp_path / "a" / "scores" / "inputs")
     with pytest.raises(ValueError, match="holds no persons and garments: give its evaluate_lora.py command again"):
         main([*runs, "--page", str(tmp_path / "page.html")])

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tryon.files import free_disk, full_path, replacing
+from tryon.files import free_disk, full_path, read_json, replacing
 
 
 def test_a_file_is_the_old_one_until_the_new_one_is_whole(tmp_path: Path) -> None:
@@ -41,3 +41,11 @@ def test_a_path_that_is_kept_holds_from_anywhere(tmp_path: Path, monkeypatch: py
 
 def test_free_disk_is_asked_of_what_is_there(tmp_path: Path) -> None:
     assert free_disk(tmp_path / "not" / "yet") > 0
+
+
+@pytest.mark.parametrize("content", [b"", b"# Title", b"\x89PNG", b"[1]"])
+def test_a_file_without_names_and_values_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"config.json cannot be read as JSON \(.*\): put a whole copy in its place"):
+        read_json(tmp_path / "config.json")
+    assert read_json(tmp_path / "nowhere.json") == {}

@@ -76,6 +76,9 @@ def test_limit_and_missing_parts(tmp_path: Path) -> None:
     (root / "empty.txt").write_text("\n")
     with pytest.raises(ValueError, match="empty.txt must have lines of `person.jpg garment.jpg`"):
         viton_hd(root, "empty.txt")
+    (root / "latin.txt").write_text("Jos\u00e9.jpg Jos\u00e9.jpg\n", encoding="latin-1")
+    with pytest.raises(ValueError, match=r"latin.txt cannot be read \(.*\): give a list in UTF-8"):
+        viton_hd(root, "latin.txt")
     (root / "train" / "cloth" / "00000_00.jpg").unlink()
     with pytest.raises(UnreadablePicture, match="00000_00.jpg"):
         viton_hd(root)[0]
@@ -236,7 +239,7 @@ def test_what_a_persons_own_folder_lacks_is_named(tmp_path: Path) -> None:
         write_own(tmp_path / "more", 3)
         read_settings(["--toy", "--dataroot", str(tmp_path / "more"), "--parser", "no/parser"])
     (root / "cloth" / "me 1.JPG").unlink()
-    with pytest.raises(ValueError, match="1 person of .* without a garment of that name, such as me 1.png"):
+    with pytest.raises(ValueError, match="1 person of .* without a garment of that name, me 1.png: name"):
         read_settings(flags)
     shutil.rmtree(root / "image")
     (root / "image").mkdir()

@@ -239,7 +239,7 @@ def open_folder(folder: Path, settings: dict[str, Any], cases: Cases) -> None:
             save_json(file, settings)
     except OSError as error:
         raise ValueError(f"{folder} cannot be written ({error.strerror}): name another with --output_dir") from error
-    was = json.loads(file.read_text())
+    was = read_json(file)
     if "num_samples" in was:
         raise ValueError(f"{folder} holds scores of an older version: name another folder with --output_dir")
     changed = [name for name in {**was, **settings} if was.get(name) != settings.get(name)]

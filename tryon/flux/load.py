@@ -5,7 +5,6 @@ from another place: CatVTON-Flux has nothing but a transformer, at its repositor
 `transformer/`. Only safetensors are read.
 """
 
-import json
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from tryon.config import TrainConfig
-from tryon.files import save_json
+from tryon.files import read_json, save_json
 from tryon.flux.memory import check_training_fits
 from tryon.hub import check_room, download_size, hub_or_folder
 
@@ -88,7 +87,7 @@ def read_transformer_config(name: str, cache_dir: str | None) -> dict[str, Any]:
         config = _config_of_file(file)
     else:
         folder = hub_or_folder(name, list(CONFIG_PLACES), cache_dir)
-        config = json.loads((folder / _config_place(folder, name)).read_text())
+        config = read_json(folder / _config_place(folder, name))
     channels = config.get("in_channels")
     if channels != FILL_IN_CHANNELS:
         raise ValueError(
@@ -100,7 +99,7 @@ def read_transformer_config(name: str, cache_dir: str | None) -> dict[str, Any]:
 
 def _config_of_file(file: Path) -> dict[str, Any]:
     beside = file.with_name("config.json")
-    return json.loads(beside.read_text()) if beside.is_file() else FILL_CONFIG
+    return read_json(beside) if beside.is_file() else FILL_CONFIG
 
 
 def _config_place(folder: Path, name: str) -> Path:

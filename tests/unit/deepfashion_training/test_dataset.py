@@ -294,7 +294,7 @@ def test_folders_of_pictures_bring_their_split(tmp_path: Path) -> None:
 
     shutil.rmtree(tmp_path / "Test")
     write_pictures(tmp_path / "Test", [row(3, "front")])
-    with pytest.raises(ValueError, match=r"1 item \(pid\) both in training and validation, such as id_00000003"):
+    with pytest.raises(ValueError, match=r"1 item \(pid\) both in training and validation, id_00000003: move"):
         load(name, settings)
 
 
@@ -307,7 +307,10 @@ def test_what_a_folder_of_pictures_lacks_is_named_at_once(tmp_path: Path) -> Non
         with pytest.raises(ValueError, match=r"metadata.jsonl names .*, which lies outside the folder"):
             checked_data_path(str(file.parent))
     file.write_text(whole.replace("000-images", "nowhere"))
-    with pytest.raises(ValueError, match=r"names files/nowhere.png, which is not there, like 1 of its 10 pictures"):
+    with pytest.raises(ValueError, match=r"names files/nowhere.png, which is not there: add what is missing, or"):
+        checked_data_path(str(file.parent))
+    file.write_text(whole.replace("000-images", "nowhere").replace("001-images", "gone"))
+    with pytest.raises(ValueError, match=r"nowhere.png, which is not there, like 1 more of its 10 pictures: add what"):
         checked_data_path(str(file.parent))
     file.write_text(whole.replace("mask_file_name", "mask"))
     with pytest.raises(ValueError, match=r"has the columns .*: needed are the person as file_name and the garment's"):
@@ -316,6 +319,20 @@ def test_what_a_folder_of_pictures_lacks_is_named_at_once(tmp_path: Path) -> Non
     with pytest.raises(ValueError, match=r"metadata.jsonl cannot be read \(.*\): check the file"):
         checked_data_path(str(file.parent))
     file.unlink()
+    table = file.with_suffix(".csv")
+    for text, message in (
+        ("file_name;mask_file_name\na.png;b.png\n", r"has the columns file_name;mask_file_name: needed are, between"),
+        ("file_name,mask_file_name,file_name\na,b,c\n", r"has the column file_name twice: leave one of them out"),
+        ("file_name,mask_file_name\n", r"has no row below its first"),
+        (
+            "file_name,mask_file_name\nJos\u00e9.png,b.png\n",
+            r"names pictures in another encoding than UTF-8: save it in UTF-8",
+        ),
+    ):
+        table.write_text(text, encoding="latin-1")
+        with pytest.raises(ValueError, match=message):
+            checked_data_path(str(file.parent))
+    table.unlink()
     with pytest.raises(ValueError, match=r"neither parquet files nor a saved data set nor pictures with"):
         checked_data_path(str(file.parent))
     (file.parent / "train" / "cloth").mkdir(parents=True)
