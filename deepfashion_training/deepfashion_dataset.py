@@ -73,7 +73,7 @@ class DeepFashionData:
         return self.pair(index).category
 
     def name(self, index: int) -> str:
-        return f"row {self.pair(index).row} ({self.pair(index).pid})"
+        return self.pair(index).name
 
     def shows_garment_alone(self, index: int) -> bool:
         return self.pair(index).reference in ("flat", "column")

@@ -186,7 +186,7 @@ def pictures_of(category: str, *sources: "DeepFashionData") -> Iterator[tuple[st
                 continue
             worn = read_mask(io.BytesIO(data.files(index)[1]), person.size)
             pictures = [garment, person, shaded(person, worn), shaded(person, hidden)]
-            yield f"row {pair.row} ({pair.pid}), garment by {pair.reference}", pictures
+            yield f"{pair.name}, garment by {pair.reference}", pictures
 
 
 def main(argv: list[str]) -> None:

@@ -87,6 +87,12 @@ class Pair:
     pid: str
     other_view: int | None = None
 
+    @property
+    def name(self) -> str:
+        """What messages call it: by its row, and by its item, which may be called after the row."""
+        row = f"row {self.row}"
+        return row if self.pid == row else f"{row} ({self.pid})"
+
 
 def make_pairs(table: Dataset, columns: Columns, data_cache: Path, *, find_other_views: bool = False) -> list[Pair]:
     """A pair for every row that shows a person. A `flat` row is a reference and never a person.

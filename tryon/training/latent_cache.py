@@ -165,7 +165,8 @@ def cache_latents(
 def encode_to_files(
     samples: SampleSource, own: list[int], paths: list[Path], what: str, vae: AutoencoderKL, workers: int, bar: tqdm
 ) -> float:
-    """Encodes the samples of the indices `own`, each into its file; unreadable ones are named in the log.
+    """Encodes the samples of the indices `own`, each into its file; unreadable ones are named in the log, once for all
+    their variants.
 
     Returns for how many seconds the VAE waited for pictures. Raises ValueError where a file cannot be written.
     """
@@ -173,13 +174,16 @@ def encode_to_files(
     writes: deque[Future[None]] = deque()
     asked = time.monotonic()
     waited, resized = 0.0, 0
+    skipped = set()
     with ThreadPoolExecutor(1) as writer:  # left by a signal too only when what is under way is written
         for index, sample in zip(own, reading, strict=True):
             waited += time.monotonic() - asked
             if stop := asked_to_stop():  # the time is up
                 raise SystemExit(stop)
             if isinstance(sample, UnreadablePicture):
-                logger.warning("skipped: %s", sample)
+                if str(sample) not in skipped:
+                    logger.warning("skipped: %s", sample)
+                skipped.add(str(sample))
             else:
                 resized += sample.mask_was_resized
                 writes.append(writer.submit(write_latents, paths[index], encode_sample(vae, sample)))

@@ -450,6 +450,7 @@ def test_flat_is_matched_as_a_word() -> None:
 
 def test_split_is_a_tenth_and_at_least_one() -> None:
     pairs = [Pair(row, row, "same_picture", "upper", f"item {row}") for row in range(50)]
+    assert pairs[5].name == "row 5 (item 5)" and replace(pairs[5], pid="row 5").name == "row 5"
     train, validation = split_by_item(pairs, lambda pair: pair.pid, 0, None, 64)
     assert (len(train), len(validation)) == (45, 5)
     assert len(split_by_item(pairs[:9], lambda pair: pair.pid, 0, None, 64)[1]) == 1

@@ -38,7 +38,7 @@ class Faulty(ListSource):
 
     def __getitem__(self, index: int) -> TryOnSample:
         if index in self.bad:
-            raise UnreadablePicture(f"row {index}: broken")
+            raise UnreadablePicture(f"row {index % (len(self) // self.variants)}: broken")
         return super().__getitem__(index)
 
 
@@ -96,9 +96,12 @@ def test_variants_share_a_file_where_nothing_is_random(
     assert data.categories == ["upper", "lower"] and len(data) == 4 and len(set(data.files)) == 3
     assert [data[index].key for index in range(4)] == [sample.key for sample in samples]
 
-    faulty = Faulty([make_sample(seed) for seed in (10, 11, 12, 13)], {2})
-    faulty.variants = 2
-    data = cached(faulty, vae, toy, config)
+    for bad in ({2}, {0, 2}):
+        faulty = Faulty([make_sample(seed) for seed in (10, 11, 12, 13)], bad)
+        faulty.variants = 2
+        caplog.clear()
+        data = cached(faulty, vae, toy, config)
+        assert caplog.messages.count("skipped: row 0: broken") == 1
     assert data.categories == ["full"] and [data[index].key for index in range(2)] == ["sample 11", "sample 13"]
 
 
