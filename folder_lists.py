@@ -183,14 +183,17 @@ def _viton_hd_pairs(root: Path, split: str, list_name: str | None) -> list[Folde
     folder = root if flat else root / split
     people, garments = folder / "image", folder / "cloth"
     masks = folder / MASKS if has_masks(root) else None
-    if root.is_dir() and list_name and not (root / list_name).is_file():
+    if not root.is_dir():
+        raise ValueError(f"--dataroot {root} is no folder: check the path")
+    if list_name and not (root / list_name).is_file():
         raise ValueError(f"{root / list_name} is not there: name the list of {split} pairs that lies in --dataroot")
-    missing = [str(path) for path in (root, people, garments, masks) if path and not path.exists()]
-    if missing and root.is_dir() and holds_rows(root):
+    missing = [str(path) for path in (people, garments, masks) if path and not path.exists()]
+    if missing and holds_rows(root):
         raise ValueError(f"--dataroot {root} holds {rows_in_words(root)}: give it as --dataset_name")
     if missing:
         raise ValueError(
-            f"--dataroot {root} lacks {', '.join(missing)}: give a folder laid out as VITON-HD is (docs/data.md)"
+            f"--dataroot {root} lacks {', '.join(missing)}: give a folder with image/ and cloth/, or one laid out as "
+            "VITON-HD or DressCode (docs/data.md)"
         )
     if list_name:
         names = [(name, name) for name, *_ in _lines(root / list_name, 1)]

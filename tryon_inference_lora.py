@@ -214,6 +214,8 @@ def read_settings(argv: list[str]) -> tuple[TryOnConfig, PictureConfig, dict[str
     if not given.get("again"):
         return *parse(argv, *command, problems=problems_of), {}
     again = Path(given["again"]).expanduser()
+    if not again.is_file():
+        raise ValueError(f"--again {again} is no file")
     if (recipe := read_recipe(again)) is None:
         raise ValueError(f"--again {again} does not say how it was made: give a picture that was written here")
     compares = len(given.get("lora", ())) > 1

@@ -86,7 +86,8 @@ def checked_data_path(name: str) -> str:
         if not holds_rows(folder):
             raise ValueError(
                 f"the data set {name} holds neither parquet files nor a saved data set nor pictures with "
-                "metadata.jsonl, .csv or .parquet: name another"
+                "metadata.jsonl, .csv or .parquet: name another, or put persons into image/ and garments into cloth/ "
+                "and give their folder as --dataroot"
             )
         for file in metadata_files(folder):
             check_metadata(file)

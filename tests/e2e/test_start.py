@@ -77,7 +77,7 @@ def folder(tmp_path: Path) -> Path:
         ("evaluate_lora.py --lora {folder}/nope", "/nope does not exist: name a run"),
         ("evaluate_lora.py --lora {folder}/damaged", "is damaged: take another checkpoint"),
         ("evaluate_lora.py --lora {folder}/foreign.safetensors --dataroot /nope", "--dataroot /nope is no folder"),
-        ("train_flux_inpaint.py --toy --dataroot /nope", "--dataroot /nope lacks /nope"),
+        ("train_flux_inpaint.py --toy --dataroot /nope", "--dataroot /nope is no folder: check the path"),
         ("train_flux_inpaint.py --toy --dataroot {folder}", "upper_body/images has no pictures of people"),
         ("train_flux_inpaint.py --toy --dataroot /nope --init_lora /nope", "/nope"),
         ("-m deepfashion_training.train_deepfashion_lora --toy --dataset_name /nope", "the data set /nope is neither"),

@@ -83,8 +83,10 @@ def test_limit_and_missing_parts(tmp_path: Path) -> None:
     with pytest.raises(UnreadablePicture, match="00000_00.jpg"):
         viton_hd(root)[0]
     shutil.rmtree(root / "train" / "cloth")
-    with pytest.raises(ValueError, match=r"lacks \S*/train/cloth: give a folder laid out as VITON-HD is"):
+    with pytest.raises(ValueError, match=r"lacks \S*/train/cloth: give a folder with image/ and cloth/, or one"):
         viton_hd(root)
+    with pytest.raises(ValueError, match="--dataroot .*nowhere is no folder: check the path"):
+        viton_hd(root / "nowhere")
     (root / "train" / "cloth").mkdir()
     (tmp_path / "rows").mkdir()
     (tmp_path / "rows" / "metadata.jsonl").write_text("{}")

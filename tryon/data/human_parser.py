@@ -165,10 +165,14 @@ def find_worn(labels: Tensor, category: Category) -> Tensor:
         return seen[category]
     if others := [each for each in CATEGORIES if seen[each].any()]:
         raise ValueError(
-            f"the parser sees no {category}-body garment on this person: give a mask, or what is worn there as a "
-            f"region or paint, or choose the category {' or '.join(others)} if the new garment is one"
+            f"the parser sees no {category}-body garment on this person: give the person's picture if this is the "
+            "garment's, or a mask, or what is worn there as a region or paint, or choose the category "
+            f"{' or '.join(others)} if the new garment is one"
         )
-    raise ValueError("the parser sees no garment on this person: give a mask, or another picture")
+    raise ValueError(
+        "the parser sees no garment on this person: give the person's picture if this is the garment's, or a mask, or "
+        "another picture"
+    )
 
 
 def mask_of_labels(labels: Tensor, category: Category, rule: MaskRule) -> Image.Image:

@@ -121,13 +121,15 @@ def test_a_mask_follows_the_body_by_the_labels_that_found_the_garment(drawn_pars
 
 def test_what_is_not_worn_is_not_found() -> None:
     labels = torch.zeros(100, 80, dtype=torch.long)
-    with pytest.raises(ValueError, match="the parser sees no garment on this person: give a mask, or another picture"):
+    with pytest.raises(
+        ValueError, match="sees no garment on this person: give the person's picture if this is the garment's"
+    ):
         find_worn(labels, "upper")
     labels[20:60, 20:60] = PARTS.index("full")
     labels[80:82, 10:13] = PARTS.index("lower")  # a speck
     with pytest.raises(
         ValueError,
-        match="sees no lower-body garment on this person: give a mask, .* or choose the category full if",
+        match="no lower-body garment on this person: give the person's picture if .* or choose the category full if",
     ):
         find_worn(labels, "lower")
     labels[90, 5:9] = PARTS.index("full")

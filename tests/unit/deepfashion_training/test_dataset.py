@@ -333,7 +333,7 @@ def test_what_a_folder_of_pictures_lacks_is_named_at_once(tmp_path: Path) -> Non
         with pytest.raises(ValueError, match=message):
             checked_data_path(str(file.parent))
     table.unlink()
-    with pytest.raises(ValueError, match=r"neither parquet files nor a saved data set nor pictures with"):
+    with pytest.raises(ValueError, match=r"neither parquet files nor .*: name another, or put persons into image/"):
         checked_data_path(str(file.parent))
     (file.parent / "train" / "cloth").mkdir(parents=True)
     with pytest.raises(

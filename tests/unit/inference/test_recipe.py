@@ -49,7 +49,10 @@ def test_a_picture_without_a_recipe_has_none(tmp_path: Path) -> None:
         info.add_text(KEY, text)
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png", pnginfo=info)
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.jpg")
-    for file in (*tmp_path.iterdir(), tmp_path / "nowhere.png"):
+    assert read_recipe(tmp_path / "nowhere.png") is None
+    with pytest.raises(ValueError, match="--again .*nowhere.png is no file$"):
+        read_settings(["--again", str(tmp_path / "nowhere.png")])
+    for file in tmp_path.iterdir():
         assert read_recipe(file) is None, file
         with pytest.raises(ValueError, match="does not say how it was made: give a picture that was written here"):
             read_settings(["--again", str(file)])
