@@ -39,6 +39,7 @@ from tryon.config import TrainConfig, seconds_of
 from tryon.console import on_terminal, progress_bar, set_up_logging
 from tryon.data.category import Category, mask_variation_of
 from tryon.data.layout import pairs_in_words
+from tryon.data.persons import PERSONS, PhotographSource, person_digests, write_persons
 from tryon.data.sample import PromptEmbedding, SampleSource
 from tryon.data.split import few_pairs
 from tryon.data.try_off import with_try_offs
@@ -391,7 +392,7 @@ def evaluate_on(val_data: SampleSource, run: Path, config: TrainConfig) -> None:
 
 def run_training(
     config: TrainConfig, settings: tuple[Any, ...],
-    load_data: Callable[[TrainConfig, torch.device], tuple[SampleSource, SampleSource, PairCounts]],
+    load_data: Callable[[TrainConfig, torch.device], tuple[PhotographSource, SampleSource, PairCounts]],
     score: Callable[[SampleSource, Path, TrainConfig], None], *, toy_asked_for: bool,
 ) -> None:  # fmt: skip
     """A whole run, of this script or the driver: models, data, training, scores of the validation data, upload.
@@ -415,7 +416,10 @@ def run_training(
             logger.warning("warning: %s", often)
 
         def begun() -> None:
-            write_data(Path(config.output_dir), pairs)
+            run = Path(config.output_dir)
+            write_data(run, pairs)
+            if not (run / PERSONS).is_file():  # a run that goes on has the same data
+                write_persons(run, person_digests(train_data))
             accepted()
 
         run = train(config, train_data, val_data, begun)
@@ -443,7 +447,7 @@ def main(argv: list[str]) -> None:
         answer(config, plan, data, len(train), variants, toy_asked_for=toy_asked_for)
         return
 
-    def load_data(config: TrainConfig, device: torch.device) -> tuple[SampleSource, SampleSource, PairCounts]:
+    def load_data(config: TrainConfig, device: torch.device) -> tuple[PhotographSource, SampleSource, PairCounts]:
         train_data, val_data = load_folder(folders, masks, config, device)
         if start_processes().is_main_process:
             for line in few_pairs(len(train_data.pairs), len(val_data.pairs)):
