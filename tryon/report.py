@@ -20,6 +20,7 @@ from tryon.files import MANIFEST, read_json, replace_json, replacing, save_json
 from tryon.pages import TEMPLATES, data_url, render
 from tryon.profiles import PROFILES, on_toy
 from tryon.runs import (
+    EVALUATION,
     OCCASIONAL_PARTS,
     STEP_PARTS,
     WARNINGS,
@@ -47,7 +48,6 @@ from tryon.units import plural
 Scores = dict[str, dict[str, float]]
 ENVIRONMENT = "environment.json"
 DATA = "data.json"
-EVALUATION = "evaluation.json"  # the run's own scores, of its end
 EVALUATED = "evaluate_lora.json"  # those that evaluate_lora.py came to last
 REPORT = "report.html"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
