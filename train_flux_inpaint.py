@@ -209,6 +209,8 @@ def setup(
             fall_back(transformer)
         forget_metrics_after(run, step)
         logger.info("resumed from %s at step %d", checkpoint, step)
+    else:
+        forget_metrics_after(run, -1)  # of a start that came to no checkpoint
     lr_scheduler = make_lr_scheduler(config, optimizer, step, max_steps)
 
     seen = validation_picture(run, step).exists()  # asked by all before one can draw it
@@ -422,7 +424,7 @@ def run_training(
 
         def begun() -> None:
             write_data(run, pairs)
-            if not (run / PERSONS).is_file():  # a run that goes on has the same data
+            if not (config.resume_from_checkpoint and (run / PERSONS).is_file()):  # resumed, it has the same data
                 write_persons(run, person_digests(train_data))
             accepted()
 

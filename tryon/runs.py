@@ -41,6 +41,11 @@ FLOCK = "hhqqi"  # Linux's struct flock: type, whence, start, length, process
 LAUNCH = "launch.json"  # the launcher's flags, the folder that it was called from, and where in the log it begins
 WARNINGS = "warnings.log"
 EVALUATION = "evaluation.json"  # the run's own scores, of its end
+# What a run may leave that is stopped before its first checkpoint.
+FIRST_RECORDS = {
+    "config.json", "data.json", "persons.json", "environment.json", "metrics.jsonl", "train.log", "report.html", "logs",
+    "validation", WARNINGS, LAUNCH, LOCK_FILE, LAUNCHER_LOCK,
+}  # fmt: skip
 LISTED = 6  # LoRAs that the log names where several could be meant
 _held: set[Path] = set()  # lock files that this process keeps
 # The parts of a run's time: what a step needs, and what happens once in a while. The rest is overhead.
@@ -239,8 +244,9 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
         named = parent / config.run_name
         if folder not in (None, named):  # the launcher gives both, of the same folder
             raise ValueError("--run_name and --output_dir name two folders: give one of them")
-        if folder is None and not resume and named.exists():
-            raise ValueError(f"{named} is there already: give another --run_name")
+        if folder is None and not resume and named.exists() and not begins_again(named):
+            or_resume = ", or add --resume_from_checkpoint latest to go on with it" if checkpoints(named) else ""
+            raise ValueError(f"{named} is there already: give another --run_name{or_resume}")
         folder = named
     if resume not in (None, "latest"):
         checkpoint = full_path(find_checkpoint(resume, parent))
@@ -266,6 +272,13 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
     while (folder := parent / f"{prefix}_{config.profile}_{time.strftime('%Y%m%d_%H%M%S')}").exists():
         time.sleep(0.1)  # two runs started in the same second
     return folder
+
+
+def begins_again(run: Path) -> bool:
+    """Whether a new run may take the folder: nothing is in it but records of one that was stopped before its first
+    checkpoint."""
+    names = {path.name for path in run.iterdir() if not path.name.startswith(".checkpoint-")} if run.is_dir() else {""}
+    return names <= FIRST_RECORDS and process_of(run) is None
 
 
 def newest_run(parent: Path, profile: str) -> Path:

@@ -354,8 +354,16 @@ def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     named = TrainConfig(run_name="shirts")
     assert run_folder(named, "lora") == run_folder(replace(named, output_dir=str(tmp_path / "shirts")), "lora")
+    (tmp_path / "shirts" / "validation").mkdir(parents=True)
+    for name in ("config.json", "metrics.jsonl", "train.log", "persons.json"):
+        (tmp_path / "shirts" / name).touch()
+    assert run_folder(named, "lora") == tmp_path / "shirts", "stopped before its first checkpoint"
+    (tmp_path / "shirts" / "mine.txt").touch()
+    with pytest.raises(ValueError, match="shirts is there already: give another --run_name$"):
+        run_folder(named, "lora")
+    (tmp_path / "shirts" / "mine.txt").unlink()
     make_run(tmp_path / "shirts")
-    with pytest.raises(ValueError, match="shirts is there already: give another --run_name"):
+    with pytest.raises(ValueError, match="give another --run_name, or add --resume_from"):
         run_folder(named, "lora")
     assert run_folder(replace(named, resume_from_checkpoint="latest"), "lora") == tmp_path / "shirts"
     with pytest.raises(ValueError, match="--run_name and --output_dir name two folders"):
