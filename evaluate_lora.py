@@ -7,6 +7,7 @@ The data are those that the first LoRA's run was trained on, drawings for the to
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -127,43 +128,54 @@ def main(argv: list[str]) -> None:
     score.open_folder(folder, settings, cases)
     logger.info("scoring on %s: %s", data, ", ".join(f"{len(source)} {kind}" for kind, source in cases.items()))
 
-    # What the folder does not hold yet, by one LoRA after the other; with the first one also the model without it.
-    model: TryOnModel | None = None
-    for number, (digest, file) in enumerate(loras.items(), 1):
-        names = [BASE, digest] if digest == first else [digest]
-        if not places_of(names, cases) - read_lines(folder).keys():
-            logger.info("%s is measured already", file)
-            continue
-        if model and same_models(model, read_facts(file)):
-            model = swap_lora(model, loaded, file)
-        else:
-            model = None
-            free_memory()
-            model = load_try_on(loaded, file)
-        place = f"{file} ({number} of {len(loras)})" if len(loras) > 1 else file
-        logger.info("trying on with %s, %s at guidance %g", place, plural(how.steps, "step"), how.guidance_scale)
-        score.measure(folder, model, names, cases, how, find_parts)
+    with kept_when_stopped(folder):
+        # What the folder does not hold yet, by one LoRA after the other; with the first one also the model without it.
+        model: TryOnModel | None = None
+        for number, (digest, file) in enumerate(loras.items(), 1):
+            names = [BASE, digest] if digest == first else [digest]
+            if not places_of(names, cases) - read_lines(folder).keys():
+                logger.info("%s is measured already", file)
+                continue
+            if model and same_models(model, read_facts(file)):
+                model = swap_lora(model, loaded, file)
+            else:
+                model = None
+                free_memory()
+                model = load_try_on(loaded, file)
+            place = f"{file} ({number} of {len(loras)})" if len(loras) > 1 else file
+            logger.info("trying on with %s, %s at guidance %g", place, plural(how.steps, "step"), how.guidance_scale)
+            score.measure(folder, model, names, cases, how, find_parts)
 
-    # What all that says of them.
-    headings = ["LoRA"] if len(loras) == 1 else [f"LoRA {number}" for number in range(1, len(loras) + 1)]
-    models = {BASE: "base", **dict(zip(loras, headings, strict=True))}
-    metrics = Path(config.data_cache_dir).expanduser() / "metrics"
-    perception = load_perception(metrics, device, asked.parser, config.cache_dir)
-    perception = replace(perception, read=read_text)
-    legend = {
-        heading: {
-            "file": str(file),
-            "sha256": digest,
-            "step": each.step if each.known else None,
-            "own_data": held_out.is_own(trained[file], asked),
+        # What all that says of them.
+        headings = ["LoRA"] if len(loras) == 1 else [f"LoRA {number}" for number in range(1, len(loras) + 1)]
+        models = {BASE: "base", **dict(zip(loras, headings, strict=True))}
+        metrics = Path(config.data_cache_dir).expanduser() / "metrics"
+        perception = load_perception(metrics, device, asked.parser, config.cache_dir)
+        perception = replace(perception, read=read_text)
+        legend = {
+            heading: {
+                "file": str(file),
+                "sha256": digest,
+                "step": each.step if each.known else None,
+                "own_data": held_out.is_own(trained[file], asked),
+            }
+            for heading, each, (digest, file) in zip(headings, facts, loras.items(), strict=True)
         }
-        for heading, each, (digest, file) in zip(headings, facts, loras.items(), strict=True)
-    }
-    score.write_scores(folder, {**settings, "num_samples": asked.num_samples}, legend, models, cases, perception)
+        score.write_scores(folder, {**settings, "num_samples": asked.num_samples}, legend, models, cases, perception)
     for run in dict.fromkeys(map(run_of, files)):
         if run and (run / "config.json").is_file():
             add_evaluation(run, folder)
             logger.info("in the run's report: %s", run / REPORT)
+
+
+@contextmanager
+def kept_when_stopped(folder: Path) -> Iterator[None]:
+    """Around the measuring: where a signal ends it, the log says what is kept and how to go on."""
+    try:
+        yield
+    except SystemExit:
+        logger.info("what is measured so far is kept in %s: the same command goes on", folder)
+        raise
 
 
 def open_loras(names: tuple[str, ...], hub_cache: str | None) -> dict[str, Path]:

@@ -97,6 +97,9 @@ class FolderData:
             digest.update(hashlib.sha256(file.read_bytes() if file.is_file() else b"").digest())
         return digest.hexdigest()
 
+    def person(self, index: int) -> Image.Image:
+        return read_picture(self.pair(index).person)
+
     def pictures(self, index: int) -> tuple[Image.Image, Image.Image, Image.Image]:
         """Garment and person as RGB, and what is hidden of the person as "L" of 0 and 255, in their own sizes.
 
@@ -104,7 +107,7 @@ class FolderData:
         """
         pair = self.pair(index)
         try:
-            person, garment = read_picture(pair.person), read_picture(pair.garment)
+            person, garment = self.person(index), read_picture(pair.garment)
             if self.mask_rule:
                 labels = read_label_map(pair.mask, person.size)
                 if self.parsed:

@@ -39,6 +39,7 @@ from tryon.config import TrainConfig, seconds_of
 from tryon.console import on_terminal, progress_bar, set_up_logging
 from tryon.data.category import Category, mask_variation_of
 from tryon.data.layout import pairs_in_words
+from tryon.data.persons import PERSONS, PhotographSource, person_digests, write_persons
 from tryon.data.sample import PromptEmbedding, SampleSource
 from tryon.data.split import few_pairs
 from tryon.data.try_off import with_try_offs
@@ -59,13 +60,17 @@ from tryon.inference.pipeline import build_pipeline
 from tryon.report import REPORT, write_data, write_environment, write_report
 from tryon.runs import (
     SAME_WHEN_RESUMED,
-    Refused,
+    TrainedAlready,
     check_identity,
     find_checkpoint,
     find_lora,
+    is_scored,
+    lacks_its_end,
     locked,
     lora_file,
     own_run,
+    resume_hint,
+    step_of,
 )
 from tryon.share import ShareConfig, push
 from tryon.signals import TIME_IS_UP, asked_to_stop, finishing_steps, stop_after
@@ -183,6 +188,14 @@ def setup(
     train_latents = replace(train_latents, try_offs=config.try_off_share > 0)
     val_latents = cache_latents(val_data, val_files, "validation samples", vae, config, accelerator)
 
+    # Where it goes on from.
+    step, max_steps = step_of(checkpoint) if checkpoint else 0, config.max_train_steps
+    if config.num_train_epochs:
+        rows = len(train_latents.categories)
+        max_steps = math.ceil(config.num_train_epochs * rows / samples_per_step(config, accelerator))
+    if checkpoint and step >= max_steps:
+        raise TrainedAlready(f"{checkpoint} is at step {step} of {max_steps}: give more --max_train_steps")
+
     # The transformer: frozen weights where they fit, a LoRA in every layer, an optimiser for the LoRA alone.
     transformer = load_transformer(files.transformer, dtype)
     init_lora = find_lora(config.init_lora) if config.init_lora else None
@@ -190,20 +203,14 @@ def setup(
     optimizer = make_optimizer(config, parameters)
     average = make_average(config, parameters) if accelerator.is_main_process else None
 
-    # Where it goes on from.
-    step, max_steps = 0, config.max_train_steps
-    if config.num_train_epochs:
-        rows = len(train_latents.categories)
-        max_steps = math.ceil(config.num_train_epochs * rows / samples_per_step(config, accelerator))
     if checkpoint:
         state = load_checkpoint(checkpoint, identity, transformer, optimizer, average)
-        step = state.step
-        if step >= max_steps:
-            raise Refused(f"{checkpoint} is at step {step} of {max_steps}: give more --max_train_steps")
         if state.safest_attention:
             fall_back(transformer)
         forget_metrics_after(run, step)
         logger.info("resumed from %s at step %d", checkpoint, step)
+    else:
+        forget_metrics_after(run, -1)  # of a start that came to no checkpoint
     lr_scheduler = make_lr_scheduler(config, optimizer, step, max_steps)
 
     seen = validation_picture(run, step).exists()  # asked by all before one can draw it
@@ -391,13 +398,14 @@ def evaluate_on(val_data: SampleSource, run: Path, config: TrainConfig) -> None:
 
 def run_training(
     config: TrainConfig, settings: tuple[Any, ...],
-    load_data: Callable[[TrainConfig, torch.device], tuple[SampleSource, SampleSource, PairCounts]],
+    load_data: Callable[[TrainConfig, torch.device], tuple[PhotographSource, SampleSource, PairCounts]],
     score: Callable[[SampleSource, Path, TrainConfig], None], *, toy_asked_for: bool,
 ) -> None:  # fmt: skip
     """A whole run, of this script or the driver: models, data, training, scores of the validation data, upload.
 
     settings: the data's dataclasses, which go into config.json. load_data: gives training and validation data and how
     many pairs they have; the main process calls it first. toy_asked_for: see use_toy_model.
+    Of a run that has made all its steps, only what is missing of its end is done.
     """
     state = start_processes()
     set_up_logging(state.is_main_process)
@@ -406,7 +414,7 @@ def run_training(
     if config.toy:
         with state.main_process_first():
             config = use_toy_model(config, toy_asked_for)
-    config = resolved(config, state.device)
+    config, run = resolved(config, state.device), Path(config.output_dir)
     with own_run(config, state.is_main_process, *settings) as accepted:
         with state.main_process_first():
             fetch_training_models(config, state.device)  # what cannot be had or does not fit is refused before the data
@@ -415,14 +423,22 @@ def run_training(
             logger.warning("warning: %s", often)
 
         def begun() -> None:
-            write_data(Path(config.output_dir), pairs)
+            write_data(run, pairs)
+            if not (config.resume_from_checkpoint and (run / PERSONS).is_file()):  # resumed, it has the same data
+                write_persons(run, person_digests(train_data))
             accepted()
 
-        run = train(config, train_data, val_data, begun)
-    if config.num_evaluation_samples and state.is_main_process:
-        score(val_data, run, config)
-    if config.push_to_hub and state.is_main_process:
-        push(ShareConfig(run=str(run), push_to_hub=config.push_to_hub, private=config.private))
+        try:
+            train(config, train_data, val_data, begun)
+        except TrainedAlready:
+            if not lacks_its_end(config, run):
+                raise
+            logger.info("all steps are made: what is missing of the run's end follows")
+    with resume_hint(config, trained=True):
+        if config.num_evaluation_samples and state.is_main_process and not is_scored(config, run):
+            score(val_data, run, config)
+        if config.push_to_hub and state.is_main_process:
+            push(ShareConfig(run=str(run), push_to_hub=config.push_to_hub, private=config.private))
     logger.info("pictures, curves, and how to use the LoRA: %s", run / REPORT)
     logger.info("finished: %s", run)
 
@@ -443,7 +459,7 @@ def main(argv: list[str]) -> None:
         answer(config, plan, data, len(train), variants, toy_asked_for=toy_asked_for)
         return
 
-    def load_data(config: TrainConfig, device: torch.device) -> tuple[SampleSource, SampleSource, PairCounts]:
+    def load_data(config: TrainConfig, device: torch.device) -> tuple[PhotographSource, SampleSource, PairCounts]:
         train_data, val_data = load_folder(folders, masks, config, device)
         if start_processes().is_main_process:
             for line in few_pairs(len(train_data.pairs), len(val_data.pairs)):

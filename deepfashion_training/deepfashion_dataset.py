@@ -110,6 +110,9 @@ class DeepFashionData:
         digests = [hashlib.sha256(file).digest() for file in self.files(index)]
         return hashlib.sha256(b"".join(digests)).hexdigest(), index // len(self.pairs) if random else 0
 
+    def person(self, index: int) -> Image.Image:
+        return read_picture(io.BytesIO(content(self.table[self.pair(index).row][self.columns.person])))
+
     def pictures(self, index: int) -> tuple[Image.Image, Image.Image, Image.Image]:
         """Garment and person as RGB, and what is hidden of the person as "L" of 0 and 255, in their own sizes.
 

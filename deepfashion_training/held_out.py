@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from deepfashion_training.preflight import DATA_SET, DataConfig, from_settings, toy_data_folder
 from folder_lists import FolderConfig, FolderPair, has_validation, keeps_tests_apart, pairs_of, read_pairs, with_lists
@@ -19,6 +19,8 @@ from tryon.units import plural
 if TYPE_CHECKING:
     import torch
 
+    from deepfashion_training.deepfashion_dataset import DeepFashionData
+    from folder_datasets import FolderData
     from tryon.data.sample import SampleSource
     from tryon.evaluation.cases import CaseSource
 
@@ -30,6 +32,7 @@ SPLIT = ("seed", "max_validation_samples", "min_reference")
 # Of data that no LoRA was trained on a tenth of the items is scored, however many that are.
 UNSEEN = {"max_validation_samples": sys.maxsize}
 
+Data = TypeVar("Data", "FolderData", "DeepFashionData")
 TrainingSettings = dict[Path, dict[str, Any]]  # of LoRAs: the settings of their runs, empty where they are not known
 
 
@@ -139,6 +142,7 @@ def choose_cases(
         folders, pairs = scored_pairs(asked, trained)
         check_persons(trained, asked.dataroot, pairs)
         data = folder_samples(pairs, replace(folders, parser=rule.parser), mask_config(rule), config, device)
+        data = without_trained_persons(data, trained, asked)
         return asked.dataroot, cases_of(data, asked.num_samples, data.name, try_offs)
     if name is None:
         raise ValueError("what the first LoRA was trained on is not known: give --dataset_name or --dataroot")
@@ -157,6 +161,7 @@ def choose_cases(
     )  # fmt: skip
     check_split(trained, name, {**vars(chosen), **vars(split)})
     _, data = load_deepfashion(chosen, mask_config(rule), split, device)
+    data = without_trained_persons(data, trained, asked)
     cases = cases_of(data, asked.num_samples, lambda index: data.pair(index).pid, try_offs)
     return f"{name}, masks by {rule.name}", cases
 
@@ -196,6 +201,34 @@ def check_persons(trained: TrainingSettings, dataroot: str, pairs: list[FolderPa
                     f"{file} was trained on {folders.train_data_list or dataroot}, which has "
                     f"{plural(len(both), 'person')} of those that are scored: give another --validation_data_list"
                 )
+
+
+def without_trained_persons(data: Data, trained: TrainingSettings, asked: HeldOutConfig) -> Data:
+    """The data without the pairs whose person a LoRA was trained on, known by the picture: it may lie in another folder
+    or layout. The log says how many are left out, and of which LoRAs that cannot be known. asked: see named_data.
+    Raises ValueError where no pair is left."""
+    from tryon.data.persons import person_digests, read_persons
+
+    records = {file: read_persons(run_of(file)) for file, settings in trained.items() if settings}
+    for file, persons in records.items():
+        if persons is None and not is_own(trained[file], asked):
+            logger.warning(
+                "the run of %s has no record of its persons: whether it was trained on some of these, in another "
+                "folder, cannot be known", file,
+            )  # fmt: skip
+    if not any(records.values()):
+        return data
+    digests, learnt = list(person_digests(data)), set()
+    for file, persons in records.items():
+        if both := [index for index, digest in enumerate(digests) if digest in (persons or ())]:
+            of_all = f"{len(both)} of {plural(len(digests), 'pair')}"
+            logger.warning("%s was trained on the persons of %s, which are left out", file, of_all)
+            learnt |= set(both)
+    if len(learnt) == len(digests):
+        raise ValueError(
+            "the LoRAs were trained on every person that would be scored: score on data that none of them has seen"
+        )
+    return replace(data, pairs=[pair for index, pair in enumerate(data.pairs) if index not in learnt])
 
 
 def known(trained: TrainingSettings) -> list[tuple[Path, dict[str, Any]]]:

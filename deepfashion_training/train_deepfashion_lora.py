@@ -18,6 +18,7 @@ from tryon.units import plural
 if TYPE_CHECKING:
     import torch
 
+    from tryon.data.persons import PhotographSource
     from tryon.data.sample import SampleSource
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,7 @@ def main(argv: list[str]) -> None:
     if drawn:
         data = replace(data, dataset_name=str(toy_data_folder(config.data_cache_dir)))
 
-    def load_data(config: TrainConfig, device: "torch.device") -> "tuple[SampleSource, SampleSource, PairCounts]":
+    def load_data(config: TrainConfig, device: "torch.device") -> "tuple[PhotographSource, SampleSource, PairCounts]":
         if drawn:
             draw_toy_data(Path(data.dataset_name))
         train_data, val_data = load_deepfashion(data, masks, config, device)

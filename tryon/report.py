@@ -20,6 +20,7 @@ from tryon.files import MANIFEST, read_json, replace_json, replacing, save_json
 from tryon.pages import TEMPLATES, data_url, render
 from tryon.profiles import PROFILES, on_toy
 from tryon.runs import (
+    EVALUATION,
     OCCASIONAL_PARTS,
     STEP_PARTS,
     WARNINGS,
@@ -47,7 +48,6 @@ from tryon.units import plural
 Scores = dict[str, dict[str, float]]
 ENVIRONMENT = "environment.json"
 DATA = "data.json"
-EVALUATION = "evaluation.json"  # the run's own scores, of its end
 EVALUATED = "evaluate_lora.json"  # those that evaluate_lora.py came to last
 REPORT = "report.html"
 LIBRARIES = ("torch", "diffusers", "transformers", "peft", "accelerate", "datasets", "bitsandbytes")
@@ -282,8 +282,14 @@ def run_verdict(run: Path, saved: Sequence[Path]) -> str:
     name = best.checkpoint.name
     if advised_checkpoint(run, saved):
         return f"Use {name}, whose PSNR is the highest of the {len(scored)} checkpoints scored: {best.said}"
-    is_result = best.checkpoint == (best_checkpoint(run) or saved[-1])
-    return f"{_result(run, saved)}{':' if is_result else f'; {name}:'} {best.said}"
+    if (best_checkpoint(run) or saved[-1]) not in [each.checkpoint for each in scored]:
+        return f"{_result(run, saved)}; it is not scored, and {name} is: {best.said}"
+    if len(scored) > 1:
+        few, all_scored = plural(best.pairs, "pair"), plural(len(scored), "checkpoint")
+        return (
+            f"{_result(run, saved)}; {few} cannot say which of the {all_scored} scored is better: look at the pictures"
+        )
+    return f"{_result(run, saved)}: {best.said}"
 
 
 def advised_checkpoint(run: Path, saved: Sequence[Path]) -> Path | None:

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from tryon.config import MODELS, PROJECT, TrainConfig
-from tryon.files import MANIFEST, damage, full_path, read_json, save_json
+from tryon.files import MANIFEST, damage, file_hash, full_path, read_json, save_json
 from tryon.signals import say_begun
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,12 @@ LAUNCHER_LOCK = ".launcher.lock"  # kept from the first checks to the last score
 FLOCK = "hhqqi"  # Linux's struct flock: type, whence, start, length, process
 LAUNCH = "launch.json"  # the launcher's flags, the folder that it was called from, and where in the log it begins
 WARNINGS = "warnings.log"
+EVALUATION = "evaluation.json"  # the run's own scores, of its end
+# What a run may leave that is stopped before its first checkpoint.
+FIRST_RECORDS = {
+    "config.json", "data.json", "persons.json", "environment.json", "metrics.jsonl", "train.log", "report.html", "logs",
+    "validation", WARNINGS, LAUNCH, LOCK_FILE, LAUNCHER_LOCK,
+}  # fmt: skip
 LISTED = 6  # LoRAs that the log names where several could be meant
 _held: set[Path] = set()  # lock files that this process keeps
 # The parts of a run's time: what a step needs, and what happens once in a while. The rest is overhead.
@@ -60,15 +66,21 @@ class Refused(ValueError):
     """A run that cannot be resumed as it was asked for."""
 
 
+class TrainedAlready(Refused):
+    """A run that has made all its steps."""
+
+
 def with_paths(config: TrainConfig, prefix: str) -> TrainConfig:
     """The configuration with the run's folder, and with paths that hold from anywhere. Nothing is created. Raises
-    ValueError as run_folder does, and where a run cannot be resumed with these settings or has nothing left to do."""
+    ValueError as run_folder does, and where a run cannot be resumed with these settings or has nothing left to do, see
+    lacks_its_end."""
     cache, run = full_path(config.data_cache_dir), run_folder(config, prefix)
     if config.resume_from_checkpoint:
         checkpoint = find_checkpoint(config.resume_from_checkpoint, run)
         check_identity(checkpoint, {name: getattr(config, name) for name in SAME_WHEN_RESUMED})
         step, steps = step_of(checkpoint), config.max_train_steps
-        if not config.num_train_epochs and step >= steps:
+        trained = not config.num_train_epochs and step >= steps
+        if trained and not lacks_its_end(config, run):
             raise ValueError(f"{checkpoint} is at step {step} of {steps} already: give more --max_train_steps to go on")
         config = replace(config, resume_from_checkpoint=str(full_path(checkpoint)))  # looked for once
     if config.init_lora and Path(config.init_lora).expanduser().exists():
@@ -97,6 +109,20 @@ def check_identity(checkpoint: Path, identity: dict[str, Any]) -> None:
             f"{checkpoint} cannot be resumed as another run: {differences}: give what the run's config.json says, name "
             "another run with --resume_from_checkpoint, or start a new one with --init_lora"
         )
+
+
+def is_scored(config: TrainConfig, run: Path) -> bool:
+    """Whether evaluation.json has the scores of the run's LoRA, on as many samples as are asked for."""
+    found = read_json(run / EVALUATION)
+    if found.get("settings", {}).get("num_samples") != config.num_evaluation_samples:
+        return False
+    return file_hash(find_lora(str(run)))[:16] in [lora["sha256"] for lora in found["loras"].values()]
+
+
+def lacks_its_end(config: TrainConfig, run: Path) -> bool:
+    """Whether something is left to do for a run that has made all its steps: its scores, or the upload."""
+    unscored = config.num_evaluation_samples and not is_scored(config, run)
+    return bool(checkpoints(run) and (unscored or config.push_to_hub))
 
 
 def goes_on(config: TrainConfig) -> bool:
@@ -182,9 +208,9 @@ def warnings_kept(run: Path) -> Iterator[None]:
 
 
 @contextmanager
-def resume_hint(config: TrainConfig) -> Iterator[None]:
-    """Around a training: where it ends before its end, and not because resuming is refused, the log says what is saved
-    and how to resume."""
+def resume_hint(config: TrainConfig, *, trained: bool = False) -> Iterator[None]:
+    """Around a training, or, where it is trained, around what follows: where that ends before its end, and not because
+    resuming is refused, the log says what is saved and how to resume."""
     run = Path(config.output_dir)
     try:
         yield
@@ -194,10 +220,12 @@ def resume_hint(config: TrainConfig) -> Iterator[None]:
             step, flags = step_of(saved[-1]), f"--resume_from_checkpoint {shlex.quote(str(saved[-1]))}"
             if config.init_lora:  # of two the last counts; a run that goes on does not start from it again
                 flags = f"--init_lora none {flags}"
-            if config.num_train_epochs or step < config.max_train_steps:
+            if not trained and (config.num_train_epochs or step < config.max_train_steps):
                 logger.info("saved up to step %d: go on with the same flags and %s", step, flags)
             else:
-                logger.info("all is done up to step %d, and saved in %s", step, saved[-1])
+                words = f"; scores, or the upload, are still to come: give the same flags and {flags}"
+                more = words if lacks_its_end(config, run) else ""
+                logger.info("all is done up to step %d, and saved in %s%s", step, saved[-1], more)
         raise
 
 
@@ -216,8 +244,9 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
         named = parent / config.run_name
         if folder not in (None, named):  # the launcher gives both, of the same folder
             raise ValueError("--run_name and --output_dir name two folders: give one of them")
-        if folder is None and not resume and named.exists():
-            raise ValueError(f"{named} is there already: give another --run_name")
+        if folder is None and not resume and named.exists() and not begins_again(named):
+            or_resume = ", or add --resume_from_checkpoint latest to go on with it" if checkpoints(named) else ""
+            raise ValueError(f"{named} is there already: give another --run_name{or_resume}")
         folder = named
     if resume not in (None, "latest"):
         checkpoint = full_path(find_checkpoint(resume, parent))
@@ -243,6 +272,13 @@ def run_folder(config: TrainConfig, prefix: str) -> Path:
     while (folder := parent / f"{prefix}_{config.profile}_{time.strftime('%Y%m%d_%H%M%S')}").exists():
         time.sleep(0.1)  # two runs started in the same second
     return folder
+
+
+def begins_again(run: Path) -> bool:
+    """Whether a new run may take the folder: nothing is in it but records of one that was stopped before its first
+    checkpoint."""
+    names = {path.name for path in run.iterdir() if not path.name.startswith(".checkpoint-")} if run.is_dir() else {""}
+    return names <= FIRST_RECORDS and process_of(run) is None
 
 
 def newest_run(parent: Path, profile: str) -> Path:

@@ -100,6 +100,14 @@ def test_base_and_loras_on_drawings_and_going_on_after_an_interruption(
     (folder / "measured.jsonl").write_text("\n".join([*kept, kept[0][:30]]))
     (folder / "evaluation.json").unlink()
     done = times(folder / "pictures" / line["model"] / f"{line['kind']}-{line['case']:05d}.png" for line in lines[:3])
+
+    def stopped(*args: object) -> None:
+        raise SystemExit(130)
+
+    with monkeypatch.context() as signalled, pytest.raises(SystemExit):
+        signalled.setattr("tryon.evaluation.score.measure", stopped)
+        main(flags)
+    assert f"what is measured so far is kept in {folder}: the same command goes on" in capsys.readouterr().out
     main(flags)
     assert result_of(folder) == whole
     assert times(done) == done, "what was measured was not done again"

@@ -54,16 +54,25 @@ def contents(run: Path) -> dict[str, bytes]:
 
 def test_the_loop_trains_on_a_dresscode_folder(tmp_path: Path, data_cache: Path) -> None:
     root, run = write_dresscode(tmp_path / "dresscode", 2), tmp_path / "run"
-    main(
-        [
+    flags = [
             "--toy", "--dataroot", str(root), "--max_train_steps", "1", "--gradient_accumulation_steps", "1",
             "--lora_rank", "4", "--num_validation_images", "1", "--data_cache_dir", str(data_cache),
             "--output_dir", str(run), "--mask_rule", "hull", "--mask_left", "0.05", "--mask_growth", "0.1",
-        ]
-    )  # fmt: skip
+        ]  # fmt: skip
+    main(flags)
     assert set(metrics(run, "validation/loss_full")) == {0, 1}
     facts = read_facts(run / "checkpoint-1/transformer/pytorch_lora_weights.safetensors")
     assert facts.mask_rule == "hull" and facts.mask_offsets == (0, 0, 0.05, 0)
+
+    # As after a stop between the last step and the scores.
+    kept = contents(run)
+    go_on = [*flags, "--num_evaluation_samples", "1", "--resume_from_checkpoint", "latest"]
+    main(go_on)
+    assert json.loads((run / "evaluation.json").read_text())["loras"]["LoRA"]["step"] == 1
+    after = contents(run)
+    assert {name for name in kept if after[name] != kept[name]} == {"report.html"}, "nothing is trained again"
+    with pytest.raises(ValueError, match="is at step 1 of 1 already: give more --max_train_steps"):
+        main(go_on)
 
 
 def test_a_wrong_folder_is_refused_at_once(tmp_path: Path) -> None:

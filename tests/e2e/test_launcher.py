@@ -65,7 +65,7 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
         ".lock", ".launcher.lock", "launch.json",
         "config.json", "metrics.jsonl", "train.log", "evaluation.json", "evaluation-paired.png",
         "environment.json",
-        "data.json",
+        "data.json", "persons.json",
         "report.html",
         "evaluation-unpaired.png",
         "validation/step-000000.png", "validation/step-000002.png", "validation/step-000003.png",

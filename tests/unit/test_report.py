@@ -209,8 +209,8 @@ def test_the_page_opens_with_a_verdict_and_names_the_checkpoint_to_use(run: Path
     both.write_text(many.replace('"cases": 6', '"cases": 5'))
     add_evaluation(run, run / "scores")
     assert command(run) in (run / "report.html").read_text()
-    few = "checkpoint-20: 5 paired pairs cannot say whether it is better than the base: look at the pictures"
-    assert verdict_of(run).startswith(f"Use checkpoint-40, the newest, {lower}; {few}")
+    few = "5 pairs cannot say which of the 2 checkpoints scored is better: look at the pictures."
+    assert verdict_of(run) == f"Use checkpoint-40, the newest, {lower}; {few}"
     both.write_text(many)
     add_evaluation(run, run / "scores")
     page = (run / "report.html").read_text()
@@ -241,7 +241,8 @@ def test_the_page_opens_with_a_verdict_and_names_the_checkpoint_to_use(run: Path
     shutil.rmtree(run / "scores" / "earlier")
     save_json(run / "evaluate_lora.json", scores(LoRA=older))
     (run / "evaluation.json").unlink()
-    assert verdict_of(run).endswith(f"{lower}; checkpoint-20: {own}")
+    unscored = f"Use checkpoint-40, the newest, {lower}"
+    assert verdict_of(run) == f"{unscored}; it is not scored, and checkpoint-20 is: {own}"
 
 
 def test_the_best_checkpoint_is_the_one_to_use(run: Path) -> None:

@@ -284,6 +284,11 @@ def test_the_worst_cases_come_first(written: Written) -> None:
     grid = case_grid(source, "paired", picked[:3], MODELS, lines, pictures.__getitem__)
     assert grid.width == 24 + 6 * (64 + 4) and grid.height == 24 + 3 * (96 + 4)
     garment, truth = (grid.crop((x, 24, x + 64, 24 + 96)) for x in (24, 24 + 5 * 68))
+    run = "deepfashion_lora_quick_test_20261127_120000"
+    named = case_grid(source, "paired", picked[:3], {"base": "base", "abc": run}, lines, pictures.__getitem__)
+    head = np.asarray(named.convert("L"))[: named.height - 3 * (96 + 4), 24 + 4 * 68 : 24 + 5 * 68]
+    inked = (head < 128).any(1)
+    assert len(head) > 60 and inked.sum() > 4 * 7, "a run's name has several lines of letters that can be read"
     case = source[picked[0]]
     assert garment.tobytes() == to_picture(case.sample.garment).tobytes()
     assert truth.tobytes() == to_picture(case.truth).tobytes()

@@ -354,8 +354,16 @@ def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     named = TrainConfig(run_name="shirts")
     assert run_folder(named, "lora") == run_folder(replace(named, output_dir=str(tmp_path / "shirts")), "lora")
+    (tmp_path / "shirts" / "validation").mkdir(parents=True)
+    for name in ("config.json", "metrics.jsonl", "train.log", "persons.json"):
+        (tmp_path / "shirts" / name).touch()
+    assert run_folder(named, "lora") == tmp_path / "shirts", "stopped before its first checkpoint"
+    (tmp_path / "shirts" / "mine.txt").touch()
+    with pytest.raises(ValueError, match="shirts is there already: give another --run_name$"):
+        run_folder(named, "lora")
+    (tmp_path / "shirts" / "mine.txt").unlink()
     make_run(tmp_path / "shirts")
-    with pytest.raises(ValueError, match="shirts is there already: give another --run_name"):
+    with pytest.raises(ValueError, match="give another --run_name, or add --resume_from"):
         run_folder(named, "lora")
     assert run_folder(replace(named, resume_from_checkpoint="latest"), "lora") == tmp_path / "shirts"
     with pytest.raises(ValueError, match="--run_name and --output_dir name two folders"):
@@ -367,6 +375,7 @@ def test_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_that_has_nothing_left_to_do_is_not_resumed(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", step=50)
     resume = TrainConfig(output_dir=str(run), resume_from_checkpoint="latest", max_train_steps=50)
+    assert with_paths(replace(resume, num_evaluation_samples=4), "lora").output_dir == str(run), "it is not scored"
     with pytest.raises(ValueError, match="checkpoint-50 is at step 50 of 50 already: give more --max_train_steps"):
         with_paths(resume, "lora")
     assert with_paths(replace(resume, max_train_steps=51), "lora").output_dir == str(run)
@@ -393,6 +402,10 @@ def test_a_stopped_run_says_how_to_go_on(tmp_path: Path, caplog: pytest.LogCaptu
         ({}, f"{go_on} --resume_from_checkpoint '{run}/checkpoint-25'"),
         ({"init_lora": "other"}, f"{go_on} --init_lora none --resume_from_checkpoint"),
         ({"max_train_steps": 25}, "all is done up to step 25, and saved in "),
+        (
+            {"max_train_steps": 25, "num_evaluation_samples": 4},
+            f"are still to come: give the same flags and --resume_from_checkpoint '{run}/check",
+        ),
     ):
         with caplog.at_level(logging.INFO), pytest.raises(SystemExit), resume_hint(replace(config, **changes)):
             raise SystemExit(130)
