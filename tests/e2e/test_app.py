@@ -18,6 +18,7 @@ from urllib.request import urlopen
 import gradio as gr
 import numpy as np
 import pytest
+from gradio.data_classes import FileData
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import ExifTags, Image, ImageOps
@@ -360,6 +361,7 @@ def test_programs_use_the_named_endpoint(page_url: str, drawn: Path, tmp_path: P
     mask.save(tmp_path / "mask.png")
     Image.fromarray(np.full((64, 64), 1000, np.uint16)).save(tmp_path / "deep.png")
     Image.new("L", picture.size, 1).save(tmp_path / "ones.png")
+    (tmp_path / "broken.png").write_bytes((drawn / "person-1.png").read_bytes()[:9000])
     asked = {
         "person": handle_file(tmp_path / "person.png"), "garment": handle_file(drawn / "garment-1.png"),
         "category": "lower", "steps": 1, "count": 2, "seed": 3, "api_name": "/try_on",
@@ -390,6 +392,11 @@ def test_programs_use_the_named_endpoint(page_url: str, drawn: Path, tmp_path: P
     for wrong, message in (
         ({"seed": -1}, "The seed must be a whole number"),
         ({"garment": None}, "Give a picture of the garment first."),
+        *(
+            ({what: handle_file(file)}, f"The file of the {what} is no picture that can be read: give a PNG")
+            for what in ("person", "garment", "mask")
+            for file in (drawn / "words.png", tmp_path / "broken.png")
+        ),
         (
             {"garment": handle_file(tmp_path / "deep.png")},
             "The picture of the garment cannot be used, as its pixels are",
@@ -585,10 +592,13 @@ def test_what_somebody_wears_is_taken_off_where_a_lora_has_learnt_it(
     assert (recipe := read_recipe(Path(result))).flags["seed"] == 3 and recipe.loras == (lora_name(able),)
     other, _ = page.take_off(str(drawn / "person-1.png"), "lower", str(able), 4)
     assert Image.open(other).tobytes() != Image.open(result).tobytes()
+    (endpoint,) = (each for each in page.blocks.fns.values() if each.api_name == "take_off")
+    unread = endpoint.inputs[0].preprocess(FileData(path=str(drawn / "words.png")))
     for given, message in (
         ((str(drawn / "person-1.png"), "lower", "newer, step 2"), "this LoRA has not learnt to take garments off"),
         ((str(drawn / "person-1.png"), "trousers"), "Give a category, one of upper, lower, full."),
         ((None, "lower"), "Give a picture of the person first."),
+        ((unread, "lower"), "The file of the person is no picture that can be read"),
     ):
         with pytest.raises(gr.Error, match=message):
             page.take_off(*given)

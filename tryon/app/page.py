@@ -29,7 +29,7 @@ from tryon.app.mask_layers import (
     as_paint,
     drawn,
 )
-from tryon.app.pictures import person_of, usable_file
+from tryon.app.pictures import NO_PICTURE, person_of, usable_file
 from tryon.app.session import MOST_GUIDANCE, MOST_STEPS, NO_LORA, Session, TryOnRequest, error_text
 from tryon.data.category import CATEGORIES
 from tryon.data.sample import UNREADABLE, read_photograph
@@ -43,7 +43,6 @@ LONGEST_HISTORY = 24
 NUMBERS = ("steps", "guidance_scale", "seed", "lora_scale")  # in every recipe of a result
 LONGEST_UNDO = 50  # changes of the mask
 SHOWN_LATELY = 3  # masks, one of which the editor shows while it loads the last
-NO_PICTURE = "This file is no picture that can be read: give a PNG, JPEG or WebP."
 PROGRESS = gr.Progress()  # as a default Gradio gives a handler one of its own
 PRIVATE = {"api_visibility": "private"}
 QUIETLY = {**PRIVATE, "show_progress": "hidden"}  # the editor's own sign of progress may stay when all is done
@@ -166,7 +165,7 @@ class Page(Layout):
         self.start_over_button.click(self.start_over, {self.person, self.masks}, masked, **QUIETLY)
 
         undecoded = gr.Button(visible="hidden", elem_id="unreadable")
-        undecoded.click(lambda: gr.Warning(NO_PICTURE), **PRIVATE)
+        undecoded.click(lambda: gr.Warning(f"This file {NO_PICTURE}"), **PRIVATE)
         for script in (TELL_OF_UNREADABLE, REMEMBER_NAME):
             self.blocks.load(js=script, **PRIVATE)
         # Not through the queue, whose answers may be late, and the last of several uploads always: none goes unchecked.
@@ -319,7 +318,7 @@ class Page(Layout):
             if path:
                 read_photograph(Path(path))
         except UNREADABLE:
-            return {self.unreadable: path, self.garment_said: gr.Markdown(NO_PICTURE, visible=True)}
+            return {self.unreadable: path, self.garment_said: gr.Markdown(f"This file {NO_PICTURE}", visible=True)}
         return {self.unreadable: "", self.garment_said: gr.Markdown(visible=False)}
 
     def begin(self, request: gr.Request) -> dict:
