@@ -44,6 +44,8 @@ from tryon.toy.model import use_toy_model_for_try_on
 
 pytestmark = pytest.mark.e2e
 
+# What screen readers read aloud.
+SPOKEN = "document.querySelectorAll('[aria-live]').forEach((live) => window.spoken.add(live.textContent))"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -94,6 +96,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         errors: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
+        page.add_init_script(f"window.spoken = new Set(); setInterval(() => {SPOKEN}, 100)")
         page.goto(page_url)
         dress, said = page.locator("#dress"), page.locator("#said")
         expect(page.locator("#about")).to_contain_text(f"Toy model: {TOY_NOTICE}.")
@@ -135,6 +138,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         dress.click()
         expect(said).to_contain_text("Give a picture of the person first.")
         page.locator("#person input[type=file]").first.set_input_files(str(drawn / "person-1.png"))
+        expect(said).to_have_text("Give a garment, or press an example.")
         press_until(page, dress, "Give a picture of the garment first.")
         garment = page.locator("#garment input[type=file]").first
         garment.set_input_files(str(drawn / "words.png"))
@@ -142,6 +146,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         expect(page.locator("#garment img")).to_have_count(0)  # one given before is another test's
         garment.set_input_files(str(drawn / "garment-1.png"))
         expect(page.locator("#garment img")).to_have_attribute("src", re.compile("garment-1.png$"))
+        expect(said).to_contain_text("Person and garment are there: press Dress.")
 
         # Where nothing is painted, a mask is made and shown, as the button would make it.
         page.locator("#category").get_by_text("lower").click()
@@ -244,9 +249,14 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         page.locator("#others input").click()
         page.get_by_role("option", name="older, step 1").click()
         page.locator("#others input").press("Escape")
+        page.locator("#category").get_by_text("upper").click()  # the mask that was brought back is not made again
         dress.click()
         expect(captions).to_have_text(["newer, step 2, seed 7", "base, seed 7", "older, step 1, seed 7"])
         expect(dress).to_be_enabled()
+        expect(said).to_contain_text(
+            re.compile("But .*% of the upper-body garment that is worn.* lies outside the mask")
+        )
+        assert page.get_by_text("lies outside the mask").count() <= 2, "one toast at most, and the line that stays"
         page.evaluate("window.scrollTo(0, 0)")
         assert_seen("results")
         assert page.locator("#results img").nth(2).bounding_box()["height"] > 250
@@ -271,11 +281,15 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         page.locator("#examples img").nth(2).click()
         expect(page.locator("#category input[value=full]")).to_be_checked()
         assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing is wider than a phone"
+        seeds = page.locator("#history .caption-label").evaluate_all("them => them.map(each => each.clientHeight)")
+        assert len(seeds) == 5 and max(seeds) < 25, "numbers are not broken"
         tops = [
             page.locator(f"#{name}").bounding_box()["y"] for name in ("person", "garment", "find", "dress", "results")
         ]
         assert tops == sorted(tops), "one column, in the order of the way"
         screenshot("app_phone")
+        spoken = page.evaluate("[...window.spoken]")
+        assert spoken and not [words for words in spoken if words.startswith("common.")], "words, no keys of Gradio"
         browser.close()
     assert errors == []
     assert [url for url in asked if not url.startswith((page_url, "data:", "blob:"))] == []
