@@ -172,6 +172,7 @@ def main(argv: list[str]) -> None:
             max_file_size=LARGEST_UPLOAD, prevent_thread_lock=True, footer_links=[], css=STYLE + TRAIN_STYLE,
             theme=gr.themes.Default(font=FONTS, font_mono="monospace"),
             run_history=False,  # pictures stay in the session
+            i18n=gr.I18n(en={"common.complete": "Done"}),  # read aloud by screen readers; Gradio's own words lack it
         )  # fmt: skip
         if page.share and not public:
             raise ValueError("no public address could be had from Gradio's servers: leave --share out, or go online")

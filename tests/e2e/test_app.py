@@ -18,6 +18,7 @@ from urllib.request import urlopen
 import gradio as gr
 import numpy as np
 import pytest
+from gradio.data_classes import FileData
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
 from PIL import ExifTags, Image, ImageOps
@@ -43,6 +44,8 @@ from tryon.toy.model import use_toy_model_for_try_on
 
 pytestmark = pytest.mark.e2e
 
+# What screen readers read aloud.
+SPOKEN = "document.querySelectorAll('[aria-live]').forEach((live) => window.spoken.add(live.textContent))"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 
@@ -93,6 +96,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         errors: list[str] = []
         page.on("request", lambda request: asked.append(request.url))
         page.on("pageerror", lambda error: errors.append(str(error)))
+        page.add_init_script(f"window.spoken = new Set(); setInterval(() => {SPOKEN}, 100)")
         page.goto(page_url)
         dress, said = page.locator("#dress"), page.locator("#said")
         expect(page.locator("#about")).to_contain_text(f"Toy model: {TOY_NOTICE}.")
@@ -134,6 +138,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         dress.click()
         expect(said).to_contain_text("Give a picture of the person first.")
         page.locator("#person input[type=file]").first.set_input_files(str(drawn / "person-1.png"))
+        expect(said).to_have_text("Give a garment, or press an example.")
         press_until(page, dress, "Give a picture of the garment first.")
         garment = page.locator("#garment input[type=file]").first
         garment.set_input_files(str(drawn / "words.png"))
@@ -141,6 +146,7 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         expect(page.locator("#garment img")).to_have_count(0)  # one given before is another test's
         garment.set_input_files(str(drawn / "garment-1.png"))
         expect(page.locator("#garment img")).to_have_attribute("src", re.compile("garment-1.png$"))
+        expect(said).to_contain_text("Person and garment are there: press Dress.")
 
         # Where nothing is painted, a mask is made and shown, as the button would make it.
         page.locator("#category").get_by_text("lower").click()
@@ -243,9 +249,14 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         page.locator("#others input").click()
         page.get_by_role("option", name="older, step 1").click()
         page.locator("#others input").press("Escape")
+        page.locator("#category").get_by_text("upper").click()  # the mask that was brought back is not made again
         dress.click()
         expect(captions).to_have_text(["newer, step 2, seed 7", "base, seed 7", "older, step 1, seed 7"])
         expect(dress).to_be_enabled()
+        expect(said).to_contain_text(
+            re.compile("But .*% of the upper-body garment that is worn.* lies outside the mask")
+        )
+        assert page.get_by_text("lies outside the mask").count() <= 2, "one toast at most, and the line that stays"
         page.evaluate("window.scrollTo(0, 0)")
         assert_seen("results")
         assert page.locator("#results img").nth(2).bounding_box()["height"] > 250
@@ -270,11 +281,15 @@ def test_a_person_is_dressed_in_the_browser(page_url: str, drawn: Path) -> None:
         page.locator("#examples img").nth(2).click()
         expect(page.locator("#category input[value=full]")).to_be_checked()
         assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing is wider than a phone"
+        seeds = page.locator("#history .caption-label").evaluate_all("them => them.map(each => each.clientHeight)")
+        assert len(seeds) == 5 and max(seeds) < 25, "numbers are not broken"
         tops = [
             page.locator(f"#{name}").bounding_box()["y"] for name in ("person", "garment", "find", "dress", "results")
         ]
         assert tops == sorted(tops), "one column, in the order of the way"
         screenshot("app_phone")
+        spoken = page.evaluate("[...window.spoken]")
+        assert spoken and not [words for words in spoken if words.startswith("common.")], "words, no keys of Gradio"
         browser.close()
     assert errors == []
     assert [url for url in asked if not url.startswith((page_url, "data:", "blob:"))] == []
@@ -360,6 +375,7 @@ def test_programs_use_the_named_endpoint(page_url: str, drawn: Path, tmp_path: P
     mask.save(tmp_path / "mask.png")
     Image.fromarray(np.full((64, 64), 1000, np.uint16)).save(tmp_path / "deep.png")
     Image.new("L", picture.size, 1).save(tmp_path / "ones.png")
+    (tmp_path / "broken.png").write_bytes((drawn / "person-1.png").read_bytes()[:9000])
     asked = {
         "person": handle_file(tmp_path / "person.png"), "garment": handle_file(drawn / "garment-1.png"),
         "category": "lower", "steps": 1, "count": 2, "seed": 3, "api_name": "/try_on",
@@ -390,6 +406,11 @@ def test_programs_use_the_named_endpoint(page_url: str, drawn: Path, tmp_path: P
     for wrong, message in (
         ({"seed": -1}, "The seed must be a whole number"),
         ({"garment": None}, "Give a picture of the garment first."),
+        *(
+            ({what: handle_file(file)}, f"The file of the {what} is no picture that can be read: give a PNG")
+            for what in ("person", "garment", "mask")
+            for file in (drawn / "words.png", tmp_path / "broken.png")
+        ),
         (
             {"garment": handle_file(tmp_path / "deep.png")},
             "The picture of the garment cannot be used, as its pixels are",
@@ -585,10 +606,13 @@ def test_what_somebody_wears_is_taken_off_where_a_lora_has_learnt_it(
     assert (recipe := read_recipe(Path(result))).flags["seed"] == 3 and recipe.loras == (lora_name(able),)
     other, _ = page.take_off(str(drawn / "person-1.png"), "lower", str(able), 4)
     assert Image.open(other).tobytes() != Image.open(result).tobytes()
+    (endpoint,) = (each for each in page.blocks.fns.values() if each.api_name == "take_off")
+    unread = endpoint.inputs[0].preprocess(FileData(path=str(drawn / "words.png")))
     for given, message in (
         ((str(drawn / "person-1.png"), "lower", "newer, step 2"), "this LoRA has not learnt to take garments off"),
         ((str(drawn / "person-1.png"), "trousers"), "Give a category, one of upper, lower, full."),
         ((None, "lower"), "Give a picture of the person first."),
+        ((unread, "lower"), "The file of the person is no picture that can be read"),
     ):
         with pytest.raises(gr.Error, match=message):
             page.take_off(*given)

@@ -78,14 +78,17 @@ def test_a_training_outlives_the_page_is_stopped_and_goes_on(page_url: str, tmp_
         expect(state).to_contain_text(re.compile("Stopped, step [1-5] of 6"))
         expect(state).not_to_contain_text("SIG")
         assert max(metrics(run)) < 6
+        page.locator("#train-steps textarea, #train-steps input").fill("7")
         page.locator("#resume").click()
         expect(state).to_contain_text("Starting")
         expect(state).to_contain_text(re.compile("Loading, step [1-5] of 6"))
         expect(state).not_to_contain_text("left")
-        expect(state).to_contain_text("Finished, step 6 of 6")
+        expect(page.locator("#train-said")).to_contain_text("first goes on to step 7.")
+        expect(state).to_contain_text("Finished, step 7 of 7")
         expect(state).to_contain_text(f"--init_lora {run} in Further flags")
+        expect(page.locator("#resume")).to_be_enabled()
         expect(state).to_contain_text(str(run / "report.html"))
-        expect(page.locator("#grid-said")).to_have_text("Validation pictures of step 6:")
+        expect(page.locator("#grid-said")).to_have_text("Validation pictures of step 7:")
         expect(page.locator("#grid img")).to_be_visible()
         expect(page.locator("#training")).to_be_visible()
         screenshot("train_desktop")
@@ -95,8 +98,8 @@ def test_a_training_outlives_the_page_is_stopped_and_goes_on(page_url: str, tmp_
             if reload:
                 page.reload()
             page.get_by_role("tab", name="Try on").click()
-            expect(page.locator("#lora input")).to_have_value("first, step 6 (newest)")
-            expect(page.locator("#about")).to_contain_text("Profile quick_test, step 6;")
+            expect(page.locator("#lora input")).to_have_value("first, step 7 (newest)")
+            expect(page.locator("#about")).to_contain_text("Profile quick_test, step 7;")
         page.locator("#examples img").first.click()
         press_until(page, page.locator("#dress"), "pixels (height x width)")
         expect(page.locator("#result img").first).to_be_visible()
@@ -107,6 +110,7 @@ def test_a_training_outlives_the_page_is_stopped_and_goes_on(page_url: str, tmp_
         expect(page.locator("#question")).to_contain_text("Delete first with all its LoRAs")
         assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing is wider than a phone"
         assert page.locator("#runs").evaluate("table => table.scrollWidth - table.clientWidth") == 0, "nor is the table"
+        assert page.locator("#runs td").first.bounding_box()["width"] > 100, "long names of runs take few lines"
         screenshot("train_phone")
         page.locator("#yes").click()
         expect(state).to_contain_text("There is no run yet.")

@@ -7,11 +7,11 @@ from typing import Any
 
 import gradio as gr
 import torch
-from PIL import Image
 
-from tryon.app.pictures import usable_file
+from tryon.app.pictures import readable, usable_file
 from tryon.app.session import Session, TryOnRequest, error_text
 from tryon.data.category import CATEGORIES, Category
+from tryon.data.sample import open_picture
 from tryon.flux.lora_header import denoising, read_facts
 from tryon.inference.pipeline import usable_rule
 from tryon.runs import lora_name
@@ -56,7 +56,9 @@ def add_endpoints(session: Session, dress: Callable[[TryOnRequest, gr.Progress],
             if mask is None:
                 painted = session.make_mask(file, person, None, category, usable_rule(facts))
             else:
-                painted = Image.open(mask)
+                with readable("mask"):
+                    painted = open_picture(Path(mask))
+                    painted.load()
             steps, guidance = denoising(facts, steps, guidance)
             asked = session.request(
                 lora=file, strength=session.config.lora_scale if strength is None else strength, person=person,
@@ -72,10 +74,10 @@ def add_endpoints(session: Session, dress: Callable[[TryOnRequest, gr.Progress],
             logger.warning("%s", error)
             raise gr.Error(error_text(error), print_exception=False) from None
 
-    pictures = ("Person", "Garment", "Mask")
+    pictures = ("Person", "Garment", "Mask")  # as files: Gradio would fail without a word at one that is no picture
     names = (f"{what}, by the name that the page shows" for what in ("LoRA", "Size"))
     given = [
-        *(gr.Image(label=what, type="filepath", image_mode=None, visible=False) for what in pictures),
+        *(gr.File(label=what, visible=False) for what in pictures),
         *(gr.Textbox(None, label=what, visible=False) for what in (f"Category: {', '.join(CATEGORIES)}", *names)),
         gr.Number(None, label="Steps", precision=0, visible=False),
         gr.Number(None, label="Guidance", visible=False),

@@ -46,6 +46,9 @@ STYLE = """
 #results:has(.thumbnail-item:nth-child(3)) img { max-height: calc(50vh - 110px); }
 #results .caption-label { position: static; border: 0; background: none; }
 #examples .thumbnail-item { aspect-ratio: 3 / 2; }
+@media (max-width: 640px) {
+  #history .grid-container { grid-template-columns: repeat(4, minmax(0, 1fr)) !important; }
+}
 """
 Example = tuple[Path, Path, Category]  # pictures of a person and of a garment to begin with
 

@@ -29,7 +29,7 @@ from tryon.app.mask_layers import (
     as_paint,
     drawn,
 )
-from tryon.app.pictures import person_of, usable_file
+from tryon.app.pictures import NO_PICTURE, person_of, usable_file
 from tryon.app.session import MOST_GUIDANCE, MOST_STEPS, NO_LORA, Session, TryOnRequest, error_text
 from tryon.data.category import CATEGORIES
 from tryon.data.sample import UNREADABLE, read_photograph
@@ -43,8 +43,9 @@ LONGEST_HISTORY = 24
 NUMBERS = ("steps", "guidance_scale", "seed", "lora_scale")  # in every recipe of a result
 LONGEST_UNDO = 50  # changes of the mask
 SHOWN_LATELY = 3  # masks, one of which the editor shows while it loads the last
-NO_PICTURE = "This file is no picture that can be read: give a PNG, JPEG or WebP."
 PROGRESS = gr.Progress()  # as a default Gradio gives a handler one of its own
+NO_MASK = "There is no mask: *Dress* makes one where you paint none."
+READY = "Person and garment are there: press *Dress*. It makes the mask where you paint none."
 PRIVATE = {"api_visibility": "private"}
 QUIETLY = {**PRIVATE, "show_progress": "hidden"}  # the editor's own sign of progress may stay when all is done
 # The editor opens a file in the browser, and throws this where it cannot.
@@ -142,7 +143,7 @@ class Page(Layout):
         self.stops: dict[str, threading.Event] = {}  # by browser session, while it waits for a try-on
         with self.blocks:
             self._connect()
-            add_endpoints(session, lambda asked, progress: self._dress(asked, None, progress))
+            add_endpoints(session, self._dress_for_program)
 
     def _connect(self) -> None:
         of_lora = {self.about, self.size, self.steps, self.guidance, *self.offsets.values(), self.said}
@@ -166,14 +167,18 @@ class Page(Layout):
         self.start_over_button.click(self.start_over, {self.person, self.masks}, masked, **QUIETLY)
 
         undecoded = gr.Button(visible="hidden", elem_id="unreadable")
-        undecoded.click(lambda: gr.Warning(NO_PICTURE), **PRIVATE)
+        undecoded.click(lambda: gr.Warning(f"This file {NO_PICTURE}"), **PRIVATE)
         for script in (TELL_OF_UNREADABLE, REMEMBER_NAME):
             self.blocks.load(js=script, **PRIVATE)
+        given, unopened = {self.person, self.garment}, {"preprocess": False, "queue": False, **QUIETLY}
         # Not through the queue, whose answers may be late, and the last of several uploads always: none goes unchecked.
         self.garment.upload(
             self.check_garment, {self.garment}, {self.unreadable, self.garment_said},
-            preprocess=False, queue=False, trigger_mode="always_last", **QUIETLY,
-        ).then(None, [self.unreadable, self.garment], self.garment, js=TAKE_AWAY, **QUIETLY)  # fmt: skip
+            trigger_mode="always_last", **unopened,
+        ).then(None, [self.unreadable, self.garment], self.garment, js=TAKE_AWAY, **QUIETLY).then(
+            self.guide, given, {self.said}, **unopened
+        )  # fmt: skip
+        gr.on([self.person.upload, self.person.clear, self.garment.clear], self.guide, given, {self.said}, **unopened)
 
         settings = {
             self.category, self.size, self.steps, self.guidance, self.count, self.seed, self.is_random, self.strength,
@@ -201,7 +206,7 @@ class Page(Layout):
         self.past.select(self.restore, {self.history, self.person, self.masks}, restored, **QUIETLY)
         taken = {self.lora, self.about, self.said, *settings - {self.base, self.others}}
         self.made.upload(self.take_settings, {self.made, self.lora}, taken, **QUIETLY)
-        begun = {self.person, self.garment, self.category, self.masks, self.names}
+        begun = {self.person, self.garment, self.category, self.masks, self.names, self.said}
         self.shelf.select(self.show_example, {self.person, self.masks, self.names}, begun, **QUIETLY)
         self.blocks.unload(self.leave)
 
@@ -302,7 +307,7 @@ class Page(Layout):
         return {
             self.person: editor_of(masks[-1].person, [self.session.file(as_paint(mask))]),
             self.masks: masks[-LONGEST_UNDO:],
-            self.said: share if mask.any() else "There is no mask: *Dress* makes one.",
+            self.said: share if mask.any() else NO_MASK,
         }
 
     def _kept(self, values: Values) -> tuple[MaskLayers, ...]:
@@ -319,8 +324,15 @@ class Page(Layout):
             if path:
                 read_photograph(Path(path))
         except UNREADABLE:
-            return {self.unreadable: path, self.garment_said: gr.Markdown(NO_PICTURE, visible=True)}
+            return {self.unreadable: path, self.garment_said: gr.Markdown(f"This file {NO_PICTURE}", visible=True)}
         return {self.unreadable: "", self.garment_said: gr.Markdown(visible=False)}
+
+    def guide(self, values: Values) -> dict:
+        """Says what to do next, by what was given or taken away."""
+        editor = values[self.person]
+        given = {"a person": editor and editor["background"], "a garment": values[self.garment]}
+        missing = " and ".join(what for what, picture in given.items() if not picture)
+        return {self.said: f"Give {missing}, or press an example." if missing else READY}
 
     def begin(self, request: gr.Request) -> dict:
         self.stops[request.session_hash] = threading.Event()
@@ -381,6 +393,7 @@ class Page(Layout):
                     give_back=values[self.give_back],
                 )  # fmt: skip
             ]
+        doubts = self._doubts(asked[0])
         try:
             row = tuple(self._dress(each, self.stops.get(request.session_hash), progress) for each in asked)
         except Stopped:
@@ -389,6 +402,7 @@ class Page(Layout):
         past = [(first.results[0], str(first.seeds[0])) for first, *_ in history]
         return {
             **self._compared(row),
+            self.said: describe_results(row) + (f" But {'; '.join(doubts)}." if doubts else ""),
             self.seed: row[0].seeds[0],
             self.history: history,
             self.past: gr.Gallery(past, selected_index=None),
@@ -403,12 +417,20 @@ class Page(Layout):
         others = [(self.session.chosen(other), strength or 1) for other in values[self.others]]
         return list(dict.fromkeys([(lora, strength), *base, *others]))
 
-    def _dress(self, asked: TryOnRequest, stop: threading.Event | None, progress: gr.Progress) -> TryOnRequest:
-        """The request with its results; says where its mask is hardly one that was meant. Raises Stopped once `stop` is
-        set, and ValueError as Session.dress."""
-        for doubt in self.session.doubts_about_mask(asked):
+    def _doubts(self, asked: TryOnRequest) -> list[str]:
+        """Why the request's mask is hardly one that was meant, which is also said at once: a try-on takes its time."""
+        doubts = [*self.session.doubts_about_mask(asked)]
+        for doubt in doubts:
             logger.warning("%s", doubt)
             gr.Warning(doubt)
+        return doubts
+
+    def _dress_for_program(self, asked: TryOnRequest, progress: gr.Progress) -> TryOnRequest:
+        self._doubts(asked)
+        return self._dress(asked, None, progress)
+
+    def _dress(self, asked: TryOnRequest, stop: threading.Event | None, progress: gr.Progress) -> TryOnRequest:
+        """The request with its results. Raises Stopped once `stop` is set, and ValueError as Session.dress."""
 
         def each_step(done: int) -> None:
             if stop and stop.is_set():
@@ -517,4 +539,5 @@ class Page(Layout):
             self.masks: self._kept(values),
             self.garment: str(garment),
             self.category: category,
+            self.said: READY,
         }

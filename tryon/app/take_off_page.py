@@ -27,10 +27,8 @@ class TakeOffPage:
         with gr.Blocks(analytics_enabled=False, delete_cache=(CLEANED_EVERY, KEPT_SECONDS)) as self.blocks:
             with gr.Row(equal_height=False):
                 with gr.Column(min_width=320):
-                    person = gr.Image(
-                        label="Person", type="filepath", sources=["upload", "clipboard"], image_mode=None, height=420,
-                        elem_id="dressed",
-                    )  # fmt: skip
+                    shown = gr.Image(label="Person", sources=["upload", "clipboard"], height=420, elem_id="dressed")
+                    person = gr.File(label="Person", visible="hidden")  # Gradio opens no file: take_off does
                 with gr.Column(min_width=320):
                     category = gr.Radio(list(CATEGORIES), value=CATEGORIES[0], label="Garment", elem_id="worn")
                     lora = gr.Dropdown(session.loras_for_try_off(), label="LoRA")
@@ -42,7 +40,7 @@ class TakeOffPage:
                         buttons=["download", "fullscreen"],
                     )  # fmt: skip
                     made_with = gr.JSON(label="Made with", open=True)
-            button.click(
+            button.click(None, shown, person, js="(picture) => picture", api_visibility="private").then(
                 self.take_off, [person, category, lora, seed], [result, made_with], api_name="take_off",
                 show_progress_on=result,
             )  # fmt: skip

@@ -40,8 +40,9 @@ SHORTEST_AXIS = 15  # steps: a shorter one would be marked at halves
 COLUMNS = ["Run", "Data", "State", "Step", "Profile", "Lowest validation loss", "PSNR over base, dB", "Size", "Note"]
 STARTING = "**Starting**"
 NO_RUN = "There is no run yet."
+MORE_STEPS = "give a larger number as Steps and press *Go on*, or "
 GO_FURTHER = (
-    "All steps are done. To train its LoRA further, start another run with `--init_lora {run}` in Further flags."
+    "All steps are done. To train its LoRA further, {}start another run with `--init_lora {}` in Further flags."
 )
 STYLE = """
 #plan, #runs { contain: inline-size; overflow-x: auto !important; }
@@ -55,8 +56,9 @@ STYLE = """
 #runs tr:first-child td { font-weight: bold; white-space: normal; vertical-align: bottom; }
 @media (max-width: 640px) {
   #runs td { white-space: normal; padding-right: 8px; font-size: 13px; }
-  #runs td:nth-child(-n+2), #runs td:last-child { overflow-wrap: anywhere; min-width: 4em; }
-  #runs td:nth-child(4), #runs td:nth-child(5), #runs td:nth-child(8) { display: none; }
+  #runs td:first-child, #runs td:last-child { overflow-wrap: anywhere; min-width: 4em; }
+  #runs td:first-child { min-width: 8em; }
+  #runs td:nth-child(2), #runs td:nth-child(4), #runs td:nth-child(5), #runs td:nth-child(8) { display: none; }
 }
 #run-state code { white-space: normal; }
 #plan td:last-child, #train-said, #run-state code, #question { overflow-wrap: anywhere; }
@@ -79,7 +81,8 @@ def describe(run: Path, facts: RunFacts, left: float | None) -> str:
     lasts = facts.state == "running" and left
     more = f"; about {timedelta(seconds=round(left))} of steps left, validation and scores aside" if lasts else ""
     said = f"\n\n`{facts.said}`" if facts.said else ""
-    further = f"\n\n{GO_FURTHER.format(run=shlex.quote(str(run)))}" if facts.state == "finished" else ""
+    more_steps = MORE_STEPS if facts.resumable else ""
+    further = f"\n\n{GO_FURTHER.format(more_steps, shlex.quote(str(run)))}" if facts.state == "finished" else ""
     report = f"\n\nIts report, to open in a browser: `{run / REPORT}`" if (run / REPORT).is_file() else ""
     return f"**{facts.state.capitalize()}**{steps}{more}.{said}{further}{report}"
 
@@ -205,7 +208,7 @@ class TrainPage:
             self.start, of_request, {self.said, self.run}, **PRIVATE
         )
         resumed = self.resume_button.click(lambda: resuming, outputs={*resuming}, **directly).then(
-            self.resume, {self.run}, {self.said}, **PRIVATE
+            self.resume, {self.run, self.steps}, {self.said}, **PRIVATE
         )
         asked = {"outputs": {self.said, self.plan}, "show_progress_on": self.plan, **PRIVATE}
         self.plan_button.click(self.ask_plan, of_request, **asked)
@@ -289,10 +292,12 @@ class TrainPage:
 
     @refusing
     def resume(self, values: Values) -> dict:
-        """Lets the run go on."""
+        """Lets the run go on, to the steps of the page where these are more than its own."""
         self.try_on.session.release()
-        training.resume(self._chosen(values[self.run]))
-        return {self.said: ""}
+        run = self._chosen(values[self.run])
+        steps = training.more_steps(run, values[self.steps])
+        training.resume(run, steps)
+        return {self.said: f"{run.name} goes on to step {steps}." if steps else ""}
 
     @refusing
     def confirm(self, values: Values) -> dict:

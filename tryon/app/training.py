@@ -94,15 +94,23 @@ def start(request: TrainingRequest, runs: Path) -> Path:
     return runs / name
 
 
-def resume(run: Path) -> None:
-    """Lets a run go on from its newest checkpoint, with the flags that it was started with. Raises ValueError where it
-    cannot."""
+def more_steps(run: Path, asked: str) -> str:
+    """The steps that were asked for where a run has fewer, else nothing. What is no number is left to the launcher to
+    refuse."""
+    asked, own = asked.strip(), read_run(run).steps or 0
+    return "" if asked.isdecimal() and int(asked) <= own else asked
+
+
+def resume(run: Path, steps: str = "") -> None:
+    """Lets a run go on from its newest checkpoint, with the flags that it was started with. steps: to go on to; empty:
+    as many as it was started for. Raises ValueError where it cannot."""
     launch = read_json(run / LAUNCH)
     if not launch:
         raise ValueError(f"{run.name} was not started by {LAUNCHER.name}: resume it in a terminal.")
     if process_of(run) is not None:
         raise ValueError(f"{run.name} is running already.")
     resuming = ["--init_lora", "none", "--resume_from_checkpoint", str(run)]
+    resuming += [f"--max_train_steps={steps}"] if steps else []
     _launch([*launch["flags"], *resuming], Path(launch["folder"]), run)
 
 
@@ -213,7 +221,7 @@ def read_run(run: Path) -> RunFacts:
         name=run.name, data=_data(config), state=state, step=step, steps=steps, profile=config.get("profile", ""),
         loss=_lowest_loss(run), psnr=_gained_psnr(run), size=_size(run),
         note=note.read_text() if note.is_file() else "", said=_said(run, log, rows),
-        resumable=state in ("stopped", "failed") and (run / LAUNCH).is_file() and bool(checkpoints(run)),
+        resumable=process_of(run) is None and (run / LAUNCH).is_file() and bool(checkpoints(run)),
     )  # fmt: skip
 
 

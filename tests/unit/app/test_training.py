@@ -15,6 +15,7 @@ from app_lora import first_lora, read_settings
 from conftest import PROJECT
 from test_folders import write_own
 from tryon.app import training
+from tryon.app.train_page import describe
 from tryon.app.training import TrainingRequest, all_runs, read_run
 from tryon.config import TryOnConfig
 from tryon.files import save_json
@@ -141,8 +142,8 @@ def test_a_refusal_is_the_launchers_own_sentence_and_leaves_nothing(
         (3, "stopped by SIGTERM\n", "stopped", True),
         (3, "10:00:00 saved up to step 3: go on\nerror: the disk is full\n", "failed", True),
         (3, "Traceback (most recent call last):\n  File ...\nKeyError: 3\n", "failed", True),
-        (300, "10:00:00 finished: /runs/one\n", "finished", False),
-        (300, "", "finished", False),  # train_flux_inpaint.py's own runs have no log
+        (300, "10:00:00 finished: /runs/one\n", "finished", True),
+        (300, "", "finished", True),  # train_flux_inpaint.py's own runs have no log
     ],
 )
 def test_how_a_run_has_ended(steps: int, log: str, state: str, resumable: bool, tmp_path: Path) -> None:
@@ -196,6 +197,16 @@ def test_a_run_that_goes_on_is_seen_and_cannot_be_deleted(tmp_path: Path) -> Non
         training.stop(run)
     training.delete(run)
     assert all_runs(tmp_path) == [other]
+
+
+def test_a_run_goes_on_to_more_steps_than_it_has_and_never_to_fewer(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", 300, "10:00:00 finished: /runs/one\n")
+    assert [training.more_steps(run, asked) for asked in ("", "25", "300", " 301 ", "many")] == [
+        "", "", "", "301", "many"
+    ]  # fmt: skip
+    assert "give a larger number as Steps and press *Go on*, or start another" in describe(run, read_run(run), None)
+    (run / LAUNCH).unlink()
+    assert "further, start another run" in describe(run, read_run(run), None), "Go on is not for it"
 
 
 def test_a_run_of_another_program_is_resumed_there(tmp_path: Path) -> None:

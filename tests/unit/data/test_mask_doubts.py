@@ -16,6 +16,11 @@ from tryon.inference.dressing import part_finder
 from tryon.toy.examples import DrawnData
 from tryon.toy.model import toy_parser
 
+HEAD = "of face and hair above the clothes, as the parser sees them: they are repainted too"
+LEFT_OVER = (
+    "of the lower-body garment that is worn, as the parser sees it, lies outside the mask and will still be seen"
+)
+
 
 def doubts(mask: torch.Tensor, labels: torch.Tensor | None, category: str | None) -> list[str]:
     return [*doubts_about_mask(mask_picture(mask), labels, category)]
@@ -40,9 +45,7 @@ def test_masks_that_are_hardly_meant_are_doubted_and_others_are_not(drawn_parser
             assert said.startswith(f"the mask is white over {1 - mask.float().mean():.0%} of the picture")
             assert "inverted" in said
             (said,) = doubts((labels[index] > 0)[None], *known)
-            assert said == ("the mask is white over 100% of face and hair above the clothes: they are repainted too"), (
-                "the whole figure"
-            )
+            assert said == f"the mask is white over 100% {HEAD}", "the whole figure"
 
 
 def test_the_head_and_the_old_garment_are_measured_by_the_labels() -> None:
@@ -53,19 +56,13 @@ def test_the_head_and_the_old_garment_are_measured_by_the_labels() -> None:
     top = torch.zeros(1, 200, 100, dtype=torch.bool)
     top[:, 40:120, 20:80] = True
     assert doubts(top, labels, "upper") == [], "long hair and a chin"
-    assert doubts(top, labels, "lower") == [
-        "100% of the lower-body garment that is worn lies outside the mask and will still be seen"
-    ]
+    assert doubts(top, labels, "lower") == [f"100% {LEFT_OVER}"]
     assert doubts(top, labels, None) == doubts(top, labels * (labels != PARTS.index("lower")), "lower") == []
     legs = torch.zeros(1, 200, 100, dtype=torch.bool)
     legs[:, 127:, 33:67] = True
-    assert doubts(legs, labels, "lower") == [
-        "12% of the lower-body garment that is worn lies outside the mask and will still be seen"
-    ], "a waistband, not the slivers at the sides"
+    assert doubts(legs, labels, "lower") == [f"12% {LEFT_OVER}"], "a waistband, not the slivers at the sides"
     top[:, 14:40, 20:80] = True
-    assert doubts(top, labels, "upper") == [
-        "the mask is white over 90% of face and hair above the clothes: they are repainted too"
-    ]
+    assert doubts(top, labels, "upper") == [f"the mask is white over 90% {HEAD}"]
 
 
 def test_a_given_mask_needs_no_parser_and_no_second_pass(
