@@ -123,17 +123,24 @@ def open_picture(what: str, path: Path | None, size: tuple[int, int] | None = No
         return read_usable_mask(path, size) if size else read_photograph(path)
 
 
+@contextmanager
+def warned_of(number: int, failed: set[int]) -> Iterator[None]:
+    """Warns of a ValueError, as one of this line of a file, and adds the line to those that failed."""
+    try:
+        yield
+    except ValueError as error:
+        failed.add(number)
+        logger.warning("line %d: %s", number, error)
+
+
 def possible(requests: dict[int, Request], facts: LoraFacts) -> dict[int, Request]:
     """Those try-ons of lines of a file with which nothing is wrong that is seen without decoding a picture. Warns of
     each other line."""
-    found = {}
+    failed: set[int] = set()
     for number, request in requests.items():
-        try:
+        with warned_of(number, failed):
             check_request(request, facts)
-            found[number] = request
-        except ValueError as error:
-            logger.warning("line %d: %s", number, error)
-    return found
+    return {number: request for number, request in requests.items() if number not in failed}
 
 
 def check_request(request: Request, facts: LoraFacts) -> None:
@@ -231,16 +238,6 @@ def grid_row(opened: Pictures, results: list[Image.Image], size: tuple[int, int]
     masked = Image.composite(Image.new("RGB", opened.mask.size, "grey"), opened.person, opened.mask)
     shown = (opened.garment, opened.person, masked, *results)
     return opened.category, [to_picture(fit_picture(picture, *size)) for picture in shown]
-
-
-@contextmanager
-def warned_of(number: int, failed: set[int]) -> Iterator[None]:
-    """Warns of a ValueError, as one of this line of a file, and adds the line to those that failed."""
-    try:
-        yield
-    except ValueError as error:
-        failed.add(number)
-        logger.warning("line %d: %s", number, error)
 
 
 def dress_pairs(
