@@ -46,8 +46,8 @@ def doubts_about_mask(mask: Image.Image, labels: Tensor | None, category: Catego
         )
     if category and (share := _left_over(hidden, worn[category])) > LEFT_OF_GARMENT:
         yield (
-            f"{share:.0%} of the {category}-body garment that is worn, as the parser sees it, lies outside the mask and "
-            "will still be seen"
+            f"{share:.0%} of the {category}-body garment that is worn, as the parser sees it, lies outside the mask "
+            "and will still be seen"
         )
 
 
