@@ -177,8 +177,11 @@ def test_a_category_is_enough(
     given.save(tmp_path / "mask.png")
     main([*flags, "--output_tryon", str(tmp_path / "given.png"), "--mask", str(tmp_path / "mask.png")])
     said = capsys.readouterr().out
-    assert "mask.png: the mask is white over 100% of face and hair above the clothes: they are repainted too" in said
-    assert "of the lower-body garment that is worn lies outside the mask and will still be seen" in said
+    assert (
+        "mask.png: the mask is white over 100% of face and hair above the clothes, as the parser sees them: they are"
+        in said
+    )
+    assert "of the lower-body garment that is worn, as the parser sees it, lies outside the mask and will" in said
 
     back, again = tmp_path / "back.png", tmp_path / "back-again.png"
     main([*flags, "--output_tryon", str(back), "--give_back"])

@@ -170,7 +170,7 @@ class Page(Layout):
         undecoded.click(lambda: gr.Warning(f"This file {NO_PICTURE}"), **PRIVATE)
         for script in (TELL_OF_UNREADABLE, REMEMBER_NAME):
             self.blocks.load(js=script, **PRIVATE)
-        given, unopened = {self.person, self.garment}, {"preprocess": False, "queue": False, **QUIETLY}
+        given, unopened = {self.person, self.garment, self.said}, {"preprocess": False, "queue": False, **QUIETLY}
         # Not through the queue, whose answers may be late, and the last of several uploads always: none goes unchecked.
         self.garment.upload(
             self.check_garment, {self.garment}, {self.unreadable, self.garment_said},
@@ -328,7 +328,10 @@ class Page(Layout):
         return {self.unreadable: "", self.garment_said: gr.Markdown(visible=False)}
 
     def guide(self, values: Values) -> dict:
-        """Says what to do next, by what was given or taken away."""
+        """Says what to do next, by what was given or taken away, where the line says nothing else: the editor calls
+        also when it is shown a mask."""
+        if not values[self.said].startswith("Give ") and values[self.said] != READY:
+            return gr.skip()
         editor = values[self.person]
         given = {"a person": editor and editor["background"], "a garment": values[self.garment]}
         missing = " and ".join(what for what, picture in given.items() if not picture)

@@ -55,9 +55,9 @@ STYLE = """
 #runs td { white-space: nowrap; }
 #runs tr:first-child td { font-weight: bold; white-space: normal; vertical-align: bottom; }
 @media (max-width: 640px) {
-  #runs td { white-space: normal; padding-right: 8px; font-size: 13px; }
+  #runs td { white-space: normal; padding-right: 6px; font-size: 13px; }
   #runs td:first-child, #runs td:last-child { overflow-wrap: anywhere; min-width: 4em; }
-  #runs td:first-child { min-width: 8em; }
+  #runs td:first-child { min-width: 7em; }
   #runs td:nth-child(2), #runs td:nth-child(4), #runs td:nth-child(5), #runs td:nth-child(8) { display: none; }
 }
 #run-state code { white-space: normal; }

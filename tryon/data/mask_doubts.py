@@ -40,11 +40,15 @@ def doubts_about_mask(mask: Image.Image, labels: Tensor | None, category: Catego
     labels, hidden = labels[::every, ::every], torch.from_numpy(np.array(mask) > 0)[None, ::every, ::every]
     worn = worn_garments(labels)
     if (share := _hidden_head(hidden, labels, worn)) > MOST_OF_HEAD:
-        head = "face and hair above the clothes, as the parser sees them"
-        yield f"the mask is white over {share:.0%} of {head}: they are repainted too"
+        yield (
+            f"the mask is white over {share:.0%} of face and hair above the clothes, as the parser sees them: they are "
+            "repainted too"
+        )
     if category and (share := _left_over(hidden, worn[category])) > LEFT_OF_GARMENT:
-        garment = f"the {category}-body garment that is worn, as the parser sees it,"
-        yield f"{share:.0%} of {garment} lies outside the mask and will still be seen"
+        yield (
+            f"{share:.0%} of the {category}-body garment that is worn, as the parser sees it, lies outside the mask "
+            "and will still be seen"
+        )
 
 
 def doubt_about_shape(mask: Image.Image) -> str | None:
