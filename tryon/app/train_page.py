@@ -174,7 +174,8 @@ class TrainPage:
 
     def _show_run(self) -> None:
         gr.Markdown("### 2. Watch it")
-        self.run = gr.Dropdown([], label="Run", show_label=False, elem_id="run")
+        # A look that is under way names a run that is just deleted: Gradio would refuse it with a traceback.
+        self.run = gr.Dropdown([], label="Run", show_label=False, allow_custom_value=True, elem_id="run")
         self.state = gr.Markdown(NO_RUN, elem_id="run-state")
         with gr.Row():
             self.stop_button = gr.Button("Stop", variant="stop", interactive=False, elem_id="stop-run", min_width=80)
