@@ -170,11 +170,11 @@ class Page(Layout):
         undecoded.click(lambda: gr.Warning(f"This file {NO_PICTURE}"), **PRIVATE)
         for script in (TELL_OF_UNREADABLE, REMEMBER_NAME):
             self.blocks.load(js=script, **PRIVATE)
-        given, unopened = {self.person, self.garment, self.said}, {"preprocess": False, "queue": False, **QUIETLY}
         # Not through the queue, whose answers may be late, and the last of several uploads always: none goes unchecked.
+        unopened = {"preprocess": False, "queue": False, "trigger_mode": "always_last", **QUIETLY}
+        given = {self.person, self.garment, self.said}
         self.garment.upload(
-            self.check_garment, {self.garment}, {self.unreadable, self.garment_said},
-            trigger_mode="always_last", **unopened,
+            self.check_garment, {self.garment}, {self.unreadable, self.garment_said}, **unopened
         ).then(None, [self.unreadable, self.garment], self.garment, js=TAKE_AWAY, **QUIETLY).then(
             self.guide, given, {self.said}, **unopened
         )  # fmt: skip
