@@ -30,7 +30,7 @@ from test_inference import with_facts
 from tryon.app.layout import describe
 from tryon.app.mask_layers import as_paint
 from tryon.app.page import Page
-from tryon.app.session import Session, panel_sizes
+from tryon.app.session import Session, panel_sizes, recipe_of_result
 from tryon.app.take_off_page import TakeOffPage, in_tabs
 from tryon.config import TOY_NOTICE, TryOnConfig
 from tryon.data.category import MaskRule
@@ -579,6 +579,8 @@ def test_a_page_outlives_the_checkpoint_that_it_began_with(loras: Path, tmp_path
     assert shown[page.about].startswith("Profile full, step 1;")
     with pytest.raises(ValueError, match="or not any more"):
         page.session.chosen(str(first))
+    with pytest.raises(ValueError, match="or not any more"):  # of a try-on that waited for its turn
+        recipe_of_result(first, {})
     assert not shown[page.others].visible and shown[page.others].value == [], "there is no other one"
     shutil.rmtree(tmp_path / "runs" / "older")
     shown = page.list_loras({page.lora: shown[page.lora].value, page.others: []})

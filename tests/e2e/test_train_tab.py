@@ -103,6 +103,7 @@ def test_a_training_outlives_the_page_is_stopped_and_goes_on(page_url: str, tmp_
         page.locator("#examples img").first.click()
         press_until(page, page.locator("#dress"), "pixels (height x width)")
         expect(page.locator("#result img").first).to_be_visible()
+        expect(page.locator("#dress")).to_be_enabled()
         page.get_by_role("tab", name="Train").click()
 
         page.set_viewport_size({"width": 390, "height": 844})

@@ -50,6 +50,7 @@ SEEDS = 2**31 - MOST_RESULTS  # seeds are below this
 RANDOM_SEEDS = 10**6  # random seeds are below this: short enough to be read and typed
 KEPT_LABELS = 8  # pictures whose parsed parts are kept, so that a slider answers at once
 KEPT_SECONDS = 24 * 60 * 60  # of pictures on the disk, and of what a browser's session has seen
+GONE = "This LoRA is not there, or not any more: choose another; reloading the page shows them."
 NO_LORA = "There is no LoRA yet: train one. It is listed here when its run has saved its first checkpoint."
 
 
@@ -98,7 +99,9 @@ class TryOnRequest:
 
 
 def recipe_of_result(lora: Path, flags: dict[str, Any]) -> Recipe:
-    """How a result of the page was made."""
+    """How a result of the page is made. Raises ValueError where the LoRA was deleted meanwhile."""
+    if not lora.is_file():
+        raise ValueError(GONE)
     fingerprint = files_fingerprint(lora)[:FINGERPRINT]
     return Recipe(flags, {"lora": fingerprint}, (lora_name(lora),), versions())
 
@@ -195,7 +198,7 @@ class Session:
             raise ValueError(NO_LORA)
         found = next((path for name, path in loras if lora in (name, path)), None)
         if found is None:
-            raise ValueError("This LoRA is not there, or not any more: choose another; reloading the page shows them.")
+            raise ValueError(GONE)
         return Path(found)
 
     def facts(self, lora: Path | None) -> LoraFacts:
@@ -294,6 +297,7 @@ class Session:
         with self.dressing:
             each_step(0)
             self.take(asked.lora, asked.strength)
+            recipes = [asked.recipe(seed) for seed in asked.seeds]  # the LoRA may be deleted while people are dressed
             person, garment, mask = map(Image.open, (asked.person, asked.garment, asked.mask))
             results = try_on(
                 replace(self.model, size=asked.size), person, garment, mask, asked.category,
@@ -306,7 +310,7 @@ class Session:
                 given_back(person, result, mask, asked.category, before, labels)
                 for result, labels in zip(results, after, strict=True)
             ]
-        names, recipes = map(asked.result_name, asked.seeds), map(asked.recipe, asked.seeds)
+        names = map(asked.result_name, asked.seeds)
         return replace(asked, results=tuple(map(self.file, results, names, recipes)))
 
     def take_off(
@@ -321,14 +325,15 @@ class Session:
         with self.dressing:
             each_step(0)
             self.take(lora, strength)
-            size, how = self.model.size, {"steps": steps, "guidance": guidance, "seeds": [seed]}
+            height, width = self.model.size
+            recipe = recipe_of_result(lora, {
+                "category": category, "height": height, "width": width, "steps": steps, "guidance_scale": guidance,
+                "seed": seed, "num_results": 1, "lora_scale": strength,
+            })  # fmt: skip
+            how = {"steps": steps, "guidance": guidance, "seeds": [seed]}
             (result,) = take_off(self.model, person, category, **how, each_step=each_step)
-        flags = {
-            "category": category, "height": size[0], "width": size[1], "steps": steps, "guidance_scale": guidance,
-            "seed": seed, "num_results": 1, "lora_scale": strength,
-        }  # fmt: skip
         name = "_".join(map(file_name, (called, category, lora_name(lora), str(seed))))
-        return self.file(result, name, recipe_of_result(lora, flags)), seed
+        return self.file(result, name, recipe), seed
 
     def take(self, lora: Path, strength: float) -> None:
         """Puts a LoRA on the models at a strength; where it was trained for others, these are loaded first."""
