@@ -126,7 +126,7 @@ class Layout:
             image_mode=None,  # with another one transparent pixels would come black
         )  # fmt: skip
         self.garment_said = gr.Markdown(visible=False, elem_id="garment-said")
-        self.unreadable = gr.Textbox(visible="hidden")
+        self.unreadable, self.has_person = gr.Textbox(visible="hidden"), gr.Checkbox(visible="hidden")
 
     def _show_mask(self) -> None:
         self.category = gr.Radio(list(CATEGORIES), value=CATEGORIES[0], label="3. Mask for", elem_id="category")

@@ -63,6 +63,13 @@ REMEMBER_NAME = """() => {
 UPLOADED_NAME = "() => window.uploadedName ?? ''"
 # The browser takes a picture that cannot be read away, as another may have been given since the server looked at it.
 TAKE_AWAY = "(unreadable, garment) => garment && garment.path === unreadable ? null : garment"
+# Says what to do next, by what was given or taken away, where the line says nothing else. The browser says it: the
+# editor's picture takes seconds to be read and sent, and the garment may be another one by then.
+GUIDE = f"""(person, garment, said) => {{
+  if (!said.startsWith("Give ") && said !== "{READY}") return said;
+  const missing = [...(person ? [] : ["a person"]), ...(garment ? [] : ["a garment"])];
+  return missing.length ? `Give ${{missing.join(" and ")}}, or press an example.` : "{READY}";
+}}"""
 # A slider changes at each of its steps: the mask follows when all of them rest, and when it has followed before, as the
 # editor's paint takes a while to be read.
 FOLLOW = """() => {
@@ -171,14 +178,14 @@ class Page(Layout):
         for script in (TELL_OF_UNREADABLE, REMEMBER_NAME):
             self.blocks.load(js=script, **PRIVATE)
         # Not through the queue, whose answers may be late, and the last of several uploads always: none goes unchecked.
-        unopened = {"preprocess": False, "queue": False, "trigger_mode": "always_last", **QUIETLY}
-        given = {self.person, self.garment, self.said}
         self.garment.upload(
-            self.check_garment, {self.garment}, {self.unreadable, self.garment_said}, **unopened
-        ).then(None, [self.unreadable, self.garment], self.garment, js=TAKE_AWAY, **QUIETLY).then(
-            self.guide, given, {self.said}, **unopened
-        )  # fmt: skip
-        gr.on([self.person.upload, self.person.clear, self.garment.clear], self.guide, given, {self.said}, **unopened)
+            self.check_garment, {self.garment}, {self.unreadable, self.garment_said},
+            preprocess=False, queue=False, trigger_mode="always_last", **QUIETLY,
+        ).then(None, [self.unreadable, self.garment], self.garment, js=TAKE_AWAY, **QUIETLY)  # fmt: skip
+        self.person.upload(None, None, self.has_person, js="() => true", **QUIETLY)
+        self.person.clear(None, None, self.has_person, js="() => false", **QUIETLY)
+        given = [self.has_person, self.garment, self.said]
+        gr.on([self.has_person.change, self.garment.change], None, given, self.said, js=GUIDE, **QUIETLY)
 
         settings = {
             self.category, self.size, self.steps, self.guidance, self.count, self.seed, self.is_random, self.strength,
@@ -326,16 +333,6 @@ class Page(Layout):
         except UNREADABLE:
             return {self.unreadable: path, self.garment_said: gr.Markdown(f"This file {NO_PICTURE}", visible=True)}
         return {self.unreadable: "", self.garment_said: gr.Markdown(visible=False)}
-
-    def guide(self, values: Values) -> dict:
-        """Says what to do next, by what was given or taken away, where the line says nothing else: the editor calls
-        also when it is shown a mask."""
-        if not values[self.said].startswith("Give ") and values[self.said] != READY:
-            return gr.skip()
-        editor = values[self.person]
-        given = {"a person": editor and editor["background"], "a garment": values[self.garment]}
-        missing = " and ".join(what for what, picture in given.items() if not picture)
-        return {self.said: f"Give {missing}, or press an example." if missing else READY}
 
     def begin(self, request: gr.Request) -> dict:
         self.stops[request.session_hash] = threading.Event()
