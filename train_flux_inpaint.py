@@ -35,7 +35,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from folder_datasets import describe_pairs, load_folder
 from tryon.answer import answer
-from tryon.config import TrainConfig, seconds_of
+from tryon.config import TrainConfig, base_categories, seconds_of
 from tryon.console import on_terminal, progress_bar, set_up_logging
 from tryon.data.category import Category, mask_variation_of
 from tryon.data.layout import pairs_in_words
@@ -166,6 +166,7 @@ def setup(
     run = Path(config.output_dir)
     config = resolved(config, accelerator.device)
     check_is_measured(config, val_data)
+    check_is_trained_on(config, train_data)
     dtype = dtype_of(config)
 
     # The models' files, and whether the checkpoint belongs to them and to the data: nothing is computed before.
@@ -373,6 +374,16 @@ def run_identity(config: TrainConfig, files: ModelFiles, train_files: list[Path]
     }
 
 
+def check_is_trained_on(config: TrainConfig, data: SampleSource) -> None:
+    """Raises ValueError where the data have pairs that --base_categories leaves to the model without the LoRA."""
+    found = {data.category(index) for index in range(len(data) // data.variants)}
+    if left := sorted(found & {*base_categories(config)}):
+        raise ValueError(
+            f"the data have {left[0]}-body pairs and --base_categories {config.base_categories} leaves these to the "
+            "model without the LoRA: give data without them, or another --base_categories"
+        )
+
+
 def lora_facts(config: TrainConfig, data: SampleSource) -> LoraFacts:
     """What the LoRA's header says of its training, at step 0."""
     rule = data.mask_rule
@@ -384,7 +395,7 @@ def lora_facts(config: TrainConfig, data: SampleSource) -> LoraFacts:
         mask_offsets=rule.offsets if rule else (0.0, 0.0, 0.0, 0.0), mask_parser=rule.parser if rule else None,
         num_inference_steps=config.num_inference_steps, guidance_scale=config.validation_guidance_scale,
         worn_reference_share=data.worn_reference_share,
-        try_off_prompt=try_off_prompt(config),
+        try_off_prompt=try_off_prompt(config), base_categories=tuple(base_categories(config)),
     )  # fmt: skip
 
 

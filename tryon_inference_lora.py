@@ -266,7 +266,7 @@ def main(argv: list[str]) -> None:
     if pairs:
         recipe = with_files(shared, {"pairs": pairs})
     elif taken_off:
-        check_takes_off(facts)
+        check_takes_off(facts, pictures.category)
         recipe = with_files(shared, {"take_off": taken_off})
     else:
         for each in (facts, *others):

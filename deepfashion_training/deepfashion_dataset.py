@@ -33,7 +33,7 @@ from tryon.data.human_parser import Parser, load_parser, parse
 from tryon.data.layout import METADATA, is_saved, metadata_files
 from tryon.data.masks import MASK_VERSION, VARIATION_VERSION, mask_picture, varied_mask
 from tryon.data.sample import UNREADABLE, TryOnSample, UnreadablePicture, fitted_sample, read_mask, read_picture
-from tryon.data.split import split_by_item
+from tryon.data.split import split_by_item, trained_pairs
 from tryon.hub import hub_or_folder
 from tryon.units import plural
 
@@ -157,7 +157,8 @@ def load_deepfashion(
     parser = load_parser(data.parser, config.cache_dir, device) if data.parser else None
     table, columns = open_table(data.dataset_name, config.cache_dir)
     share = data.worn_reference_share
-    pairs = make_pairs(table, columns, Path(config.data_cache_dir), find_other_views=share > 0)
+    found = make_pairs(table, columns, Path(config.data_cache_dir), find_other_views=share > 0)
+    pairs = trained_pairs(found, config)
     kept = [pair for pair in pairs if REFERENCES.index(pair.reference) <= REFERENCES.index(data.min_reference)]
     if not kept:
         raise ValueError(f"no pair is left with --min_reference {data.min_reference}: give a weaker one")

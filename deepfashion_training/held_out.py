@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # What decides which items of a data set a training holds back.
-SPLIT = ("seed", "max_validation_samples", "min_reference")
+SPLIT = ("seed", "max_validation_samples", "min_reference", "base_categories")
 
 # Of data that no LoRA was trained on a tenth of the items is scored, however many that are.
 UNSEEN = {"max_validation_samples": sys.maxsize}

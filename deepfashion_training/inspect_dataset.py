@@ -10,7 +10,7 @@ import argparse
 import io
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from hashlib import sha256
@@ -92,7 +92,7 @@ def problems_of(data: DataConfig, masks: MaskConfig, config: InspectConfig) -> I
         yield f"--dataset_name {config.dataset_name} was given: name the data set without a flag"
 
 
-def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Findings:
+def describe(train: "DeepFashionData", validation: "DeepFashionData", of_base: Sequence[str] = ()) -> Findings:
     """The findings that need no picture decoded."""
     from deepfashion_training.deepfashion_dataset import counts
     from deepfashion_training.pairing import CAPTION_RULES, cloth_types, column_of, is_flat, known_type
@@ -120,7 +120,7 @@ def describe(train: "DeepFashionData", validation: "DeepFashionData") -> Finding
         found = Counter(pair.category for pair in data.pairs)
         lines.append(f"{what}: {plural(len(data.pairs), 'pair')} ({counts(found)})")
 
-    warnings = few_or_rare([pair.category for pair in train.pairs], len(validation.pairs))
+    warnings = few_or_rare([pair.category for pair in train.pairs], len(validation.pairs), of_base)
     faults = [] if validation.pairs else ["there is nothing to validate on"]
     return Findings(lines, warnings, faults)
 

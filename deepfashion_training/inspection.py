@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -56,11 +56,11 @@ class Look:
     measured: dict[str, Any]
 
 
-def few_or_rare(categories: list[Category], validation: int) -> list[str]:
+def few_or_rare(categories: list[Category], validation: int, of_base: Sequence[str] = ()) -> list[str]:
     """A warning for each part that has few pairs, and for each category that is rare among the training's.
-    validation: how many pairs are validated on."""
-    found = Counter(categories)
-    rare = [category for category in CATEGORIES if found[category] < RARE * len(categories)]
+    validation: how many pairs are validated on. of_base: categories that are left out on purpose."""
+    found, wanted = Counter(categories), [category for category in CATEGORIES if category not in of_base]
+    rare = [category for category in wanted if found[category] < RARE * len(categories)]
     few = few_pairs(len(categories), validation)
     return few + [f"{found[category]} of {len(categories)} training pairs are {category}" for category in rare]
 

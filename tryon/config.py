@@ -103,6 +103,10 @@ class TrainConfig:
     num_processes: int = setting(1, "processes to train with, one per GPU", 1, MOST_AT_ONCE)
     mixed_precision: Literal["no", "bf16"] = setting("bf16", "bf16, or no for float32 throughout")
 
+    base_categories: str = setting(
+        "none", "categories that the model masters already, separated by commas: they are not trained on, and dressed "
+        "without the LoRA",
+    )  # fmt: skip
     balance: Literal["sqrt", "equal", "none"] = setting(
         "sqrt", "how often categories are sampled: by the square root of their number, equally, or as they come"
     )
@@ -320,10 +324,13 @@ def mistakes(config: Any) -> typing.Iterator[str]:
         yield f"--gradient_checkpointing {asked} is neither none, auto, full nor a number of blocks from 1 to 999"
     if config.offload and asked != "full":
         yield f"--offload recomputes every block: leave --gradient_checkpointing {asked} out, or say full"
-    for name in teacher_categories(config):
-        if name not in typing.get_args(Category):
-            known = ", ".join(typing.get_args(Category))
-            yield f"--teacher_categories {name or 'nothing'} is no category: give some of {known}"
+    known = typing.get_args(Category)
+    for flag, names in (("base", base_categories(config)), ("teacher", teacher_categories(config))):
+        for name in names:
+            if name not in known:
+                yield f"--{flag}_categories {name or 'nothing'} is no category: give some of {', '.join(known)}"
+    if not set(known) - set(base_categories(config)):
+        yield "--base_categories names all categories, and nothing is left to train on: leave one out"
     yield from _mistaken_trackers(config)
     yield from mistaken_upload(config.push_to_hub, config.private)
     if config.run_name is not None and not RUN_NAME.fullmatch(config.run_name):
@@ -362,9 +369,19 @@ def cache_threshold(cache: str) -> float | None:
     return value
 
 
+def base_categories(config: TrainConfig) -> list[str]:
+    """The names that --base_categories gives."""
+    return [] if config.base_categories == "none" else _names(config.base_categories)
+
+
 def teacher_categories(config: TrainConfig) -> list[str]:
     """The names that --teacher_categories gives."""
-    return [name.strip() for name in config.teacher_categories.split(",")]
+    return _names(config.teacher_categories)
+
+
+def _names(listed: str) -> list[str]:
+    """Names with commas between."""
+    return [name.strip() for name in listed.split(",")]
 
 
 def trackers(config: TrainConfig) -> list[str]:

@@ -58,7 +58,7 @@ SAME_WHEN_RESUMED = (
     "prompt", "max_sequence_length", "height", "width", "seed", "num_processes", "train_batch_size",
     "gradient_accumulation_steps", "weighting_scheme", "logit_mean", "logit_std", "timestep_shift", "guidance_scale",
     "mask_loss_weight", "teacher_weight", "teacher_categories", "optimizer", "lora_rank", "lora_alpha", "lora_dropout",
-    "lora_targets", "lora_blocks", "balance", "try_off_share", "ema_decay",
+    "lora_targets", "lora_blocks", "base_categories", "balance", "try_off_share", "ema_decay",
 )  # fmt: skip
 
 

@@ -225,6 +225,7 @@ def card_values(
     hub's repository, if that is known."""
     scores = score_table(run) if _is_scored(run, facts.step) else []
     found = judged(run, run / f"checkpoint-{facts.step}")
+    trained = [category for category in CATEGORIES if category not in facts.base_categories]
     return {
         "title": name.rpartition("/")[2] if name else "Try-on LoRA",
         "name": name or "<user>/<name>",
@@ -240,7 +241,8 @@ def card_values(
         "drawn": _is_drawn(settings),
         "pictures": {picture.stem: f"{PICTURES}/{picture.name}" for picture in pictures},
         "of_deepfashion": "deepfashion" in Path(settings.get("dataset_name") or "").name.lower(),
-        "prompts": list(dict.fromkeys(prompt_for(facts.prompt, category) for category in CATEGORIES)),
+        "prompts": list(dict.fromkeys(prompt_for(facts.prompt, category) for category in trained)),
+        "dresses": trained[0],
         "scores": scores,
         "evaluated": judged_rows(found) if found and not scores else None,
         "verdict": found.said if found else "",

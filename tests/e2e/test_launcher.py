@@ -91,6 +91,7 @@ def test_a_quick_test_leaves_what_the_readme_lists(tmp_path: Path, data_cache: P
         "prompt": "category", "max_sequence_length": 16, "height": 192, "width": 144,
         "mask_rule": "rectangle", "profile": "quick_test", "step": 3, "mask_offsets": [0, 0, 0, 0],
         "mask_parser": None, "num_inference_steps": 2, "guidance_scale": 30.0,
+        "base_categories": ["upper"],
     }  # fmt: skip
     grid = Image.open(run / "validation/step-000003.png")
     assert grid.width > 5 * 144 and grid.height > 4 * 192

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from deepfashion_training.train_deepfashion_lora import TOY_CATEGORIES
 from tryon.config import TryOnConfig
 from tryon.data.category import CATEGORIES
 from tryon.evaluation.cases import BASE, FILL
@@ -20,7 +19,9 @@ from tryon.toy.model import use_toy_model, use_toy_model_for_try_on
 
 pytestmark = pytest.mark.e2e
 
-PAIRS, STEPS, CASES = 72, 24, 6  # few beside the quick test's, so at three times its rate
+PAIRS, STEPS, CASES = 48, 24, 6  # few beside the quick test's
+
+TRAINED = ("lower", "full")  # the base masters upper-body garments
 
 
 def test_a_lora_dresses_people_in_lower_and_full_body_garments(tmp_path: Path, data_cache: Path) -> None:
@@ -32,7 +33,6 @@ def test_a_lora_dresses_people_in_lower_and_full_body_garments(tmp_path: Path, d
         lora_alpha=recipe.lora_rank,
         data_cache_dir=str(data_cache),
         output_dir=str(tmp_path),
-        learning_rate=3 * recipe.learning_rate,
         max_train_steps=STEPS,
         checkpointing_steps=STEPS,
         validation_steps=STEPS,
@@ -43,8 +43,8 @@ def test_a_lora_dresses_people_in_lower_and_full_body_garments(tmp_path: Path, d
     size = (config.height, config.width)
     train(
         config,
-        DrawnData(PAIRS, 2 * EVALUATION_SEED, TOY_CATEGORIES, *size),
-        DrawnData(3, EVALUATION_SEED, CATEGORIES, *size),
+        DrawnData(PAIRS, 2 * EVALUATION_SEED, TRAINED, *size),
+        DrawnData(3, EVALUATION_SEED, TRAINED, *size),
     )
 
     lora = find_lora(str(tmp_path))
@@ -56,7 +56,7 @@ def test_a_lora_dresses_people_in_lower_and_full_body_garments(tmp_path: Path, d
     lines = {place: line for place, line, _ in measured_results(model, list(models), cases, how, saved=False)}
     scores = summarise(lines, models, cases)["unpaired"]
     gain = {name: each["LoRA - base"]["psnr"]["mean"] for name, each in scores.items()}
-    assert gain["lower"] > 2 and gain["full"] > 2 and gain["upper"] > -1, scores
+    assert gain["lower"] > 2 and gain["full"] > 2 and gain["upper"] == 0, scores
     assert all(each["LoRA"]["psnr"]["mean"] > each["fill"]["psnr"]["mean"] + 4 for each in scores.values()), scores
     right = scores["all"]["LoRA"]["length_right"]
     assert right["cases"] >= 3 and right["mean"] >= 0.6

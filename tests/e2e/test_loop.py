@@ -123,6 +123,11 @@ def test_training_is_deterministic_and_resume_is_exact(config: TrainConfig, tmp_
     assert metrics(plain) != metrics(whole) and read_facts(find_lora(str(plain))).try_off_prompt is None
 
 
+def test_what_is_left_to_the_base_is_not_trained_on(config: TrainConfig) -> None:
+    with pytest.raises(ValueError, match="have lower-body pairs and --base_categories lower leaves these to the model"):
+        train(replace(config, base_categories="lower"), TRAIN_DATA, VAL_DATA)
+
+
 def test_a_loss_that_is_not_measured_cannot_choose_the_best(config: TrainConfig) -> None:
     with pytest.raises(ValueError, match="--keep_best loss_lower was given and no validation pair is lower-body"):
         train(replace(config, keep_best="loss_lower"), TRAIN_DATA, VAL_DATA)

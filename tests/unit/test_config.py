@@ -210,6 +210,8 @@ def test_every_number_has_bounds() -> None:
         (["--height", "160000"], "--height 160000 is too large: give 16 to 4096"),
         (["--lora_rank", "0"], "--lora_rank 0 is too small: give 1 to 3072"),
         (["--teacher_categories", "upper,shoes"], "--teacher_categories shoes is no category: give some of upper, "),
+        (["--base_categories", "shoes"], "--base_categories shoes is no category: give some of upper, lower, full"),
+        (["--base_categories", "full,upper,lower"], "names all categories, and nothing is left to train on"),
         (["--logit_mean", "-1000"], "--logit_mean -1000.0 is too small: give -100 to 100"),
         (
             ["--height", "4096", "--width", "1040"],
@@ -301,7 +303,7 @@ TOY_CHANGES = {
     "toy", "height", "width", "max_sequence_length", "prompt", "mixed_precision", "gradient_checkpointing", "compile",
     "num_inference_steps", "dataloader_num_workers",
 }  # fmt: skip
-QUICK_TOY_CHANGES = {
+QUICK_TOY_CHANGES = {"base_categories",
     "max_train_samples", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate",
     "lr_scheduler", "weighting_scheme", "logit_mean", "validation_steps", "num_evaluation_samples", "balance",
     "checkpointing_steps",

@@ -99,4 +99,5 @@ def facts_of(session: Session, name: str, lora: Path) -> dict[str, Any]:
     return {
         "name": name, "profile": facts.profile, "step": facts.step, "sizes": list(session.sizes(lora)),
         "steps": steps, "guidance": guidance, "mask_rule": facts.mask_rule, "takes_off": bool(facts.try_off_prompt),
+        "base_categories": facts.base_categories,
     }  # fmt: skip

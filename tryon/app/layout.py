@@ -18,6 +18,7 @@ from tryon.app.session import (
 )
 from tryon.data.category import CATEGORIES, Category
 from tryon.flux.lora_header import LoraFacts
+from tryon.flux.prompts import GARMENTS
 from tryon.inference.pipeline import usable_rule
 
 CLEANED_EVERY = 60 * 60  # seconds
@@ -63,7 +64,9 @@ def describe(facts: LoraFacts, size: tuple[int, int]) -> str:
         "given": "trained with the masks of its data set; this page makes rectangles",
     }.get(facts.mask_rule, f"trained with masks by the rule {facts.mask_rule}")
     worn = "; takes photographs of people as garment pictures" if facts.worn_reference_share else ""
-    return f"Profile {facts.profile}, step {facts.step}; {pixels}; {masks}{worn}."
+    of_base = " and ".join(GARMENTS[category] for category in facts.base_categories)
+    without = f" It was not trained on {of_base} garments: these are dressed without it." if of_base else ""
+    return f"Profile {facts.profile}, step {facts.step}; {pixels}; {masks}{worn}.{without}"
 
 
 def thumbnail(example: Example) -> Image.Image:

@@ -320,7 +320,7 @@ class Session:
         """The file of a product picture of what the person wears, and its seed. seed: None: a random one. called: what
         the person's picture is called. each_step: as in `dress`. Raises ValueError for a seed or a LoRA that cannot be
         used."""
-        check_takes_off(read_facts(lora))
+        check_takes_off(read_facts(lora), category)
         seed, strength, (steps, guidance) = first_seed(seed), self.config.lora_scale, self.denoising(lora)
         with self.dressing:
             each_step(0)

@@ -1,12 +1,17 @@
-"""Which pairs of a data set without a split of its own are held back for validation, and whether the parts are large
-enough. Imports nothing heavy."""
+"""Which pairs of a data set are left out, which are held back for validation where it has no split of its own, and
+whether the parts are large enough. Imports nothing heavy."""
 
 import hashlib
+import logging
 from collections.abc import Callable
 from itertools import zip_longest
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
+from tryon.config import TrainConfig, base_categories
+from tryon.data.category import Category
 from tryon.units import plural
+
+logger = logging.getLogger(__name__)
 
 Pair = TypeVar("Pair")
 SMALL = 100  # pairs; with fewer a training learns little
@@ -16,6 +21,33 @@ def few_pairs(training: int, validation: int) -> list[str]:
     """A warning for each part that has few pairs."""
     warnings = [f"only {plural(training, 'pair')} to train on"] if training < SMALL else []
     return warnings + (["only 1 pair to validate on, whose loss and scores say little"] if validation == 1 else [])
+
+
+class OfCategory(Protocol):
+    """What has a garment's category."""
+
+    @property
+    def category(self) -> Category: ...
+
+
+CategoryPair = TypeVar("CategoryPair", bound=OfCategory)
+
+
+def trained_pairs(pairs: list[CategoryPair], config: TrainConfig) -> list[CategoryPair]:
+    """The pairs without those that --base_categories leaves to the model without the LoRA. Raises ValueError where none
+    is left."""
+    of_base = base_categories(config)
+    kept = [pair for pair in pairs if pair.category not in of_base]
+    if not kept:
+        raise ValueError(
+            f"all of {plural(len(pairs), 'pair')} are of --base_categories {config.base_categories}: leave one out"
+        )
+    if len(kept) < len(pairs):
+        logger.info(
+            "%d of %s left out: --base_categories %s", len(pairs) - len(kept), plural(len(pairs), "pair"),
+            config.base_categories,
+        )  # fmt: skip
+    return kept
 
 
 def split_by_item(

@@ -111,12 +111,24 @@ def results_of(
         return [through_vae(model.pipeline, case) for case in cases]
     if name == FILL:
         return [(filled(sample), {}) for sample in samples]
-    (transformer.disable_adapters if name == BASE else transformer.enable_adapters)()
-    prompts = [model.prompts[prompt_key(sample.category, sample.try_off)] for sample in samples]
-    worn = try_on_batch(model.pipeline, samples, prompts, steps=how.steps, guidance=how.guidance_scale, seeds=seeds)
+    worn: dict[int, Tensor] = {}
+    without = {row for row, each in enumerate(samples) if name == BASE or each.category in model.facts.base_categories}
+    for rows, switch in (
+        (sorted(without), transformer.disable_adapters),
+        (sorted({*range(len(samples))} - without), transformer.enable_adapters),
+    ):
+        if rows:
+            switch()
+            some = [samples[row] for row in rows]
+            panels = try_on_batch(
+                model.pipeline, some, [model.prompts[prompt_key(each.category, each.try_off)] for each in some],
+                steps=how.steps, guidance=how.guidance_scale, seeds=[seeds[row] for row in rows],
+            )  # fmt: skip
+            worn |= zip(rows, panels, strict=True)
+    results = [worn[row] for row in range(len(samples))]
     if find_parts:
-        worn = [with_given_back(sample, panel, find_parts) for sample, panel in zip(samples, worn, strict=True)]
-    return [(result, {}) for result in worn]
+        results = [with_given_back(sample, panel, find_parts) for sample, panel in zip(samples, results, strict=True)]
+    return [(result, {}) for result in results]
 
 
 def with_given_back(sample: TryOnSample, panel: Tensor, find_parts: FindParts) -> Tensor:

@@ -17,7 +17,8 @@ PREFIX = "transformer."
 ADAPTER_KEY = "lora_adapter_metadata"
 FACTS_KEY = "tryon_lora"
 TOY = "toy-model"  # how the names of the toy's models begin
-YOUNGER = ("try_off_prompt", "worn_reference_share")  # facts that a header leaves out where they are the default
+# Facts that a header leaves out where they are the default.
+YOUNGER = ("try_off_prompt", "worn_reference_share", "base_categories")
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class LoraFacts:
     guidance_scale: float = 30.0
     try_off_prompt: str | None = None  # with {garment} for the category; None: it was trained for no try-off
     worn_reference_share: float = 0.0  # of pairs, where the data allowed it, whose garment was shown worn by somebody
+    base_categories: tuple[Category, ...] = ()  # that it was not trained on, which are dressed without it
 
     @property
     def known(self) -> bool:
@@ -112,7 +114,8 @@ def read_facts(file: Path) -> LoraFacts:
             f"{file} says in a way that is not known here what it was trained for ({error}): use the version of this "
             "project that made it, or a newer one"
         ) from error
-    return replace(facts, mask_offsets=tuple(facts.mask_offsets))  # JSON knows lists only
+    # JSON knows lists only.
+    return replace(facts, mask_offsets=tuple(facts.mask_offsets), base_categories=tuple(facts.base_categories))
 
 
 def is_for_toy(config: TryOnConfig, facts: LoraFacts) -> bool:
@@ -137,10 +140,15 @@ def denoising(facts: LoraFacts, steps: int | None, guidance: float | None) -> tu
     )
 
 
-def check_takes_off(facts: LoraFacts) -> None:
-    """Raises ValueError where the LoRA was not trained for try-offs."""
+def check_takes_off(facts: LoraFacts, category: Category) -> None:
+    """Raises ValueError where the LoRA was not trained for try-offs of a category."""
     if not facts.try_off_prompt:
         raise ValueError("this LoRA has not learnt to take garments off: give one trained with --try_off_share")
+    if category in facts.base_categories:
+        raise ValueError(
+            f"this LoRA has not learnt to take {category}-body garments off, as it was trained with --base_categories "
+            f"{','.join(facts.base_categories)}: give one that was not"
+        )
 
 
 def prompt_category(facts: LoraFacts, asked: Category | None) -> Category:

@@ -41,7 +41,7 @@ from tryon.flux.memory import check_inference_fits, check_panel_fits, choose_qua
 from tryon.flux.packing import count_tokens, pack_latents, unpack_latents
 from tryon.flux.placement import place, quantise
 from tryon.flux.prompt_cache import cache_prompts
-from tryon.flux.prompts import prompt_key, prompts_of
+from tryon.flux.prompts import GARMENTS, prompt_key, prompts_of
 from tryon.inference.photograph import put_back, window_of
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,8 @@ def build_pipeline(
 @dataclass(frozen=True)
 class TryOnModel:
     """Everything that inference needs, loaded. prompts: by prompt_key. size: height and width of the panel.
-    cache: as in `try_on_batch`. originals: weights without the LoRA, as fold_lora keeps them; None: it is not folded.
+    cache: as in `try_on_batch`. originals: weights without the LoRA, as fold_lora keeps them; None: it is not folded,
+    as one that `without_its_lora` switches off never is.
     scale: the LoRA's strength.
     """
 
@@ -92,9 +93,10 @@ def usable_rule(facts: LoraFacts) -> MaskRule:
 def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOnModel:
     """Loads a LoRA and the models that it was trained for: its header names them where the configuration does not.
 
-    lora: its file (see lora_on_disk). fold: adds it to the weights, where these are neither quantised nor offloaded,
-    which is faster; it can be swapped then, but not switched off. On a CUDA device in bf16, else in float32 on the CPU.
-    Raises ValueError, in one sentence, where a part cannot be loaded or not every key of the LoRA is used.
+    lora: its file (see lora_on_disk). fold: adds it to the weights, where these are neither quantised nor offloaded and
+    it is for all categories, which is faster; it can be swapped then, but not switched off. On a CUDA device in bf16,
+    else in float32 on the CPU. Raises ValueError, in one sentence, where a part cannot be loaded or not every key of
+    the LoRA is used.
     """
     facts, hub_cache = read_facts(lora), config.cache_dir
     length, size = facts.max_sequence_length, panel_size(config, facts)
@@ -120,7 +122,8 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
     check_panel_fits(size, files.base, dtype, device)
     embeddings = cache_prompts(sorted(set(texts.values())), files.base, length, dtype, device, data_cache)
     model = load_transformer(files.transformer, dtype)
-    originals = {} if fold and quantization == "none" and not config.offload else None
+    folds = fold and quantization == "none" and not (config.offload or facts.base_categories)
+    originals = {} if folds else None
     if originals is None:
         attach_lora(model, lora, config.lora_scale)
     choose_attention(model, 1, count_tokens(*size) + length, device, data_cache)
@@ -142,9 +145,11 @@ def same_models(model: TryOnModel, facts: LoraFacts) -> bool:
     """Whether a LoRA with these facts can take the place of the model's: trained on the same, with the same prompts.
 
     One of another project, which says nothing, cannot: it may have other layers, and a quantised or offloaded layer
-    takes a LoRA only before it becomes so.
+    takes a LoRA only before it becomes so. Nor can one that is switched off for some categories where it would be
+    folded.
     """
-
+    if facts.base_categories and model.originals is not None:
+        return False
     needed = attrgetter("base", "transformer", "prompt", "max_sequence_length", "try_off_prompt")
     return facts.known and model.facts.known and needed(model.facts) == needed(facts)
 
@@ -197,6 +202,22 @@ def _attach_folded(
 
 
 @contextmanager
+def without_its_lora(model: TryOnModel, category: Category) -> Iterator[None]:
+    """In here the model has no LoRA where this one leaves garments of the category to it: see LoraFacts."""
+    transformer = model.pipeline.transformer
+    if category not in model.facts.base_categories:
+        yield
+        return
+    assert model.originals is None, "a folded LoRA cannot be switched off"
+    logger.info("dressing without the LoRA, which was not trained on %s garments", GARMENTS[category])
+    transformer.disable_adapters()
+    try:
+        yield
+    finally:
+        transformer.enable_adapters()
+
+
+@contextmanager
 def first_block_cache(transformer: FluxTransformer2DModel, threshold: float | None) -> Iterator[None]:
     """A pipeline's call in here skips the blocks after the first in steps in which what the first one adds has
     changed, as a share of itself, by less than `threshold` since they last ran, and adds what they added then. None:
@@ -230,10 +251,11 @@ def try_on(
     mask = usable_mask(mask, person.size)
     window = window_of(mask, *model.size)
     sample = sample_of_pictures(garment, person.crop(window), mask.crop(window), category, *model.size)
-    panels = try_on_batch(
-        model.pipeline, [sample] * len(seeds), [model.prompts[category]] * len(seeds),
-        steps=steps, guidance=guidance, seeds=seeds, each_step=each_step, cache=model.cache,
-    )  # fmt: skip
+    with without_its_lora(model, category):
+        panels = try_on_batch(
+            model.pipeline, [sample] * len(seeds), [model.prompts[category]] * len(seeds),
+            steps=steps, guidance=guidance, seeds=seeds, each_step=each_step, cache=model.cache,
+        )  # fmt: skip
     return [put_back(person, mask, to_picture(panel), window) for panel in panels]
 
 

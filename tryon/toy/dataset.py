@@ -35,7 +35,7 @@ def _phrase(garment: Garment) -> str:
 def _png(image: Image.Image) -> dict:
     """What an image column of a data set stores."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", compress_level=1)  # most of the time goes into compressing
     return {"bytes": buffer.getvalue(), "path": None}
 
 

@@ -1,6 +1,7 @@
 """DeepFashion's layouts, categories, references and split, on small data sets written as the hub's are."""
 
 import io
+import logging
 import shutil
 from collections.abc import Iterable
 from dataclasses import replace
@@ -199,6 +200,26 @@ def test_no_item_is_in_training_and_validation(tmp_path: Path) -> None:
     assert again.pairs == validation.pairs
     other = load(name, config(seed=1))[1]
     assert {pair.pid for pair in other.pairs} != held_back
+
+
+def test_categories_of_the_base_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kinds = ("Tees_Tanks", "Pants", "Dresses", "Tees_Tanks")
+    folder = write(tmp_path, (row(item, "1_front", kinds[item % 4]) for item in range(12)))
+
+    def categories(named: str) -> set[str]:
+        config = on_toy(TrainConfig(base_categories=named))
+        both = load_deepfashion(DataConfig(dataset_name=folder), MaskConfig(), config, torch.device("cpu"))
+        return {data.category(index) for data in both for index in range(len(data))}
+
+    assert categories("none") == {"upper", "lower", "full"}
+    with caplog.at_level(logging.INFO):
+        assert categories("upper") == {"lower", "full"}
+    assert "6 of 12 pairs left out: --base_categories upper" in caplog.text
+    assert categories("upper, full") == {"lower"}
+    config = on_toy(TrainConfig(base_categories="upper"))
+    tops = write(tmp_path / "tops", (row(item, "1_front", "Tees_Tanks") for item in range(4)))
+    with pytest.raises(ValueError, match="all of 4 pairs are of --base_categories upper: leave one out"):
+        load_deepfashion(DataConfig(dataset_name=tops), MaskConfig(), config, torch.device("cpu"))
 
 
 def test_limits_take_every_held_back_item_before_a_second_view(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Try-on of photographs; with the weights kept in other ways, and with a LoRA in place of another."""
 
 import json
+import logging
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +18,11 @@ from torch._dynamo.utils import counters
 from conftest import make_sample
 from test_lora import FACTS, disturb
 from tryon.config import TryOnConfig
+from tryon.data.category import Category
 from tryon.evaluation.metrics import psnr
 from tryon.flux.load import load_transformer
 from tryon.flux.lora import add_lora, save_lora
-from tryon.flux.lora_header import FACTS_KEY, OF_ANOTHER_PROJECT
+from tryon.flux.lora_header import FACTS_KEY, OF_ANOTHER_PROJECT, check_takes_off
 from tryon.inference.dressing import Denoising, Pictures, dress
 from tryon.inference.pairs_file import Request
 from tryon.inference.pipeline import TryOnModel, load_try_on, same_models, swap_lora, try_on, try_on_batch
@@ -30,12 +32,12 @@ from tryon.toy.examples import EVALUATION_SEED, DrawnData
 from tryon.toy.model import ToyFolders
 
 
-def write_lora(toy: ToyFolders, folder: Path, rank: int, seed: int) -> Path:
-    """A LoRA that changes the picture, and differs from others in rank and weights."""
+def write_lora(toy: ToyFolders, folder: Path, rank: int, seed: int, **facts: object) -> Path:
+    """A LoRA that changes the picture, and differs from others in rank and weights. facts: those that differ."""
     transformer = load_transformer(toy.transformer, torch.float32)
     disturb(add_lora(transformer, rank, rank, seed=seed))
-    folders = {"base": str(toy.base), "transformer": str(toy.transformer)}
-    save_lora(folder, transformer, replace(FACTS, **folders, max_sequence_length=16, height=96, width=64, step=seed))
+    of_toy = {"base": str(toy.base), "transformer": str(toy.transformer), "max_sequence_length": 16}
+    save_lora(folder, transformer, replace(FACTS, **of_toy, height=96, width=64, step=seed, **facts))
     return folder / LORA_FILE
 
 
@@ -245,6 +247,31 @@ def test_a_lora_is_swapped_only_on_the_models_it_was_trained_for(lora: Path, dat
     assert not same_models(model, OF_ANOTHER_PROJECT)
     unknown = replace(model, facts=OF_ANOTHER_PROJECT)
     assert not same_models(unknown, OF_ANOTHER_PROJECT), "their layers may differ"
+
+
+def test_garments_that_a_lora_leaves_to_the_model_are_dressed_without_it(
+    lora: Path, toy: ToyFolders, data_cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = TryOnConfig(data_cache_dir=str(data_cache))
+    partial_lora = write_lora(toy, tmp_path / "partial", rank=4, seed=0, base_categories=("upper",))
+    model, folded = load_try_on(config, partial_lora, fold=True), load_try_on(config, lora, fold=True)
+    assert model.originals is None, "it could not be switched off"
+    assert not same_models(folded, model.facts), "it would be folded"
+    person = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 64, 3), dtype=np.uint8))
+    mask = Image.new("L", person.size, 255)
+
+    def result(model: TryOnModel, category: Category) -> np.ndarray:
+        return np.asarray(try_on(model, person, person, mask, category, steps=2, guidance=30.0, seeds=[0])[0])
+
+    plain, whole = load_try_on(replace(config, lora_scale=0), lora), load_try_on(config, lora)
+    with caplog.at_level(logging.INFO):
+        for _ in range(2):  # what is switched off is switched on again
+            assert np.array_equal(result(model, "upper"), result(plain, "upper"))
+            assert np.array_equal(result(model, "lower"), result(whole, "lower"))
+    assert not np.array_equal(result(whole, "upper"), result(plain, "upper"))
+    assert caplog.text.count("dressing without the LoRA, which was not trained on upper-body garments") == 2
+    with pytest.raises(ValueError, match="not learnt to take upper-body garments off, as it was trained with --base_"):
+        check_takes_off(replace(model.facts, try_off_prompt="a {garment}"), "upper")
 
 
 def test_several_seeds_of_a_photograph_in_one_batch(lora: Path, data_cache: Path) -> None:
