@@ -25,8 +25,9 @@ from tryon.config import (
     setting,
 )
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
+from tryon.data.category import CATEGORIES
 from tryon.files import file_hash, full_path
-from tryon.flux.lora_header import LoraFacts, denoising, lora_on_disk, panel_size, read_facts
+from tryon.flux.lora_header import LoraFacts, denoising, lora_on_disk, panel_size, read_facts, takes_off
 from tryon.report import REPORT, add_evaluation
 from tryon.runs import run_of, runs_folder
 from tryon.scores import read_lines
@@ -116,7 +117,7 @@ def main(argv: list[str]) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     loaded = use_toy_model_for_try_on(config, facts[0])
     sized = replace(loaded, height=height, width=width)
-    try_offs = all(each.try_off_prompt for each in facts)  # else one has not learnt them
+    try_offs = [category for category in CATEGORIES if all(takes_off(each, category) for each in facts)]
     rule = usable_rule(facts[0])
     data, cases = held_out.choose_cases(asked, trained, rule, sized, device, try_offs=try_offs)
     folder, settings = scores_folder(asked, files[0], first), score.settings_of(data, facts[0], config, size, how)

@@ -35,7 +35,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from folder_datasets import describe_pairs, load_folder
 from tryon.answer import answer
-from tryon.config import TrainConfig, base_categories, seconds_of
+from tryon.config import TrainConfig, base_categories, seconds_of, taken_off
 from tryon.console import on_terminal, progress_bar, set_up_logging
 from tryon.data.category import Category, mask_variation_of
 from tryon.data.layout import pairs_in_words
@@ -402,7 +402,7 @@ def lora_facts(config: TrainConfig, data: SampleSource) -> LoraFacts:
 def evaluate_on(val_data: SampleSource, run: Path, config: TrainConfig) -> None:
     """Scores the finished run's LoRA on its first validation pairs of each category, for its report."""
     paired = paired_cases(val_data, config.num_evaluation_samples)
-    cases = {"paired": paired, **(try_offs_of(paired) if config.try_off_share else {})}
+    cases = {"paired": paired, **try_offs_of(paired, taken_off(config))}
     score_run(run, config, "pairs held back from the training", cases)
     write_report(run)
 

@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks.ablation_variants import KINDS, Reference, Variant
 from deepfashion_training.references import cut_out
 from train_flux_inpaint import train
-from tryon.config import TrainConfig, TryOnConfig
+from tryon.config import TrainConfig, TryOnConfig, taken_off
 from tryon.data.category import CATEGORIES, Category, MaskVariation
 from tryon.data.masks import mask_picture, varied_mask
 from tryon.data.sample import TryOnSample, fit_mask, fit_picture
@@ -110,14 +110,14 @@ def run_variant(variant: Variant, settings: TrainConfig, pairs: int, cases: int)
         by = replace(flat, reference="worn by another") if kind == "worn" else flat
         shown, drawn = VariantData(drawings, by), DrawnCases(drawings)
         of_kinds[kind] = [replace(drawn[index], sample=shown[index]) for index in range(len(drawings))]
-    if settings.try_off_share:
-        of_kinds[TRY_OFF] = [try_off_case(case.sample) for case in of_kinds["paired"]]
+    if off := taken_off(settings):
+        of_kinds[TRY_OFF] = [try_off_case(case.sample) for case in of_kinds["paired"] if case.sample.category in off]
     steps, guidance = settings.num_inference_steps, settings.validation_guidance_scale
     how, models = Denoising(steps, guidance, settings.seed, settings.train_batch_size), {BASE: "base", "lora": "LoRA"}
     lines = {place: line for place, line, _ in measured_results(model, list(models), of_kinds, how, saved=False)}
     found, results = summarise(lines, models, of_kinds), {}
     for category in CATEGORIES:
-        for kind, of_kind in found.items():
+        for kind, of_kind in ((kind, each) for kind, each in found.items() if category in each):
             results[f"{category} {kind}"] = of_kind[category]["LoRA"]["psnr"]["mean"]
             results[f"{category} {kind} change"] = of_kind[category]["LoRA - base"]["psnr"]["mean"]
     lengths = found["unpaired"]["all"]["LoRA"].get("length_right")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from deepfashion_training.train_deepfashion_lora import TOY_CATEGORIES
+from tryon.data.category import Category
 from tryon.profiles import on_toy, quick_test
 
 # What is scored: people in their own garments, in others, and in others that are shown worn by another person.
@@ -23,12 +23,18 @@ class Variant:
     reference: Reference = "flat"
     worn_share: float = 0.0
     mask: Literal["rectangle", "tight", "varied"] = "rectangle"
-    categories: tuple[str, ...] = TOY_CATEGORIES
+    categories: tuple[Category, ...] = ("lower", "full")
 
+
+# Upper-body garments are trained on too, and dressed with the LoRA: as many as others of each kind, or two of three.
+WITH_TOPS = {"base_categories": "none"}
+EQUAL: tuple[Category, ...] = ("upper", "lower", "full")
+TOPS_DOMINATE: tuple[Category, ...] = ("upper", "lower", "upper", "upper", "full", "upper")
 
 VARIANTS = {
     "recipe": Variant({}),
-    "categories_equal": Variant({}, categories=("upper", "lower", "full")),
+    "tops_equal": Variant(WITH_TOPS, categories=EQUAL),
+    "tops_dominate": Variant(WITH_TOPS, categories=TOPS_DOMINATE),
     "rank_4": Variant({"lora_rank": 4}),
     "rank_64": Variant({"lora_rank": 64}),
     "rate_a_third": Variant({"learning_rate": on_toy(quick_test()).learning_rate / 3}),
@@ -39,11 +45,12 @@ VARIANTS = {
     "reference_same_picture": Variant({}, reference="same picture"),
     "worn_reference_quarter": Variant({}, worn_share=0.25),
     "guidance_30": Variant({"guidance_scale": 30.0}),
+    "noise_higher": Variant({"logit_mean": -1.5}),
     "noise_uniform": Variant({"weighting_scheme": "none"}),
     "noise_shifted": Variant({"weighting_scheme": "none", "timestep_shift": "resolution"}),
     "mask_weight_4": Variant({"mask_loss_weight": 4.0}),
-    "teacher_half": Variant({"teacher_weight": 0.5}),
-    "teacher_half_equal": Variant({"teacher_weight": 0.5}, categories=("upper", "lower", "full")),
+    "teacher_equal": Variant(WITH_TOPS | {"teacher_weight": 0.5}, categories=EQUAL),
+    "teacher_dominate": Variant(WITH_TOPS | {"teacher_weight": 0.5}, categories=TOPS_DOMINATE),
     "lora_attention": Variant({"lora_targets": "attention"}),
     "lora_attention_and_context": Variant({"lora_targets": "attention_and_context"}),
     "lora_double": Variant({"lora_blocks": "double"}),

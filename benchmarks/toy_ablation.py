@@ -36,7 +36,7 @@ class AblationConfig:
     variants: str = setting("all", "names with commas between, of those listed by --variants ?")
     seeds: int = setting(3, "seeds per variant: 0, 1, ...", 1, MOST)
     steps: int = setting(300, "optimiser steps", 1, MOST)
-    pairs: int = setting(720, "drawn pairs trained on", 3, MOST)
+    pairs: int = setting(600, "drawn pairs trained on", 3, MOST)
     cases: int = setting(12, "held-out pairs per category, of each kind", 1, MOST)
     output_dir: str = setting(str(PROJECT / "runs" / "toy_ablation"), "where runs and results are kept")
     data_cache_dir: str = setting(str(PROJECT / "cache"), "where latents and the toy's files are kept between runs")

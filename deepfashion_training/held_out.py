@@ -2,7 +2,7 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from deepfashion_training.preflight import DATA_SET, DataConfig, from_settings, toy_data_folder
 from folder_lists import FolderConfig, FolderPair, has_validation, keeps_tests_apart, pairs_of, read_pairs, with_lists
 from tryon.config import MOST, MaskConfig, TrainConfig, TryOnConfig, setting
-from tryon.data.category import MaskRule
+from tryon.data.category import Category, MaskRule
 from tryon.data.layout import LAYOUTS
 from tryon.files import full_path, read_json
 from tryon.runs import run_of
@@ -119,13 +119,13 @@ def choose_cases(
     config: TryOnConfig,
     device: "torch.device",
     *,
-    try_offs: bool,
+    try_offs: Collection[Category],
 ) -> tuple[str, dict[str, "CaseSource"]]:
     """What the scores are of, in words, and the cases of each kind.
 
-    asked: see named_data. trained: of the LoRAs, the first one first. config: with the panel's size. try_offs: whether
-    these garments are taken off too. Raises ValueError where no data is known, and where one of the LoRAs may have
-    learnt from these pairs.
+    asked: see named_data. trained: of the LoRAs, the first one first. config: with the panel's size. try_offs:
+    categories whose garments are taken off too. Raises ValueError where no data is known, and where one of the
+    LoRAs may have learnt from these pairs.
     """
 
     name, first, size = asked.dataset_name, next(iter(trained.values())), (config.height, config.width)
@@ -167,13 +167,13 @@ def choose_cases(
 
 
 def cases_of(
-    data: "SampleSource", per_category: int | None, item: Callable[[int], str], try_offs: bool
+    data: "SampleSource", per_category: int | None, item: Callable[[int], str], try_offs: Collection[Category]
 ) -> dict[str, "CaseSource"]:
     """The cases of held-out pairs, see held_out_cases, and the try-offs of the paired ones where they are asked for."""
     from tryon.evaluation.cases import held_out_cases, try_offs_of
 
     cases = held_out_cases(data, per_category, item)
-    return cases | (try_offs_of(cases["paired"]) if try_offs else {})
+    return cases | try_offs_of(cases["paired"], try_offs)
 
 
 def check_split(trained: TrainingSettings, name: str, used: dict[str, Any]) -> None:

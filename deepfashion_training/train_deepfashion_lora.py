@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from deepfashion_training.preflight import KNOWN_ROWS, TOY_ITEMS, DataConfig, read_settings, toy_data_folder
 from tryon.cli import run_script
-from tryon.config import TrainConfig, base_categories
+from tryon.config import TrainConfig, base_categories, taken_off
 from tryon.console import MODEL_LIBRARIES, load_libraries
 from tryon.data.layout import rows_in_words
 from tryon.units import plural
@@ -89,7 +89,7 @@ def evaluate_on_drawings(val_data: "SampleSource", run: Path, config: TrainConfi
 
     rule = val_data.mask_rule
     size = config.height, config.width
-    cases = held_out_drawings(config.num_evaluation_samples, *size, rule, try_offs=config.try_off_share > 0)
+    cases = held_out_drawings(config.num_evaluation_samples, *size, rule, try_offs=taken_off(config))
     score_run(run, config, f"drawings, masks by {rule.name}", cases)
     write_report(run)
 

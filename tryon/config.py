@@ -374,6 +374,12 @@ def base_categories(config: TrainConfig) -> list[str]:
     return [] if config.base_categories == "none" else _names(config.base_categories)
 
 
+def taken_off(config: TrainConfig) -> list[Category]:
+    """The categories whose garments the LoRA learns to take off."""
+    of_base = base_categories(config)
+    return [each for each in typing.get_args(Category) if each not in of_base] if config.try_off_share else []
+
+
 def teacher_categories(config: TrainConfig) -> list[str]:
     """The names that --teacher_categories gives."""
     return _names(config.teacher_categories)

@@ -23,7 +23,7 @@ def test_a_variant_is_scored_once(tmp_path: Path, data_cache: Path) -> None:
     main(flags)
     file = tmp_path / "try_off_fifth-0.json"
     results = json.loads(file.read_text())["results"]
-    scores = {f"{category} {kind}" for category in CATEGORIES for kind in (*KINDS, "try-off")}
+    scores = {f"{category} {kind}" for category in CATEGORIES for kind in KINDS} | {"lower try-off", "full try-off"}
     assert results.keys() == scores | {f"{score} change" for score in scores} | {LENGTHS, "try-off"}
     written = file.stat().st_mtime_ns
     main(flags)

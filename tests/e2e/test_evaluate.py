@@ -12,7 +12,7 @@ from PIL import Image
 
 from conftest import make_sample
 from tryon.config import TrainConfig, TryOnConfig
-from tryon.data.category import MaskRule
+from tryon.data.category import CATEGORIES, MaskRule
 from tryon.evaluation.cases import BASE, FILL, VAE, Case
 from tryon.evaluation.score import Denoising, filled, measured_results, score_run
 from tryon.flux.lora_header import read_facts
@@ -62,7 +62,7 @@ def test_every_model_and_bound_has_a_result_of_every_case(model: TryOnModel) -> 
 
 def test_garments_are_taken_off_and_scored_against_their_product_pictures(model: TryOnModel) -> None:
     prompts = {prompt_key(category, try_off=True): prompt for category, prompt in model.prompts.items()}
-    cases = held_out_drawings(1, 96, 64, MaskRule(), try_offs=True)
+    cases = held_out_drawings(1, 96, 64, MaskRule(), try_offs=CATEGORIES)
     taken_off = {"try-off": cases["try-off"]}
     measured = measured_results(replace(model, prompts=prompts), NAMES, taken_off, HOW, saved=False)
     found = {(name, index): (line["psnr"], result) for (name, _, index), line, result in measured}

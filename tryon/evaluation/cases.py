@@ -123,9 +123,14 @@ def try_off_case(sample: TryOnSample) -> Case:
     return Case(replace(sample, mask=mask, try_off=True), sample.garment)
 
 
-def try_offs_of(held_out: HeldOut) -> dict[str, TryOffs]:
-    """The try-offs of paired cases whose garment has a product picture, by their kind; nothing where none has one."""
-    alone = [case for case, pair in enumerate(held_out.garments) if held_out.data.shows_garment_alone(pair)]
+def try_offs_of(held_out: HeldOut, categories: Collection[Category]) -> dict[str, TryOffs]:
+    """The try-offs of paired cases of these categories whose garment has a product picture, by their kind; nothing
+    where none has one."""
+    alone = [
+        case
+        for case, pair in enumerate(held_out.garments)
+        if held_out.data.category(pair) in categories and held_out.data.shows_garment_alone(pair)
+    ]
     return {TRY_OFF: TryOffs(held_out, alone)} if alone else {}
 
 

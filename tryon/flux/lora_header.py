@@ -140,6 +140,11 @@ def denoising(facts: LoraFacts, steps: int | None, guidance: float | None) -> tu
     )
 
 
+def takes_off(facts: LoraFacts, category: Category) -> bool:
+    """Whether the LoRA was trained for try-offs of a category."""
+    return bool(facts.try_off_prompt) and category not in facts.base_categories
+
+
 def check_takes_off(facts: LoraFacts, category: Category) -> None:
     """Raises ValueError where the LoRA was not trained for try-offs of a category."""
     if not facts.try_off_prompt:

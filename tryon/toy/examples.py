@@ -1,5 +1,6 @@
 """Try-on pairs drawn on the spot, with what no real data set has: the truth of an unpaired try-on, and its length."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from hashlib import sha256
@@ -185,14 +186,15 @@ class DrawnCases:
 
 
 def held_out_drawings(
-    per_category: int, height: int, width: int, rule: MaskRule, *, try_offs: bool = False
+    per_category: int, height: int, width: int, rule: MaskRule, *, try_offs: Collection[Category] = ()
 ) -> dict[str, CaseSource]:
     """Drawings that no run has seen, equally many of each category, in their own garments and in others. try_offs:
-    these garments taken off too."""
+    categories whose garments are taken off too."""
     data = DrawnData(len(CATEGORIES) * per_category, EVALUATION_SEED, CATEGORIES, height, width, mask_rule=rule)
     paired = DrawnCases(data)
     cases = {"paired": paired, "unpaired": DrawnCases(replace(data, unpaired=True))}
-    return cases | ({TRY_OFF: TryOffs(paired, range(len(paired)))} if try_offs else {})
+    taken_off = [index for index in range(len(paired)) if data.category(index) in try_offs]
+    return cases | ({TRY_OFF: TryOffs(paired, taken_off)} if taken_off else {})
 
 
 def has_length(data: DrawnData, index: int) -> bool:

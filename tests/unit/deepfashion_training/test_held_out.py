@@ -41,7 +41,7 @@ def test_persons_of_the_training_are_left_out_of_other_folders_and_layouts(
         caplog.clear()
         asked, trained = HeldOutConfig(num_samples=None, **data), training_settings([lora])
         models = TryOnConfig(height=64, width=48)
-        _, cases = choose_cases(asked, trained, MaskRule(), models, torch.device("cpu"), try_offs=False)
+        _, cases = choose_cases(asked, trained, MaskRule(), models, torch.device("cpu"), try_offs=())
         return len(cases["paired"])
 
     def warnings() -> str:

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from conftest import ListSource, make_sample
+from tryon.data.category import CATEGORIES
 from tryon.data.sample import to_picture
 from tryon.evaluation.cases import BASE, FILL, HeldOut, held_out_cases, paired_cases, try_off_case, try_offs_of
 from tryon.evaluation.compare import (
@@ -101,9 +102,11 @@ def test_a_try_off_is_measured_where_its_product_picture_shows_the_garment() -> 
             return index % 2 == 1
 
     held_out = paired_cases(HalfCut([make_sample(seed) for seed in range(4)]), None)
-    cases = try_offs_of(held_out)["try-off"]
+    cases = try_offs_of(held_out, CATEGORIES)["try-off"]
     assert len(cases) == 2 and cases.name(1) == "sample 3" and cases[0].sample.key == "sample 1"
-    assert cases.key(0) != held_out.key(1) and try_offs_of(replace(held_out, persons=[0], garments=[0])) == {}
+    assert cases.key(0) != held_out.key(1)
+    assert len(try_offs_of(held_out, ["lower"])["try-off"]) == 1 and try_offs_of(held_out, ["full"]) == {}
+    assert try_offs_of(replace(held_out, persons=[0], garments=[0]), CATEGORIES) == {}
 
 
 def test_a_mask_is_filled_with_the_garments_mean_colour() -> None:
