@@ -371,7 +371,7 @@ def cache_threshold(cache: str) -> float | None:
 
 def base_categories(config: TrainConfig) -> list[str]:
     """The names that --base_categories gives."""
-    return [] if config.base_categories == "none" else _names(config.base_categories)
+    return category_names(config.base_categories)
 
 
 def taken_off(config: TrainConfig) -> list[Category]:
@@ -382,12 +382,12 @@ def taken_off(config: TrainConfig) -> list[Category]:
 
 def teacher_categories(config: TrainConfig) -> list[str]:
     """The names that --teacher_categories gives."""
-    return _names(config.teacher_categories)
+    return category_names(config.teacher_categories)
 
 
-def _names(listed: str) -> list[str]:
-    """Names with commas between."""
-    return [name.strip() for name in listed.split(",")]
+def category_names(listed: str) -> list[str]:
+    """Names with commas between; none for "none"."""
+    return [] if listed == "none" else [name.strip() for name in listed.split(",")]
 
 
 def trackers(config: TrainConfig) -> list[str]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from tryon.cli import parse, run_script
-from tryon.config import MODELS, TOY_NOTICE, MaskConfig, setting
-from tryon.data.category import CATEGORIES, category_order
+from tryon.config import MODELS, TOY_NOTICE, MaskConfig, category_names, setting
+from tryon.data.category import CATEGORIES, category_order, left_to_base
 from tryon.files import MANIFEST, read_json, replace_json, replacing, save_json
 from tryon.pages import TEMPLATES, data_url, render
 from tryon.profiles import PROFILES, on_toy
@@ -115,6 +115,7 @@ def write_report(run: Path) -> Path:
         meanings=meanings_of(run),
         lengths=read_lengths(run),
         length_in_words=LENGTH_IN_WORDS,
+        left_to_base=left_to_base(category_names(settings.get("base_categories", "none"))),
         curves=_curves(rows, steps),
         losses=_loss_table(rows),
         pictures={title: data_url(path.read_bytes(), "png") for title, path in pictures.items()},

@@ -533,7 +533,7 @@ def test_loras_are_named_described_and_chosen(run: Path, loras: Path, tmp_path: 
     facts = read_facts(newest)
     assert "the masks of its data set; this page makes rectangles" in describe(facts, (96, 64))
     without = describe(replace(facts, base_categories=("upper", "full")), (96, 64))
-    assert without.endswith("It was not trained on upper-body and full-body garments: these are dressed without it.")
+    assert "; upper-body and full-body garments are dressed without the LoRA, which was not trained on" in without
     assert "takes photographs of people as garment" in describe(replace(facts, worn_reference_share=0.2), (96, 64))
     assert usable_rule(facts) == MaskRule()
     moved = replace(facts, mask_rule="hull", mask_offsets=(0.1, 0.0, 0.0, 0.0), mask_parser="some/parser")

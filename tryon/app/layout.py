@@ -16,9 +16,8 @@ from tryon.app.session import (
     NO_LORA,
     Session,
 )
-from tryon.data.category import CATEGORIES, Category
+from tryon.data.category import CATEGORIES, Category, left_to_base
 from tryon.flux.lora_header import LoraFacts
-from tryon.flux.prompts import GARMENTS
 from tryon.inference.pipeline import usable_rule
 
 CLEANED_EVERY = 60 * 60  # seconds
@@ -63,10 +62,9 @@ def describe(facts: LoraFacts, size: tuple[int, int]) -> str:
         "rectangle": "trained with roomy rectangles as masks",
         "given": "trained with the masks of its data set; this page makes rectangles",
     }.get(facts.mask_rule, f"trained with masks by the rule {facts.mask_rule}")
-    worn = "; takes photographs of people as garment pictures" if facts.worn_reference_share else ""
-    of_base = " and ".join(GARMENTS[category] for category in facts.base_categories)
-    without = f" It was not trained on {of_base} garments: these are dressed without it." if of_base else ""
-    return f"Profile {facts.profile}, step {facts.step}; {pixels}; {masks}{worn}.{without}"
+    worn = "takes photographs of people as garment pictures" if facts.worn_reference_share else ""
+    told = f"Profile {facts.profile}, step {facts.step}", pixels, masks, worn, left_to_base(facts.base_categories)
+    return "; ".join(filter(None, told)) + "."
 
 
 def thumbnail(example: Example) -> Image.Image:

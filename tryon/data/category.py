@@ -1,6 +1,7 @@
 """The categories of garments, and the rule that hides what a person wears. Imports nothing heavy."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
@@ -59,3 +60,10 @@ def category_order(name: str) -> int:
     """A key that sorts names of losses: those of all garments first, then those that end in a category, as in
     CATEGORIES."""
     return next((place for place, category in enumerate(CATEGORIES, 1) if name.endswith(f"_{category}")), 0)
+
+
+def left_to_base(categories: Sequence[str]) -> str:
+    """Which garments are dressed without the LoRA, in a sentence; empty where none are. categories: of
+    --base_categories."""
+    garments = " and ".join(f"{category}-body" for category in categories)
+    return f"{garments} garments are dressed without the LoRA, which was not trained on them" if garments else ""

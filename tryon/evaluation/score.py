@@ -35,6 +35,7 @@ from torch import Tensor
 
 from tryon.config import TrainConfig, TryOnConfig, models_of
 from tryon.console import progress_bar
+from tryon.data.category import left_to_base
 from tryon.data.masks import mask_picture
 from tryon.data.outline import outline_on_edges
 from tryon.data.sample import TryOnSample, fit_picture, read_picture, split_diptych, to_picture
@@ -198,7 +199,8 @@ def score_run(run: Path, config: TrainConfig, data: str, cases: Cases) -> None:
         lines[place], pictures[place] = line, to_picture(result)
 
     results = compare.summarise(lines, headings, cases)
-    for line in [*aligned(compare.overview(results, headings)), *compare.lengths(results)]:
+    said = [*aligned(compare.overview(results, headings)), *compare.lengths(results)]
+    for line in filter(None, (*said, left_to_base(model.facts.base_categories))):
         logger.info("%s", line)
     for kind, source in cases.items():
         picked = range(min(GRID_ROWS, len(source)))
