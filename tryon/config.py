@@ -329,6 +329,13 @@ def mistakes(config: Any) -> typing.Iterator[str]:
         for name in names:
             if name not in known:
                 yield f"--{flag}_categories {name or 'nothing'} is no category: give some of {', '.join(known)}"
+        if len({*names}) < len(names):
+            yield f"--{flag}_categories names {max(names, key=names.count)} twice: name it once"
+    if config.teacher_weight and not set(teacher_categories(config)) - set(base_categories(config)):
+        yield (
+            f"--teacher_weight has nothing to teach: --base_categories {config.base_categories} leaves none of "
+            f"--teacher_categories {config.teacher_categories} to train on"
+        )
     if not set(known) - set(base_categories(config)):
         yield "--base_categories names all categories, and nothing is left to train on: leave one out"
     yield from _mistaken_trackers(config)

@@ -211,6 +211,8 @@ def test_every_number_has_bounds() -> None:
         (["--lora_rank", "0"], "--lora_rank 0 is too small: give 1 to 3072"),
         (["--teacher_categories", "upper,shoes"], "--teacher_categories shoes is no category: give some of upper, "),
         (["--base_categories", "shoes"], "--base_categories shoes is no category: give some of upper, lower, full"),
+        (["--base_categories", "upper,upper"], "--base_categories names upper twice: name it once"),
+        (["--base_categories", "upper", "--teacher_weight", "1"], "--teacher_weight has nothing to teach"),
         (["--base_categories", "full,upper,lower"], "names all categories, and nothing is left to train on"),
         (["--logit_mean", "-1000"], "--logit_mean -1000.0 is too small: give -100 to 100"),
         (

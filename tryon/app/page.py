@@ -213,7 +213,7 @@ class Page(Layout):
         self.past.select(self.restore, {self.history, self.person, self.masks}, restored, **QUIETLY)
         taken = {self.lora, self.about, self.said, *settings - {self.base, self.others}}
         self.made.upload(self.take_settings, {self.made, self.lora}, taken, **QUIETLY)
-        begun = {self.person, self.garment, self.category, self.masks, self.names, self.said}
+        begun = {self.person, self.has_person, self.garment, self.category, self.masks, self.names, self.said}
         self.shelf.select(self.show_example, {self.person, self.masks, self.names}, begun, **QUIETLY)
         self.blocks.unload(self.leave)
 
@@ -535,6 +535,7 @@ class Page(Layout):
         file = self.session.file(Image.open(person).convert("RGB"))
         return {
             self.person: editor_of(file, []),
+            self.has_person: True,  # the garment's change may come before the editor says so
             self.names: {**values[self.names], file: person.stem},
             self.masks: self._kept(values),
             self.garment: str(garment),
