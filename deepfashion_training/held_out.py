@@ -180,6 +180,7 @@ def check_split(trained: TrainingSettings, name: str, used: dict[str, Any]) -> N
     """Raises ValueError where a LoRA was trained on another split of the data set `name`: it may have learnt from pairs
     that are scored. used: the settings of the split that is scored."""
     for file, settings in known(trained):
+        settings = {"base_categories": TrainConfig.base_categories, **settings}  # of runs older than it
         differences = [each for each in SPLIT if settings.get(each, used[each]) != used[each]]
         if settings.get("dataset_name") == name and differences:
             words = ", ".join(f"{each} {settings[each]} instead of {used[each]}" for each in differences)
