@@ -82,7 +82,7 @@ from tryon.training.latent_cache import LatentData, cache_latents, data_identity
 from tryon.training.plan import seen_often
 from tryon.training.progress import Progress
 from tryon.training.speed import device_name
-from tryon.training.step import make_lr_scheduler, make_optimizer, optimiser_step
+from tryon.training.step import make_lr_scheduler, make_optimizer, make_passes, optimiser_step
 from tryon.training.tracking import forget_metrics_after, log_metrics, start_processes, start_trackers, with_trackers
 from tryon.training.validation import check_is_measured, make_validation, validation_picture
 
@@ -243,6 +243,7 @@ def fit(training: Training) -> None:
             look(training, step, writer)
 
     training.model.train()
+    passes = make_passes(config, training.model, training.optimizer.param_groups[0]["params"], accelerator)
     batches = iter(load_batches(config, training.latents, training.prompts, accelerator, step, training.max_steps))
     progress.start()
     with finishing_steps(), writer:
@@ -250,8 +251,8 @@ def fit(training: Training) -> None:
             # One update, from the gradients of all micro-batches.
             samples = partial(sampled_in_step, training.latents, config, step, accelerator.num_processes)
             metrics = optimiser_step(
-                config, training.levels, step, training.model, batches, training.optimizer, training.lr_scheduler,
-                accelerator, progress.clock, samples,
+                config, training.levels, step, training.model, passes, batches, training.optimizer,
+                training.lr_scheduler, accelerator, progress.clock, samples,
             )  # fmt: skip
             if training.average:
                 training.average.update()
@@ -274,6 +275,7 @@ def fit(training: Training) -> None:
                 raise SystemExit(stop)
             if step % config.validation_steps == 0 or is_last:
                 with progress.between_steps("validation", step):
+                    passes.forget()  # the pictures need its memory
                     look(training, step, writer)
     if (stop := asked_to_stop()) > 128:  # while the last pictures were drawn
         raise SystemExit(stop)

@@ -27,14 +27,15 @@ from tryon.flux.flow_matching import (
     seed_of,
 )
 from tryon.training.clock import Clock
+from tryon.training.passes import Passes, can_record
 
 logger = logging.getLogger(__name__)
 
 
 def optimiser_step(
-    config: TrainConfig, levels: NoiseLevels, step: int, model: nn.Module, batches: Iterator[FillBatch],
-    optimizer: Optimizer, lr_scheduler: LRScheduler, accelerator: Accelerator, clock: Clock,
-    samples: Callable[[], Sequence[str]],
+    config: TrainConfig, levels: NoiseLevels, step: int, model: nn.Module, passes: Passes,
+    batches: Iterator[FillBatch], optimizer: Optimizer, lr_scheduler: LRScheduler, accelerator: Accelerator,
+    clock: Clock, samples: Callable[[], Sequence[str]],
 ) -> dict[str, float]:  # fmt: skip
     """One update from the next gradient_accumulation_steps batches, and what the curves show of it.
 
@@ -48,7 +49,7 @@ def optimiser_step(
     taken: list[FillBatch] = []
 
     def attempt() -> tuple[float, float]:
-        total = add_gradients(config, levels, step, model, taken, batches, accelerator, clock)
+        total = add_gradients(config, levels, step, model, passes, taken, batches, accelerator, clock)
         with clock.part("optimiser"):
             norm = torch.nn.utils.clip_grad_norm_(parameters, config.max_grad_norm)
             return tuple(torch.stack([accelerator.reduce(total, "mean"), norm]).tolist())
@@ -59,6 +60,7 @@ def optimiser_step(
     if not isfinite(mean_loss + grad_norm) and fall_back(transformer):
         words = "step %d: the gradient is not finite with the attention kernel %s; once more with %s, which stays"
         logger.warning(words, step + 1, used, attention_in_use(transformer))
+        passes.forget()
         optimizer.zero_grad(set_to_none=True)
         mean_loss, grad_norm = attempt()
     if not isfinite(mean_loss + grad_norm):
@@ -78,7 +80,7 @@ def optimiser_step(
 
 
 def add_gradients(
-    config: TrainConfig, levels: NoiseLevels, step: int, model: nn.Module, taken: list[FillBatch],
+    config: TrainConfig, levels: NoiseLevels, step: int, model: nn.Module, passes: Passes, taken: list[FillBatch],
     batches: Iterator[FillBatch], accelerator: Accelerator, clock: Clock,
 ) -> Tensor:  # fmt: skip
     """Adds the gradients of one optimiser step's micro-batches to those that are there; their mean loss, a scalar.
@@ -97,14 +99,22 @@ def add_gradients(
         with clock.part("transfer"):
             batch, (sigma, noise) = batch.to(accelerator.device), on_device(noise, accelerator.device)
         with nullcontext() if micro == count - 1 else accelerator.no_sync(model):
-            with clock.part("forward"):
-                if config.lora_dropout:  # it draws from torch's own generator
-                    torch.manual_seed(seed_of(draws[0]))
-                loss = batch_loss(config, model, batch, sigma, noise) / count
-            with clock.part("backward"):
-                accelerator.backward(loss)
-        total += loss.detach()
+            if config.lora_dropout:  # it draws from torch's own generator
+                torch.manual_seed(seed_of(draws[0]))
+            total += passes(batch, sigma, noise, clock)
     return total
+
+
+def make_passes(
+    config: TrainConfig, model: nn.Module, parameters: Sequence[nn.Parameter], accelerator: Accelerator
+) -> Passes:
+    """The passes of the run's micro-batches. model: the transformer as accelerate wraps it."""
+
+    def compute(batch: FillBatch, sigma: Tensor, noise: Tensor) -> Tensor:
+        return batch_loss(config, model, batch, sigma, noise) / config.gradient_accumulation_steps
+
+    records = can_record(config, extract_model_from_parallel(model), accelerator)
+    return Passes(compute, accelerator.backward, parameters, records)
 
 
 def draws_of(seed: int, step: int, micro: int, process: int, size: int) -> list[tuple[int, ...]]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
+from torch import Tensor
 
 from tryon.config import TrainConfig
 from tryon.data.sample import FillBatch
@@ -14,9 +15,12 @@ from tryon.flux.load import FILL_CONFIG
 from tryon.flux.memory import free_memory, total_memory
 from tryon.flux.quantize import Kind, QuantizedLinear
 from tryon.training.check import quiet
-from tryon.training.check_blocks import DEPTH, Row, random_batch, random_transformer
+from tryon.training.check_blocks import DEPTH, Row, prepared, random_batch, random_transformer
 from tryon.training.check_cost import memory_rows
-from tryon.training.check_numerics import attention_rows, block_rows, lora_row
+from tryon.training.check_numerics import attention_rows, block_rows, difference, lora_row
+from tryon.training.clock import Clock
+from tryon.training.passes import FIRST_PASSES, Passes
+from tryon.training.step import batch_loss
 
 pytestmark = pytest.mark.gpu
 GPU = torch.device("cuda")  # without an index, as accelerate gives it
@@ -83,6 +87,34 @@ def test_compiled_nf4_blocks_have_the_same_gradients(
     monkeypatch.setattr("tryon.training.check_numerics.KINDS", ("nf4",))
     with quiet():
         assert_right(block_rows(base, replace(config, quantization="nf4", compile=True), batch))
+
+
+def test_a_recorded_pass_has_the_same_gradients(
+    config: TrainConfig, base: FluxTransformer2DModel, batch: FillBatch
+) -> None:
+    config = replace(config, gradient_checkpointing="none", compile=True)
+    transformer, parameters = prepared(base, config, GPU)
+
+    def compute(batch: FillBatch, sigma: Tensor, noise: Tensor) -> Tensor:
+        with torch.autocast("cuda", torch.bfloat16):
+            return batch_loss(config, transformer, batch, sigma, noise)
+
+    def gradients(passes: Passes, *seeds: int) -> list[Tensor]:
+        transformer.zero_grad(set_to_none=True)
+        for seed in seeds:
+            noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(seed)).to(GPU)
+            passes(batch, torch.full((1,), 0.1 * (seed + 1), device=GPU), noise, Clock(GPU))
+        return [parameter.grad.clone() for parameter in parameters]
+
+    ordinary, recorded = (Passes(compute, Tensor.backward, parameters, records) for records in (False, True))
+    one, expected = torch.ones(1), gradients(ordinary, 0, 1)
+    for _ in range(FIRST_PASSES):
+        gradients(recorded, 5)
+    for _ in range(2):  # the pass that is recorded, and one that only repeats it
+        assert difference((one, gradients(recorded, 0, 1)), (one, expected))[1] < 1e-2
+        assert recorded.recording
+    recorded.forget()
+    assert difference((one, gradients(recorded, 0, 1)), (one, expected))[1] < 1e-2
 
 
 def test_a_lora_is_saved_and_loaded(config: TrainConfig, base: FluxTransformer2DModel, batch: FillBatch) -> None:
