@@ -97,8 +97,8 @@ fi
 # The limits leave room for compiling, 40 to 70 s for each kind of step; what check has compiled, step finds again.
 part check 170 "${check[@]}"
 part step 150 "${step[@]}" --json "$folder/step.json" --variants compile,reference_cached,none,reference_cached_none
-part h100 130 "${step[@]}" --steps 3 --warm_up 2 --json "$folder/h100.json" --variants h100_1x8,h100_2x4
-part cards 170 "${step[@]}" --json "$folder/cards.json" --variants full_24gb,full_12gb,full_16gb
-part inference 110 "${tryon[@]}" --json "$folder/inference.json" --variants compile,compile_first_block:0.1 --pictures 1
-part quantised 90 "${step[@]}" --json "$folder/quantised.json" --variants fp8,int8,nf4
+part h100 100 "${step[@]}" --steps 3 --warm_up 2 --json "$folder/h100.json" --variants h100_1x8
+part cards 150 "${step[@]}" --json "$folder/cards.json" --variants full_24gb,full_12gb,full_16gb
+part inference 110 "${tryon[@]}" --json "$folder/inference.json" --variants compile --pictures 1
+part quantised 90 "${step[@]}" --json "$folder/quantised.json" --variants fp8,int8
 if [[ ${#failed[@]} -gt 0 ]]; then fail "no complete figures of ${failed[*]}: see $folder"; fi

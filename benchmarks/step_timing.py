@@ -30,6 +30,7 @@ from tryon.flux.memory import (
 )
 from tryon.flux.packing import pack_latents, pack_mask
 from tryon.flux.placement import prepare_transformer
+from tryon.training.check_blocks import collect
 from tryon.training.clock import Clock
 from tryon.training.speed import step_flops
 from tryon.training.step import (
@@ -104,7 +105,8 @@ def time_variant(name: str, config: TrainConfig, bench: Bench, memory_limit: flo
 def free_memory(bench: Bench) -> None:
     """Gives back what the last variant held: cycles of references keep it until they are looked for."""
     torch.compiler.reset()  # it keeps the blocks that it compiled,
-    bench.accelerator.free_memory()  # and this one what it prepared
+    bench.accelerator.free_memory()  # and this one what it prepared, which it lets go of at its very end
+    collect(bench.accelerator.device)
 
 
 def encoded(vae: AutoencoderKL, samples: list[TryOnSample], prompt: PromptEmbedding) -> FillBatch:

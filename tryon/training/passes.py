@@ -1,7 +1,7 @@
 """Forward and backward passes of micro-batches; on a large GPU repeated from a recording, a CUDA graph.
 
 Where nothing is recomputed, an H100 or H200 computes a compiled block about as fast as one thread can queue its kernels
-(benchmarks/log.md). A recording is queued as one, and the device does not wait for the host any more.
+(benchmarks/h200_2026-11-28.md). A recording is queued as one, and the device does not wait for the host any more.
 """
 
 import logging
