@@ -25,7 +25,7 @@ from tryon.config import (
     setting,
 )
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
-from tryon.data.category import CATEGORIES, left_to_base
+from tryon.data.category import CATEGORIES
 from tryon.files import file_hash, full_path
 from tryon.flux.lora_header import LoraFacts, denoising, lora_on_disk, panel_size, read_facts, takes_off
 from tryon.report import REPORT, add_evaluation
@@ -145,8 +145,6 @@ def main(argv: list[str]) -> None:
                 model = load_try_on(loaded, file)
             place = f"{file} ({number} of {len(loras)})" if len(loras) > 1 else file
             logger.info("trying on with %s, %s at guidance %g", place, plural(how.steps, "step"), how.guidance_scale)
-            if left := left_to_base(model.facts.base_categories):
-                logger.info("%s", left)
             score.measure(folder, model, names, cases, how, find_parts)
 
         # What all that says of them.
@@ -160,6 +158,7 @@ def main(argv: list[str]) -> None:
                 "file": str(file),
                 "sha256": digest,
                 "step": each.step if each.known else None,
+                "base_categories": each.base_categories,
                 "own_data": held_out.is_own(trained[file], asked),
             }
             for heading, each, (digest, file) in zip(headings, facts, loras.items(), strict=True)

@@ -11,7 +11,7 @@ from tryon.cli import checked, parse_flags
 from tryon.config import DEFAULT_PARSER, PARSER_FILES, MaskConfig, PlanConfig, TrainConfig, setting
 from tryon.data.category import CATEGORIES, Category, plain
 from tryon.data.layout import DRESSCODE_FOLDERS, LAYOUTS, holds_rows, is_dresscode, rows_in_words, run_prefix
-from tryon.data.split import split_by_item, trained_pairs
+from tryon.data.split import split_by_item, used_parts
 from tryon.files import full_path
 from tryon.profiles import cuda_device_count, resolve
 from tryon.runs import with_paths
@@ -126,12 +126,11 @@ def read_pairs(folders: FolderConfig, config: TrainConfig) -> tuple[list[FolderP
 
     Raises ValueError as pairs_of does, and where both lists name a person.
     """
-    root, limits = folders.dataroot, (config.max_train_samples, config.max_validation_samples)
-    trained = trained_pairs(pairs_of(root, "train", folders.train_data_list), config)
+    root = folders.dataroot
+    listed = pairs_of(root, "train", folders.train_data_list)
     if not has_validation(folders):
-        return split_by_item(trained, garment_of, config.seed, *limits)
-    trained = trained[: limits[0]]
-    validated = trained_pairs(pairs_of(root, "test", folders.validation_data_list), config)[: limits[1]]
+        return used_parts(*split_by_item(listed, garment_of, config), config)
+    trained, validated = used_parts(listed, pairs_of(root, "test", folders.validation_data_list), config)
     if both := {pair.person for pair in trained} & {pair.person for pair in validated}:
         lists = f"{folders.train_data_list} and {folders.validation_data_list}"
         raise ValueError(f"{lists} share {plural(len(both), 'person')}: give lists that share none")

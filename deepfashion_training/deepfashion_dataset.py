@@ -33,7 +33,7 @@ from tryon.data.human_parser import Parser, load_parser, parse
 from tryon.data.layout import METADATA, is_saved, metadata_files
 from tryon.data.masks import MASK_VERSION, VARIATION_VERSION, mask_picture, varied_mask
 from tryon.data.sample import UNREADABLE, TryOnSample, UnreadablePicture, fitted_sample, read_mask, read_picture
-from tryon.data.split import split_by_item, trained_pairs
+from tryon.data.split import split_by_item, used_parts
 from tryon.hub import hub_or_folder
 from tryon.units import plural
 
@@ -157,19 +157,18 @@ def load_deepfashion(
     parser = load_parser(data.parser, config.cache_dir, device) if data.parser else None
     table, columns = open_table(data.dataset_name, config.cache_dir)
     share = data.worn_reference_share
-    found = make_pairs(table, columns, Path(config.data_cache_dir), find_other_views=share > 0)
-    pairs = trained_pairs(found, config)
+    pairs = make_pairs(table, columns, Path(config.data_cache_dir), find_other_views=share > 0)
     kept = [pair for pair in pairs if REFERENCES.index(pair.reference) <= REFERENCES.index(data.min_reference)]
     if not kept:
         raise ValueError(f"no pair is left with --min_reference {data.min_reference}: give a weaker one")
     if len(kept) < len(pairs):
         logger.info("%d of %s dropped: their garment is shown worse than by %s", len(pairs) - len(kept),
                     plural(len(pairs), "pair"), data.min_reference)  # fmt: skip
-    limits = config.max_train_samples, config.max_validation_samples
     if columns.held_back:
-        train, validation = split_as_given(kept, column_of(table, columns.held_back), *limits)
+        parts = split_as_given(kept, column_of(table, columns.held_back))
     else:
-        train, validation = split_by_item(kept, lambda pair: pair.pid, config.seed, *limits)
+        parts = split_by_item(kept, lambda pair: pair.pid, config)
+    train, validation = used_parts(*parts, config)
     train = shown_worn(train, share, config.seed)
     for what, part in (("training", train), ("validation", validation)):
         categories, references = Counter(pair.category for pair in part), Counter(pair.reference for pair in part)

@@ -27,10 +27,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # What decides which items of a data set a training holds back.
-SPLIT = ("seed", "max_validation_samples", "min_reference", "base_categories")
+SPLIT = ("seed", "max_validation_samples", "min_reference")
 
 # Of data that no LoRA was trained on a tenth of the items is scored, however many that are.
 UNSEEN = {"max_validation_samples": sys.maxsize}
+
+# A LoRA is scored on garments too that it leaves to the model: it is used so.
+EVERY_CATEGORY = {"base_categories": "none"}
 
 Data = TypeVar("Data", "FolderData", "DeepFashionData")
 TrainingSettings = dict[Path, dict[str, Any]]  # of LoRAs: the settings of their runs, empty where they are not known
@@ -109,7 +112,7 @@ def scored_pairs(asked: HeldOutConfig, trained: TrainingSettings) -> tuple[Folde
     folders = with_lists(replace(folders, validation_data_list=listed))
     if has_validation(folders):
         return folders, pairs_of(folders.dataroot, "test", folders.validation_data_list)
-    return folders, read_pairs(folders, from_settings(TrainConfig, settings))[1]
+    return folders, read_pairs(folders, replace(from_settings(TrainConfig, settings), **EVERY_CATEGORY))[1]
 
 
 def choose_cases(
@@ -157,7 +160,7 @@ def choose_cases(
     )  # fmt: skip
     split = replace(
         from_settings(TrainConfig, settings), height=config.height, width=config.width, cache_dir=config.cache_dir,
-        data_cache_dir=str(full_path(config.data_cache_dir)),
+        data_cache_dir=str(full_path(config.data_cache_dir)), **EVERY_CATEGORY,
     )  # fmt: skip
     check_split(trained, name, {**vars(chosen), **vars(split)})
     _, data = load_deepfashion(chosen, mask_config(rule), split, device)
@@ -180,7 +183,6 @@ def check_split(trained: TrainingSettings, name: str, used: dict[str, Any]) -> N
     """Raises ValueError where a LoRA was trained on another split of the data set `name`: it may have learnt from pairs
     that are scored. used: the settings of the split that is scored."""
     for file, settings in known(trained):
-        settings = {"base_categories": TrainConfig.base_categories, **settings}  # of runs older than it
         differences = [each for each in SPLIT if settings.get(each, used[each]) != used[each]]
         if settings.get("dataset_name") == name and differences:
             words = ", ".join(f"{each} {settings[each]} instead of {used[each]}" for each in differences)

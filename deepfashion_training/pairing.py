@@ -290,9 +290,7 @@ def category_of(cloth_type: str | int | None, caption: str | None) -> Category:
     return next(category for pattern, category in rules if not pattern or re.search(rf"\b({pattern})\b", text))
 
 
-def split_as_given(
-    pairs: list[Pair], held_back: list[bool], max_train: int | None, max_validation: int
-) -> tuple[list[Pair], list[Pair]]:
+def split_as_given(pairs: list[Pair], held_back: list[bool]) -> tuple[list[Pair], list[Pair]]:
     """Training and validation pairs, as the data set itself holds rows back, in its order. held_back: of each row.
 
     Raises ValueError where nothing is left of one of them, and where they share an item.
@@ -308,7 +306,7 @@ def split_as_given(
             f"{plural(len(both), 'item')} (pid) both in training and validation, {example}: move all rows of "
             "an item into one of the folders"
         )
-    return train[:max_train], validation[:max_validation]
+    return train, validation
 
 
 def content(picture: dict[str, Any] | None) -> bytes:

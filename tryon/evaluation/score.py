@@ -200,14 +200,15 @@ def score_run(run: Path, config: TrainConfig, data: str, cases: Cases) -> None:
 
     results = compare.summarise(lines, headings, cases)
     said = [*aligned(compare.overview(results, headings)), *compare.lengths(results)]
-    for line in filter(None, (*said, left_to_base(model.facts.base_categories))):
+    for line in said:
         logger.info("%s", line)
     for kind, source in cases.items():
         picked = range(min(GRID_ROWS, len(source)))
         grid = compare.case_grid(source, kind, picked, shown, lines, pictures.__getitem__)
         grid.save(run / f"evaluation-{kind}.png")
     settings = settings_of(data, model.facts, replace(models, base=None, transformer=None), model.size, how)
-    legend = {"LoRA": {"file": str(lora), "sha256": digest, "step": model.facts.step}}
+    facts = {"step": model.facts.step, "base_categories": model.facts.base_categories}
+    legend = {"LoRA": {"file": str(lora), "sha256": digest, **facts}}
     settings["num_samples"] = config.num_evaluation_samples
     save_scores(run, evaluation_of(settings, legend, {}, results))
 
@@ -229,8 +230,8 @@ def settings_of(
 def evaluation_of(
     settings: dict[str, Any], loras: dict[str, Any], missing: dict[str, str], results: Results
 ) -> dict[str, Any]:
-    """The content of evaluation.json. loras: for each heading file, sha256 and step. missing: for each metric that was
-    not computed, why."""
+    """The content of evaluation.json. loras: for each heading file, sha256, step and base_categories. missing: for each
+    metric that was not computed, why."""
     facts = {"version": compare.EVALUATION_VERSION, "settings": settings, "loras": loras, "not_computed": missing}
     return {**facts, "scores": results}
 
@@ -303,6 +304,8 @@ def write_scores(
     results = compare.summarise(lines, models, cases, perceive(folder, lines, models, cases, perception))
     names = names_of(loras)
     said = compare.findings(lines, results, models, names, cases)
+    left = {names[heading]: left_to_base(lora["base_categories"]) for heading, lora in loras.items()}
+    said += [f"{name}: {sentence}." for name, sentence in left.items() if sentence]
     evaluation = evaluation_of(settings, loras, perception.missing, results)
     keep_earlier(folder, evaluation)
     text = compare.page(settings["data"], loras, said, perception.missing, results)

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from tryon.config import TryOnConfig, cache_threshold, is_nowhere
-from tryon.data.category import Category, MaskRule
+from tryon.data.category import Category, MaskRule, left_to_base
 from tryon.data.sample import (
     PromptEmbedding,
     TryOnSample,
@@ -41,7 +41,7 @@ from tryon.flux.memory import check_inference_fits, check_panel_fits, choose_qua
 from tryon.flux.packing import count_tokens, pack_latents, unpack_latents
 from tryon.flux.placement import place, quantise
 from tryon.flux.prompt_cache import cache_prompts
-from tryon.flux.prompts import GARMENTS, prompt_key, prompts_of
+from tryon.flux.prompts import prompt_key, prompts_of
 from tryon.inference.photograph import put_back, window_of
 
 logger = logging.getLogger(__name__)
@@ -117,6 +117,7 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
         check_inference_fits(read_transformer_config(transformer, hub_cache), quantization, dtype, device)
     texts = prompts_of(facts.prompt, facts.try_off_prompt)
     logger.info("loading %s, %s and %s", base, transformer, lora)
+    say_what_is_left(facts)
     files = fetch_models(base, transformer, hub_cache)
     data_cache = Path(config.data_cache_dir).expanduser()
     check_panel_fits(size, files.base, dtype, device)
@@ -139,6 +140,12 @@ def load_try_on(config: TryOnConfig, lora: Path, *, fold: bool = False) -> TryOn
     prompts = {key: embeddings[text] for key, text in texts.items()}
     cache = cache_threshold(config.cache)
     return TryOnModel(pipeline, prompts, lora, facts, size, cache, originals, config.lora_scale)
+
+
+def say_what_is_left(facts: LoraFacts) -> None:
+    """Logs which garments are dressed without the LoRA, where there are any."""
+    if sentence := left_to_base(facts.base_categories):
+        logger.info("%s", sentence)
 
 
 def same_models(model: TryOnModel, facts: LoraFacts) -> bool:
@@ -168,6 +175,7 @@ def swap_lora(model: TryOnModel, config: TryOnConfig, lora: Path) -> TryOnModel:
     else:
         _attach_folded(transformer, lora, config.lora_scale, model.originals)
     logger.info("LoRA: %s", lora)
+    say_what_is_left(facts)
     return replace(model, lora=lora, facts=facts, size=panel_size(config, facts), scale=config.lora_scale)
 
 
@@ -209,7 +217,6 @@ def without_its_lora(model: TryOnModel, category: Category) -> Iterator[None]:
         yield
         return
     assert model.originals is None, "a folded LoRA cannot be switched off"
-    logger.info("dressing without the LoRA, which was not trained on %s garments", GARMENTS[category])
     transformer.disable_adapters()
     try:
         yield

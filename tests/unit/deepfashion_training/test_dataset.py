@@ -24,7 +24,7 @@ from train_flux_inpaint import lora_facts
 from tryon.config import MaskConfig, TrainConfig
 from tryon.data.human_parser import ATR
 from tryon.data.sample import UnreadablePicture, fit_picture
-from tryon.data.split import split_by_item
+from tryon.data.split import split_by_item, used_parts
 from tryon.profiles import on_toy
 
 COLOURS = {"front": "red", "side": "green", "flat": "blue"}
@@ -218,8 +218,28 @@ def test_categories_of_the_base_are_left_out(tmp_path: Path, caplog: pytest.LogC
     assert categories("upper, full") == {"lower"}
     config = on_toy(TrainConfig(base_categories="upper"))
     tops = write(tmp_path / "tops", (row(item, "1_front", "Tees_Tanks") for item in range(4)))
-    with pytest.raises(ValueError, match="all of 4 pairs are of --base_categories upper: leave one out"):
+    with pytest.raises(ValueError, match="all of 3 training pairs are of --base_categories upper: give others too"):
         load_deepfashion(DataConfig(dataset_name=tops), MaskConfig(), config, torch.device("cpu"))
+
+
+def test_the_same_pairs_are_held_back_whatever_is_left_to_the_base() -> None:
+    pairs = [Pair(row, row, "flat", ("upper", "lower", "full")[row % 3], f"item {row}") for row in range(60)]
+
+    def held_back(named: str, count: int = 60) -> list[Pair]:
+        parts = split_by_item(pairs[:count], lambda pair: pair.pid, config(base_categories=named))
+        assert sorted(pair.row for part in parts for pair in part) == list(range(count))
+        return parts[1]
+
+    assert held_back("upper") == held_back("none") and len(held_back("none")) == 6
+    assert used_parts(pairs, held_back("upper"), config(base_categories="upper"))[1] == [
+        pair for pair in held_back("none") if pair.category != "upper"
+    ]
+    few = held_back("none", 9)
+    assert len(few) == 1
+    assert [pair.category for pair in held_back(few[0].category, 9)[:-1]] == [few[0].category] * (
+        len(held_back(few[0].category, 9)) - 1
+    ), "one more is held back only while none can be validated on"
+    assert held_back(few[0].category, 9)[-1].category != few[0].category
 
 
 def test_limits_take_every_held_back_item_before_a_second_view(tmp_path: Path) -> None:
@@ -472,9 +492,9 @@ def test_flat_is_matched_as_a_word() -> None:
 def test_split_is_a_tenth_and_at_least_one() -> None:
     pairs = [Pair(row, row, "same_picture", "upper", f"item {row}") for row in range(50)]
     assert pairs[5].name == "row 5 (item 5)" and replace(pairs[5], pid="row 5").name == "row 5"
-    train, validation = split_by_item(pairs, lambda pair: pair.pid, 0, None, 64)
+    train, validation = split_by_item(pairs, lambda pair: pair.pid, config(max_validation_samples=64))
     assert (len(train), len(validation)) == (45, 5)
-    assert len(split_by_item(pairs[:9], lambda pair: pair.pid, 0, None, 64)[1]) == 1
+    assert len(split_by_item(pairs[:9], lambda pair: pair.pid, config(max_validation_samples=64))[1]) == 1
 
 
 def test_real_photographs(tmp_path: Path) -> None:
