@@ -62,7 +62,8 @@ def result_of(folder: Path) -> dict:
 def test_base_and_loras_on_drawings_and_going_on_after_an_interruption(
     run: Path, data_cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, weaker = tmp_path / "scores", changed(run, tmp_path / "weaker.safetensors", 0.5)
+    folder = tmp_path / "scores"
+    weaker = changed(run, tmp_path / "weaker.safetensors", 0.5, base_categories=("upper",))
     flags = flags_for(data_cache, folder, "--num_samples", "1", "--lora", run)
     monkeypatch.setenv("TRAIN_TERMINAL", "1")
     main(flags)
@@ -126,11 +127,16 @@ def test_base_and_loras_on_drawings_and_going_on_after_an_interruption(
     assert both["scores"]["paired"]["all"]["LoRA 2"]["psnr"] not in (
         both["scores"]["paired"]["all"]["LoRA 1"]["psnr"], both["scores"]["paired"]["all"]["base"]["psnr"],
     )  # fmt: skip
+    assert [lora["base_categories"] for lora in both["loras"].values()] == [[], ["upper"]]
+    upper = both["scores"]["paired"]["upper"]
+    assert upper["LoRA 2"]["psnr"] == upper["base"]["psnr"] != upper["LoRA 1"]["psnr"]
     assert Image.open(folder / "worst-unpaired.png").width == 24 + 7 * (64 + 4)
     page, text = ((folder / f"evaluation.{kind}").read_text() for kind in ("html", "md"))
     assert "LoRA 1" not in page + text, "called by their names"
     assert f'<th class="number">{run.name}</th>' in page and '<th class="number">weaker - base</th>' in page
     assert f"| {run.name} - base |" in text and "- weaker: `" in text and "weaker: 3 unpaired pairs cannot say" in text
+    sentence = "weaker: upper-body garments are dressed without the LoRA, which was not trained on them."
+    assert sentence in page and sentence in text
     assert times(done) == done
 
     with pytest.raises(ValueError, match="holds scores of other settings: seed was 0 and is 1: give the same, or name"):

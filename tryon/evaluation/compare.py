@@ -2,7 +2,8 @@
 
 evaluation.json, of a run and of evaluate_lora.py:
 
-    {"version": 2, "settings": {...}, "loras": {heading: {"file", "sha256", "step"}}, "not_computed": {metric: why},
+    {"version": 2, "settings": {...}, "loras": {heading: {"file", "sha256", "step", "base_categories"}},
+     "not_computed": {metric: why},
      "scores": {"paired" | "unpaired" | "try-off": {"upper" | "lower" | "full" | "all": {
          "cases": n, "on_edges": value, heading of a model or "<LoRA> - base": {measure: value}}}}}
 
