@@ -92,9 +92,11 @@ def measured_results(
                 batch = range(start, min(start + how.batch_size, len(source)))
                 wanted = [name for name in names if any((name, kind, index) in missing for index in batch)]
                 opened = [source[index] for index in batch] if wanted else []
+                of_base = None
                 for name in wanted:
                     seeds = [how.seed + index for index in batch]
-                    results = results_of(model, name, opened, how, seeds, find_parts)
+                    results = results_of(model, name, opened, how, seeds, find_parts, of_base)
+                    of_base = results if name == BASE else of_base
                     for index, case, (result, more) in zip(batch, opened, results, strict=True):
                         if (place := (name, kind, index)) in missing:
                             result = as_tensor(to_picture(result)) if saved else result
@@ -104,32 +106,33 @@ def measured_results(
 
 def results_of(
     model: TryOnModel, name: str, cases: Sequence[Case], how: Denoising, seeds: Sequence[int],
-    find_parts: FindParts | None,
+    find_parts: FindParts | None, of_base: Sequence[tuple[Tensor, Line]] | None = None,
 ) -> list[tuple[Tensor, Line]]:  # fmt: skip
-    """The results of a batch, [3, H, W/2] in [-1, 1] each, and what is known of them before they are measured."""
+    """The results of a batch, [3, H, W/2] in [-1, 1] each, and what is known of them before they are measured.
+
+    of_base: BASE's results of these cases, where they are there already. Garments that a LoRA leaves to the model have
+    the very results of BASE, in whose batch they round in the same way.
+    """
     samples, transformer = [case.sample for case in cases], model.pipeline.transformer
     if name == VAE:
         return [through_vae(model.pipeline, case) for case in cases]
     if name == FILL:
         return [(filled(sample), {}) for sample in samples]
-    worn: dict[int, Tensor] = {}
-    without = {row for row, each in enumerate(samples) if name == BASE or each.category in model.facts.base_categories}
-    for rows, switch in (
-        (sorted(without), transformer.disable_adapters),
-        (sorted({*range(len(samples))} - without), transformer.enable_adapters),
-    ):
-        if rows:
-            switch()
-            some = [samples[row] for row in rows]
-            panels = try_on_batch(
-                model.pipeline, some, [model.prompts[prompt_key(each.category, each.try_off)] for each in some],
-                steps=how.steps, guidance=how.guidance_scale, seeds=[seeds[row] for row in rows],
-            )  # fmt: skip
-            worn |= zip(rows, panels, strict=True)
-    results = [worn[row] for row in range(len(samples))]
-    if find_parts:
-        results = [with_given_back(sample, panel, find_parts) for sample, panel in zip(samples, results, strict=True)]
-    return [(result, {}) for result in results]
+    left = {row for row, each in enumerate(samples) if name != BASE and each.category in model.facts.base_categories}
+    if left and of_base is None:
+        of_base = results_of(model, BASE, cases, how, seeds, find_parts)
+    results = {row: of_base[row] for row in left}
+    if own := [row for row in range(len(samples)) if row not in left]:
+        (transformer.disable_adapters if name == BASE else transformer.enable_adapters)()
+        some = [samples[row] for row in own]
+        panels = try_on_batch(
+            model.pipeline, some, [model.prompts[prompt_key(each.category, each.try_off)] for each in some],
+            steps=how.steps, guidance=how.guidance_scale, seeds=[seeds[row] for row in own],
+        )  # fmt: skip
+        if find_parts:
+            panels = [with_given_back(*each, find_parts) for each in zip(some, panels, strict=True)]
+        results |= {row: (panel, {}) for row, panel in zip(own, panels, strict=True)}
+    return [results[row] for row in range(len(samples))]
 
 
 def with_given_back(sample: TryOnSample, panel: Tensor, find_parts: FindParts) -> Tensor:
