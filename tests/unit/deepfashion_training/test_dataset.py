@@ -234,12 +234,11 @@ def test_the_same_pairs_are_held_back_whatever_is_left_to_the_base() -> None:
     assert used_parts(pairs, held_back("upper"), config(base_categories="upper"))[1] == [
         pair for pair in held_back("none") if pair.category != "upper"
     ]
-    few = held_back("none", 9)
-    assert len(few) == 1
-    assert [pair.category for pair in held_back(few[0].category, 9)[:-1]] == [few[0].category] * (
-        len(held_back(few[0].category, 9)) - 1
-    ), "one more is held back only while none can be validated on"
-    assert held_back(few[0].category, 9)[-1].category != few[0].category
+    (first,) = held_back("none", 9)
+    *left_out, last = held_back(first.category, 9)
+    assert {pair.category for pair in left_out} == {first.category} != {last.category}, (
+        "no more than one to validate on"
+    )
 
 
 def test_limits_take_every_held_back_item_before_a_second_view(tmp_path: Path) -> None:

@@ -93,21 +93,26 @@ def test_a_recorded_pass_has_the_same_gradients(
     config: TrainConfig, base: FluxTransformer2DModel, batch: FillBatch
 ) -> None:
     config = replace(config, gradient_checkpointing="none", compile=True)
-    transformer, parameters = prepared(base, config, GPU)
 
-    def compute(batch: FillBatch, sigma: Tensor, noise: Tensor) -> Tensor:
-        with torch.autocast("cuda", torch.bfloat16):
-            return batch_loss(config, transformer, batch, sigma, noise)
+    def passes_of(records: bool) -> Passes:
+        """Of blocks of their own: a recording needs parameters that were used on its own stream alone."""
+        transformer, parameters = prepared(base, config, GPU)
+
+        def compute(batch: FillBatch, sigma: Tensor, noise: Tensor) -> Tensor:
+            with torch.autocast("cuda", torch.bfloat16):
+                return batch_loss(config, transformer, batch, sigma, noise)
+
+        return Passes(compute, Tensor.backward, parameters, records)
 
     def gradients(passes: Passes, *seeds: int) -> list[Tensor]:
-        transformer.zero_grad(set_to_none=True)
+        for parameter in passes.parameters:
+            parameter.grad = None
         for seed in seeds:
             noise = torch.randn(batch.x0.shape, generator=torch.Generator().manual_seed(seed)).to(GPU)
             passes(batch, torch.full((1,), 0.1 * (seed + 1), device=GPU), noise, Clock(GPU))
-        return [parameter.grad.clone() for parameter in parameters]
+        return [parameter.grad.clone() for parameter in passes.parameters]
 
-    ordinary, recorded = (Passes(compute, Tensor.backward, parameters, records) for records in (False, True))
-    one, expected = torch.ones(1), gradients(ordinary, 0, 1)
+    one, expected, recorded = torch.ones(1), gradients(passes_of(records=False), 0, 1), passes_of(records=True)
     for _ in range(FIRST_PASSES):
         gradients(recorded, 5)
     for _ in range(2):  # the pass that is recorded, and one that only repeats it
