@@ -236,9 +236,7 @@ def test_the_same_pairs_are_held_back_whatever_is_left_to_the_base() -> None:
     ]
     (first,) = held_back("none", 9)
     *left_out, last = held_back(first.category, 9)
-    assert {pair.category for pair in left_out} == {first.category} != {last.category}, (
-        "no more than one to validate on"
-    )
+    assert {pair.category for pair in left_out} == {first.category} != {last.category}, "one to validate on"
 
 
 def test_limits_take_every_held_back_item_before_a_second_view(tmp_path: Path) -> None:
