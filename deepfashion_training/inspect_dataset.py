@@ -33,7 +33,7 @@ from deepfashion_training.inspection import (
 from deepfashion_training.preflight import DATA_SET, REFERENCES, DataConfig, checked_data, from_settings
 from folder_lists import FolderConfig, checked_folder, needs_parser, read_pairs, with_parser
 from tryon.cli import checked, parse_flags, run_script
-from tryon.config import MOST, MOST_SEED, PROJECT, MaskConfig, TrainConfig, setting
+from tryon.config import MOST, MOST_SEED, PROJECT, MaskConfig, TrainConfig, base_categories, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.data.layout import LAYOUTS, holds_pairs
 from tryon.units import plural
@@ -50,7 +50,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class InspectConfig:
-    """What is inspected, and where the page is written. Seed and limits have to be those of the training."""
+    """What is inspected, and where the page is written. Seed, limits and categories have to be the training's."""
 
     data_set: str = setting(None, f"{DATA_SET}, or laid out as {LAYOUTS}", positional=True)
     dataset_name: str | None = setting(None, argparse.SUPPRESS)  # a training's flag, which is refused with a word
@@ -58,6 +58,7 @@ class InspectConfig:
     seed: int = setting(TrainConfig.seed, "seed of the split", 0, MOST_SEED)
     max_train_samples: int | None = setting(None, "train on the first N samples only", 1, MOST)
     max_validation_samples: int = setting(TrainConfig.max_validation_samples, "validate on at most N samples", 1, MOST)
+    base_categories: str = setting(TrainConfig.base_categories, "leave pairs of these out, with commas between")
     data_cache_dir: str = setting(TrainConfig.data_cache_dir, "where the colours of garments are kept between runs")
     cache_dir: str | None = setting(None, "where the hub's files are kept; the hub's own default if not given")
 
@@ -92,7 +93,7 @@ def problems_of(data: DataConfig, masks: MaskConfig, config: InspectConfig) -> I
         yield f"--dataset_name {config.dataset_name} was given: name the data set without a flag"
 
 
-def describe(train: "DeepFashionData", validation: "DeepFashionData", of_base: Sequence[str] = ()) -> Findings:
+def describe(train: "DeepFashionData", validation: "DeepFashionData", of_base: Sequence[str]) -> Findings:
     """The findings that need no picture decoded."""
     from deepfashion_training.deepfashion_dataset import counts
     from deepfashion_training.pairing import CAPTION_RULES, cloth_types, column_of, is_flat, known_type
@@ -230,7 +231,7 @@ def inspect_rows(data: DataConfig, masks: MaskConfig, settings: TrainConfig) -> 
     from deepfashion_training.pairing import in_processes
 
     train, validation = load_deepfashion(data, masks, settings, torch.device("cpu"))
-    findings = describe(train, validation)
+    findings = describe(train, validation, base_categories(settings))
     logger.info("looking at the pictures of %d rows", len(train.table))
     look, rows = partial(look_at_rows, train.table, train.columns), list(range(len(train.table)))
     found = in_processes(look, rows, "looking at every picture")

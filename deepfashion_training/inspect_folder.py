@@ -20,7 +20,7 @@ from deepfashion_training.inspection import (
 from deepfashion_training.pairing import in_processes
 from folder_datasets import WORN, FolderData, describe_pairs, folder_samples
 from folder_lists import FolderConfig, FolderPair, needs_parser, read_pairs
-from tryon.config import DEFAULT_PARSER, MaskConfig, TrainConfig
+from tryon.config import DEFAULT_PARSER, MaskConfig, TrainConfig, base_categories
 from tryon.data.category import Category
 from tryon.data.human_parser import find_worn, read_label_map
 from tryon.data.masks import among, mask_picture
@@ -35,7 +35,7 @@ UNMASKED = (
 def inspect(folders: FolderConfig, masks: MaskConfig, config: TrainConfig) -> Inspected:
     """What there is to say of the folder, and to see. Raises ValueError as folder_samples does."""
     pairs = read_pairs(folders, config)
-    warnings = few_or_rare([pair.category for pair in pairs[0]], len(pairs[1]))
+    warnings = few_or_rare([pair.category for pair in pairs[0]], len(pairs[1]), base_categories(config))
     findings = Findings(describe_pairs(folders, *pairs), warnings, [])
     if masked := not needs_parser(folders) or folders.parser is not None:
         train, validation = (folder_samples(each, folders, masks, config, torch.device("cpu")) for each in pairs)

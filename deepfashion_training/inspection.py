@@ -56,7 +56,7 @@ class Look:
     measured: dict[str, Any]
 
 
-def few_or_rare(categories: list[Category], validation: int, of_base: Sequence[str] = ()) -> list[str]:
+def few_or_rare(categories: list[Category], validation: int, of_base: Sequence[str]) -> list[str]:
     """A warning for each part that has few pairs, and for each category that is rare among the training's.
     validation: how many pairs are validated on. of_base: categories that are left out on purpose."""
     found, wanted = Counter(categories), [category for category in CATEGORIES if category not in of_base]

@@ -314,6 +314,16 @@ def mistakes(config: Any) -> typing.Iterator[str]:
     for name in (*MODELS, "base", "transformer"):
         if (model := getattr(config, name, None)) and is_nowhere(model):
             yield f"--{name} {model} is neither here nor a hub name: check the path"
+    known = typing.get_args(Category)
+    for flag in ("base_categories", "teacher_categories"):
+        names = category_names(getattr(config, flag, "none"))
+        for name in names:
+            if name not in known:
+                yield f"--{flag} {name or 'nothing'} is no category: give some of {', '.join(known)}"
+        if len({*names}) < len(names):
+            yield f"--{flag} names {max(names, key=names.count)} twice: name it once"
+        if flag == "base_categories" and {*names} >= {*known}:
+            yield "--base_categories names all categories, and nothing is left to train on: leave one out"
     if not isinstance(config, TrainConfig):
         return
     for name in ("learning_rate", "max_grad_norm", "adam_epsilon"):
@@ -324,20 +334,11 @@ def mistakes(config: Any) -> typing.Iterator[str]:
         yield f"--gradient_checkpointing {asked} is neither none, auto, full nor a number of blocks from 1 to 999"
     if config.offload and asked != "full":
         yield f"--offload recomputes every block: leave --gradient_checkpointing {asked} out, or say full"
-    known = typing.get_args(Category)
-    for flag, names in (("base", base_categories(config)), ("teacher", teacher_categories(config))):
-        for name in names:
-            if name not in known:
-                yield f"--{flag}_categories {name or 'nothing'} is no category: give some of {', '.join(known)}"
-        if len({*names}) < len(names):
-            yield f"--{flag}_categories names {max(names, key=names.count)} twice: name it once"
     if config.teacher_weight and not set(teacher_categories(config)) - set(base_categories(config)):
         yield (
             f"--teacher_weight has nothing to teach: --base_categories {config.base_categories} leaves none of "
             f"--teacher_categories {config.teacher_categories} to train on"
         )
-    if not set(known) - set(base_categories(config)):
-        yield "--base_categories names all categories, and nothing is left to train on: leave one out"
     yield from _mistaken_trackers(config)
     yield from mistaken_upload(config.push_to_hub, config.private)
     if config.run_name is not None and not RUN_NAME.fullmatch(config.run_name):
@@ -395,6 +396,12 @@ def teacher_categories(config: TrainConfig) -> list[str]:
 def category_names(listed: str) -> list[str]:
     """Names with commas between; none for "none"."""
     return [] if listed == "none" else [name.strip() for name in listed.split(",")]
+
+
+def in_order(listed: str) -> str:
+    """Names that category_names reads, in the order of the categories, without spaces."""
+    names = category_names(listed)
+    return ",".join(each for each in typing.get_args(Category) if each in names) or "none"
 
 
 def trackers(config: TrainConfig) -> list[str]:

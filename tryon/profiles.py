@@ -15,6 +15,7 @@ from tryon.config import (
     TOY_WIDTH,
     PlanConfig,
     TrainConfig,
+    in_order,
     mistakes,
 )
 from tryon.units import plural
@@ -104,7 +105,11 @@ def resolve(given: dict[str, Any], cuda_devices: int, plan: PlanConfig = PlanCon
         problems += [f"--{name} was given, but {why} and the toy model is used: leave it out" for name in named]
     if problems:
         raise ValueError("; ".join(problems))
-    config = replace(config, lora_alpha=config.lora_alpha or config.lora_rank)
+    config = replace(
+        config, lora_alpha=config.lora_alpha or config.lora_rank,
+        # In one order: a run that is resumed compares them with what it began with.
+        base_categories=in_order(config.base_categories), teacher_categories=in_order(config.teacher_categories),
+    )  # fmt: skip
     if not toy and cuda_devices == 0:
         raise ValueError(
             f"the {config.profile} profile needs a CUDA device and none was found: run it on a machine with a GPU, add "

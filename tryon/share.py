@@ -242,7 +242,7 @@ def card_values(
         "pictures": {picture.stem: f"{PICTURES}/{picture.name}" for picture in pictures},
         "of_deepfashion": "deepfashion" in Path(settings.get("dataset_name") or "").name.lower(),
         "prompts": list(dict.fromkeys(prompt_for(facts.prompt, category) for category in trained)),
-        "dresses": trained[0],
+        "trained": trained,
         "scores": scores,
         "evaluated": judged_rows(found) if found and not scores else None,
         "verdict": found.said if found else "",

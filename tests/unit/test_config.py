@@ -238,6 +238,12 @@ def test_the_largest_seed_is_one_that_generators_take() -> None:
     assert resolve({"seed": MOST_SEED, "height": 4096, "width": 1024}, cuda_devices=1).seed == MOST_SEED
 
 
+def test_the_order_in_which_categories_are_given_does_not_matter() -> None:
+    config = resolve(given("--toy", "--base_categories", "lower, upper", "--teacher_categories", "full,lower"), 0)
+    assert (config.base_categories, config.teacher_categories) == ("upper,lower", "lower,full")
+    assert resolve(given("--toy", "--base_categories", "none"), 0).base_categories == "none"
+
+
 def test_a_lora_that_says_it_had_enormous_panels_is_refused() -> None:
     facts = replace(OF_ANOTHER_PROJECT, height=160_000)
     with pytest.raises(ValueError, match=r"a panel of 160000 x 576 \(height x width\) has 92,160,000 pixels"):
@@ -305,10 +311,10 @@ TOY_CHANGES = {
     "toy", "height", "width", "max_sequence_length", "prompt", "mixed_precision", "gradient_checkpointing", "compile",
     "num_inference_steps", "dataloader_num_workers",
 }  # fmt: skip
-QUICK_TOY_CHANGES = {"base_categories",
-    "max_train_samples", "max_train_steps", "train_batch_size", "gradient_accumulation_steps", "learning_rate",
-    "lr_scheduler", "weighting_scheme", "logit_mean", "validation_steps", "num_evaluation_samples", "balance",
-    "checkpointing_steps",
+QUICK_TOY_CHANGES = {
+    "base_categories", "max_train_samples", "max_train_steps", "train_batch_size", "gradient_accumulation_steps",
+    "learning_rate", "lr_scheduler", "weighting_scheme", "logit_mean", "validation_steps", "num_evaluation_samples",
+    "balance", "checkpointing_steps",
 }  # fmt: skip
 
 

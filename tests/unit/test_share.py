@@ -130,6 +130,15 @@ def test_the_cards_template_is_given_all_that_it_names(finished: Path) -> None:
     assert named == {"card_data", *card_values(finished, None, settings, facts, [])}
 
 
+def test_a_card_names_the_garments_that_were_trained_on(finished: Path) -> None:
+    assert "another: upper-body, lower-body, full-body garments." in card_of(share(finished))[1]
+    lora = lora_file(finished / "checkpoint-1")
+    change_header(lora, tryon_lora=json.dumps(asdict(replace(read_facts(lora), base_categories=("upper",)))))
+    write_manifest(finished / "checkpoint-1")
+    _, text = card_of(share(finished))
+    assert "another: lower-body, full-body garments." in text and "dress people in these without the LoRA" in text
+
+
 def test_a_toys_card_says_so_first(finished: Path) -> None:
     config = on_toy(full())
     drawn = {"dataset_name": str(Path(config.data_cache_dir) / "toy" / "data")}

@@ -247,7 +247,7 @@ def test_what_a_run_has_reached_is_known_once_it_is_trained_or_scored(tmp_path: 
 @pytest.mark.parametrize(
     ("settings", "data"),
     [
-        ({"dataset_name": "/cache/toy/data-v4-750-tops", "toy": True}, "toy"),
+        ({"dataset_name": "/cache/toy/data-v4-750", "toy": True}, "toy"),
         ({"dataset_name": "/photos/summer", "toy": True}, "summer"),
         ({"dataset_name": "owner/garments"}, "owner/garments"),
         ({"dataroot": "/data/viton"}, "viton"),

@@ -44,6 +44,13 @@ def test_the_toys_are_ready(toys: str, tmp_path: Path, capsys: pytest.CaptureFix
     assert said.splitlines()[-1].endswith("ready, but see the warning: all rows that are kept can be used")
     assert "garment by other_view_photo" in page.read_text()
 
+    main([toys, "--base_categories", "upper,lower", "--page", str(page)])
+    said = capsys.readouterr().out
+    assert "48 of 72 pairs left out: --base_categories upper,lower" in said
+    assert re.search(r"training: \d+ pairs \(\d+ full\)", said) and "training pairs are" not in said
+    with pytest.raises(ValueError, match="--base_categories shoes is no category: give some of upper, lower, full"):
+        read_settings([toys, "--base_categories", "shoes"])
+
 
 def test_what_is_wrong_with_masks_and_pictures_is_said(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     rows = [row(item, "front") for item in range(110)]
