@@ -15,6 +15,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
+from diffusers import AutoencoderKL
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -23,14 +24,18 @@ from torch.utils.tensorboard import SummaryWriter
 
 from conftest import ListSource, make_sample
 from launch import assert_same_run, metrics
+from test_lora import predict
 from train_flux_inpaint import train
 from tryon.config import TrainConfig
+from tryon.flux.load import load_transformer
+from tryon.flux.lora import attach_lora
 from tryon.flux.lora_header import read_facts
 from tryon.flux.prompts import TRY_OFF_PROMPT
+from tryon.inference.pipeline import build_pipeline
 from tryon.inference.recipe import read_recipe
 from tryon.profiles import on_toy
-from tryon.runs import ema_file, find_lora, lora_file, lora_name, newest_checkpoint
-from tryon.toy.model import ToyFolders
+from tryon.runs import LORA_FILE, ema_file, find_lora, lora_file, lora_name, newest_checkpoint
+from tryon.toy.model import ToyFolders, scheduler
 from tryon.training.batches import load_batches
 from tryon.training.latent_cache import LatentData
 
@@ -95,13 +100,17 @@ def test_losses_are_those_of_the_record(config: TrainConfig) -> None:
     assert min(shown) == "Loss/train" and "Loss/validation_full" in shown and "train/loss" not in shown
 
 
-def test_training_is_deterministic_and_resume_is_exact(config: TrainConfig, tmp_path: Path) -> None:
+def test_training_is_deterministic_and_resume_is_exact(
+    config: TrainConfig, toy: ToyFolders, vae: AutoencoderKL, tmp_path: Path
+) -> None:  # fmt: skip
+    """With every option of the recipe, whose LoRA plain diffusers reads as we do."""
+    train_data, val_data = (ListSource([make_sample(seed) for seed in seeds]) for seeds in ((0, 2, 3, 6, 8), (5, 9)))
     config = replace(
         config, lora_dropout=0.2, mask_loss_weight=3.0, teacher_weight=0.5, timestep_shift="resolution",
         lora_targets="attention_and_context", lora_blocks="double", try_off_share=0.5, ema_decay=0.9,
-        validation_steps=3, keep_best="loss_full",
+        base_categories="lower", guidance_scale=30.0, validation_steps=3, keep_best="loss_full",
     )  # fmt: skip
-    whole = train(config, TRAIN_DATA, VAL_DATA)
+    whole = train(config, train_data, val_data)
     average, trained = (load_file(file(whole / "checkpoint-6")) for file in (ema_file, lora_file))
     assert average.keys() == trained.keys()
     assert all(tensor.any() and not torch.equal(tensor, trained[key]) for key, tensor in average.items())
@@ -115,12 +124,17 @@ def test_training_is_deterministic_and_resume_is_exact(config: TrainConfig, tmp_
         shown = read_recipe(whole / "validation" / f"step-{step:06d}.png").loras
         assert shown == (lora_name(find_lora(str(whole / f"checkpoint-{step}"))),)
     first_half = replace(config, output_dir=str(tmp_path / "halves"), max_train_steps=3, dataloader_num_workers=2)
-    train(first_half, TRAIN_DATA, VAL_DATA)
-    halves = train(replace(first_half, max_train_steps=6, resume_from_checkpoint="latest"), TRAIN_DATA, VAL_DATA)
+    train(first_half, train_data, val_data)
+    halves = train(replace(first_half, max_train_steps=6, resume_from_checkpoint="latest"), train_data, val_data)
     assert_same_run(halves, whole)
     assert metrics(halves, "validation/ema_loss") == metrics(whole, "validation/ema_loss")
     assert read_facts(find_lora(str(halves))).try_off_prompt == TRY_OFF_PROMPT
-    plain = train(replace(config, try_off_share=0.0, output_dir=str(tmp_path / "plain")), TRAIN_DATA, VAL_DATA)
+    in_diffusers, ours = (load_transformer(toy.transformer, torch.float32) for _ in range(2))
+    pipeline = build_pipeline(in_diffusers, vae, scheduler())
+    pipeline.load_lora_weights(halves / "checkpoint-6" / "transformer", weight_name=LORA_FILE)
+    attach_lora(ours, lora_file(halves / "checkpoint-6"), 1.0)
+    assert torch.equal(predict(in_diffusers, vae), predict(ours, vae))
+    plain = train(replace(config, try_off_share=0.0, output_dir=str(tmp_path / "plain")), train_data, val_data)
     assert metrics(plain) != metrics(whole) and read_facts(find_lora(str(plain))).try_off_prompt is None
 
 
