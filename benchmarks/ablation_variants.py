@@ -26,6 +26,7 @@ class Variant:
     categories: tuple[Category, ...] = ("lower", "full")
 
 
+RECIPE = on_toy(quick_test())
 # Upper-body garments are trained on too, and dressed with the LoRA: as many as others of each kind, or two of three.
 WITH_TOPS = {"base_categories": "none"}
 EQUAL: tuple[Category, ...] = ("upper", "lower", "full")
@@ -37,8 +38,8 @@ VARIANTS = {
     "tops_dominate": Variant(WITH_TOPS, categories=TOPS_DOMINATE),
     "rank_4": Variant({"lora_rank": 4}),
     "rank_64": Variant({"lora_rank": 64}),
-    "rate_a_third": Variant({"learning_rate": on_toy(quick_test()).learning_rate / 3}),
-    "rate_threefold": Variant({"learning_rate": 3 * on_toy(quick_test()).learning_rate}),
+    "rate_a_third": Variant({"learning_rate": RECIPE.learning_rate / 3}),
+    "rate_threefold": Variant({"learning_rate": 3 * RECIPE.learning_rate}),
     "mask_tight": Variant({}, mask="tight"),
     "mask_varied": Variant({}, mask="varied"),
     "reference_other_view": Variant({}, reference="other view"),

@@ -17,14 +17,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.ablation_variants import KINDS, VARIANTS
+from benchmarks.ablation_variants import KINDS, RECIPE, VARIANTS
 from benchmarks.variants import unknown_variants
 from tryon.cli import parse, run_script
 from tryon.config import MOST, PROJECT, TrainConfig, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.data.category import CATEGORIES
 from tryon.files import save_json
-from tryon.profiles import on_toy, quick_test
 
 logger = logging.getLogger(__name__)
 
@@ -35,8 +34,8 @@ class AblationConfig:
 
     variants: str = setting("all", "names with commas between, of those listed by --variants ?")
     seeds: int = setting(3, "seeds per variant: 0, 1, ...", 1, MOST)
-    steps: int = setting(300, "optimiser steps", 1, MOST)
-    pairs: int = setting(600, "drawn pairs trained on", 3, MOST)
+    steps: int = setting(RECIPE.max_train_steps, "optimiser steps", 1, MOST)
+    pairs: int = setting(RECIPE.max_train_samples, "drawn pairs trained on", 3, MOST)
     cases: int = setting(12, "held-out pairs per category, of each kind", 1, MOST)
     output_dir: str = setting(str(PROJECT / "runs" / "toy_ablation"), "where runs and results are kept")
     data_cache_dir: str = setting(str(PROJECT / "cache"), "where latents and the toy's files are kept between runs")
@@ -62,7 +61,7 @@ def names(config: AblationConfig) -> list[str]:
 def settings_of(name: str, seed: int, config: AblationConfig) -> TrainConfig:
     """The recipe with the variant's change."""
     settings = replace(
-        on_toy(quick_test()), **VARIANTS[name].settings, seed=seed, max_train_steps=config.steps,
+        RECIPE, **VARIANTS[name].settings, seed=seed, max_train_steps=config.steps,
         output_dir=str(Path(config.output_dir) / f"{name}-{seed}"), data_cache_dir=config.data_cache_dir,
         validation_steps=config.steps, checkpointing_steps=config.steps, num_validation_images=1,
         report_to="none",
