@@ -13,7 +13,7 @@ from tryon.profiles import cuda_device_count, resolve
 from tryon.runs import LAUNCH, LAUNCHER_LOCK, locked, with_paths
 
 DEEPFASHION = "SaffalPoosh/deepFashion-with-masks"
-TOY_ITEMS = 630  # enough for the quick test's 480 training and 20 validation pairs, with none of upper-body garments
+TOY_ITEMS = 580  # enough for the quick test's 440 training and 20 validation pairs, with none of upper-body garments
 KNOWN_ROWS = {None: TOY_ITEMS, DEEPFASHION: 40_658}  # of data sets, None the toy's
 COMMAND = "bash ./train_deepfashion_lora.sh"
 DESCRIPTION = (
