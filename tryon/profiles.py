@@ -51,9 +51,9 @@ def on_toy(config: TrainConfig) -> TrainConfig:
     """
     if config.profile == "quick_test":
         config = replace(
-            config, base_categories="upper", max_train_samples=440, balance="none", max_train_steps=440,
+            config, base_categories="upper", max_train_samples=440, balance="none", max_train_steps=400,
             train_batch_size=4, gradient_accumulation_steps=1, learning_rate=1.2e-2, lr_scheduler="cosine",
-            adam_beta2=0.99, validation_steps=220, num_evaluation_samples=12, checkpointing_steps=220,
+            validation_steps=200, num_evaluation_samples=12, checkpointing_steps=200,
             # The toy denoises in few steps, most of them at high noise: there it has to be right.
             weighting_scheme="logit_normal", logit_mean=-1.0,
         )  # fmt: skip

@@ -314,7 +314,7 @@ TOY_CHANGES = {
 QUICK_TOY_CHANGES = {
     "base_categories", "max_train_samples", "max_train_steps", "train_batch_size", "gradient_accumulation_steps",
     "learning_rate", "lr_scheduler", "weighting_scheme", "logit_mean", "validation_steps", "num_evaluation_samples",
-    "balance", "checkpointing_steps", "adam_beta2",
+    "balance", "checkpointing_steps",
 }  # fmt: skip
 
 
