@@ -51,9 +51,9 @@ def on_toy(config: TrainConfig) -> TrainConfig:
     """
     if config.profile == "quick_test":
         config = replace(
-            config, base_categories="upper", max_train_samples=440, balance="none", max_train_steps=400,
+            config, base_categories="upper", max_train_samples=440, balance="none", max_train_steps=360,
             train_batch_size=4, gradient_accumulation_steps=1, learning_rate=1.2e-2, lr_scheduler="cosine",
-            validation_steps=200, num_evaluation_samples=16, checkpointing_steps=200,
+            validation_steps=180, num_evaluation_samples=16, checkpointing_steps=180,
             # The toy denoises in few steps, most of them at high noise: there it has to be right.
             weighting_scheme="logit_normal", logit_mean=-1.0,
         )  # fmt: skip
