@@ -45,7 +45,7 @@ def run(tmp_path: Path) -> Path:
 def test_the_page_says_what_the_folder_holds(run: Path) -> None:
     page = write_report(run).read_text()
     assert "<h1>deepfashion_lora_quick_test_&lt;1&gt;</h1>" in page and "<td>a &amp; b</td>" in page
-    assert "40 of 40, 8 samples each" in page and "none yet" in page
+    assert "40 of 40, 4 samples each" in page and "none yet" in page
     assert "5 (default: 16)" in page and "0.1 (default: 0.0)" in page and page.count("mask_") == 1
     assert "lora_alpha" not in page, "it is the rank, as always"
     assert "a GPU" in page
@@ -308,9 +308,9 @@ def test_a_run_that_went_on_has_the_steps_of_its_newest_part(run: Path) -> None:
     settings = json.loads((run / "config.json").read_text())
     for step, steps in ((9, 20), (40, 50)):
         save_json(run / f"config-from-{step}.json", {**settings, "max_train_steps": steps})
-    assert "40 of 50, 8 samples each" in write_report(run).read_text()
+    assert "40 of 50, 4 samples each" in write_report(run).read_text()
     save_json(run / "config-from-40.json", {**settings, "num_train_epochs": 3})
-    assert "40 of those of 3 epochs, 8 samples each" in write_report(run).read_text()
+    assert "40 of those of 3 epochs, 4 samples each" in write_report(run).read_text()
 
 
 def test_no_default_is_listed_as_a_setting_that_differs(run: Path) -> None:

@@ -105,7 +105,7 @@ def test_a_plan_on_a_cpu_has_nothing_of_a_gpu() -> None:
     config = replace(on_toy(quick_test()), output_dir="/")
     lines = plan_lines(config, toy, 9, 1, CPU, None, None)
     shown = "\n".join(lines)
-    assert "planned, memory: 0.2 GB of " in lines[0] and "CUDA" not in shown and "GPU" not in shown
+    assert "planned, memory: 0.1 GB of " in lines[0] and "CUDA" not in shown and "GPU" not in shown
     assert "  frozen weights: float32; no block recomputes its activations" in lines
     assert "at most: 9 pairs; " in shown and "GB: 2 of " in shown and "it does not fit" not in shown
     many = replace(config, train_batch_size=1024, height=1536, width=1152)
