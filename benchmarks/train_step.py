@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
     load_libraries(*MODEL_LIBRARIES)
     from benchmarks.models import train_config
     from benchmarks.step_timing import HEADER, Row, free_memory, in_words, make_bench, ratios, time_variant
-    from tryon.flux.attention import machine
+    from tryon.flux.attention_kernels import machine
     from tryon.training.speed import device_name, peak_of
 
     config = train_config(asked.size, asked.batch, asked.rank)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 # Read when the libraries are imported, which the imports below do.
 os.environ["HF_HUB_OFFLINE"] = "1"
+gc.disable()  # until the imports are done: to look for garbage in what they make takes seconds
 if "TRYON_GPU_TESTS" not in os.environ:  # set by bash tests/run.sh --gpu
     os.environ["CUDA_VISIBLE_DEVICES"] = ""  # everything else is tested on the CPU, on every machine
 
@@ -37,6 +38,7 @@ def pytest_sessionstart() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)
     gc.freeze()  # what the imports made stays: to look for garbage in it again and again takes minutes in all
+    gc.enable()
     if "TRYON_GPU_TESTS" in os.environ and not torch.cuda.is_available():
         pytest.exit("the GPU tests need a CUDA device and none was found: run them on a machine with a GPU", 1)
 
@@ -58,8 +60,11 @@ def own_attention_kernel() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def data_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A cache folder for the toy's files and latents, shared by all tests of a session."""
-    return tmp_path_factory.mktemp("cache")
+    """A cache folder for the toy's files and latents, shared by all tests of a session, those of all its workers."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "cache"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -40,12 +39,6 @@ def launch(*flags: str | Path, runs: Path, cwd: Path = PROJECT, timeout: int = 2
     return subprocess.run(
         command, cwd=cwd, env=environment(runs), capture_output=True, text=True, timeout=timeout, check=False
     )
-
-
-def launch_both(first: Sequence[str | Path], second: Sequence[str | Path], runs: tuple[Path, Path]) -> list:
-    """Runs the launcher twice at once: most of a short run's time is importing, which takes one core."""
-    with ThreadPoolExecutor(2) as pool:
-        return list(pool.map(lambda flags, folder: launch(*flags, runs=folder), (first, second), runs))
 
 
 def launch_on_a_terminal(

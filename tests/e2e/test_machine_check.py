@@ -9,7 +9,7 @@ import pytest
 
 from conftest import PROJECT
 from launch import LAUNCHER, environment, launch
-from tryon.flux.attention import CPU_KERNELS
+from tryon.flux.attention_kernels import CPU_KERNELS
 from tryon.training.check import CHECKS_FILE
 
 pytestmark = pytest.mark.e2e

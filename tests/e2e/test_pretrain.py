@@ -1,8 +1,9 @@
 """The toy's pretraining, a few steps of it: all stages, going on after an interruption, and the models that result."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from pkgutil import resolve_name
+from typing import Any
 
 import pytest
 import torch
@@ -16,41 +17,57 @@ from tryon.flux.packing import image_ids
 from tryon.toy.examples import DrawnData
 from tryon.toy.model import new_transformer, toy_model, toy_parser
 from tryon.toy.pretrain.mimetic_init import mimetic_init
+from tryon.toy.pretrain.vae import vae_loss
 
 pytestmark = pytest.mark.e2e
 
 SMALL = ("--drawings", "3", "--held_out", "1", "--vae_batch_size", "2", "--transformer_batch_size", "2", "--vae_steps",
          "7", "--transformer_steps", "2", "--parser_steps", "2", "--parser_batch_size", "2")  # fmt: skip
 STEPS = {"vae": 7, "transformer": 2, "parser": 2}  # few with Muon, which takes seconds for each in bf16 on a CPU
-STAGES = {"vae": "vae_loss", "transformer": "fill_error", "parser": "parser_loss"}  # and what is called at every step
 # Where earlier versions kept a stage's state; and where they put it while a newer one took its place.
 EARLIER = {"vae": "vae", "parser": ".parser.old"}
 
 
-def test_all_stages_and_an_interruption(
+def test_all_stages_and_interruptions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """In one go, drawn by other processes; and one by one, interrupted."""
+    """In one go, drawn by other processes; and stopped by an error and by the clock: the weights are the same."""
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     main(["--stage", "all", "--output_dir", str(whole), *SMALL, "--drawing_processes", "2"])
-    for stage, name in STAGES.items():
-        done = STEPS[stage] // 2  # then by an error, after their state was written
-        flags = ["--stage", stage, "--output_dir", str(stopped), *SMALL, "--save_every", str(done)]
-        function = f"tryon.toy.pretrain.{stage}.{name}"
-        with monkeypatch.context() as patched, pytest.raises(InterruptedError):
-            patched.setattr(function, failing_after(done, function))
-            main(flags)
-        assert written_steps(stopped)[stage] == done
-        if stage in EARLIER:
-            (stopped / stage / f"step-{done}").rename(stopped / "state")
-            (stopped / stage).rmdir()
-            (stopped / "state").rename(stopped / EARLIER[stage])
-        capsys.readouterr()
+
+    # The VAE, by an error after its state was written.
+    flags = ["--stage", "vae", "--output_dir", str(stopped), *SMALL, "--save_every", "3"]
+    with monkeypatch.context() as patched, pytest.raises(InterruptedError):
+        patched.setattr("tryon.toy.pretrain.vae.vae_loss", failing_after(3, vae_loss))
         main(flags)
-        assert f"parameters, step {done} of" in capsys.readouterr().out
+    assert written_steps(stopped) == {"vae": 3}
+    as_earlier_versions_kept_it(stopped, "vae", 3)
+    with pytest.raises(ValueError, match="has 4 steps left: run --stage vae to its end first"):
+        read_settings(["--stage", "transformer", "--output_dir", str(stopped)])
+    capsys.readouterr()
+    main(flags)
+    assert "parameters, step 3 of 7" in capsys.readouterr().out
+
+    # The others, by the clock, which is over before each stage's first step: that one is made.
+    flags = ["--stage", "all", "--output_dir", str(stopped), *SMALL]
+    with pytest.raises(SystemExit) as ended:
+        main([*flags, "--max_time", "0:00"])
+    assert ended.value.code == 124
+    assert "transformer: stopped at step 1 of 2, where the same command goes on" in capsys.readouterr().out
+    assert written_steps(stopped) == {"vae": 7, "transformer": 1, "parser": 1}
+    as_earlier_versions_kept_it(stopped, "parser", 1)
+    encoded = {file: file.stat().st_mtime_ns for file in (stopped / "latents").iterdir()}
+    main(flags)
+    assert encoded == {file: file.stat().st_mtime_ns for file in (stopped / "latents").iterdir()}
+    capsys.readouterr()
+    main(flags)
+    assert [line.split()[1:] for line in capsys.readouterr().out.splitlines()] == [
+        [f"{stage}:", "finished"] for stage in STEPS
+    ]
+
+    for stage, steps in STEPS.items():
         for folder in (whole, stopped):
-            assert [path.name for path in (folder / stage).iterdir()] == [f"step-{STEPS[stage]}"]
-    for stage in STAGES:
+            assert [path.name for path in (folder / stage).iterdir()] == [f"step-{steps}"]
         expected, found = (load_file(folder / "weights" / f"{stage}.safetensors") for folder in (whole, stopped))
         assert all(torch.equal(expected[name], found[name]) for name in expected)
 
@@ -75,50 +92,28 @@ def test_all_stages_and_an_interruption(
         toy_model(tmp_path / "another cache", whole / "weights")
 
 
+def as_earlier_versions_kept_it(folder: Path, stage: str, step: int) -> None:
+    (folder / stage / f"step-{step}").rename(folder / "state")
+    (folder / stage).rmdir()
+    (folder / "state").rename(folder / EARLIER[stage])
+
+
 def written_steps(folder: Path) -> dict[str, int]:
     """After how many steps the weights of each stage were written."""
     manifest = json.loads((folder / "weights" / "manifest.json").read_text())
     return {name.removesuffix(".safetensors"): facts["steps"] for name, facts in manifest.items()}
 
 
-def failing_after(calls: int, function: str):
-    real, left = resolve_name(function), [calls]
+def failing_after(calls: int, function: Callable[..., Any]) -> Callable[..., Any]:
+    left = [calls]
 
     def call(*arguments, **named):
         if left[0] == 0:
             raise InterruptedError
         left[0] -= 1
-        return real(*arguments, **named)
+        return function(*arguments, **named)
 
     return call
-
-
-def test_the_time_is_up_and_the_same_command_goes_on(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Each call makes one step of each stage, but for the transformer, which waits for the finished VAE."""
-    flags = ["--stage", "all", "--output_dir", str(tmp_path), *SMALL, "--vae_steps", "2"]
-    assert stopped_after_a_step(flags) == 124
-    assert "vae: stopped at step 1 of 2, where the same command goes on" in capsys.readouterr().out
-    assert written_steps(tmp_path) == {"vae": 1, "parser": 1}
-    with pytest.raises(ValueError, match="has 1 step left: run --stage vae to its end first"):
-        read_settings(["--stage", "transformer", "--output_dir", str(tmp_path)])
-    assert stopped_after_a_step(flags) == 124
-    assert written_steps(tmp_path) == {"vae": 2, "transformer": 1, "parser": 2}
-    encoded = {file: file.stat().st_mtime_ns for file in (tmp_path / "latents").iterdir()}
-    main(flags)
-    assert written_steps(tmp_path) == {"vae": 2, "transformer": 2, "parser": 2}
-    assert encoded == {file: file.stat().st_mtime_ns for file in (tmp_path / "latents").iterdir()}
-    capsys.readouterr()
-    main(flags)
-    assert [line.split()[1:] for line in capsys.readouterr().out.splitlines()] == [
-        [f"{stage}:", "finished"] for stage in STAGES
-    ]
-
-
-def stopped_after_a_step(flags: list[str]) -> int:
-    """The exit code where the time is up before each stage's first step, which is made."""
-    with pytest.raises(SystemExit) as stopped:
-        main([*flags, "--max_time", "0:00"])
-    return stopped.value.code
 
 
 def test_what_is_refused(tmp_path: Path) -> None:

@@ -133,8 +133,10 @@ class TransformerCosts:
 def transformer_costs(config: TrainConfig, transformer_config: dict[str, Any]) -> TransformerCosts:
     """Sizes and costs, counted on the real model with its LoRA, which is made without memory."""
     where = config.lora_targets, config.lora_blocks
-    shapes = one_block_of_each(transformer_config)
-    transformer = empty_transformer(shapes, config.lora_rank, config.lora_dropout, *where)
+    transformer = empty_transformer(
+        one_block_of_each(transformer_config), config.lora_rank, config.lora_dropout, *where
+    )
+    sizes = _sizes(transformer, transformer_config)
     tokens = count_tokens(config.height, config.width) + config.max_sequence_length
     inputs = config.train_batch_size * tokens * transformer.inner_dim * dtype_of(config).itemsize
 
@@ -147,7 +149,7 @@ def transformer_costs(config: TrainConfig, transformer_config: dict[str, Any]) -
     double = costs(transformer.transformer_blocks[0], COMPILED_DOUBLE, WORK_DOUBLE, config.lora_blocks != "single")
     single = costs(transformer.single_transformer_blocks[0], COMPILED_SINGLE, WORK_SINGLE, True)
     blocks = [double] * transformer_config["num_layers"] + [single] * transformer_config["num_single_layers"]
-    return TransformerCosts(count_parameters(transformer_config, config.lora_rank, *where), blocks)
+    return TransformerCosts(sizes, blocks)
 
 
 def training_memory(config: TrainConfig, costs: TransformerCosts, every: int | None) -> TrainingMemory:
@@ -325,6 +327,11 @@ def count_parameters(
     """Sizes of the transformer with a LoRA of this rank, counted without allocating memory, on one block of each kind:
     all of a kind are alike. targets, blocks: which layers have one."""
     transformer = empty_transformer(one_block_of_each(transformer_config), rank, 0.0, targets, blocks)
+    return _sizes(transformer, transformer_config)
+
+
+def _sizes(transformer: FluxTransformer2DModel, transformer_config: dict[str, Any]) -> Sizes:
+    """Sizes of the transformer of this configuration: the one that is given has one block of each kind."""
     kinds = [
         (transformer.transformer_blocks[0], transformer_config["num_layers"]),
         (transformer.single_transformer_blocks[0], transformer_config["num_single_layers"]),

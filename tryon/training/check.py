@@ -14,7 +14,7 @@ import torch
 
 from tryon.config import TrainConfig, first_line
 from tryon.files import replace_json
-from tryon.flux.attention import machine
+from tryon.flux.attention_kernels import machine
 from tryon.flux.compiler import no_compiler
 from tryon.flux.memory import dtype_of, resolved
 from tryon.training.check_blocks import DEPTH, Row, random_batch, random_transformer

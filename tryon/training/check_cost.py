@@ -15,7 +15,7 @@ from diffusers import FluxTransformer2DModel
 
 from tryon.config import TrainConfig
 from tryon.data.sample import FillBatch
-from tryon.flux.attention import median_seconds
+from tryon.flux.attention_kernels import median_seconds
 from tryon.flux.memory import (
     TransformerCosts,
     checkpoint_bytes,

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from tryon.config import TrainConfig
 from tryon.data.sample import FillBatch
-from tryon.flux.attention import SAFEST_KERNEL, Attention, best_kernel, compare_kernels, in_words, one_at_a_time
+from tryon.flux.attention import SAFEST_KERNEL
+from tryon.flux.attention_kernels import Attention, best_kernel, compare_kernels, in_words, one_at_a_time
 from tryon.flux.lora import add_lora, load_lora, save_lora
 from tryon.flux.lora_header import OF_ANOTHER_PROJECT
 from tryon.flux.offload import blocks_of

@@ -12,20 +12,18 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from tryon.flux.attention import (
+from tryon.flux.attention import attention_in_use, choose_attention, fall_back
+from tryon.flux.attention_kernels import (
     CPU_KERNELS,
     CRASHED,
     KERNELS_FILE,
     TOO_LITTLE_MEMORY,
     Attention,
     KernelReport,
-    attention_in_use,
     attention_inputs,
     best_kernel,
-    choose_attention,
     compare_elsewhere,
     compare_kernels,
-    fall_back,
     machine,
     one_at_a_time,
     reference_attention,

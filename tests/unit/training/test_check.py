@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tryon.config import TrainConfig
 from tryon.data.sample import FillBatch
-from tryon.flux.attention import machine
+from tryon.flux.attention_kernels import machine
 from tryon.flux.load import FILL_CONFIG
 from tryon.training import check, check_blocks, check_cost, check_numerics
 from tryon.training.check import CHECKS_FILE, remember_check
