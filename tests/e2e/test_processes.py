@@ -40,18 +40,30 @@ STEPS = ("--max_train_steps", "3")
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory, data_cache: Path) -> Path:
-    """A run of two processes."""
-    runs = tmp_path_factory.mktemp("two")
-    done = launch(*FLAGS, *STEPS, "--data_cache_dir", data_cache, runs=runs)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("TOY MODEL") == 1, "only the main process speaks"
-    return only_run(runs)
-
-
-def assert_same_losses(run: Path, other: Path) -> None:
-    of_run, of_other = metrics(run), metrics(other)
-    assert of_run.keys() == of_other.keys() == {1, 2, 3}
-    assert all(abs(of_run[step] - of_other[step]) < 1e-5 for step in of_run)
+    """A run of two machines with a process each: two launchers on this one that meet at a port."""
+    run = tmp_path_factory.mktemp("two")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    machines = [
+        subprocess.Popen(
+            [
+                sys.executable, "-m", "accelerate.commands.launch",
+                "--config_file", str(PROJECT / "accelerate_configs/multi_node.yaml"), "--machine_rank", str(rank),
+                "--main_process_ip", "127.0.0.1", "--main_process_port", str(port), "--num_processes", "2",
+                "--mixed_precision", "no", "-m", "deepfashion_training.train_deepfashion_lora", *FLAGS,
+                *STEPS, "--data_cache_dir", str(data_cache), "--output_dir", str(run),
+            ],
+            cwd=PROJECT, env={**environment(run), "PYTHONPATH": str(PROJECT)}, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    said = [machine.communicate(timeout=240)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], "\n".join(said)
+    assert "finished: " in said[0]
+    assert [each.count("TOY MODEL") for each in said] == [1, 0], "only the main process speaks"
+    return run
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -64,18 +76,24 @@ def test_ready_configurations_are_what_accelerate_reads(file: Path) -> None:
         )
 
 
-def test_two_processes_train_what_one_does_with_the_doubled_batch(two: Path, tmp_path: Path, data_cache: Path) -> None:
+def test_two_machines_train_what_one_process_does_with_the_doubled_batch(
+    two: Path, tmp_path: Path, data_cache: Path
+) -> None:
     main([*ONE, *STEPS, "--train_batch_size", "2", "--data_cache_dir", str(data_cache), "--output_dir", str(tmp_path)])
-    assert_same_losses(two, tmp_path)
+    of_two, of_one = metrics(two), metrics(tmp_path)
+    assert of_two.keys() == of_one.keys() == {1, 2, 3}
+    assert all(abs(of_two[step] - of_one[step]) < 1e-5 for step in of_two)
 
 
 def test_two_processes_go_on_exactly_and_one_that_dies_stops_the_other(
     two: Path, tmp_path: Path, data_cache: Path
 ) -> None:
+    """On one machine. The clock ends the first part after a step of both, a kill the second."""
     flags = [*FLAGS, "--data_cache_dir", data_cache]
     first = launch(*flags, *STEPS, "--max_time", "0:00", runs=tmp_path)
     assert first.returncode == 124 and "--max_time 0:00 is over" in first.stdout
     assert "saved up to step 1: go on with the same flags" in first.stdout
+    assert first.stdout.count("TOY MODEL") == 1, "only the main process speaks"
     process, controller = launch_on_a_terminal(
         *flags, "--max_train_steps", "2000", "--checkpointing_steps", "3", "--checkpoints_total_limit", "none",
         "--resume_from_checkpoint", "latest", runs=tmp_path,
@@ -89,28 +107,3 @@ def test_two_processes_go_on_exactly_and_one_that_dies_stops_the_other(
     assert process.wait(timeout=60) == 1 and time.monotonic() - killed < 60
     os.close(controller)
     assert_same_until(run / "checkpoint-3", two)
-
-
-def test_two_machines_train_what_one_does(two: Path, tmp_path: Path, data_cache: Path) -> None:
-    """Two launchers on one machine that meet at a port."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    machines = [
-        subprocess.Popen(
-            [
-                sys.executable, "-m", "accelerate.commands.launch",
-                "--config_file", str(PROJECT / "accelerate_configs/multi_node.yaml"), "--machine_rank", str(rank),
-                "--main_process_ip", "127.0.0.1", "--main_process_port", str(port), "--num_processes", "2",
-                "--mixed_precision", "no", "-m", "deepfashion_training.train_deepfashion_lora", *FLAGS,
-                *STEPS, "--data_cache_dir", str(data_cache), "--output_dir", str(tmp_path / "two"),
-            ],
-            cwd=PROJECT, env={**environment(tmp_path), "PYTHONPATH": str(PROJECT)}, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-        )
-        for rank in range(2)
-    ]  # fmt: skip
-    said = [machine.communicate(timeout=240)[0] for machine in machines]
-    assert [machine.returncode for machine in machines] == [0, 0], "\n".join(said)
-    assert "finished: " in said[0]
-    assert_same_losses(two, tmp_path / "two")

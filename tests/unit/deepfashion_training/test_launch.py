@@ -149,6 +149,12 @@ def test_output_goes_to_stdout_and_into_the_log_as_plain_lines(training: Trainin
     assert_gone(training)
 
 
+def test_two_processes_that_end_well_end_well(training: Training) -> None:
+    code, shown, said = training.run("os.write(1, b'done\\n')", processes=2)
+    assert (code, shown, said) == (0, "done\ndone\n", "")
+    assert_gone(training)
+
+
 @pytest.mark.parametrize(
     ("main", "code", "words"),
     [
