@@ -26,6 +26,7 @@ CPU = torch.device("cpu")
 SHORT = ("--batch", "2", "--rank", "4", "--steps", "2", "--warm_up", "1")
 
 
+@pytest.mark.slow
 def test_steps_beside_those_of_others_have_their_losses(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     file = tmp_path / "step.json"
     references = "reference_script", "reference_cached", "reference_cached_none"
@@ -123,6 +124,7 @@ def test_the_vaes_random_weights_are_the_same_every_time() -> None:
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_gpu_sh_on_the_toy(tmp_path: Path) -> None:
     """The machine's own python3 is one that cannot run the first of two parts."""
     machine = tmp_path / "bin"

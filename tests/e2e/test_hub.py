@@ -72,6 +72,7 @@ def load(cases: list[tuple[str, str]], home: Path, **variables: str) -> tuple[li
     return json.loads(done.stdout), done.stderr
 
 
+@pytest.mark.slow
 def test_what_is_downloaded_refused_and_used_again(hub: StubHub, hub_home: Path) -> None:
     flux, catvton = "somebody/flux", "somebody/catvton"
     with serve(hub):

@@ -178,6 +178,7 @@ def test_help_lists_launcher_and_driver(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_what_is_interrupted_and_killed_goes_on_exactly(tmp_path: Path, data_cache: Path) -> None:
     """Ctrl-C in the middle of an epoch, then a kill while a checkpoint is written: gone on with, it is the
     uninterrupted run bit for bit. tests/faults kills at twenty moments."""

@@ -148,6 +148,7 @@ def test_a_loss_that_is_not_measured_cannot_choose_the_best(config: TrainConfig)
         train(replace(config, keep_best="loss_lower"), TRAIN_DATA, VAL_DATA)
 
 
+@pytest.mark.slow
 def test_compiled_blocks_train_as_others_do(
     config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

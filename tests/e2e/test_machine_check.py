@@ -25,6 +25,7 @@ if "deepfashion_training.train_deepfashion_lora" in sys.orig_argv:
 """
 
 
+@pytest.mark.slow
 def test_the_toy_is_fit_for_this_machine(tmp_path: Path, data_cache: Path) -> None:
     small = ("--height", "96", "--width", "64")
     done = launch("--check", "--toy", *small, "--price_per_hour", "2", "--data_cache_dir", data_cache, runs=tmp_path)
@@ -42,6 +43,7 @@ def test_the_toy_is_fit_for_this_machine(tmp_path: Path, data_cache: Path) -> No
     assert [kept["failed"] for kept in of_machine.values()] == [[]]
 
 
+@pytest.mark.slow
 def test_attention_that_is_5_percent_off_is_not_fit(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(WRONG_ATTENTION)
     done = subprocess.run(

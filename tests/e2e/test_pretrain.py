@@ -28,6 +28,7 @@ STEPS = {"vae": 7, "transformer": 2, "parser": 2}  # few with Muon, which takes 
 EARLIER = {"vae": "vae", "parser": ".parser.old"}
 
 
+@pytest.mark.slow
 def test_all_stages_and_interruptions(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:

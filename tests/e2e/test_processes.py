@@ -76,6 +76,7 @@ def test_ready_configurations_are_what_accelerate_reads(file: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_two_machines_train_what_one_process_does_with_the_doubled_batch(
     two: Path, tmp_path: Path, data_cache: Path
 ) -> None:
@@ -85,6 +86,7 @@ def test_two_machines_train_what_one_process_does_with_the_doubled_batch(
     assert all(abs(of_two[step] - of_one[step]) < 1e-5 for step in of_two)
 
 
+@pytest.mark.slow
 def test_two_processes_go_on_exactly_and_one_that_dies_stops_the_other(
     two: Path, tmp_path: Path, data_cache: Path
 ) -> None:

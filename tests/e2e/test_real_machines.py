@@ -49,6 +49,7 @@ def run_tests(*arguments: str, **variables: str) -> subprocess.CompletedProcess:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_gpu_tests_fail_where_there_is_no_gpu() -> None:
     done = run_tests("--gpu", "tests/unit/training/test_clock.py")
     assert done.returncode == 1
@@ -56,6 +57,7 @@ def test_gpu_tests_fail_where_there_is_no_gpu() -> None:
     assert "Traceback" not in done.stdout + done.stderr
 
 
+@pytest.mark.slow
 def test_gpu_tests_are_skipped_for_want_of_a_gpu_and_nothing_else(tmp_path: Path) -> None:
     """With a GPU that is only claimed pytest plans all of them, and runs none."""
     (tmp_path / "claimed_gpu.py").write_text(

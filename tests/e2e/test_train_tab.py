@@ -31,6 +31,7 @@ def page_url(tmp_path: Path, data_cache: Path) -> Iterator[str]:
         yield url
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: apt-get install chromium")
 def test_a_training_outlives_the_page_is_stopped_and_goes_on(page_url: str, tmp_path: Path) -> None:
     from playwright.sync_api import expect, sync_playwright
