@@ -15,16 +15,17 @@ the rule that the LoRA was trained with; or, with --category alone, a human pars
 """
 
 import logging
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tryon.cli import parse, parse_flags, run_script
 from tryon.config import MOST_DENOISING, MOST_GUIDANCE, MOST_SEED, TryOnConfig, setting
 from tryon.console import MODEL_LIBRARIES, load_libraries, set_up_logging
 from tryon.flux.lora_header import (
+    LoraFacts,
     check_takes_off,
     denoising,
     is_for_toy,
@@ -38,6 +39,7 @@ from tryon.inference.recipe import (
     BASE,
     OF_ONE,
     OUTPUTS,
+    Recipe,
     as_arguments,
     check_unchanged,
     is_made,
@@ -50,6 +52,12 @@ from tryon.inference.recipe import (
     without,
 )
 from tryon.units import plural
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from tryon.inference.dressing import Denoising, Pictures
+    from tryon.inference.pipeline import TryOnModel
 
 logger = logging.getLogger(__name__)
 
@@ -193,6 +201,10 @@ def overwritten(pictures: PictureConfig, written: dict[str, list[Path]]) -> list
     return problems
 
 
+def file_of(flag: str | None) -> Path | None:
+    return Path(flag).expanduser() if flag else None
+
+
 def seeds_of(pictures: PictureConfig) -> range:
     """The seeds of a try-on's results, in their order."""
     return range(pictures.seed, pictures.seed + pictures.num_results)
@@ -246,110 +258,181 @@ def check_all_dressed(failed: Collection[int], lines: int) -> None:
         )
 
 
+@dataclass(frozen=True)
+class Work:
+    """What the flags come to once the LoRAs' headers are read, the first one's size, steps and guidance for all.
+
+    config: with the panel's size. loras: their files, by the names given; facts: of each. recipe: what all results
+    share. fingerprints: those that files have to have which a picture that is made again was made from.
+    """
+
+    config: TryOnConfig
+    pictures: PictureConfig
+    loras: dict[str, Path]
+    facts: list[LoraFacts]
+    steps: int
+    guidance: float
+    recipe: Recipe
+    fingerprints: dict[str, str]
+
+    @property
+    def seeds(self) -> range:
+        return seeds_of(self.pictures)
+
+    @property
+    def grid(self) -> Path | None:
+        return file_of(self.pictures.output_grid)
+
+    @property
+    def in_words(self) -> str:
+        return f"{plural(self.steps, 'step')} at guidance {self.guidance:g}"
+
+    def checked(self, recipe: Recipe) -> Recipe:
+        """The recipe. Raises ValueError where a picture is made again and a file that the recipe names has changed."""
+        check_unchanged(recipe, self.fingerprints, self.pictures.again)
+        return recipe
+
+
+def read_loras(config: TryOnConfig, pictures: PictureConfig, fingerprints: dict[str, str]) -> Work:
+    """Raises ValueError for a LoRA that is not there or cannot be used."""
+    loras = {name: lora_on_disk(name, config.cache_dir) for name in pictures.lora if name != BASE}
+    facts = [read_facts(file) for file in loras.values()]
+    height, width = panel_size(config, facts[0])
+    config = replace(config, height=height, width=width)
+    steps, guidance = denoising(facts[0], pictures.steps, pictures.guidance_scale)
+    flags = asdict(config) | asdict(pictures) | {"steps": steps, "guidance_scale": guidance}
+    flags["toy"] = is_for_toy(config, facts[0])
+    flags["give_back"] = pictures.give_back or None  # left out, as pictures that were made before it was there do
+    return Work(config, pictures, loras, facts, steps, guidance, recipe_of(loras, flags), fingerprints)
+
+
 def main(argv: list[str]) -> None:
     # What can be refused is refused before anything heavy is imported.
     config, pictures, fingerprints = read_settings(argv)
-    paths = pictures.pairs, pictures.output_grid, pictures.take_off
-    pairs, grid, taken_off = (Path(path).expanduser() if path else None for path in paths)
-    seeds, undressed = seeds_of(pictures), set()
-    lines = read_pairs(pairs, seeds, grid) if pairs else []
+    pairs = file_of(pictures.pairs)
+    lines = read_pairs(pairs, seeds_of(pictures), file_of(pictures.output_grid)) if pairs else []
     set_up_logging(is_main_process=True)
-    loras = {name: lora_on_disk(name, config.cache_dir) for name in pictures.lora if name != BASE}
-    facts, *others = map(read_facts, loras.values())
-    size = panel_size(config, facts)
-    steps, guidance = denoising(facts, pictures.steps, pictures.guidance_scale)
-    config = replace(config, height=size[0], width=size[1])  # where LoRAs are compared, the first one's for all
-    flags = asdict(config) | asdict(pictures) | {"steps": steps, "guidance_scale": guidance}
-    flags["toy"] = is_for_toy(config, facts)
-    flags["give_back"] = pictures.give_back or None  # left out, as pictures that were made before it was there do
-    shared = recipe_of(loras, flags)
-    if pairs:
-        recipe = with_files(shared, {"pairs": pairs})
-    elif taken_off:
-        check_takes_off(facts, pictures.category)
-        recipe = with_files(shared, {"take_off": taken_off})
+    work = read_loras(config, pictures, fingerprints)
+    if pictures.take_off:
+        take_off_one(work, file_of(pictures.take_off))
+    elif pairs:
+        dress_all(work, pairs, lines)
     else:
-        for each in (facts, *others):
-            prompt_category(each, pictures.category)
-        request = request_of_flags(pictures)
-        recipe = with_request(shared, request)
-    check_unchanged(recipe, fingerprints, pictures.again)
-    if pairs:
-        requests = requests_of(lines, pairs.parent, pictures.category)
-        made = {line for line, each in requests.items() if is_made(with_request(shared, each), each.output, seeds)}
-        logger.info("%s, %d of them made already", plural(len(lines), "pair"), len(made))
-        undressed = {number for number, _ in lines} - requests.keys()
-        if len(made) == len(requests) and not grid:
-            check_all_dressed(undressed, len(lines))
-            return
+        dress_one(work)
+
+
+def take_off_one(work: Work, picture: Path) -> None:
+    """Paints the product picture of what the person wears."""
+    category = work.pictures.category
+    check_takes_off(work.facts[0], category)
+    recipe = work.checked(with_files(work.recipe, {"take_off": picture}))
 
     load_libraries(*MODEL_LIBRARIES)
-    from tryon.data.grid import draw_grid
-    from tryon.inference.dressing import (
-        Denoising,
-        Pictures,
-        compare,
-        dress,
-        dress_pairs,
-        grid_row,
-        mask_maker,
-        open_picture,
-        open_pictures,
-        part_finder,
-        part_finder_at_hand,
-        possible,
-        take_off_garment,
-    )
-    from tryon.inference.pipeline import TryOnModel, load_try_on
-    from tryon.toy.model import parser_for_try_on, use_toy_model_for_try_on
+    from tryon.inference.dressing import Denoising, open_picture, take_off_garment
 
-    if pairs:
-        requests = possible(requests, facts)
-        undressed = {number for number, _ in lines} - requests.keys()
-        if not requests or (requests.keys() <= made and not grid):
-            check_all_dressed(undressed, len(lines))
-    config = use_toy_model_for_try_on(config, facts)
-    parser, give_back = pictures.parser or parser_for_try_on(config, facts), pictures.give_back
-    find_parts = part_finder(parser, config.cache_dir, at_once=give_back)  # before the models, which take minutes
-    at_hand = part_finder_at_hand(find_parts, parser, config.cache_dir)
-    how, first = Denoising(steps, guidance, seeds, find_parts if give_back else None), next(iter(loras.values()))
-    make_mask = mask_maker(facts, find_parts, needless=pictures.parser is not None and not give_back)
-    words = f"{plural(steps, 'step')} at guidance {guidance:g}"
+    work = on_its_base(work)
+    person = open_picture("person", picture)  # before the models, which take minutes to load
+    model = load_model(work, "taking off")
+    how = Denoising(work.steps, work.guidance, work.seeds)
+    take_off_garment(model, person, category, how, file_of(work.pictures.output), recipe)
 
-    def open_request(request: Request) -> Pictures:
-        return open_pictures(request, facts, make_mask, at_hand)
 
-    @cache
-    def load_to_dress() -> TryOnModel:
-        model = load_try_on(config, first, fold=True)
-        logger.info("dressing, %s", words)
-        return model
+def dress_one(work: Work) -> None:
+    """Dresses one person, with one LoRA or with several, which are compared."""
+    pictures, request = work.pictures, request_of_flags(work.pictures)
+    for each in work.facts:
+        prompt_category(each, pictures.category)
+    recipe = work.checked(with_request(work.recipe, request))
 
-    if taken_off:
-        person = open_picture("person", taken_off)
-        model = load_try_on(config, first, fold=True)
-        logger.info("taking off, %s", words)
-        output = Path(pictures.output).expanduser()
-        take_off_garment(model, person, pictures.category, how, output, recipe)
-        return
-    if pairs:
-        shown = GRID_ROWS if grid else 0
-        rows, failed = dress_pairs(load_to_dress, open_request, requests, made, how, size, shown, shared)
-        undressed |= failed
+    load_libraries(*MODEL_LIBRARIES)
+    from tryon.inference.dressing import compare, dress, grid_row
+
+    work = on_its_base(work)
+    how, open_request = ways_to_dress(work)
+    opened = open_request(request)  # before the models, which take minutes to load
+    if pictures.output_tryon:
+        results = dress(load_model(work, "dressing"), opened, how, request, work.recipe)
     else:
-        opened = open_request(request)  # before the models, which take minutes to load
-        if pictures.output_tryon:
-            results = dress(load_to_dress(), opened, how, request, shared)
-        else:
-            compared = [(loras.get(name, first), 0 if name == BASE else config.lora_scale) for name in pictures.lora]
-            logger.info("comparing, %s: %s", words, "; ".join(shared.loras))
-            results = compare(config, compared, opened, how)
-        rows = [grid_row(opened, results, size)]
-    if grid and rows:
-        headings = ["garment", "person", "masked", *columns_of(shared.loras, seeds)]
-        save_picture(draw_grid(headings, rows), grid, with_output(recipe, "output_grid", grid))
-        logger.info("wrote %s", grid)
-    check_all_dressed(undressed, len(lines))
+        first = next(iter(work.loras.values()))
+        compared = [
+            (work.loras.get(name, first), 0 if name == BASE else work.config.lora_scale) for name in pictures.lora
+        ]
+        logger.info("comparing, %s: %s", work.in_words, "; ".join(work.recipe.loras))
+        results = compare(work.config, compared, opened, how)
+    write_grid(work, [grid_row(opened, results, panel_of(work))], recipe)
+
+
+def dress_all(work: Work, pairs: Path, lines: list[tuple[int, dict[str, str]]]) -> None:
+    """Dresses the pairs of a file's lines whose results are not there yet. Raises ValueError in the end where there are
+    lines that could not be dressed."""
+    recipe = work.checked(with_files(work.recipe, {"pairs": pairs}))
+    requests = requests_of(lines, pairs.parent, work.pictures.category)
+    made = {
+        line for line, each in requests.items() if is_made(with_request(work.recipe, each), each.output, work.seeds)
+    }
+    logger.info("%s, %d of them made already", plural(len(lines), "pair"), len(made))
+    numbers = {number for number, _ in lines}
+    if len(made) == len(requests) and not work.grid:
+        return check_all_dressed(numbers - requests.keys(), len(lines))
+
+    load_libraries(*MODEL_LIBRARIES)
+    from tryon.inference.dressing import dress_pairs, possible
+
+    requests = possible(requests, work.facts[0])
+    undressed = numbers - requests.keys()
+    if not requests or (requests.keys() <= made and not work.grid):
+        return check_all_dressed(undressed, len(lines))
+    work = on_its_base(work)
+    how, open_request = ways_to_dress(work)
+    load, shown = cache(lambda: load_model(work, "dressing")), GRID_ROWS if work.grid else 0
+    rows, failed = dress_pairs(load, open_request, requests, made, how, panel_of(work), shown, work.recipe)
+    write_grid(work, rows, recipe)
+    return check_all_dressed(undressed | failed, len(lines))
+
+
+def ways_to_dress(work: Work) -> tuple["Denoising", Callable[[Request], "Pictures"]]:
+    """How results are drawn, and a function that opens what a try-on starts from, and makes its mask."""
+    from tryon.inference.dressing import Denoising, mask_maker, open_pictures, part_finder, part_finder_at_hand
+    from tryon.toy.model import parser_for_try_on
+
+    pictures, cache_dir, facts = work.pictures, work.config.cache_dir, work.facts[0]
+    parser, give_back = pictures.parser or parser_for_try_on(work.config, facts), pictures.give_back
+    find_parts = part_finder(parser, cache_dir, at_once=give_back)  # before the models, which take minutes to load
+    at_hand = part_finder_at_hand(find_parts, parser, cache_dir)
+    make_mask = mask_maker(facts, find_parts, needless=pictures.parser is not None and not give_back)
+    how = Denoising(work.steps, work.guidance, work.seeds, find_parts if give_back else None)
+    return how, lambda request: open_pictures(request, facts, make_mask, at_hand)
+
+
+def on_its_base(work: Work) -> Work:
+    """With the toy's models where the first LoRA was trained on them."""
+    from tryon.toy.model import use_toy_model_for_try_on
+
+    return replace(work, config=use_toy_model_for_try_on(work.config, work.facts[0]))
+
+
+def load_model(work: Work, doing: str) -> "TryOnModel":
+    """The models with the first LoRA on them."""
+    from tryon.inference.pipeline import load_try_on
+
+    model = load_try_on(work.config, next(iter(work.loras.values())), fold=True)
+    logger.info("%s, %s", doing, work.in_words)
+    return model
+
+
+def panel_of(work: Work) -> tuple[int, int]:
+    """Height and width."""
+    return work.config.height, work.config.width
+
+
+def write_grid(work: Work, rows: list[tuple[str, list["Image.Image"]]], recipe: Recipe) -> None:
+    """Writes the grid where one is asked for and there is something to show."""
+    from tryon.data.grid import draw_grid
+
+    if work.grid and rows:
+        headings = ["garment", "person", "masked", *columns_of(work.recipe.loras, work.seeds)]
+        save_picture(draw_grid(headings, rows), work.grid, with_output(recipe, "output_grid", work.grid))
+        logger.info("wrote %s", work.grid)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from tryon.toy.examples import DrawnData
 pytestmark = pytest.mark.e2e
 
 
+@pytest.mark.slow
 def test_a_variant_is_scored_once(tmp_path: Path, data_cache: Path) -> None:
     flags = ["--variants", "try_off_fifth", "--seeds", "1", "--steps", "1", "--pairs", "3", "--cases", "1",
              "--output_dir", str(tmp_path), "--data_cache_dir", str(data_cache)]  # fmt: skip

@@ -14,7 +14,7 @@ PAGES = [
 ]
 SHORT = 220  # lines of the README at most
 # Profiles, and flags of scripts and other programs.
-OTHER_FLAGS = {"quick-test", "h100", "help", "faults", "gpu", "multi_gpu", "logdir"}
+OTHER_FLAGS = {"quick-test", "h100", "help", "slow", "faults", "gpu", "multi_gpu", "logdir"}
 
 
 def name_of(page: Path) -> str:
