@@ -84,11 +84,11 @@ def supervise(command: list[str], log: Path, num_processes: int) -> tuple[int, b
         if not listening:  # nothing can be lost yet
             end_group(starter, signal.SIGTERM)
 
+    for number in SIGNALS:  # before there is anything that a signal could leave behind
+        signal.signal(number, signal.SIG_IGN if number in IGNORED else pass_on)
     with TemporaryDirectory(prefix="train-") as folder:
         status = Path(folder)
         os.mkfifo(status / "output")
-        for number in SIGNALS:
-            signal.signal(number, signal.SIG_IGN if number in IGNORED else pass_on)
         held = os.open(status / "output", os.O_RDWR)  # or the output would end before the first process writes to it
         # The copy is made by a process: where this one is killed, the training and its log go on. Both have groups of
         # their own, so that Ctrl-C reaches this process alone.
