@@ -175,7 +175,7 @@ def problems_of_one(pictures: PictureConfig) -> list[str]:
 
 def problems_of_try_off(pictures: PictureConfig) -> list[str]:
     """What is wrong with the flags of a try-off."""
-    given = [name for name in (*OF_ONE, "pairs", "output_tryon", "output_grid") if getattr(pictures, name)]
+    given = [name for name in (*OF_ONE, "give_back", "pairs", "output_tryon", "output_grid") if getattr(pictures, name)]
     problems = [f"--{name} has no use with --take_off: leave it out" for name in given]
     problems += [f"--{name} is missing" for name in ("category", "output") if not getattr(pictures, name)]
     if len(pictures.lora) > 1:
@@ -202,6 +202,7 @@ def overwritten(pictures: PictureConfig, written: dict[str, list[Path]]) -> list
 
 
 def file_of(flag: str | None) -> Path | None:
+    """The file or folder that a flag names; None where it is not given."""
     return Path(flag).expanduser() if flag else None
 
 
@@ -212,8 +213,7 @@ def seeds_of(pictures: PictureConfig) -> range:
 
 def request_of_flags(pictures: PictureConfig) -> Request:
     """The try-on that the flags ask for."""
-    given = (pictures.image, pictures.garment, pictures.mask, pictures.worn)
-    read = (Path(path).expanduser() if path else None for path in given)
+    read = map(file_of, (pictures.image, pictures.garment, pictures.mask, pictures.worn))
     return Request(*read, pictures.category, Path(pictures.output_tryon or "").expanduser())
 
 
@@ -258,33 +258,45 @@ def check_all_dressed(failed: Collection[int], lines: int) -> None:
         )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Work:
-    """What the flags come to once the LoRAs' headers are read, the first one's size, steps and guidance for all.
+    """What the flags come to once the LoRAs' headers are read.
 
-    config: with the panel's size. loras: their files, by the names given; facts: of each. recipe: what all results
-    share. fingerprints: those that files have to have which a picture that is made again was made from.
+    config: with the panel's size. loras: their files, by the names given. facts, steps, guidance: the first LoRA's,
+    which count for all where several are compared; others: the other ones' facts. recipe: what all results share.
+    fingerprints: where a picture is made again, those of the files that it was made from.
     """
 
     config: TryOnConfig
     pictures: PictureConfig
     loras: dict[str, Path]
-    facts: list[LoraFacts]
+    facts: LoraFacts
+    others: list[LoraFacts]
     steps: int
     guidance: float
     recipe: Recipe
     fingerprints: dict[str, str]
 
     @property
+    def lora(self) -> Path:
+        """The first one."""
+        return next(iter(self.loras.values()))
+
+    @property
     def seeds(self) -> range:
         return seeds_of(self.pictures)
+
+    @property
+    def panel(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.config.height, self.config.width
 
     @property
     def grid(self) -> Path | None:
         return file_of(self.pictures.output_grid)
 
     @property
-    def in_words(self) -> str:
+    def denoising_in_words(self) -> str:
         return f"{plural(self.steps, 'step')} at guidance {self.guidance:g}"
 
     def checked(self, recipe: Recipe) -> Recipe:
@@ -294,16 +306,19 @@ class Work:
 
 
 def read_loras(config: TryOnConfig, pictures: PictureConfig, fingerprints: dict[str, str]) -> Work:
-    """Raises ValueError for a LoRA that is not there or cannot be used."""
+    """What the flags come to. Raises ValueError for a LoRA that is not there or cannot be used."""
     loras = {name: lora_on_disk(name, config.cache_dir) for name in pictures.lora if name != BASE}
-    facts = [read_facts(file) for file in loras.values()]
-    height, width = panel_size(config, facts[0])
+    facts, *others = map(read_facts, loras.values())
+    height, width = panel_size(config, facts)
     config = replace(config, height=height, width=width)
-    steps, guidance = denoising(facts[0], pictures.steps, pictures.guidance_scale)
+    steps, guidance = denoising(facts, pictures.steps, pictures.guidance_scale)
     flags = asdict(config) | asdict(pictures) | {"steps": steps, "guidance_scale": guidance}
-    flags["toy"] = is_for_toy(config, facts[0])
+    flags["toy"] = is_for_toy(config, facts)
     flags["give_back"] = pictures.give_back or None  # left out, as pictures that were made before it was there do
-    return Work(config, pictures, loras, facts, steps, guidance, recipe_of(loras, flags), fingerprints)
+    return Work(
+        config=config, pictures=pictures, loras=loras, facts=facts, others=others, steps=steps, guidance=guidance,
+        recipe=recipe_of(loras, flags), fingerprints=fingerprints,
+    )  # fmt: skip
 
 
 def main(argv: list[str]) -> None:
@@ -314,122 +329,124 @@ def main(argv: list[str]) -> None:
     set_up_logging(is_main_process=True)
     work = read_loras(config, pictures, fingerprints)
     if pictures.take_off:
-        take_off_one(work, file_of(pictures.take_off))
+        take_off_one(work)
     elif pairs:
-        dress_all(work, pairs, lines)
+        dress_all(work, lines)
     else:
         dress_one(work)
 
 
-def take_off_one(work: Work, picture: Path) -> None:
-    """Paints the product picture of what the person wears."""
-    category = work.pictures.category
-    check_takes_off(work.facts[0], category)
+def take_off_one(work: Work) -> None:
+    """Paints the product picture of what a person wears."""
+    picture, category = file_of(work.pictures.take_off), work.pictures.category
+    check_takes_off(work.facts, category)
     recipe = work.checked(with_files(work.recipe, {"take_off": picture}))
 
     load_libraries(*MODEL_LIBRARIES)
     from tryon.inference.dressing import Denoising, open_picture, take_off_garment
 
-    work = on_its_base(work)
+    work = with_base_models(work)
     person = open_picture("person", picture)  # before the models, which take minutes to load
-    model = load_model(work, "taking off")
     how = Denoising(work.steps, work.guidance, work.seeds)
+    model = load_model(work, "taking off")
     take_off_garment(model, person, category, how, file_of(work.pictures.output), recipe)
 
 
 def dress_one(work: Work) -> None:
     """Dresses one person, with one LoRA or with several, which are compared."""
     pictures, request = work.pictures, request_of_flags(work.pictures)
-    for each in work.facts:
-        prompt_category(each, pictures.category)
+    for facts in (work.facts, *work.others):
+        prompt_category(facts, pictures.category)
     recipe = work.checked(with_request(work.recipe, request))
 
     load_libraries(*MODEL_LIBRARIES)
     from tryon.inference.dressing import compare, dress, grid_row
 
-    work = on_its_base(work)
-    how, open_request = ways_to_dress(work)
+    work = with_base_models(work)
+    how, open_request = prepare_dressing(work)
     opened = open_request(request)  # before the models, which take minutes to load
     if pictures.output_tryon:
         results = dress(load_model(work, "dressing"), opened, how, request, work.recipe)
     else:
-        first = next(iter(work.loras.values()))
         compared = [
-            (work.loras.get(name, first), 0 if name == BASE else work.config.lora_scale) for name in pictures.lora
+            (work.loras.get(name, work.lora), 0 if name == BASE else work.config.lora_scale) for name in pictures.lora
         ]
-        logger.info("comparing, %s: %s", work.in_words, "; ".join(work.recipe.loras))
+        logger.info("comparing, %s: %s", work.denoising_in_words, "; ".join(work.recipe.loras))
         results = compare(work.config, compared, opened, how)
-    write_grid(work, [grid_row(opened, results, panel_of(work))], recipe)
+    write_grid(work, [grid_row(opened, results, work.panel)], recipe)
 
 
-def dress_all(work: Work, pairs: Path, lines: list[tuple[int, dict[str, str]]]) -> None:
+def dress_all(work: Work, lines: list[tuple[int, dict[str, str]]]) -> None:
     """Dresses the pairs of a file's lines whose results are not there yet. Raises ValueError in the end where there are
     lines that could not be dressed."""
+    pairs = file_of(work.pictures.pairs)
     recipe = work.checked(with_files(work.recipe, {"pairs": pairs}))
     requests = requests_of(lines, pairs.parent, work.pictures.category)
     made = {
         line for line, each in requests.items() if is_made(with_request(work.recipe, each), each.output, work.seeds)
     }
     logger.info("%s, %d of them made already", plural(len(lines), "pair"), len(made))
-    numbers = {number for number, _ in lines}
-    if len(made) == len(requests) and not work.grid:
-        return check_all_dressed(numbers - requests.keys(), len(lines))
+    undressed = {number for number, _ in lines} - requests.keys()
+    if len(made) < len(requests) or work.grid:
+        load_libraries(*MODEL_LIBRARIES)
+        from tryon.inference.dressing import possible
 
-    load_libraries(*MODEL_LIBRARIES)
-    from tryon.inference.dressing import dress_pairs, possible
+        dressed = possible(requests, work.facts)
+        undressed |= requests.keys() - dressed.keys()
+        if dressed.keys() - made or (dressed and work.grid):
+            undressed |= dress_requests(work, dressed, made, recipe)
+    check_all_dressed(undressed, len(lines))
 
-    requests = possible(requests, work.facts[0])
-    undressed = numbers - requests.keys()
-    if not requests or (requests.keys() <= made and not work.grid):
-        return check_all_dressed(undressed, len(lines))
-    work = on_its_base(work)
-    how, open_request = ways_to_dress(work)
+
+def dress_requests(work: Work, requests: dict[int, Request], made: set[int], recipe: Recipe) -> set[int]:
+    """Dresses what lines of a file ask for, but for those that are made, and writes the grid of all. Returns the lines
+    that were not dressed. recipe: the grid's."""
+    from tryon.inference.dressing import dress_pairs
+
+    work = with_base_models(work)
+    how, open_request = prepare_dressing(work)
     load, shown = cache(lambda: load_model(work, "dressing")), GRID_ROWS if work.grid else 0
-    rows, failed = dress_pairs(load, open_request, requests, made, how, panel_of(work), shown, work.recipe)
+    rows, failed = dress_pairs(load, open_request, requests, made, how, work.panel, shown, work.recipe)
     write_grid(work, rows, recipe)
-    return check_all_dressed(undressed | failed, len(lines))
+    return failed
 
 
-def ways_to_dress(work: Work) -> tuple["Denoising", Callable[[Request], "Pictures"]]:
+def with_base_models(work: Work) -> Work:
+    """With the paths of the toy's models where the LoRA was trained on them, which are written where they are not there
+    yet."""
+    from tryon.toy.model import use_toy_model_for_try_on
+
+    return replace(work, config=use_toy_model_for_try_on(work.config, work.facts))
+
+
+def prepare_dressing(work: Work) -> tuple["Denoising", Callable[[Request], "Pictures"]]:
     """How results are drawn, and a function that opens what a try-on starts from, and makes its mask."""
     from tryon.inference.dressing import Denoising, mask_maker, open_pictures, part_finder, part_finder_at_hand
     from tryon.toy.model import parser_for_try_on
 
-    pictures, cache_dir, facts = work.pictures, work.config.cache_dir, work.facts[0]
-    parser, give_back = pictures.parser or parser_for_try_on(work.config, facts), pictures.give_back
+    pictures, cache_dir = work.pictures, work.config.cache_dir
+    parser, give_back = pictures.parser or parser_for_try_on(work.config, work.facts), pictures.give_back
     find_parts = part_finder(parser, cache_dir, at_once=give_back)  # before the models, which take minutes to load
     at_hand = part_finder_at_hand(find_parts, parser, cache_dir)
-    make_mask = mask_maker(facts, find_parts, needless=pictures.parser is not None and not give_back)
+    make_mask = mask_maker(work.facts, find_parts, needless=pictures.parser is not None and not give_back)
     how = Denoising(work.steps, work.guidance, work.seeds, find_parts if give_back else None)
-    return how, lambda request: open_pictures(request, facts, make_mask, at_hand)
-
-
-def on_its_base(work: Work) -> Work:
-    """With the toy's models where the first LoRA was trained on them."""
-    from tryon.toy.model import use_toy_model_for_try_on
-
-    return replace(work, config=use_toy_model_for_try_on(work.config, work.facts[0]))
+    return how, lambda request: open_pictures(request, work.facts, make_mask, at_hand)
 
 
 def load_model(work: Work, doing: str) -> "TryOnModel":
     """The models with the first LoRA on them."""
     from tryon.inference.pipeline import load_try_on
 
-    model = load_try_on(work.config, next(iter(work.loras.values())), fold=True)
-    logger.info("%s, %s", doing, work.in_words)
+    model = load_try_on(work.config, work.lora, fold=True)
+    logger.info("%s, %s", doing, work.denoising_in_words)
     return model
-
-
-def panel_of(work: Work) -> tuple[int, int]:
-    """Height and width."""
-    return work.config.height, work.config.width
 
 
 def write_grid(work: Work, rows: list[tuple[str, list["Image.Image"]]], recipe: Recipe) -> None:
     """Writes the grid where one is asked for and there is something to show."""
-    from tryon.data.grid import draw_grid
-
     if work.grid and rows:
+        from tryon.data.grid import draw_grid
+
         headings = ["garment", "person", "masked", *columns_of(work.recipe.loras, work.seeds)]
         save_picture(draw_grid(headings, rows), work.grid, with_output(recipe, "output_grid", work.grid))
         logger.info("wrote %s", work.grid)

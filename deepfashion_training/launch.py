@@ -84,7 +84,7 @@ def supervise(command: list[str], log: Path, num_processes: int) -> tuple[int, b
         if not listening:  # nothing can be lost yet
             end_group(starter, signal.SIGTERM)
 
-    for number in SIGNALS:  # before there is anything that a signal could leave behind
+    for number in SIGNALS:  # first, as a signal could leave the folder behind
         signal.signal(number, signal.SIG_IGN if number in IGNORED else pass_on)
     with TemporaryDirectory(prefix="train-") as folder:
         status = Path(folder)

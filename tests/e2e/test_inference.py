@@ -337,8 +337,9 @@ def test_what_somebody_wears_is_painted_as_a_product(
         ValueError, match="this LoRA has not learnt to take garments off: give one trained with --try_off"
     ):
         main([*flags, "--lora", str(run), "--category", "lower"])
-    more = ["--image", str(person), "--output_grid", "grid.png", "--output", "garment.gif"]
-    wrong = "--image has no use with --take_off.*; --output_grid has .*; --category is missing; --take_off works with"
+    more = ["--image", str(person), "--give_back", "--output_grid", "grid.png", "--output", "garment.gif"]
+    wrong = "--image has no use with --take_off.*; --give_back has .*; --output_grid has .*; --category is missing; "
+    wrong += "--take_off works with"
     with pytest.raises(ValueError, match=f"{wrong} one LoRA.*; --output garment.gif must end in"):
         main([*flags, "--lora", str(lora), str(run), *more])
     with pytest.raises(ValueError, match="--output would overwrite --take_off .*person.png"):

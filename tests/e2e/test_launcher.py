@@ -221,8 +221,9 @@ def test_what_is_interrupted_and_killed_goes_on_exactly(tmp_path: Path, data_cac
     assert again.returncode == 0, again.stdout + again.stderr
     assert again.stderr == "" and "resumed from" in again.stdout and " 0 of them encoded" not in again.stdout
     assert only_run(runs) == run
-    main([*map(str, flags), "--output_dir", str(tmp_path / "whole")])
-    assert_same_run(run, tmp_path / "whole")
+    whole = launch(*flags, runs=tmp_path / "whole")  # with as many threads
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert_same_run(run, only_run(tmp_path / "whole"))
 
 
 def test_a_signal_before_training_began_leaves_no_orphan(tmp_path: Path, data_cache: Path) -> None:

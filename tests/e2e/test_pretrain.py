@@ -1,6 +1,7 @@
 """The toy's pretraining, a few steps of it: all stages, going on after an interruption, and the models that result."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -36,32 +37,31 @@ def test_all_stages_and_interruptions(
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     main(["--stage", "all", "--output_dir", str(whole), *SMALL, "--drawing_processes", "2"])
 
-    # The VAE, by an error after its state was written.
-    flags = ["--stage", "vae", "--output_dir", str(stopped), *SMALL, "--save_every", "3"]
+    # By the clock, which is over before each stage's first step: that one is made. The transformer waits for the VAE.
+    every, vae_alone = (["--stage", stage, "--output_dir", str(stopped), *SMALL] for stage in ("all", "vae"))
+    assert ended_by_the_clock(every) == 124
+    assert "vae: stopped at step 1 of 7, where the same command goes on" in capsys.readouterr().out
+    assert written_steps(stopped) == {"vae": 1, "parser": 1}
+    with pytest.raises(ValueError, match="has 6 steps left: run --stage vae to its end first"):
+        read_settings(["--stage", "transformer", "--output_dir", str(stopped)])
+
+    # The VAE by an error after a state was written.
     with monkeypatch.context() as patched, pytest.raises(InterruptedError):
         patched.setattr("tryon.toy.pretrain.vae.vae_loss", failing_after(3, vae_loss))
-        main(flags)
-    assert written_steps(stopped) == {"vae": 3}
+        main([*vae_alone, "--save_every", "3"])
+    assert written_steps(stopped) == {"vae": 3, "parser": 1}
     as_earlier_versions_kept_it(stopped, "vae", 3)
-    with pytest.raises(ValueError, match="has 4 steps left: run --stage vae to its end first"):
-        read_settings(["--stage", "transformer", "--output_dir", str(stopped)])
-    capsys.readouterr()
-    main(flags)
-    assert "parameters, step 3 of 7" in capsys.readouterr().out
-
-    # The others, by the clock, which is over before each stage's first step: that one is made.
-    flags = ["--stage", "all", "--output_dir", str(stopped), *SMALL]
-    with pytest.raises(SystemExit) as ended:
-        main([*flags, "--max_time", "0:00"])
-    assert ended.value.code == 124
-    assert "transformer: stopped at step 1 of 2, where the same command goes on" in capsys.readouterr().out
-    assert written_steps(stopped) == {"vae": 7, "transformer": 1, "parser": 1}
     as_earlier_versions_kept_it(stopped, "parser", 1)
+    main(vae_alone)
+    assert gone_on_from(capsys) == {"vae": [1, 3]}
+
+    assert ended_by_the_clock(every) == 124
+    assert written_steps(stopped) == {"vae": 7, "transformer": 1, "parser": 2}
     encoded = {file: file.stat().st_mtime_ns for file in (stopped / "latents").iterdir()}
-    main(flags)
+    main(every)
     assert encoded == {file: file.stat().st_mtime_ns for file in (stopped / "latents").iterdir()}
-    capsys.readouterr()
-    main(flags)
+    assert gone_on_from(capsys) == {"transformer": [0, 1], "parser": [1]}
+    main(every)
     assert [line.split()[1:] for line in capsys.readouterr().out.splitlines()] == [
         [f"{stage}:", "finished"] for stage in STEPS
     ]
@@ -91,6 +91,21 @@ def test_all_stages_and_interruptions(
         file.write(b"x")
     with pytest.raises(ValueError, match="vae.safetensors is not what its manifest says"):
         toy_model(tmp_path / "another cache", whole / "weights")
+
+
+def ended_by_the_clock(flags: list[str]) -> int:
+    """The exit code."""
+    with pytest.raises(SystemExit) as ended:
+        main([*flags, "--max_time", "0:00"])
+    return ended.value.code
+
+
+def gone_on_from(capsys: pytest.CaptureFixture) -> dict[str, list[int]]:
+    """The steps at which each stage began, as it was said."""
+    began: dict[str, list[int]] = {}
+    for stage, step in re.findall(r"(\w+): \S+ M parameters, step (\d+) of", capsys.readouterr().out):
+        began.setdefault(stage, []).append(int(step))
+    return began
 
 
 def as_earlier_versions_kept_it(folder: Path, stage: str, step: int) -> None:

@@ -1,6 +1,7 @@
 """More than one process: what they train together, the ready configurations, two machines played on one, a process that
 dies."""
 
+import math
 import os
 import signal
 import socket
@@ -51,6 +52,7 @@ def two(tmp_path_factory: pytest.TempPathFactory, data_cache: Path) -> Path:
                 sys.executable, "-m", "accelerate.commands.launch",
                 "--config_file", str(PROJECT / "accelerate_configs/multi_node.yaml"), "--machine_rank", str(rank),
                 "--main_process_ip", "127.0.0.1", "--main_process_port", str(port), "--num_processes", "2",
+                "--num_cpu_threads_per_process", str(math.ceil(len(os.sched_getaffinity(0)) / 2)),  # as the launcher's
                 "--mixed_precision", "no", "-m", "deepfashion_training.train_deepfashion_lora", *FLAGS,
                 *STEPS, "--data_cache_dir", str(data_cache), "--output_dir", str(run),
             ],

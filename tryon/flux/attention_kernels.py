@@ -1,5 +1,5 @@
-"""Attention kernels, each compared with plain arithmetic on this machine. Imports no models, without which the process
-that compares starts in half the time."""
+"""Attention kernels, each compared with plain arithmetic on this machine, by a process of its own on a GPU. Imports no
+models, so that this process starts in half the time."""
 
 import fcntl
 import json

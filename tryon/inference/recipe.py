@@ -32,7 +32,7 @@ REPLACED = (
     (("mask", "worn"), ("mask", "worn", "parser")),
     (("lora", "base", "transformer"), ("toy",)),  # which follows from them
     (("pairs",), (*OF_ONE, "take_off", *OUTPUTS)),
-    (("take_off",), (*OF_ONE, "pairs", "output_tryon", "output_grid")),
+    (("take_off",), (*OF_ONE, "give_back", "pairs", "output_tryon", "output_grid")),
     (("image", "garment"), ("take_off", "output")),
 )
 FINGERPRINT = 12  # hexadecimal digits
